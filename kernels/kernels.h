@@ -1,0 +1,234 @@
+/*
+ * kernels: arrays in, arrays out, sums across ranks. The door of this room.
+ *
+ * A device owns memory and runs kernels in order; struct kernels is its table of
+ * functions. ref/ is the specification of every kernel in plain C; cpu/ is one
+ * source per kernel compiled for each instruction set; a CUDA module fills the
+ * same table on a stream.
+ *
+ * The promises every row of the table keeps (tests/kernels checks them):
+ *  - a row's result depends on that row alone: not on how many rows share the
+ *    call, not on the number of threads, not on tiling;
+ *  - a column of a matmul depends on its weights alone, so a column-parallel
+ *    shard has the same bits as the whole;
+ *  - matmul_groups sums of disjoint sets of groups, added in any order, are exact.
+ *
+ * All floats are little-endian IEEE; `rows` is the number of tokens in the step.
+ *
+ * Kept readable by C++ and nvcc: no C-only constructs in this header.
+ *
+ * Thread: a device and all it owns belong to one thread (the worker's device thread).
+ */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include "proto/base/status.h"
+#include "proto/model/quant.h"
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct device; /* threads (CPU) or a stream (CUDA), and the memory they use */
+struct comm;   /* one tensor-parallel group, see below */
+
+/* ---- weights ------------------------------------------------------------------------------- */
+
+/*
+ * A weight matrix in the device's packed layout; out = x · Wᵀ, W: [n, k].
+ * Quantised types stay quantised; k is a multiple of 32 for them (zero-padded rows of the
+ * source never occur: model files guarantee it).
+ */
+struct matrix {
+    enum tensor_type type; /* of the source */
+    int32_t n;             /* output columns held here */
+    int32_t k;             /* input columns held here */
+    void *data;            /* opaque; bytes = kernels->matrix_bytes(type, n, k) */
+};
+
+/* ---- activations --------------------------------------------------------------------------- */
+
+/*
+ * rows × k inputs of a matmul. `x` is given; quantize fills q, d and z for weights of a
+ * quantised type: per row and block of 32, d = max|x| / 127, q = round(x / d) to nearest even,
+ * never -128, z = d * sum(q).  Float weights read x itself.
+ */
+struct activations {
+    int32_t rows;
+    int32_t k;
+    const float *x; /* [rows, k], row stride k */
+    int8_t *q;      /* [rows, k]                 caller's memory, 64-byte aligned */
+    float *d;       /* [rows, k / 32] */
+    float *z;       /* [rows, k / 32] */
+};
+
+/* ---- attention ------------------------------------------------------------------------------ */
+
+enum { KV_BLOCK_TOKENS = 16 };
+
+/*
+ * One layer's paged KV cache on this rank, as IEEE half:
+ * k, v: [num_blocks, num_kv_heads, KV_BLOCK_TOKENS, head_dim].
+ */
+struct kv_layer {
+    uint16_t *k;
+    uint16_t *v;
+    int32_t num_blocks;
+    int32_t num_kv_heads; /* on this rank */
+    int32_t head_dim;     /* multiple of 16, at most 256 */
+};
+
+/*
+ * The rows of a step, grouped by request: rows [row_start[i], row_start[i+1]) are consecutive
+ * positions of request i. Positions are given per row.
+ */
+struct batch_view {
+    int32_t rows;
+    int32_t num_requests;
+    const int32_t *row_start;    /* [num_requests + 1] */
+    const int32_t *positions;    /* [rows] */
+    const int32_t *block_tables; /* [num_requests, block_table_stride]: block of position p is [p / 16] */
+    int32_t block_table_stride;
+};
+
+struct attention_args {
+    float *out;            /* [rows, num_heads * head_dim] */
+    const float *q;        /* [rows, num_heads * head_dim], rotated, not scaled */
+    const struct kv_layer *kv;
+    const struct batch_view *batch;
+    int32_t num_heads;     /* on this rank */
+    const int32_t *kv_head_of; /* [num_heads]: which local KV head each local head reads */
+    float scale;           /* multiplies q·k */
+    int32_t window;        /* 0: all; else positions p - window < j <= p */
+};
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+struct kernels {
+    const char *name; /* "ref", "sse2", "avx2", "avx512", "cuda" */
+
+    /* Packed size of W: [n, k] of this type; -1: this type has no kernel here. */
+    int64_t (*matrix_bytes)(enum tensor_type type, int32_t n, int32_t k);
+    /*
+     * Packs n rows of the source into w->data at column `at` (w->n stays the total): source row r
+     * starts at `src + r * src_row_bytes`, and elements [k0, k0 + w->k) of it are taken. k0 is a
+     * multiple of 32. Several calls fill one matrix (q, k and v side by side); `at` is a
+     * multiple of 32 or the call is the only one. Host memory in, device memory out.
+     */
+    void (*matrix_pack)(struct device *dev, struct matrix *w, int32_t at, int32_t n,
+                        const void *src, int64_t src_row_bytes, int64_t k0);
+
+    /* a->q, d, z from a->x. */
+    void (*quantize)(struct device *dev, const struct activations *a);
+
+    /* out: [rows, n] with row stride out_stride (floats).  out = a · Wᵀ: per output, blocks of 32
+     * in order of k:  acc = fma(isum, d_w*d_a, acc); acc = fma(m_w, z_a, acc)  (quantised), or
+     * the fixed order stated in ref/matmul.c (float types). */
+    void (*matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
+                   const struct matrix *w);
+
+    /*
+     * The row-parallel matmul: out: [rows, n] double. Each group of `group_k` columns of k (a
+     * multiple of 32 dividing k) is accumulated as in matmul from zero, rounded to a multiple of
+     * 2^-24 (EXACT_GRID) and added in double, where such sums are exact below 2^28. Ranks hold
+     * whole groups, so the sum over ranks has the same bits for any split.
+     */
+    void (*matmul_groups)(struct device *dev, double *out, const struct activations *a,
+                          const struct matrix *w, int32_t group_k);
+
+    /* out: [rows, k]. Row ids[i] - first_id of w where that lies in [0, w->n), else zeros: a
+     * vocabulary-parallel embedding, whose sum over ranks is exact. Dequantised as the matmul
+     * sees it, times `scale`. */
+    void (*embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
+                      const struct matrix *w, int32_t first_id, float scale);
+
+    /* out, x: [rows, n], w: [n].  out = x / sqrt(mean(x²) + eps) * w.  out may be x. Rows may be
+     * strided: row r of x at x + r * x_stride, of out at out + r * out_stride. */
+    void (*rms_norm)(struct device *dev, float *out, int64_t out_stride, const float *x,
+                     int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps);
+
+    /* x: [rows, n] += sum: [rows, n] (double, rounded to float first). */
+    void (*add_exact)(struct device *dev, float *x, const double *sum, int32_t rows, int32_t n);
+    /* x += y, [rows, n]. */
+    void (*add)(struct device *dev, float *x, const float *y, int32_t rows, int32_t n);
+    /* out: [count] float = sum rounded. */
+    void (*round_exact)(struct device *dev, float *out, const double *sum, int64_t count);
+
+    /* x: num_heads heads of head_dim at x + r * stride + h * head_dim, rotated in place.
+     * cos_sin: [max_position, rope_dim / 2, 2]. adjacent: pairs (2i, 2i+1), else (i, i + rope_dim/2). */
+    void (*rope)(struct device *dev, float *x, int64_t stride, const int32_t *positions,
+                 const float *cos_sin, int32_t rows, int32_t num_heads, int32_t head_dim,
+                 int32_t rope_dim, bool adjacent);
+
+    /* Writes k, v: [rows, num_kv_heads * head_dim] at row strides k_stride, v_stride as half into
+     * the slots of their positions. */
+    void (*kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
+                     const float *k, int64_t k_stride, const float *v, int64_t v_stride);
+
+    /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions. */
+    void (*attention)(struct device *dev, const struct attention_args *args);
+
+    /* out: [rows, n] = act(gate) * up; gate and up at row stride `stride`. */
+    void (*silu_mul)(struct device *dev, float *out, const float *gate, const float *up,
+                     int64_t stride, int32_t rows, int32_t n);
+    void (*gelu_mul)(struct device *dev, float *out, const float *gate, const float *up,
+                     int64_t stride, int32_t rows, int32_t n); /* tanh form */
+
+    /* Copies rows[i] of x: [*, n] to row i of out. */
+    void (*gather_rows)(struct device *dev, float *out, const float *x, const int32_t *rows,
+                        int32_t count, int32_t n);
+};
+
+/* 2^-24: partial sums of row-parallel matmuls are multiples of this. */
+#define EXACT_GRID 5.9604644775390625e-8
+
+/* ---- devices ---------------------------------------------------------------------------------- */
+
+struct device_options {
+    const char *name;    /* "cpu", later "cuda" */
+    const char *isa;     /* NULL: the best this CPU has; "ref", "sse2", "avx2", "avx512" force one */
+    int32_t num_threads; /* CPU: threads of one op, the caller included; >= 1 */
+};
+
+/* ERR_UNSUPPORTED says which instruction sets there are. TANDEM_ISA in the environment is read
+ * by the caller (a configuration row), not here. */
+MUST_USE enum status device_open(const struct device_options *options, struct device **out);
+void device_close(struct device *dev); /* NULL is fine */
+const struct kernels *device_kernels(const struct device *dev);
+
+/* Memory of the device, zeroed, 64-byte aligned; ERR_NO_MEMORY names `what` and the size. */
+MUST_USE enum status device_alloc(struct device *dev, int64_t bytes, const char *what, void **out);
+void device_free(struct device *dev, void *p, int64_t bytes);
+
+/* ISA names this CPU can run, best first, NULL-terminated. Always ends with "ref". */
+const char *const *device_isas(void);
+
+/* ---- ranks ------------------------------------------------------------------------------------- */
+
+/*
+ * comm_shm: ranks of one host, through one shared file that the engine creates with comm_create
+ * and every rank opens. Sums of doubles on the exact grid come out the same in any order, but
+ * ranks are added in rank order anyway. A rank waits by spinning for a bounded time, then parks on
+ * a futex. When a peer is gone, comm_abort (any thread, any process) makes every waiting and
+ * every later call return ERR_ABORTED.
+ */
+MUST_USE enum status comm_create(const char *path, int32_t world, int64_t max_bytes);
+/* max_bytes: of one rank's contribution to one call; longer arrays go in pieces. */
+MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm **out);
+void comm_close(struct comm *comm); /* NULL is fine */
+void comm_abort(struct comm *comm);
+
+/* world 1 (or comm NULL): nothing to do, OK. */
+MUST_USE enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count);
+MUST_USE enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count);
+/* Rank r contributes counts[r] floats per row; out (rank 0 only; others pass NULL):
+ * [rows, sum(counts)] in rank order. */
+MUST_USE enum status comm_gather_f32(struct comm *comm, const float *x, int32_t rows,
+                                     const int32_t *counts, float *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

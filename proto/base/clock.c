@@ -1,0 +1,29 @@
+#include "proto/base/clock.h"
+
+#include <limits.h>
+#include <time.h>
+
+int64_t clock_now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int64_t clock_deadline_ns(int64_t ms)
+{
+    return ms < 0 ? INT64_MAX : clock_now_ns() + ms * 1000000;
+}
+
+int clock_left_ms(int64_t deadline_ns)
+{
+    if (deadline_ns == INT64_MAX)
+        return -1;
+
+    int64_t left_ns = deadline_ns - clock_now_ns();
+
+    if (left_ns <= 0)
+        return 0;
+    return left_ns / 1000000 >= INT_MAX ? INT_MAX : (int)((left_ns + 999999) / 1000000);
+}

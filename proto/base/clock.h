@@ -1,0 +1,20 @@
+/*
+ * clock: CLOCK_MONOTONIC in nanoseconds, the same in every process of this host.
+ * Thread: any.
+ */
+#ifndef PROTO_BASE_CLOCK_H
+#define PROTO_BASE_CLOCK_H
+
+#include <stdint.h>
+
+int64_t clock_now_ns(void);
+static inline double clock_ms(int64_t ns)
+{
+    return (double)ns / 1e6;
+}
+/* A deadline `ms` from now; a negative `ms` means never. */
+int64_t clock_deadline_ns(int64_t ms);
+/* Whole milliseconds until `deadline_ns`, rounded up, 0 when past, -1 for never: poll()'s words. */
+int clock_left_ms(int64_t deadline_ns);
+
+#endif

@@ -1,0 +1,100 @@
+/*
+ * model_file: one view of any model on disk: its shape, its tensors, its vocabulary.
+ *
+ * A reader (gguf.c today) maps the file and checks everything in it against the
+ * file's size before it fills this view; whoever reads the view may trust every
+ * pointer and every size. Names are the GGUF names ("blk.3.attn_q.weight") for
+ * every format; a reader of another format translates.
+ *
+ * Nothing is read that is not touched: the file is mapped, and a rank that walks
+ * only its rows pages in only those.
+ *
+ * Thread: frozen after open; any thread may read.
+ */
+#ifndef PROTO_MODEL_MODEL_FILE_H
+#define PROTO_MODEL_MODEL_FILE_H
+
+#include "proto/base/memory.h"
+#include "proto/model/quant.h"
+
+#include <stdint.h>
+
+struct tensor {
+    const char *name;
+    enum tensor_type type;
+    int32_t num_dims;
+    int64_t num_columns; /* K: the contiguous dimension (ggml's ne[0]) */
+    int64_t num_rows;    /* N: product of the other dimensions */
+    const void *data;    /* num_rows rows of tensor_row_bytes(type, num_columns) */
+};
+
+enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3 };
+
+/* Shape and constants of the model; absent metadata has the architecture's default. */
+struct model_config {
+    char architecture[32]; /* "llama", "gemma3" */
+    char name[128];        /* general.name, or the file's */
+    int32_t num_layers;
+    int32_t hidden_size;
+    int32_t intermediate_size;
+    int32_t num_heads;
+    int32_t num_kv_heads;
+    int32_t head_dim;
+    int32_t vocab_size;
+    int32_t max_position;    /* context length the model was trained for */
+    float rms_norm_eps;
+    float rope_theta;
+    float rope_theta_local;  /* base of the sliding-window layers (gemma3: 10000); else = rope_theta */
+    enum rope_scaling rope_scaling;
+    float rope_scaling_factor;
+    int32_t rope_dim;        /* rotated dimensions of a head */
+    int32_t sliding_window;  /* 0: none. A row sees positions p - window < q <= p */
+    int32_t sliding_pattern; /* every n-th layer is global (gemma3: 6, i.e. layers 5, 11, …); 0: all are */
+};
+
+enum token_type {
+    TOKEN_NORMAL = 1, TOKEN_UNKNOWN = 2, TOKEN_CONTROL = 3, TOKEN_USER_DEFINED = 4,
+    TOKEN_UNUSED = 5, TOKEN_BYTE = 6
+};
+
+struct text_view { /* not NUL-terminated, points into the map */
+    const char *data;
+    size_t size;
+};
+
+struct vocabulary {
+    char model[32];                /* tokenizer.ggml.model: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE) */
+    char pre[32];                  /* tokenizer.ggml.pre: which pre-tokeniser, "" if absent */
+    int32_t num_tokens;
+    const struct text_view *tokens;/* [num_tokens] as stored */
+    const float *scores;           /* [num_tokens] or NULL */
+    const int32_t *types;          /* [num_tokens] enum token_type, or NULL: all normal */
+    int32_t num_merges;
+    const struct text_view *merges;/* [num_merges] "left right", in order of rank */
+    int32_t bos_id, eos_id, eot_id, unknown_id, padding_id; /* -1: none */
+    bool add_bos, add_eos, add_space_prefix;
+    struct text_view chat_template;/* size 0: none */
+};
+
+struct model_file;
+
+/* Opens a .gguf (or, later, a folder). Every failure is one sentence that names the path,
+ * the offset or tensor, and the numbers: ERR_NOT_FOUND, ERR_IO, ERR_CORRUPT, ERR_UNSUPPORTED. */
+MUST_USE enum status model_file_open(const char *path, struct model_file **out);
+void model_file_free(struct model_file *file); /* NULL is fine */
+DEFINE_AUTO_FREE(model_file)
+
+const struct model_config *model_file_config(const struct model_file *file);
+const struct vocabulary *model_file_vocabulary(const struct model_file *file);
+
+/* NULL when there is none of that name. */
+const struct tensor *model_file_tensor(const struct model_file *file, const char *name);
+int32_t model_file_num_tensors(const struct model_file *file);
+const struct tensor *model_file_tensor_at(const struct model_file *file, int32_t i);
+
+/* XXH3-64 over the configuration, the tensor table and the first and last 4 KiB of every
+ * tensor: engine and ranks compare it at HELLO. */
+uint64_t model_file_fingerprint(const struct model_file *file);
+int64_t model_file_bytes(const struct model_file *file);
+
+#endif

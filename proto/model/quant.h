@@ -1,0 +1,44 @@
+/*
+ * quant: the tensor types of GGUF: names, block layouts, dequantisation.
+ *
+ * Layouts and formulas are those of ggml (ggml-common.h, ggml-quants.c), little-endian.
+ * The dequantiser here is the reference for every packed layout the kernels use.
+ *
+ * Thread: any (no state).
+ */
+#ifndef PROTO_MODEL_QUANT_H
+#define PROTO_MODEL_QUANT_H
+
+#include "proto/base/status.h"
+
+#include <stdint.h>
+
+/* Our own numbering; the reader of each file format maps its own numbers to these. */
+enum tensor_type {
+    TYPE_F32, TYPE_F16, TYPE_BF16,
+    TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1, TYPE_Q8_0,
+    TYPE_Q2_K, TYPE_Q3_K, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K,
+    NUM_TENSOR_TYPES
+};
+
+struct tensor_type_info {
+    const char *name;       /* "Q4_1" */
+    int32_t block_elements; /* 1, 32 or 256 */
+    int32_t block_bytes;
+};
+
+const struct tensor_type_info *tensor_type_info(enum tensor_type type);
+
+/* Bytes of a row of `n` elements, n a multiple of block_elements. */
+int64_t tensor_row_bytes(enum tensor_type type, int64_t n);
+
+/* out: [n] from element `first` of the row at `row`; first and n are multiples of 32
+ * (of 1 for F32, F16, BF16). Same bits as gguf-py's dequantize for all but the K types and
+ * Q4_1/Q5_1, which may differ by one ulp. */
+void tensor_dequantize(enum tensor_type type, const void *row, int64_t first, int64_t n,
+                       float *out);
+
+float half_to_float(uint16_t h);
+uint16_t float_to_half(float f); /* round to nearest even */
+
+#endif

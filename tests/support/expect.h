@@ -1,0 +1,52 @@
+/*
+ * expect: what every test program includes: cmocka, in the order that it needs.
+ */
+#ifndef TESTS_SUPPORT_EXPECT_H
+#define TESTS_SUPPORT_EXPECT_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+/* cmocka calls its own macro fail(); the name is ours (proto/base/status.h). */
+#undef fail
+#undef fail_msg
+#define fail_msg(...)                                                                              \
+    do {                                                                                           \
+        print_error(__VA_ARGS__);                                                                  \
+        print_error("\n");                                                                         \
+        _fail(__FILE__, __LINE__);                                                                 \
+    } while (0)
+
+#include "proto/base/status.h"
+
+#include <string.h>
+
+/* A call that must succeed: on failure its sentence is shown. */
+#define expect_ok(expression)                                                                      \
+    do {                                                                                           \
+        enum status expect_status_ = (expression);                                                 \
+        if (expect_status_ != OK)                                                                  \
+            fail_msg("%s: %s: %s", #expression, status_name(expect_status_), fail_text());         \
+    } while (0)
+
+/* A call that must be refused with this status, and a sentence that holds `part`. */
+#define expect_fails(expression, status_wanted, part)                                              \
+    do {                                                                                           \
+        enum status expect_status_ = (expression);                                                 \
+        assert_string_equal(status_name(expect_status_), status_name(status_wanted));              \
+        if (!strstr(fail_text(), (part)))                                                          \
+            fail_msg("\"%s\" lacks \"%s\"", fail_text(), (part));                                  \
+    } while (0)
+
+/* Declares the table of tests and main(). */
+#define TEST_MAIN(tests) \
+    int main(void)                                                                                 \
+    {                                                                                              \
+        return cmocka_run_group_tests(tests, NULL, NULL);                                          \
+    }
+
+#endif
