@@ -1,0 +1,79 @@
+/*
+ * model: one rank's part of a model: weights, KV cache, forward pass.
+ *
+ * The door between the worker and the models. A model is a row of registry.c: an architecture's
+ * name, its tensor table and its forward pass, written over worker/layers and struct kernels.
+ *
+ * Tensor parallelism: attention heads, FFN groups and the vocabulary are dealt out in whole
+ * units (shard.c), even or not; KV heads are replicated where a rank's heads reach into them.
+ * Column-parallel layers are exact by nature, row-parallel sums are exact on a grid (kernels.h),
+ * so the logits have the same bits for every world size.
+ *
+ * Nothing is allocated after model_load and model_alloc_kv.
+ *
+ * Thread: the device thread; model_load may run on it before READY.
+ */
+#ifndef WORKER_MODELS_MODEL_H
+#define WORKER_MODELS_MODEL_H
+
+#include "kernels/kernels.h"
+#include "proto/base/memory.h"
+#include "proto/model/model_file.h"
+
+/* What rank `rank` of `world` holds. Ranges of whole units. */
+struct shard {
+    int32_t rank, world;
+    int32_t first_head, num_heads;
+    int32_t first_kv_head, num_kv_heads; /* all that its heads read: ranges of ranks may overlap */
+    int32_t first_group, num_groups;     /* FFN groups of group_columns columns */
+    int32_t group_columns;
+    int32_t first_token, num_tokens;     /* vocabulary rows */
+};
+
+/* The largest world size the model can be split into. */
+int32_t shard_max_world(const struct model_config *config);
+/* ERR_INVALID says the largest --tp. */
+MUST_USE enum status shard_init(const struct model_config *config, int32_t rank, int32_t world,
+                                struct shard *shard_out);
+
+struct model_options {
+    int32_t rank, world;
+    struct comm *comm;          /* NULL when world is 1; borrowed */
+    int32_t max_batched_tokens; /* rows of a step at most: sizes the workspaces */
+    int32_t max_logit_rows;     /* rows whose logits are wanted in one step at most */
+    int32_t max_position;       /* positions below this; sizes the RoPE tables */
+    /* Called now and then while loading, with a fraction 0..1; may be NULL. */
+    void (*progress)(void *user, double fraction);
+    void *user;
+};
+
+struct model;
+
+/* ERR_UNSUPPORTED: architecture or tensor type named; ERR_CORRUPT: a tensor missing or of the wrong
+ * shape, by name with both shapes; ERR_NO_MEMORY. Reads only its shard of `file`, which may be
+ * freed afterwards. */
+MUST_USE enum status model_load(struct device *dev, const struct model_file *file,
+                                const struct model_options *options, struct model **out);
+void model_free(struct model *model); /* NULL is fine */
+DEFINE_AUTO_FREE(model)
+
+const struct shard *model_shard(const struct model *model);
+int64_t model_weight_bytes(const struct model *model);
+int64_t model_workspace_bytes(const struct model *model);
+
+/* Bytes of one KV block over all layers of this rank. */
+int64_t model_kv_block_bytes(const struct model *model);
+/* Allocates the paged KV cache; ERR_NO_MEMORY. Once. */
+MUST_USE enum status model_alloc_kv(struct model *model, int32_t num_blocks);
+
+/*
+ * One step. ids: [batch->rows] tokens. logit_rows: [num_logit_rows] ascending rows of the batch
+ * whose logits are wanted. logits_out: [num_logit_rows, vocab_size] on rank 0, NULL elsewhere: the
+ * ranks compute their slice of the vocabulary and rank 0 gathers. Every rank of the group calls
+ * this with the same batch. ERR_ABORTED when a peer is gone.
+ */
+MUST_USE enum status model_forward(struct model *model, const struct batch_view *batch,
+                                   const int32_t *ids, const int32_t *logit_rows,
+                                   int32_t num_logit_rows, float *logits_out);
+
+#endif
