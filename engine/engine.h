@@ -1,0 +1,129 @@
+/*
+ * engine: prompts in, tokens out. The door for programs (generate, serve, bench).
+ *
+ * An engine owns the core thread (scheduler and the six verbs of a step) and an executor, which
+ * owns the ranks. It speaks tokens: text, JSON and HTTP are its callers' business.
+ *
+ * Thread: one thread calls submit, abort and poll (the front); engine_stats may be called by any.
+ */
+#ifndef ENGINE_ENGINE_H
+#define ENGINE_ENGINE_H
+
+#include "proto/base/memory.h"
+#include "proto/wire/sampling_params.h"
+
+#include <stdint.h>
+
+typedef int32_t token_id;
+typedef int64_t request_id; /* from 1 up, in the order of submission */
+
+struct config; /* proto/config/config.h */
+struct engine;
+struct model_file;
+
+enum engine_phase { PHASE_STARTING, PHASE_LOADING, PHASE_READY, PHASE_DRAINING, PHASE_FAILED };
+
+/*
+ * Starts the ranks and waits until all are READY. `model` is borrowed until engine_free.
+ * progress (may be NULL) is told each phase in words ("rank 1: load 62 %"), on the calling thread.
+ * Failures: whatever a rank met, with the rank's number in the sentence.
+ */
+MUST_USE enum status engine_new(const struct config *config, const struct model_file *model,
+                                void (*progress)(void *user, const char *words, double fraction),
+                                void *user, struct engine **out);
+/* Aborts what is left, stops the ranks and waits for them. NULL is fine. */
+void engine_free(struct engine *engine);
+DEFINE_AUTO_FREE(engine)
+
+/* ---- in --------------------------------------------------------------------------------------- */
+
+struct submission {
+    const char *name;         /* the client's id, for logs and dumps; copied; may be NULL */
+    const token_id *prompt;   /* copied */
+    int32_t num_prompt;
+    const struct sampling_params *params; /* copied; max_tokens < 1: as many as fit */
+    int32_t priority;         /* lower first under --scheduling-policy priority */
+    /* Ids that end the generation besides params->stop_token_ids: the model's EOS and EOT.
+     * Ignored under ignore_eos. Borrowed: the tokenizer's own list. */
+    const token_id *eos_ids;
+    int32_t num_eos_ids;
+};
+
+/*
+ * Queues a request. Refused at once, with the numbers: ERR_INVALID (empty prompt, token out of the
+ * vocabulary, prompt longer than max_model_len - 1, a sampling parameter out of range), ERR_FULL (the
+ * queue's limit, or a request that the KV cache could never hold is ERR_INVALID), ERR_CLOSED (the
+ * engine has failed or is draining).
+ */
+MUST_USE enum status engine_submit(struct engine *engine, const struct submission *submission,
+                                   request_id *id_out);
+/* Ends a request: its last event has FINISH_ABORT. An unknown or finished id is fine. */
+void engine_abort(struct engine *engine, request_id id);
+/* Refuses new requests from now on; those inside go on. */
+void engine_drain(struct engine *engine);
+
+/* ---- out --------------------------------------------------------------------------------------- */
+
+enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINISH_ERROR };
+const char *finish_reason_name(enum finish_reason reason); /* "stop", "length", "abort", "error" */
+
+struct top_logprob {
+    token_id token;
+    float logprob;
+};
+
+struct token_logprobs { /* of one generated token, from the raw logits as vLLM's default */
+    float logprob;      /* of the sampled token */
+    int32_t rank;       /* 1: it was the most likely */
+    int32_t num_top;
+    const struct top_logprob *top; /* [num_top], most likely first */
+};
+
+struct engine_event { /* what one step brought one request */
+    request_id id;
+    int32_t num_tokens; /* 0 or more new tokens */
+    const token_id *tokens;
+    const struct token_logprobs *logprobs; /* [num_tokens], or NULL when not asked for */
+    enum finish_reason finish;
+    token_id stop_token;    /* FINISH_STOP: the id that ended it (also the last of tokens), else -1 */
+    enum status error;      /* FINISH_ERROR: why, with its sentence */
+    const char *error_text;
+    int32_t num_cached_tokens; /* of the prompt, found in the prefix cache */
+    int64_t queued_ns, scheduled_ns, now_ns; /* CLOCK_MONOTONIC: submitted, first scheduled, this event */
+};
+
+/* All events of one step. Everything it points to lives until engine_output_free. */
+struct engine_output {
+    int32_t num_events;
+    const struct engine_event *events;
+};
+
+/* Readable while there is output to poll. Owned by the engine. */
+int engine_fd(const struct engine *engine);
+/* The oldest output not yet taken, or NULL. The caller frees it. Every request gets exactly one
+ * event with finish != FINISH_NONE, also when the engine fails. */
+struct engine_output *engine_poll(struct engine *engine);
+void engine_output_free(struct engine_output *output); /* NULL is fine */
+
+/* ---- about -------------------------------------------------------------------------------------- */
+
+struct engine_stats {
+    enum engine_phase phase;
+    char failure[256];          /* PHASE_FAILED: why */
+    int32_t num_ranks, num_ranks_alive;
+    int32_t num_running, num_waiting;
+    int32_t num_kv_blocks, num_kv_blocks_used;
+    int32_t max_model_len;
+    int64_t num_steps;
+    int64_t num_preemptions;
+    int64_t prompt_tokens;      /* computed or found in the prefix cache */
+    int64_t generation_tokens;
+    int64_t prefix_cache_queries, prefix_cache_hits; /* tokens */
+    int64_t finished[FINISH_ERROR + 1];              /* requests, by reason */
+    int64_t iteration_tokens_sum;                    /* tokens scheduled, over all steps */
+};
+
+void engine_stats(const struct engine *engine, struct engine_stats *out);
+int32_t engine_max_model_len(const struct engine *engine);
+
+#endif
