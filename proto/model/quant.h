@@ -33,8 +33,7 @@ const struct tensor_type_info *tensor_type_info(enum tensor_type type);
 int64_t tensor_row_bytes(enum tensor_type type, int64_t n);
 
 /* out: [n] from element `first` of the row at `row`; first and n are multiples of 32
- * (of 1 for F32, F16, BF16). Same bits as gguf-py's dequantize for all but the K types and
- * Q4_1/Q5_1, which may differ by one ulp. */
+ * (of 1 for F32, F16, BF16). Same bits as gguf-py's dequantize. */
 void tensor_dequantize(enum tensor_type type, const void *row, int64_t first, int64_t n,
                        float *out);
 
