@@ -95,7 +95,8 @@ struct batch_view {
 
 struct attention_args {
     float *out;            /* [rows, num_heads * head_dim] */
-    const float *q;        /* [rows, num_heads * head_dim], rotated, not scaled */
+    const float *q;        /* [rows, num_heads * head_dim] at row stride q_stride, rotated, not scaled */
+    int64_t q_stride;      /* so q may lie beside k and v, where one matmul put it */
     const struct kv_layer *kv;
     const struct batch_view *batch;
     int32_t num_heads;     /* on this rank */
