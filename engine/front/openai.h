@@ -1,0 +1,118 @@
+/*
+ * openai: OpenAI's JSON to submissions, and outputs back to OpenAI's JSON. No HTTP here.
+ *
+ *   body --openai_decode--> json --openai_read--> generation --front_submit--> engine
+ *   engine --front_poll--> generation->outputs --openai_response | openai_stream_*--> body
+ *
+ * Semantics are vLLM's where OpenAI's are silent. A field is one of four kinds: understood;
+ * known and harmless (user, metadata, …), ignored; known and without its function here (tools,
+ * suffix, …), refused as not supported yet unless it has the value that asks for nothing; and
+ * unknown, refused by name with the nearest name that exists.
+ *
+ * Thread: decode and read may run on any thread (the model is frozen); a generation belongs to
+ * one thread at a time.
+ */
+#ifndef ENGINE_FRONT_OPENAI_H
+#define ENGINE_FRONT_OPENAI_H
+
+#include "engine/engine.h"
+#include "engine/front/output_processor.h"
+#include "engine/text/template.h"
+#include "engine/text/tokenizer.h"
+
+#include <jansson.h>
+
+enum openai_endpoint {
+    OPENAI_COMPLETIONS,
+    OPENAI_CHAT,
+    OPENAI_EITHER /* chat where the body has messages, else completions */
+};
+
+struct openai_model {              /* what bodies are read against; frozen */
+    const char *name;              /* what "model" must say if it is there */
+    const struct tokenizer *tokenizer;
+    const struct template *chat_template; /* NULL: the model has none, chat is refused */
+    int32_t max_model_len;
+};
+
+struct openai_prompt {
+    struct token_list tokens;
+    char *text; /* completions: as it was given, for echo; NULL: it was given in tokens */
+    size_t text_size;
+};
+
+struct generation;
+/* `sequence` has brought something: text, tokens, its end. May free the generation. */
+typedef void generation_listener(void *user, struct generation *generation, int32_t sequence);
+
+/* One body: num_prompts prompts, n sequences of each; sequence i answers prompt i / n. */
+struct generation {
+    enum openai_endpoint endpoint;
+    char id[48];     /* "cmpl-…", "chatcmpl-…" */
+    char *model;     /* the name in the answer */
+    int64_t created; /* Unix seconds */
+    bool stream, include_usage, continuous_usage, echo;
+    int32_t top_logprobs; /* -1: no logprobs wanted */
+    int32_t priority;
+
+    struct openai_prompt *prompts; /* [num_prompts] */
+    int32_t num_prompts, n;
+    struct sampling_params params; /* arrays in `arena`; of sequence i: seed + i % n */
+
+    struct output_processor *outputs; /* [num_sequences] */
+    int32_t num_sequences, num_finished;
+
+    /* ---- front.c's: who is told, and the engine's names of the sequences ---- */
+    generation_listener *listener;
+    void *user;
+    request_id *ids; /* [num_sequences]; 0: not submitted */
+
+    struct arena arena;
+};
+
+/* Bytes to JSON. ERR_INVALID: line and column of what is no JSON or no UTF-8, a key given twice,
+ * too much nesting. */
+MUST_USE enum status openai_decode(const char *body, size_t size, json_t **out);
+
+/*
+ * JSON to a generation: renders, tokenizes and checks all that needs no engine. ERR_INVALID,
+ * ERR_UNSUPPORTED, ERR_NOT_FOUND (the model): one sentence for the client, and the field at
+ * fault in param_out (borrowed from `body` or static), NULL when there is no single one.
+ */
+MUST_USE enum status openai_read(const struct openai_model *model, enum openai_endpoint endpoint,
+                                 const json_t *body, struct generation **out,
+                                 const char **param_out);
+void generation_free(struct generation *generation); /* NULL is fine; front_abort first */
+DEFINE_AUTO_FREE(generation)
+
+/* What goes to the engine for one sequence; it borrows from the generation. */
+void generation_submission(const struct generation *generation, int32_t sequence,
+                           const struct tokenizer *tokenizer, struct submission *submission_out,
+                           struct sampling_params *params_out);
+
+/* ---- answers: each appends to `out` ------------------------------------------------------------ */
+
+/* The whole answer, when all sequences are finished: {"id", "object", …, "choices", "usage"}. */
+void openai_response(const struct openai_model *model, const struct generation *generation,
+                     struct bytes *out);
+/* The first sequence that ended in FINISH_ERROR, or NULL: the answer is then openai_error. */
+const struct output_processor *generation_failure(const struct generation *generation);
+
+/* Server-sent events ("data: {…}\n\n"). Start: a chat's role chunks, completions' echo. */
+void openai_stream_start(const struct openai_model *model, struct generation *generation,
+                         struct bytes *out);
+/* What is new in one sequence since the last call; nothing when nothing is. Its end, a failure
+ * too, is told once. */
+void openai_stream_delta(const struct openai_model *model, struct generation *generation,
+                         int32_t sequence, struct bytes *out);
+/* The usage chunk where asked for, and "data: [DONE]\n\n". */
+void openai_stream_end(const struct generation *generation, struct bytes *out);
+
+/* ---- refusals ---------------------------------------------------------------------------------- */
+
+/* ERR_INVALID and ERR_UNSUPPORTED 400, ERR_NOT_FOUND 404, ERR_FULL and ERR_CLOSED 503, … */
+int openai_http_status(enum status status);
+/* {"error": {"message", "type", "param", "code"}} as vLLM words it; param may be NULL. */
+void openai_error(enum status status, const char *message, const char *param, struct bytes *out);
+
+#endif
