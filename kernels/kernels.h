@@ -45,13 +45,14 @@ struct matrix {
     enum tensor_type type; /* of the source */
     int32_t n;             /* output columns held here */
     int32_t k;             /* input columns held here */
+    int32_t first_block;   /* k0 / 32 modulo 8, set by matrix_pack: where a K type's 256 begin */
     void *data;            /* opaque; bytes = kernels->matrix_bytes(type, n, k) */
 };
 
 /* ---- activations --------------------------------------------------------------------------- */
 
 /*
- * rows × k inputs of a matmul. `x` is given; quantize fills q, d and z for weights of a
+ * rows × k inputs of a matmul. `x` is given; quantize fills q, d, z and sums for weights of a
  * quantised type: per row and block of 32, d = max|x| / 127, q = round(x / d) to nearest even,
  * never -128, z = d * sum(q).  Float weights read x itself.
  */
@@ -62,6 +63,7 @@ struct activations {
     int8_t *q;      /* [rows, k]                 caller's memory, 64-byte aligned */
     float *d;       /* [rows, k / 32] */
     float *z;       /* [rows, k / 32] */
+    int16_t *sums;  /* [rows, k / 32, 2]: sum of q over each half of a block */
 };
 
 /* ---- attention ------------------------------------------------------------------------------ */
@@ -69,8 +71,9 @@ struct activations {
 enum { KV_BLOCK_TOKENS = 16 };
 
 /*
- * One layer's paged KV cache on this rank, as IEEE half:
- * k, v: [num_blocks, num_kv_heads, KV_BLOCK_TOKENS, head_dim].
+ * One layer's paged KV cache on this rank, as IEEE half, written by kv_store and read by attention:
+ * k: [num_blocks, num_kv_heads, head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
+ * v: [num_blocks, num_kv_heads, KV_BLOCK_TOKENS, head_dim].
  */
 struct kv_layer {
     uint16_t *k;
