@@ -30,9 +30,9 @@ struct shard {
     int32_t first_token, num_tokens;     /* vocabulary rows */
 };
 
-/* The largest world size the model can be split into. */
+/* The largest world size the model can be split into; 0: none, and fail_text() says why. */
 int32_t shard_max_world(const struct model_config *config);
-/* ERR_INVALID says the largest --tp. */
+/* ERR_INVALID says the largest --tp; ERR_UNSUPPORTED names the size that has no whole units. */
 MUST_USE enum status shard_init(const struct model_config *config, int32_t rank, int32_t world,
                                 struct shard *shard_out);
 
@@ -75,5 +75,10 @@ MUST_USE enum status model_alloc_kv(struct model *model, int32_t num_blocks);
 MUST_USE enum status model_forward(struct model *model, const struct batch_view *batch,
                                    const int32_t *ids, const int32_t *logit_rows,
                                    int32_t num_logit_rows, float *logits_out);
+
+/* Lets tests see the residual stream, [rows, hidden], after the embedding (layer -1) and after each
+ * layer. NULL: no more. */
+typedef void model_observer(void *user, int32_t layer, const float *residual);
+void model_observe(struct model *model, model_observer *observer, void *user);
 
 #endif
