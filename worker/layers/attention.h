@@ -1,0 +1,23 @@
+/*
+ * attention: self-attention of this rank's heads, in the order a model calls it.
+ *
+ * Thread: the device thread.
+ */
+#ifndef WORKER_LAYERS_ATTENTION_H
+#define WORKER_LAYERS_ATTENTION_H
+
+#include "worker/layers/pass.h"
+
+/* qkv = q, k and v of normed. */
+void attention_project(struct pass *pass, const struct layer *layer);
+/* An RMS norm over every head of q and of k, in place. */
+void attention_norm_heads(struct pass *pass, const struct layer *layer);
+/* Turns q and k to their positions, in place. */
+void attention_rotate(struct pass *pass, const struct rope_table *rope);
+/* Stores k and v, then attended = softmax(scale q·k) v over the request's KV cache.
+ * window: 0 sees every earlier position, else the last `window`, its own included. */
+void attention_attend(struct pass *pass, const struct kv_layer *kv, float scale, int32_t window);
+/* sum = the output projection of attended, over all ranks' heads. */
+MUST_USE enum status attention_output(struct pass *pass, const struct layer *layer);
+
+#endif

@@ -1,0 +1,113 @@
+#include "worker/layers/linear.h"
+
+#include "worker/layers/pass.h"
+
+/* matrix_pack fills a matrix in several calls only at multiples of this. */
+enum { PACK_UNIT = 32 };
+
+static bool fit_in_one_matrix(const struct linear_part *parts, int32_t num_parts)
+{
+    for (int32_t i = 0; i + 1 < num_parts; i++)
+        if (parts[i].tensor->type != parts[i + 1].tensor->type ||
+            parts[i].num_rows % PACK_UNIT != 0)
+            return false;
+    return true;
+}
+
+static struct matrix *add_matrix(struct linear *linear, struct slab *slab, struct device *dev,
+                                 enum tensor_type type, int32_t n)
+{
+    struct matrix *w = &linear->matrices[linear->num_matrices++];
+    int64_t bytes = device_kernels(dev)->matrix_bytes(type, n, linear->k);
+
+    ASSERT(bytes >= 0);
+    *w = (struct matrix){
+        .type = type,
+        .n = n,
+        .k = linear->k,
+        .data = slab_take(slab, bytes),
+    };
+    return w;
+}
+
+static void pack(struct matrix *w, int32_t at, struct slab *slab, struct device *dev,
+                 const struct linear_part *part)
+{
+    int64_t row_bytes = tensor_row_bytes(part->tensor->type, part->tensor->num_columns);
+
+    if (!slab_is_measuring(slab))
+        device_kernels(dev)->matrix_pack(dev, w, at, part->num_rows,
+                                         (const char *)part->tensor->data +
+                                             part->first_row * row_bytes,
+                                         row_bytes, part->first_column);
+}
+
+void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
+                 const struct linear_part *parts, int32_t num_parts)
+{
+    bool together = fit_in_one_matrix(parts, num_parts);
+    struct matrix *w = NULL;
+    int32_t at = 0;
+
+    ASSERT(num_parts >= 1 && num_parts <= LINEAR_MAX_PARTS);
+    *linear = (struct linear){.k = parts[0].num_columns};
+    for (int32_t i = 0; i < num_parts; i++)
+        linear->n += parts[i].num_rows;
+
+    if (together)
+        w = add_matrix(linear, slab, dev, parts[0].tensor->type, linear->n);
+    for (int32_t i = 0; i < num_parts; i++) {
+        if (!together)
+            w = add_matrix(linear, slab, dev, parts[i].tensor->type, parts[i].num_rows);
+        pack(w, together ? at : 0, slab, dev, &parts[i]);
+        at += parts[i].num_rows;
+    }
+}
+
+static bool is_quantised(const struct linear *linear)
+{
+    for (int32_t i = 0; i < linear->num_matrices; i++)
+        if (tensor_type_info(linear->matrices[i].type)->block_elements > 1)
+            return true;
+    return false;
+}
+
+/* x as the input of a matmul; quantised when these weights read it so. */
+static struct activations activations_of(struct pass *pass, const struct linear *linear,
+                                         const float *x, int32_t rows)
+{
+    struct activations a = {
+        .rows = rows,
+        .k = linear->k,
+        .x = x,
+        .q = pass->quantised,
+        .d = pass->block_scales,
+        .z = pass->block_biases,
+        .sums = pass->half_sums,
+    };
+
+    if (is_quantised(linear))
+        pass->kernels->quantize(pass->dev, &a);
+    return a;
+}
+
+void linear_forward(struct pass *pass, const struct linear *linear, const float *x, int32_t rows,
+                    float *out, int64_t out_stride)
+{
+    struct activations a = activations_of(pass, linear, x, rows);
+
+    for (int32_t i = 0; i < linear->num_matrices; i++) {
+        pass->kernels->matmul(pass->dev, out, out_stride, &a, &linear->matrices[i]);
+        out += linear->matrices[i].n;
+    }
+}
+
+enum status linear_sum(struct pass *pass, const struct linear *linear, int32_t group,
+                       const float *x, int32_t rows, double *sum)
+{
+    struct activations a = activations_of(pass, linear, x, rows);
+
+    ASSERT(linear->num_matrices == 1);
+    pass->kernels->matmul_groups(pass->dev, sum, &a, &linear->matrices[0], group);
+    return comm_all_reduce_f64(pass->comm, sum, (int64_t)rows * linear->n);
+}

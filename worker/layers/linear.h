@@ -1,0 +1,48 @@
+/*
+ * linear: a linear layer's weights on this rank, and its product.
+ *
+ * Matrices that read the same input (q, k and v; gate and up) are one layer: packed side by side
+ * where their types are equal, so one kernel call runs them all, else several matrices that write
+ * side by side. The reader of the output can't tell.
+ *
+ * A column-parallel layer holds some of the output columns and needs no sum. A row-parallel layer
+ * (linear_sum) holds some of the input columns, and every rank's part is added.
+ */
+#ifndef WORKER_LAYERS_LINEAR_H
+#define WORKER_LAYERS_LINEAR_H
+
+#include "proto/model/model_file.h"
+#include "worker/slab.h"
+
+struct pass;
+
+enum { LINEAR_MAX_PARTS = 3 };
+
+struct linear {
+    int32_t n; /* output columns of all matrices, on this rank */
+    int32_t k; /* input columns on this rank */
+    int32_t num_matrices;
+    struct matrix matrices[LINEAR_MAX_PARTS]; /* side by side along n */
+};
+
+/* What this rank takes of a tensor. */
+struct linear_part {
+    const struct tensor *tensor;
+    int32_t first_row, num_rows;
+    int32_t first_column, num_columns; /* the same for all parts of a layer */
+};
+
+/* Packs the parts, or sizes them while the slab is measuring. The kernels must have the types. */
+void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
+                 const struct linear_part *parts, int32_t num_parts);
+
+/* out: [rows, linear->n] at row stride `out_stride`; x: [rows, linear->k]. */
+void linear_forward(struct pass *pass, const struct linear *linear, const float *x, int32_t rows,
+                    float *out, int64_t out_stride);
+
+/* sum: [rows, linear->n] over all ranks' columns; each `group` columns are rounded to the grid.
+ * ERR_ABORTED when a peer is gone. */
+MUST_USE enum status linear_sum(struct pass *pass, const struct linear *linear, int32_t group,
+                                const float *x, int32_t rows, double *sum);
+
+#endif

@@ -1,0 +1,19 @@
+/*
+ * mlp: the gated feed-forward layer of this rank's FFN groups.
+ *
+ * Thread: the device thread.
+ */
+#ifndef WORKER_LAYERS_MLP_H
+#define WORKER_LAYERS_MLP_H
+
+#include "worker/layers/pass.h"
+
+/* gate_up = both projections of normed. */
+void mlp_gate_up(struct pass *pass, const struct layer *layer);
+/* activated = silu(gate) * up, or gelu(gate) * up in the tanh form. */
+void mlp_silu(struct pass *pass);
+void mlp_gelu(struct pass *pass);
+/* sum = the down projection of activated, over all ranks' groups. */
+MUST_USE enum status mlp_down(struct pass *pass, const struct layer *layer);
+
+#endif

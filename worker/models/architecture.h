@@ -1,0 +1,24 @@
+/*
+ * architecture: what makes one family of models different from another: a row of registry.c.
+ *
+ * Thread: constant.
+ */
+#ifndef WORKER_MODELS_ARCHITECTURE_H
+#define WORKER_MODELS_ARCHITECTURE_H
+
+#include "worker/layers/pass.h"
+
+struct architecture {
+    const char *name; /* as in model_config */
+    struct tensor_tables tensors;
+    bool rope_adjacent; /* how q and k rows are stored: see struct rope_table */
+    enum status (*forward)(struct pass *pass);
+};
+
+extern const struct architecture llama;
+extern const struct architecture gemma3;
+
+/* ERR_UNSUPPORTED names the architecture and those there are. */
+MUST_USE enum status architecture_find(const char *name, const struct architecture **out);
+
+#endif

@@ -1,0 +1,91 @@
+/*
+ * gemma3: Gemma 3, text only: norms on both sides of every sublayer and on each head, layers of
+ * a sliding window and a RoPE base of their own between global ones, GELU, scaled embeddings.
+ */
+#include "worker/layers/attention.h"
+#include "worker/layers/embedding.h"
+#include "worker/layers/mlp.h"
+#include "worker/models/architecture.h"
+
+#include <math.h>
+
+#define PLACE(field) offsetof(struct weights, field)
+static const struct tensor_row of_model[] = {
+    {"token_embd.weight",  DIM_VOCABULARY, DIM_HIDDEN, PLACE(embedding)},
+    {"output_norm.weight", DIM_ONE,        DIM_HIDDEN, PLACE(output_norm)},
+    {"output.weight",      DIM_VOCABULARY, DIM_HIDDEN, PLACE(output), .optional = true},
+    {NULL},
+};
+#undef PLACE
+
+/* Norm weights in the file already include the "+ 1" of the architecture. */
+#define PLACE(field) offsetof(struct layer, field)
+static const struct tensor_row of_layer[] = {
+    {"attn_norm.weight",           DIM_ONE,      DIM_HIDDEN, PLACE(attention_norm)},
+    {"attn_q.weight",              DIM_HEADS,    DIM_HIDDEN, PLACE(qkv)},
+    {"attn_k.weight",              DIM_KV_HEADS, DIM_HIDDEN, PLACE(qkv)},
+    {"attn_v.weight",              DIM_KV_HEADS, DIM_HIDDEN, PLACE(qkv)},
+    {"attn_q_norm.weight",         DIM_ONE,      DIM_HEAD,   PLACE(q_norm)},
+    {"attn_k_norm.weight",         DIM_ONE,      DIM_HEAD,   PLACE(k_norm)},
+    {"attn_output.weight",         DIM_HIDDEN,   DIM_HEADS,  PLACE(attention_output)},
+    {"post_attention_norm.weight", DIM_ONE,      DIM_HIDDEN, PLACE(post_attention_norm)},
+    {"ffn_norm.weight",            DIM_ONE,      DIM_HIDDEN, PLACE(ffn_norm)},
+    {"ffn_gate.weight",            DIM_FFN,      DIM_HIDDEN, PLACE(gate_up)},
+    {"ffn_up.weight",              DIM_FFN,      DIM_HIDDEN, PLACE(gate_up)},
+    {"ffn_down.weight",            DIM_HIDDEN,   DIM_FFN,    PLACE(down)},
+    {"post_ffw_norm.weight",       DIM_ONE,      DIM_HIDDEN, PLACE(post_ffn_norm)},
+    {NULL},
+};
+#undef PLACE
+
+/* 1 / sqrt(head_dim), but for the 27B model, whose scale is that of its hidden size over its
+ * heads (Gemma 3 configurations: query_pre_attn_scalar 168); files tell it by its 62 layers. */
+static float attention_scale(const struct model_config *config)
+{
+    int32_t width = config->num_layers == 62 ? config->hidden_size / config->num_heads
+                                             : config->head_dim;
+
+    return 1.0f / sqrtf((float)width);
+}
+
+static bool is_global(const struct model_config *config, int32_t layer)
+{
+    return config->sliding_window == 0 || config->sliding_pattern == 0 ||
+           (layer + 1) % config->sliding_pattern == 0;
+}
+
+static enum status forward(struct pass *pass)
+{
+    const struct model_config *config = pass->config;
+    float scale = attention_scale(config);
+
+    TRY(embedding_look_up(pass, sqrtf((float)config->hidden_size)));
+    pass_observe(pass, -1);
+    for (int32_t i = 0; i < config->num_layers; i++) {
+        const struct layer *layer = &pass->weights->layers[i];
+        bool global = is_global(config, i);
+
+        pass_norm(pass, layer->attention_norm);
+        attention_project(pass, layer);
+        attention_norm_heads(pass, layer);
+        attention_rotate(pass, global ? &pass->rope : &pass->rope_local);
+        attention_attend(pass, &pass->kv[i], scale, global ? 0 : config->sliding_window);
+        TRY(attention_output(pass, layer));
+        pass_add_normed(pass, layer->post_attention_norm);
+
+        pass_norm(pass, layer->ffn_norm);
+        mlp_gate_up(pass, layer);
+        mlp_gelu(pass);
+        TRY(mlp_down(pass, layer));
+        pass_add_normed(pass, layer->post_ffn_norm);
+        pass_observe(pass, i);
+    }
+    return embedding_logits(pass);
+}
+
+const struct architecture gemma3 = {
+    .name = "gemma3",
+    .tensors = {of_model, of_layer},
+    .rope_adjacent = false,
+    .forward = forward,
+};

@@ -1,0 +1,68 @@
+/*
+ * llama: Llama 2 and 3, SmolLM2, Mistral without a window, and whatever else files call "llama".
+ */
+#include "worker/layers/attention.h"
+#include "worker/layers/embedding.h"
+#include "worker/layers/mlp.h"
+#include "worker/models/architecture.h"
+
+#include <math.h>
+
+#define PLACE(field) offsetof(struct weights, field)
+static const struct tensor_row of_model[] = {
+    {"token_embd.weight",  DIM_VOCABULARY, DIM_HIDDEN,     PLACE(embedding)},
+    {"output_norm.weight", DIM_ONE,        DIM_HIDDEN,     PLACE(output_norm)},
+    {"output.weight",      DIM_VOCABULARY, DIM_HIDDEN,     PLACE(output), .optional = true},
+    {"rope_freqs.weight",  DIM_ONE,        DIM_ROPE_PAIRS, PLACE(rope_factors), .optional = true},
+    {NULL},
+};
+#undef PLACE
+
+#define PLACE(field) offsetof(struct layer, field)
+static const struct tensor_row of_layer[] = {
+    {"attn_norm.weight",   DIM_ONE,      DIM_HIDDEN, PLACE(attention_norm)},
+    {"attn_q.weight",      DIM_HEADS,    DIM_HIDDEN, PLACE(qkv)},
+    {"attn_k.weight",      DIM_KV_HEADS, DIM_HIDDEN, PLACE(qkv)},
+    {"attn_v.weight",      DIM_KV_HEADS, DIM_HIDDEN, PLACE(qkv)},
+    {"attn_output.weight", DIM_HIDDEN,   DIM_HEADS,  PLACE(attention_output)},
+    {"ffn_norm.weight",    DIM_ONE,      DIM_HIDDEN, PLACE(ffn_norm)},
+    {"ffn_gate.weight",    DIM_FFN,      DIM_HIDDEN, PLACE(gate_up)},
+    {"ffn_up.weight",      DIM_FFN,      DIM_HIDDEN, PLACE(gate_up)},
+    {"ffn_down.weight",    DIM_HIDDEN,   DIM_FFN,    PLACE(down)},
+    {NULL},
+};
+#undef PLACE
+
+static enum status forward(struct pass *pass)
+{
+    const struct model_config *config = pass->config;
+    float scale = 1.0f / sqrtf((float)config->head_dim);
+
+    TRY(embedding_look_up(pass, 1.0f));
+    pass_observe(pass, -1);
+    for (int32_t i = 0; i < config->num_layers; i++) {
+        const struct layer *layer = &pass->weights->layers[i];
+
+        pass_norm(pass, layer->attention_norm);
+        attention_project(pass, layer);
+        attention_rotate(pass, &pass->rope);
+        attention_attend(pass, &pass->kv[i], scale, 0);
+        TRY(attention_output(pass, layer));
+        pass_add(pass);
+
+        pass_norm(pass, layer->ffn_norm);
+        mlp_gate_up(pass, layer);
+        mlp_silu(pass);
+        TRY(mlp_down(pass, layer));
+        pass_add(pass);
+        pass_observe(pass, i);
+    }
+    return embedding_logits(pass);
+}
+
+const struct architecture llama = {
+    .name = "llama",
+    .tensors = {of_model, of_layer},
+    .rope_adjacent = true,
+    .forward = forward,
+};

@@ -1,0 +1,270 @@
+#include "worker/models/architecture.h"
+
+struct model {
+    const struct architecture *architecture;
+    struct model_config config;
+    struct shard shard;
+    int32_t max_rows; /* of a step */
+    int32_t max_logit_rows;
+    int32_t max_position;
+    struct weights weights;
+    struct slab workspaces;
+    struct slab kv_cache;
+    struct kv_layer *kv;     /* [num_layers] */
+    int32_t *kv_head_of;     /* [shard.num_heads] */
+    int32_t *tokens_of_rank; /* [world] */
+    struct pass pass;
+};
+
+/* ---- loading -------------------------------------------------------------------------------- */
+
+/* What the kernels can't do, or what would not fit their 32-bit sizes. Heads, FFN and vocabulary
+ * are shard_init's. */
+static enum status check_config(const struct model_config *config)
+{
+    int64_t largest = MAX((int64_t)config->num_heads * config->head_dim * 3,
+                          (int64_t)config->intermediate_size * 2);
+
+    if (config->num_layers < 1)
+        return fail(ERR_UNSUPPORTED, "a model of %d layers", config->num_layers);
+    if (config->hidden_size < 32 || config->hidden_size % 32 != 0)
+        return fail(ERR_UNSUPPORTED, "hidden size %d is not a multiple of 32", config->hidden_size);
+    if (config->head_dim > 256)
+        return fail(ERR_UNSUPPORTED, "a head of %d dimensions is more than 256", config->head_dim);
+    if (config->rope_dim < 2 || config->rope_dim % 2 != 0 || config->rope_dim > config->head_dim)
+        return fail(ERR_UNSUPPORTED, "%d rotated dimensions in a head of %d", config->rope_dim,
+                    config->head_dim);
+    if (largest > INT32_MAX)
+        return fail(ERR_UNSUPPORTED, "a layer of %lld columns", (long long)largest);
+    return OK;
+}
+
+static enum status check_rope(const struct model_config *config, const struct model_file *file)
+{
+    if (config->rope_scaling == ROPE_SCALING_LLAMA3 &&
+        !model_file_tensor(file, "rope_freqs.weight"))
+        return fail(ERR_UNSUPPORTED, "llama3 RoPE scaling without tensor rope_freqs.weight");
+    return OK;
+}
+
+static void deal_heads_and_tokens(struct model *model)
+{
+    const struct shard *shard = &model->shard;
+    int32_t heads_per_kv_head = model->config.num_heads / model->config.num_kv_heads;
+
+    model->kv_head_of = mem_new_array(int32_t, shard->num_heads);
+    for (int32_t i = 0; i < shard->num_heads; i++)
+        model->kv_head_of[i] = (shard->first_head + i) / heads_per_kv_head - shard->first_kv_head;
+
+    model->tokens_of_rank = mem_new_array(int32_t, shard->world);
+    for (int32_t rank = 0; rank < shard->world; rank++) {
+        struct shard of_rank = *shard;
+
+        ASSERT(shard_init(&model->config, rank, shard->world, &of_rank) == OK);
+        model->tokens_of_rank[rank] = of_rank.num_tokens;
+    }
+}
+
+/* Run twice, see slab.h. */
+static void take_workspaces(struct model *model)
+{
+    const struct model_config *config = &model->config;
+    const struct shard *shard = &model->shard;
+    struct slab *slab = &model->workspaces;
+    struct pass *pass = &model->pass;
+    int64_t rows = model->max_rows, logit_rows = model->max_logit_rows;
+    int64_t q = (int64_t)shard->num_heads * config->head_dim;
+    int64_t kv = (int64_t)shard->num_kv_heads * config->head_dim;
+    int64_t ffn = (int64_t)shard->num_groups * shard->group_columns;
+    int64_t widest = MAX(q, ffn);
+    int64_t inputs = MAX(rows, logit_rows) * MAX(widest, config->hidden_size);
+    int64_t rope_floats = (int64_t)model->max_position * config->rope_dim;
+
+    pass->residual = slab_take_array(slab, float, rows * config->hidden_size);
+    pass->normed = slab_take_array(slab, float, rows * config->hidden_size);
+    pass->qkv = slab_take_array(slab, float, rows *(q + 2 * kv));
+    pass->attended = slab_take_array(slab, float, rows *q);
+    pass->gate_up = slab_take_array(slab, float, rows * 2 * ffn);
+    pass->activated = slab_take_array(slab, float, rows *ffn);
+    pass->sum = slab_take_array(slab, double, rows * config->hidden_size);
+    pass->last = slab_take_array(slab, float, logit_rows * config->hidden_size);
+    if (shard->world > 1)
+        pass->logits_slice = slab_take_array(slab, float, logit_rows * shard->num_tokens);
+    pass->quantised = slab_take_array(slab, int8_t, inputs);
+    pass->block_scales = slab_take_array(slab, float, inputs / 32);
+    pass->block_biases = slab_take_array(slab, float, inputs / 32);
+    pass->half_sums = slab_take_array(slab, int16_t, inputs / 16);
+    pass->rope.cos_sin = slab_take_array(slab, float, rope_floats);
+    if (config->sliding_window > 0)
+        pass->rope_local.cos_sin = slab_take_array(slab, float, rope_floats);
+}
+
+static void fill_rope(struct model *model, struct rope_table *table,
+                      const struct rope_frequencies *frequencies)
+{
+    table->dim = frequencies->dim;
+    table->adjacent = model->architecture->rope_adjacent;
+    rope_fill((float *)table->cos_sin, model->max_position, frequencies);
+}
+
+/* Sliding-window layers look so near that scaling never applies to them. */
+static void fill_ropes(struct model *model)
+{
+    const struct model_config *config = &model->config;
+
+    fill_rope(
+        model, &model->pass.rope,
+        &(struct rope_frequencies){
+            .dim = config->rope_dim,
+            .base = config->rope_theta,
+            .factor = config->rope_scaling == ROPE_SCALING_LINEAR ? config->rope_scaling_factor : 1,
+            .factors = model->weights.rope_factors,
+        });
+    if (config->sliding_window > 0)
+        fill_rope(model, &model->pass.rope_local,
+                  &(struct rope_frequencies){
+                      .dim = config->rope_dim,
+                      .base = config->rope_theta_local,
+                      .factor = 1,
+                  });
+}
+
+static void connect_pass(struct model *model, struct device *dev, struct comm *comm)
+{
+    struct pass *pass = &model->pass;
+
+    pass->dev = dev;
+    pass->kernels = device_kernels(dev);
+    pass->comm = comm;
+    pass->config = &model->config;
+    pass->shard = &model->shard;
+    pass->weights = &model->weights;
+    pass->kv_head_of = model->kv_head_of;
+    pass->tokens_of_rank = model->tokens_of_rank;
+}
+
+enum status model_load(struct device *dev, const struct model_file *file,
+                       const struct model_options *options, struct model **out)
+{
+    AUTO_FREE(model) struct model *model = mem_new(struct model);
+
+    model->config = *model_file_config(file);
+    model->max_rows = options->max_batched_tokens;
+    model->max_logit_rows = options->max_logit_rows;
+    model->max_position = options->max_position;
+
+    TRY(architecture_find(model->config.architecture, &model->architecture));
+    TRY(check_config(&model->config));
+    TRY(check_rope(&model->config, file));
+    TRY(shard_init(&model->config, options->rank, options->world, &model->shard));
+    TRY(weights_load(&model->weights, dev, file, &model->shard, &model->architecture->tensors,
+                     options));
+
+    take_workspaces(model); /* measures */
+    TRY(slab_open(&model->workspaces, dev, "the workspaces of a step"));
+    take_workspaces(model);
+    deal_heads_and_tokens(model);
+    connect_pass(model, dev, options->comm);
+    fill_ropes(model);
+
+    *out = give(model);
+    return OK;
+}
+
+void model_free(struct model *model)
+{
+    if (!model)
+        return;
+    slab_close(&model->kv_cache);
+    slab_close(&model->workspaces);
+    weights_close(&model->weights);
+    mem_free(model->kv);
+    mem_free(model->kv_head_of);
+    mem_free(model->tokens_of_rank);
+    mem_free(model);
+}
+
+/* ---- KV cache ---------------------------------------------------------------------------------
+ */
+
+/* Bytes of k, or of v, of one block in one layer. */
+static int64_t kv_half_bytes(const struct model *model)
+{
+    return (int64_t)model->shard.num_kv_heads * KV_BLOCK_TOKENS * model->config.head_dim *
+           (int64_t)sizeof(uint16_t);
+}
+
+int64_t model_kv_block_bytes(const struct model *model)
+{
+    return 2 * kv_half_bytes(model) * model->config.num_layers;
+}
+
+static void take_kv_cache(struct model *model, int32_t num_blocks)
+{
+    for (int32_t i = 0; i < model->config.num_layers; i++)
+        model->kv[i] = (struct kv_layer){
+            .k = slab_take(&model->kv_cache, kv_half_bytes(model) * num_blocks),
+            .v = slab_take(&model->kv_cache, kv_half_bytes(model) * num_blocks),
+            .num_blocks = num_blocks,
+            .num_kv_heads = model->shard.num_kv_heads,
+            .head_dim = model->config.head_dim,
+        };
+}
+
+enum status model_alloc_kv(struct model *model, int32_t num_blocks)
+{
+    ASSERT(!model->kv && num_blocks > 0);
+    model->kv = mem_new_array(struct kv_layer, model->config.num_layers);
+    take_kv_cache(model, num_blocks); /* measures */
+
+    enum status status = slab_open(&model->kv_cache, model->pass.dev, "the KV cache");
+
+    if (status != OK) {
+        slab_close(&model->kv_cache);
+        mem_free(give(model->kv));
+        return status;
+    }
+    take_kv_cache(model, num_blocks);
+    model->pass.kv = model->kv;
+    return OK;
+}
+
+/* ---- a step --------------------------------------------------------------------------------- */
+
+enum status model_forward(struct model *model, const struct batch_view *batch, const int32_t *ids,
+                          const int32_t *logit_rows, int32_t num_logit_rows, float *logits_out)
+{
+    struct pass *pass = &model->pass;
+
+    ASSERT(pass->kv, "model_alloc_kv comes first");
+    ASSERT(batch->rows > 0 && batch->rows <= model->max_rows, "%d rows", batch->rows);
+    ASSERT(num_logit_rows >= 0 && num_logit_rows <= model->max_logit_rows, "%d logit rows",
+           num_logit_rows);
+    pass->batch = batch;
+    pass->ids = ids;
+    pass->logit_rows = logit_rows;
+    pass->num_logit_rows = num_logit_rows;
+    pass->logits_out = logits_out;
+    return model->architecture->forward(pass);
+}
+
+void model_observe(struct model *model, model_observer *observer, void *user)
+{
+    model->pass.observer = observer;
+    model->pass.observer_user = user;
+}
+
+const struct shard *model_shard(const struct model *model)
+{
+    return &model->shard;
+}
+
+int64_t model_weight_bytes(const struct model *model)
+{
+    return model->weights.slab.bytes;
+}
+
+int64_t model_workspace_bytes(const struct model *model)
+{
+    return model->workspaces.bytes;
+}
