@@ -1,0 +1,250 @@
+#include "proto/wire/messages.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* ---- a step ---------------------------------------------------------------------------------- */
+
+#define ROW(member, ...) FIELD_LIST(struct new_request, member, num_##member, __VA_ARGS__)
+static const struct field new_request_fields[] = {
+    FIELD(struct new_request, slot, FIELD_I32),
+    FIELD_TEXT_OF(struct new_request, id, MAX_SHORT_TEXT),
+    ROW(prompt_token_ids, FIELD_I32S, MAX_TOKENS, .is_private = true),
+    ROW(output_token_ids, FIELD_I32S, MAX_TOKENS, .is_private = true),
+    ROW(block_ids, FIELD_I32S, MAX_BLOCKS),
+    FIELD_STRUCT(struct new_request, sampling_params, &sampling_params_type),
+};
+#undef ROW
+const struct message_type new_request_type =
+    MESSAGE_TYPE("new_request", 0, struct new_request, new_request_fields);
+
+#define PLAN struct scheduler_output
+static const struct field scheduler_output_fields[] = {
+    FIELD_LIST(PLAN, finished_slots, num_finished_slots, FIELD_I32S, MAX_ROWS),
+    FIELD_LIST(PLAN, new_requests, num_new_requests, FIELD_MESSAGES, MAX_ROWS,
+               .type = &new_request_type),
+    FIELD_LIST(PLAN, slots, num_rows, FIELD_I32S, MAX_ROWS),
+    FIELD_COLUMN(PLAN, num_computed_tokens, num_rows, FIELD_I32S),
+    FIELD_COLUMN(PLAN, num_scheduled_tokens, num_rows, FIELD_I32S),
+    FIELD_COLUMN(PLAN, samples, num_rows, FIELD_BYTES),
+    FIELD_COLUMN(PLAN, is_resumed, num_rows, FIELD_BYTES),
+    FIELD_COLUMN(PLAN, new_block_counts, num_rows, FIELD_I32S),
+    FIELD_COLUMN(PLAN, new_token_counts, num_rows, FIELD_I32S),
+    FIELD_LIST(PLAN, new_block_ids, num_new_block_ids, FIELD_I32S, MAX_BLOCKS),
+    FIELD_LIST(PLAN, new_token_ids, num_new_token_ids, FIELD_I32S, MAX_TOKENS, .is_private = true),
+    FIELD(PLAN, total_num_scheduled_tokens, FIELD_I32),
+    FIELD(PLAN, has_structured_output, FIELD_BOOL),
+};
+#undef PLAN
+const struct message_type scheduler_output_type =
+    MESSAGE_TYPE("prepare_inputs", MESSAGE_PREPARE_INPUTS, struct scheduler_output,
+                 scheduler_output_fields);
+
+static const struct field grammar_output_fields[] = {
+    FIELD_LIST(struct grammar_output, slots, num_rows, FIELD_I32S, MAX_ROWS),
+    FIELD(struct grammar_output, words_per_row, FIELD_I32),
+    FIELD_LIST(struct grammar_output, bitmask, num_bitmask_bytes, FIELD_BYTES, MAX_BITMASK_BYTES),
+};
+const struct message_type grammar_output_type =
+    MESSAGE_TYPE("sample", MESSAGE_SAMPLE, struct grammar_output, grammar_output_fields);
+
+#define OUTPUT struct model_runner_output
+static const struct field model_runner_output_fields[] = {
+    FIELD(OUTPUT, rank, FIELD_I32),
+    FIELD(OUTPUT, num_rows, FIELD_I32),
+    FIELD_LIST(OUTPUT, slots, num_sampled, FIELD_I32S, MAX_ROWS),
+    FIELD_COLUMN(OUTPUT, sampled_token_ids, num_sampled, FIELD_I32S),
+    FIELD_COLUMN(OUTPUT, logprob_counts, num_sampled, FIELD_I32S),
+    FIELD_COLUMN(OUTPUT, sampled_token_ranks, num_sampled, FIELD_I32S),
+    FIELD_LIST(OUTPUT, logprob_token_ids, num_logprobs, FIELD_I32S, MAX_TOKENS),
+    FIELD_COLUMN(OUTPUT, logprobs, num_logprobs, FIELD_F32S),
+    FIELD(OUTPUT, prepare_ns, FIELD_I64),
+    FIELD(OUTPUT, execute_ns, FIELD_I64),
+    FIELD(OUTPUT, sample_ns, FIELD_I64),
+};
+#undef OUTPUT
+const struct message_type model_runner_output_type =
+    MESSAGE_TYPE("model_runner_output", MESSAGE_MODEL_RUNNER_OUTPUT, struct model_runner_output,
+                 model_runner_output_fields);
+
+const struct message_type execute_model_type = {.name = "execute_model",
+                                                .id = MESSAGE_EXECUTE_MODEL};
+const struct message_type shutdown_type = {.name = "shutdown", .id = MESSAGE_SHUTDOWN};
+
+/* ---- joining --------------------------------------------------------------------------------- */
+
+static const struct field hello_fields[] = {
+    FIELD(struct hello, rank, FIELD_I32),
+    FIELD(struct hello, world, FIELD_I32),
+    FIELD(struct hello, pid, FIELD_I32),
+    FIELD_TEXT_OF(struct hello, host, MAX_SHORT_TEXT),
+    FIELD_TEXT_OF(struct hello, boot_id, MAX_SHORT_TEXT),
+    FIELD_TEXT_OF(struct hello, build_id, MAX_SHORT_TEXT),
+};
+const struct message_type hello_type =
+    MESSAGE_TYPE("hello", MESSAGE_HELLO, struct hello, hello_fields);
+
+static const struct field welcome_fields[] = {
+    FIELD_TEXT_OF(struct welcome, refusal, MAX_LONG_TEXT),
+    FIELD_TEXT_OF(struct welcome, config, MAX_LONG_TEXT),
+};
+const struct message_type welcome_type =
+    MESSAGE_TYPE("welcome", MESSAGE_WELCOME, struct welcome, welcome_fields);
+
+static const struct field ready_fields[] = {
+    FIELD(struct ready, rank, FIELD_I32),
+    FIELD_TEXT_OF(struct ready, fingerprint, MAX_SHORT_TEXT),
+    FIELD(struct ready, weights_bytes, FIELD_I64),
+    FIELD(struct ready, free_bytes, FIELD_I64),
+    FIELD(struct ready, kv_block_bytes, FIELD_I64),
+    FIELD(struct ready, max_num_blocks, FIELD_I64),
+    FIELD(struct ready, max_position, FIELD_I32),
+    FIELD(struct ready, vocab_size, FIELD_I32),
+    FIELD(struct ready, load_ms, FIELD_F64),
+};
+const struct message_type ready_type =
+    MESSAGE_TYPE("ready", MESSAGE_READY, struct ready, ready_fields);
+
+/* ---- the rest --------------------------------------------------------------------------------- */
+
+static const struct field call_fields[] = {
+    FIELD(struct call, id, FIELD_I64),
+    FIELD_TEXT_OF(struct call, name, MAX_SHORT_TEXT),
+    FIELD_TEXT_OF(struct call, args, MAX_LONG_TEXT),
+};
+const struct message_type call_type = MESSAGE_TYPE("call", MESSAGE_CALL, struct call, call_fields);
+
+static const struct field reply_fields[] = {
+    FIELD(struct reply, id, FIELD_I64),
+    FIELD(struct reply, rank, FIELD_I32),
+    FIELD(struct reply, status, FIELD_I32),
+    FIELD_TEXT_OF(struct reply, text, MAX_LONG_TEXT),
+};
+const struct message_type reply_type =
+    MESSAGE_TYPE("reply", MESSAGE_REPLY, struct reply, reply_fields);
+
+static const struct field fault_fields[] = {
+    FIELD(struct fault, rank, FIELD_I32),
+    FIELD(struct fault, code, FIELD_I32),
+    FIELD_TEXT_OF(struct fault, text, MAX_LONG_TEXT),
+};
+const struct message_type fault_type =
+    MESSAGE_TYPE("fault", MESSAGE_FAULT, struct fault, fault_fields);
+
+static const struct field heartbeat_fields[] = {
+    FIELD(struct heartbeat, rank, FIELD_I32),
+    FIELD(struct heartbeat, seq, FIELD_I64),
+    FIELD(struct heartbeat, step, FIELD_I64),
+    FIELD(struct heartbeat, ms_in_step, FIELD_I64),
+};
+const struct message_type heartbeat_type =
+    MESSAGE_TYPE("heartbeat", MESSAGE_HEARTBEAT, struct heartbeat, heartbeat_fields);
+
+static const struct message_type *const schema[] = {
+    &hello_type,         &welcome_type,        &ready_type,
+    &scheduler_output_type, &execute_model_type, &grammar_output_type,
+    &model_runner_output_type, &call_type,     &reply_type,
+    &fault_type,         &heartbeat_type,      &shutdown_type,
+};
+
+const struct message_type *message_type_of(int32_t id)
+{
+    for (size_t i = 0; i < COUNT_OF(schema); i++)
+        if (schema[i]->id == id)
+            return schema[i];
+    return NULL;
+}
+
+const struct message_type *message_type_named(const char *name)
+{
+    for (size_t i = 0; i < COUNT_OF(schema); i++)
+        if (strcmp(schema[i]->name, name) == 0)
+            return schema[i];
+    return NULL;
+}
+
+/* ---- do the columns add up? -------------------------------------------------------------------- */
+
+static enum status check_row(const struct scheduler_output *plan, int32_t row, int32_t max_slots,
+                             int32_t max_tokens)
+{
+    if (plan->slots[row] < 0 || plan->slots[row] >= max_slots)
+        return fail(ERR_MISMATCH, "row %d has slot %d; slots are 0 to %d", row, plan->slots[row],
+                    max_slots - 1);
+    if (plan->num_computed_tokens[row] < 0)
+        return fail(ERR_MISMATCH, "row %d has %d computed tokens", row,
+                    plan->num_computed_tokens[row]);
+    if (plan->num_scheduled_tokens[row] < 1 || plan->num_scheduled_tokens[row] > max_tokens)
+        return fail(ERR_MISMATCH, "row %d schedules %d tokens; a step has 1 to %d", row,
+                    plan->num_scheduled_tokens[row], max_tokens);
+    if (plan->new_block_counts[row] < 0 || plan->new_token_counts[row] < 0)
+        return fail(ERR_MISMATCH, "row %d has %d new blocks and %d new tokens", row,
+                    plan->new_block_counts[row], plan->new_token_counts[row]);
+    return OK;
+}
+
+static enum status check_sum(const char *what, int64_t sum, int64_t wanted)
+{
+    if (sum != wanted)
+        return fail(ERR_MISMATCH, "the rows have %" PRId64 " %s, the step %" PRId64, sum, what,
+                    wanted);
+    return OK;
+}
+
+enum status scheduler_output_check(const struct scheduler_output *plan, int32_t max_slots,
+                                   int32_t max_tokens)
+{
+    int64_t num_scheduled = 0, num_blocks = 0, num_tokens = 0;
+
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        TRY(check_row(plan, row, max_slots, max_tokens));
+        num_scheduled += plan->num_scheduled_tokens[row];
+        num_blocks += plan->new_block_counts[row];
+        num_tokens += plan->new_token_counts[row];
+    }
+    if (num_scheduled > max_tokens)
+        return fail(ERR_MISMATCH, "the step has %" PRId64 " tokens, at most %d fit", num_scheduled,
+                    max_tokens);
+    TRY(check_sum("scheduled tokens", num_scheduled, plan->total_num_scheduled_tokens));
+    TRY(check_sum("new blocks", num_blocks, plan->num_new_block_ids));
+    TRY(check_sum("new tokens", num_tokens, plan->num_new_token_ids));
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        if (plan->new_requests[i].slot < 0 || plan->new_requests[i].slot >= max_slots)
+            return fail(ERR_MISMATCH, "new request %s has slot %d; slots are 0 to %d",
+                        plan->new_requests[i].id, plan->new_requests[i].slot, max_slots - 1);
+    for (int32_t i = 0; i < plan->num_finished_slots; i++)
+        if (plan->finished_slots[i] < 0 || plan->finished_slots[i] >= max_slots)
+            return fail(ERR_MISMATCH, "slot %d is to be forgotten; slots are 0 to %d",
+                        plan->finished_slots[i], max_slots - 1);
+    return OK;
+}
+
+enum status grammar_output_check(const struct grammar_output *grammar, int32_t vocab_size)
+{
+    int32_t words = (int32_t)(((int64_t)vocab_size + 31) / 32);
+    int64_t bytes = (int64_t)grammar->num_rows * words * 4;
+
+    if (grammar->num_rows > 0 && grammar->words_per_row != words)
+        return fail(ERR_MISMATCH, "the bitmask has %d words a row, %d tokens need %d",
+                    grammar->words_per_row, vocab_size, words);
+    if (grammar->num_bitmask_bytes != bytes)
+        return fail(ERR_MISMATCH, "the bitmask has %d bytes, %d rows of %d words have %" PRId64,
+                    grammar->num_bitmask_bytes, grammar->num_rows, words, bytes);
+    return OK;
+}
+
+enum status model_runner_output_check(const struct model_runner_output *output)
+{
+    int64_t num_logprobs = 0;
+
+    if (output->num_sampled > output->num_rows)
+        return fail(ERR_MISMATCH, "%d of %d rows were sampled", output->num_sampled,
+                    output->num_rows);
+    for (int32_t i = 0; i < output->num_sampled; i++) {
+        if (output->logprob_counts[i] < 0)
+            return fail(ERR_MISMATCH, "sampled row %d has %d logprobs", i,
+                        output->logprob_counts[i]);
+        num_logprobs += output->logprob_counts[i];
+    }
+    return check_sum("logprobs", num_logprobs, output->num_logprobs);
+}

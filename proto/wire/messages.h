@@ -1,0 +1,191 @@
+/*
+ * messages: the schema: what the engine and its workers tell each other.
+ *
+ * The dialogue of one worker, S the engine and W the worker:
+ *
+ *   join   = W:HELLO S:WELCOME W:READY                a refused HELLO ends it
+ *   run    = { step | S:CALL W:REPLY | W:HEARTBEAT }
+ *   step   = S:PREPARE_INPUTS S:EXECUTE_MODEL S:SAMPLE W:MODEL_RUNNER_OUTPUT
+ *   end    = S:SHUTDOWN
+ *   W:FAULT may come at any time, and ends it.
+ *
+ * PREPARE_INPUTS and EXECUTE_MODEL of step N+1 may come before step N is answered.
+ * The header's step is the step; it is -1 where there is none.
+ *
+ * Pointers in a decoded message live in the arena it was decoded into.
+ */
+#ifndef PROTO_WIRE_MESSAGES_H
+#define PROTO_WIRE_MESSAGES_H
+
+#include "proto/wire/message.h"
+#include "proto/wire/sampling_params.h"
+
+/* On the wire: numbers are never used again. */
+enum message_id {
+    MESSAGE_HELLO = 1,
+    MESSAGE_WELCOME = 2,
+    MESSAGE_READY = 3,
+    MESSAGE_PREPARE_INPUTS = 4, /* body: scheduler_output */
+    MESSAGE_EXECUTE_MODEL = 5,  /* no body */
+    MESSAGE_SAMPLE = 6,         /* body: grammar_output */
+    MESSAGE_MODEL_RUNNER_OUTPUT = 7,
+    MESSAGE_CALL = 8,
+    MESSAGE_REPLY = 9,
+    MESSAGE_FAULT = 10,
+    MESSAGE_HEARTBEAT = 11,
+    MESSAGE_SHUTDOWN = 12, /* no body */
+};
+
+/* Limits of one frame; a length is refused before memory is taken for it. */
+enum {
+    MAX_ROWS = 65536,             /* requests in a step */
+    MAX_TOKENS = 16 << 20,        /* in one list of a step */
+    MAX_BLOCKS = 16 << 20,
+    MAX_BITMASK_BYTES = 256 << 20,
+    MAX_SHORT_TEXT = 1024,        /* names, ids */
+    MAX_LONG_TEXT = 1 << 20,      /* settings, arguments, replies */
+};
+
+/* ---- a step ---------------------------------------------------------------------------------- */
+
+/* A request that the workers do not know yet, or that they are to learn again. */
+struct new_request {
+    int32_t slot;                    /* what the workers call it from now on */
+    const char *id;                  /* for people */
+    const int32_t *prompt_token_ids;
+    int32_t num_prompt_token_ids;
+    const int32_t *output_token_ids; /* sampled before: none for a request that is really new */
+    int32_t num_output_token_ids;
+    const int32_t *block_ids;        /* its whole block table */
+    int32_t num_block_ids;
+    struct sampling_params sampling_params;
+};
+
+/*
+ * What to compute in one step. A row is a request; rows are in batch order, and every
+ * column has num_rows elements. `new_requests` describes the slots that are new, each
+ * of which is also a row: their tokens and blocks are in new_requests, not in the columns.
+ */
+struct scheduler_output {
+    const int32_t *finished_slots; /* forget these first */
+    int32_t num_finished_slots;
+    const struct new_request *new_requests;
+    int32_t num_new_requests;
+
+    int32_t num_rows;
+    const int32_t *slots;
+    const int32_t *num_computed_tokens;  /* tokens whose KV is there before this step */
+    const int32_t *num_scheduled_tokens; /* >= 1: tokens to compute now */
+    const uint8_t *samples;              /* 1: the last scheduled token's logits are sampled */
+    const uint8_t *is_resumed;           /* 1: came back from preemption: its new blocks replace
+                                            its table, its new tokens are all that it has */
+    const int32_t *new_block_counts;     /* of new_block_ids, row by row */
+    const int32_t *new_token_counts;     /* of new_token_ids; 0 where the worker knows them: what
+                                            it sampled itself needs no wire */
+    const int32_t *new_block_ids;        /* appended to the row's block table */
+    int32_t num_new_block_ids;
+    const int32_t *new_token_ids;
+    int32_t num_new_token_ids;
+
+    int32_t total_num_scheduled_tokens;
+    bool has_structured_output; /* SAMPLE brings a bitmask: nothing is sampled before it */
+};
+
+/* Do the columns add up? ERR_MISMATCH names the row. Limits: slots in [0, max_slots), at most
+ * max_tokens scheduled. Says nothing about what a worker knows of its slots. */
+MUST_USE enum status scheduler_output_check(const struct scheduler_output *plan, int32_t max_slots,
+                                            int32_t max_tokens);
+
+/* Which tokens a row may sample: 1 bits of little-endian 32-bit words, one row a masked slot. */
+struct grammar_output {
+    const int32_t *slots; /* in batch order; a row that is not here is not masked */
+    int32_t num_rows;
+    int32_t words_per_row;
+    const uint8_t *bitmask; /* 4-byte aligned when decoded */
+    int32_t num_bitmask_bytes;
+};
+
+/* ERR_MISMATCH: the bitmask's size is not num_rows rows for a vocabulary of this size. */
+MUST_USE enum status grammar_output_check(const struct grammar_output *grammar, int32_t vocab_size);
+
+/* Rank 0 tells the tokens; the others send it with num_sampled 0: they are alive, and in step. */
+struct model_runner_output {
+    int32_t rank;
+    int32_t num_rows; /* of the step it answers */
+    const int32_t *slots; /* rows that sampled, in batch order */
+    int32_t num_sampled;
+    const int32_t *sampled_token_ids;
+    /* logprob_counts[i] = 0, or k + 1 entries: the sampled token first, then the k likeliest */
+    const int32_t *logprob_counts;
+    const int32_t *sampled_token_ranks; /* 1 is the likeliest; 0 where no logprobs were wanted */
+    const int32_t *logprob_token_ids;
+    int32_t num_logprobs;
+    const float *logprobs; /* natural, as many as logprob_token_ids */
+    int64_t prepare_ns, execute_ns, sample_ns;
+};
+
+/* ERR_MISMATCH: counts that do not add up. */
+MUST_USE enum status model_runner_output_check(const struct model_runner_output *output);
+
+/* ---- joining --------------------------------------------------------------------------------- */
+
+struct hello {
+    int32_t rank, world;
+    int32_t pid;
+    const char *host;
+    const char *boot_id;  /* ranks with one boot id share memory */
+    const char *build_id; /* the header has its first 8 bytes */
+};
+
+struct welcome {
+    const char *refusal; /* "": come in */
+    const char *config;  /* the engine's settings as JSON, what config_from_json reads */
+};
+
+struct ready {
+    int32_t rank;
+    const char *fingerprint;  /* of the model: the same on every rank */
+    int64_t weights_bytes;
+    int64_t free_bytes;       /* left for KV */
+    int64_t kv_block_bytes;   /* one block of all layers on this rank */
+    int64_t max_num_blocks;   /* that fit */
+    int32_t max_position;     /* tokens the model was made for */
+    int32_t vocab_size;
+    double load_ms;
+};
+
+/* ---- the rest --------------------------------------------------------------------------------- */
+
+struct call {
+    int64_t id;
+    const char *name;
+    const char *args; /* JSON */
+};
+
+struct reply {
+    int64_t id;     /* of the call */
+    int32_t rank;
+    int32_t status; /* enum status */
+    const char *text; /* JSON, or the sentence of a failure */
+};
+
+struct fault {
+    int32_t rank;
+    int32_t code; /* enum status */
+    const char *text;
+};
+
+struct heartbeat {
+    int32_t rank;
+    int64_t seq;
+    int64_t step;       /* that its device works on; -1: idle */
+    int64_t ms_in_step;
+};
+
+extern const struct message_type sampling_params_type, new_request_type;
+extern const struct message_type hello_type, welcome_type, ready_type;
+extern const struct message_type scheduler_output_type, execute_model_type, grammar_output_type,
+    model_runner_output_type;
+extern const struct message_type call_type, reply_type, fault_type, heartbeat_type, shutdown_type;
+
+#endif

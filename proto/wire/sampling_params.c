@@ -1,0 +1,397 @@
+#include "proto/wire/messages.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+struct parameter;
+typedef enum status parse_function(const struct parameter *row, const json_t *value,
+                                   struct arena *arena, struct sampling_params *params);
+static parse_function parse_temperature, parse_seed, parse_stop, parse_stop_token_ids,
+    parse_logprobs, parse_top_logprobs, parse_logit_bias;
+
+/*
+ * One row a parameter. `field` comes first, so that the table is the message's too;
+ * its name is the JSON key unless `key` is "" (not for users).
+ */
+struct parameter {
+    struct field field;
+    const char *key;      /* NULL: field.name */
+    double least, most;   /* of a number; both inclusive unless over_least */
+    bool over_least;      /* `least` itself is refused */
+    const char *rule;     /* what is said when it is not kept: "must be in (0, 1]" */
+    parse_function *parse; /* for what is not a plain number or boolean */
+    const char *help;
+};
+
+#define P struct sampling_params
+/* The order is the order on the wire. */
+static const struct parameter parameters[] = {
+    {FIELD(P, n, FIELD_I32), .least = 1, .most = MAX_SEQUENCES, .rule = "must be at least 1",
+     .help = "answers to one prompt"},
+    {FIELD(P, temperature, FIELD_F32), .least = 0, .most = 2, .rule = "must be in [0, 2]",
+     .parse = parse_temperature, .help = "0 takes the likeliest token; 1 samples as trained"},
+    {FIELD(P, top_p, FIELD_F32), .least = 0, .most = 1, .over_least = true,
+     .rule = "must be in (0, 1]", .help = "sample among the likeliest tokens of this total"},
+    {FIELD(P, top_k, FIELD_I32), .least = -1, .most = INT32_MAX,
+     .rule = "must be 0 (disable), or at least 1", .help = "sample among this many tokens"},
+    {FIELD(P, min_p, FIELD_F32), .least = 0, .most = 1, .rule = "must be in [0, 1]",
+     .help = "drop tokens less likely than this part of the likeliest"},
+    {FIELD(P, seed, FIELD_I64), .parse = parse_seed, .help = "the same seed, the same answer"},
+    {FIELD(P, max_tokens, FIELD_I32), .least = 1, .most = INT32_MAX, .rule = "must be at least 1",
+     .help = "tokens to generate at most"},
+    {FIELD(P, min_tokens, FIELD_I32), .least = 0, .most = INT32_MAX,
+     .rule = "must be greater than or equal to 0", .help = "no end before this many tokens"},
+    {FIELD_LIST(P, stop_token_ids, num_stop_token_ids, FIELD_I32S, MAX_STOP_TOKENS),
+     .parse = parse_stop_token_ids, .help = "tokens that end the answer"},
+    {FIELD_LIST(P, all_stop_token_ids, num_all_stop_token_ids, FIELD_I32S, 2 * MAX_STOP_TOKENS),
+     .key = ""},
+    {FIELD(P, ignore_eos, FIELD_BOOL), .help = "go on after the model's end-of-sequence token"},
+    {FIELD(P, logprobs, FIELD_I32), .parse = parse_logprobs,
+     .help = "tell this many likeliest tokens with their log probabilities"},
+    {FIELD(P, presence_penalty, FIELD_F32), .least = -2, .most = 2, .rule = "must be in [-2, 2]",
+     .help = "against tokens that were generated before"},
+    {FIELD(P, frequency_penalty, FIELD_F32), .least = -2, .most = 2, .rule = "must be in [-2, 2]",
+     .help = "against tokens, by how often they were generated"},
+    {FIELD(P, repetition_penalty, FIELD_F32), .least = 0, .most = 3e38, .over_least = true,
+     .rule = "must be greater than zero",
+     .help = "over 1: against tokens of the prompt and the answer"},
+    {FIELD_LIST(P, logit_bias_ids, num_logit_bias, FIELD_I32S, MAX_LOGIT_BIAS),
+     .key = "logit_bias", .parse = parse_logit_bias, .help = "{token id: added to its logit}"},
+    {FIELD_COLUMN(P, logit_bias_values, num_logit_bias, FIELD_F32S), .key = ""},
+    /* from here on: not on the wire */
+    {{.name = "stop"}, .parse = parse_stop, .help = "a text or a list of texts that end the answer"},
+    {FIELD(P, skip_special_tokens, FIELD_BOOL), .help = "no control tokens in the text"},
+    {FIELD(P, include_stop_str_in_output, FIELD_BOOL), .help = "keep the text that ended it"},
+    /* other names: after the rows that they refer to */
+    {FIELD(P, max_tokens, FIELD_I32), .key = "max_completion_tokens", .least = 1,
+     .most = INT32_MAX, .rule = "must be at least 1", .help = "chat's name for max_tokens"},
+    {{.name = "top_logprobs"}, .parse = parse_top_logprobs,
+     .help = "chat: how many, where logprobs is true"},
+};
+#undef P
+
+enum { NUM_WIRE_PARAMETERS = 17 };
+
+const struct message_type sampling_params_type = {
+    .name = "sampling_params",
+    .size = sizeof(struct sampling_params),
+    .fields = &parameters[0].field,
+    .stride = sizeof(struct parameter),
+    .num_fields = NUM_WIRE_PARAMETERS,
+};
+
+void sampling_params_init(struct sampling_params *params)
+{
+    *params = (struct sampling_params){
+        .n = 1,
+        .temperature = 1,
+        .top_p = 1,
+        .seed = -1,
+        .max_tokens = -1,
+        .logprobs = -1,
+        .repetition_penalty = 1,
+        .skip_special_tokens = true,
+    };
+}
+
+static const char *key_of(const struct parameter *row)
+{
+    return row->key ? row->key : row->field.name;
+}
+
+bool sampling_params_has_key(const char *key)
+{
+    for (size_t i = 0; i < COUNT_OF(parameters); i++)
+        if (*key && strcmp(key_of(&parameters[i]), key) == 0)
+            return true;
+    return false;
+}
+
+/* ---- plain numbers and booleans ---------------------------------------------------------------- */
+
+static enum status check_range(const struct parameter *row, double value, const char *shown)
+{
+    if (isfinite(value) && value <= row->most &&
+        (row->over_least ? value > row->least : value >= row->least))
+        return OK;
+    if (isfinite(value) && value > row->most && strncmp(row->rule, "must be in", 10) != 0)
+        return fail(ERR_INVALID, "%s must be at most %.9g, got %s.", key_of(row), row->most, shown);
+    return fail(ERR_INVALID, "%s %s, got %s.", key_of(row), row->rule, shown);
+}
+
+static enum status parse_number(const struct parameter *row, const json_t *value,
+                                struct arena *arena, struct sampling_params *params)
+{
+    (void)arena;
+    void *place = (char *)params + row->field.offset;
+    AUTO_MEM char *shown = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+
+    if (row->field.kind == FIELD_BOOL) {
+        if (!json_is_boolean(value))
+            return fail(ERR_INVALID, "%s must be true or false.", key_of(row));
+        *(bool *)place = json_is_true(value);
+    } else if (row->field.kind == FIELD_I32) {
+        if (!json_is_integer(value))
+            return fail(ERR_INVALID, "%s must be an integer.", key_of(row));
+        TRY(check_range(row, (double)json_integer_value(value), shown));
+        *(int32_t *)place = (int32_t)json_integer_value(value);
+    } else {
+        if (!json_is_number(value))
+            return fail(ERR_INVALID, "%s must be a number.", key_of(row));
+        TRY(check_range(row, json_number_value(value), shown));
+        *(float *)place = (float)json_number_value(value);
+        /* A double just above an exclusive bound may round onto it. */
+        TRY(check_range(row, (double)*(float *)place, shown));
+    }
+    return OK;
+}
+
+static enum status parse_temperature(const struct parameter *row, const json_t *value,
+                                     struct arena *arena, struct sampling_params *params)
+{
+    TRY(parse_number(row, value, arena, params));
+    if (!sampling_params_is_greedy(params) && params->temperature < LEAST_TEMPERATURE)
+        params->temperature = LEAST_TEMPERATURE;
+    return OK;
+}
+
+static enum status parse_seed(const struct parameter *row, const json_t *value,
+                              struct arena *arena, struct sampling_params *params)
+{
+    (void)row;
+    (void)arena;
+    if (!json_is_integer(value))
+        return fail(ERR_INVALID, "seed must be an integer of at most 64 bits.");
+    params->seed = json_integer_value(value);
+    return OK;
+}
+
+/* ---- logprobs ------------------------------------------------------------------------------------ */
+
+static enum status parse_logprobs(const struct parameter *row, const json_t *value,
+                                  struct arena *arena, struct sampling_params *params)
+{
+    (void)row;
+    (void)arena;
+    if (json_is_boolean(value)) {
+        params->logprobs = json_is_true(value) ? 0 : -1;
+        return OK;
+    }
+    if (!json_is_integer(value))
+        return fail(ERR_INVALID, "logprobs must be an integer, or true or false.");
+    if (json_integer_value(value) < 0 || json_integer_value(value) > INT32_MAX)
+        return fail(ERR_INVALID, "logprobs must be non-negative, got %lld.",
+                    (long long)json_integer_value(value));
+    params->logprobs = (int32_t)json_integer_value(value);
+    return OK;
+}
+
+static enum status parse_top_logprobs(const struct parameter *row, const json_t *value,
+                                      struct arena *arena, struct sampling_params *params)
+{
+    (void)row;
+    (void)arena;
+    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+        json_integer_value(value) > INT32_MAX)
+        return fail(ERR_INVALID, "top_logprobs must be a non-negative integer.");
+    if (json_integer_value(value) > 0 && params->logprobs < 0)
+        return fail(ERR_INVALID, "when using `top_logprobs`, `logprobs` must be set to true.");
+    if (params->logprobs >= 0)
+        params->logprobs = (int32_t)json_integer_value(value);
+    return OK;
+}
+
+/* ---- lists ---------------------------------------------------------------------------------------- */
+
+static bool holds(const int32_t *ids, int32_t count, int32_t id)
+{
+    for (int32_t i = 0; i < count; i++)
+        if (ids[i] == id)
+            return true;
+    return false;
+}
+
+static enum status parse_stop_token_ids(const struct parameter *row, const json_t *value,
+                                        struct arena *arena, struct sampling_params *params)
+{
+    (void)row;
+    size_t count = json_array_size(value);
+
+    if (!json_is_array(value) || count > MAX_STOP_TOKENS)
+        return fail(ERR_INVALID, "stop_token_ids must be a list of at most %d integers.",
+                    MAX_STOP_TOKENS);
+
+    int32_t *ids = arena_alloc(arena, count * sizeof *ids), num_ids = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        const json_t *id = json_array_get(value, i);
+
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) > INT32_MAX)
+            return fail(ERR_INVALID, "stop_token_ids must contain only token ids; element %zu is "
+                        "none.", i);
+        if (!holds(ids, num_ids, (int32_t)json_integer_value(id)))
+            ids[num_ids++] = (int32_t)json_integer_value(id);
+    }
+    params->stop_token_ids = ids;
+    params->num_stop_token_ids = num_ids;
+    return OK;
+}
+
+static enum status parse_stop(const struct parameter *row, const json_t *value,
+                              struct arena *arena, struct sampling_params *params)
+{
+    (void)row;
+    size_t count = json_is_string(value) ? 1 : json_array_size(value);
+
+    if ((!json_is_string(value) && !json_is_array(value)) || count > MAX_STOP_TEXTS)
+        return fail(ERR_INVALID, "stop must be a text or a list of at most %d texts.",
+                    MAX_STOP_TEXTS);
+
+    const char **texts = arena_alloc(arena, count * sizeof *texts);
+
+    for (size_t i = 0; i < count; i++) {
+        const json_t *text = json_is_string(value) ? value : json_array_get(value, i);
+
+        if (!json_is_string(text))
+            return fail(ERR_INVALID, "stop must be a text or a list of texts.");
+        if (json_string_length(text) == 0)
+            return fail(ERR_INVALID, "stop cannot contain an empty string.");
+        if (json_string_length(text) > MAX_STOP_BYTES ||
+            strlen(json_string_value(text)) != json_string_length(text))
+            return fail(ERR_INVALID, "stop can contain texts of at most %d bytes without NUL.",
+                        MAX_STOP_BYTES);
+        texts[i] = arena_strndup(arena, json_string_value(text), json_string_length(text));
+    }
+    params->stop = texts;
+    params->num_stop = (int32_t)count;
+    return OK;
+}
+
+static enum status parse_bias_key(const char *key, int32_t *id_out)
+{
+    char *end;
+
+    errno = 0;
+    long long id = strtoll(key, &end, 10);
+    if (errno || end == key || *end || id < 0 || id > INT32_MAX)
+        return fail(ERR_INVALID, "logit_bias has the key '%.32s', which is no token id.", key);
+    *id_out = (int32_t)id;
+    return OK;
+}
+
+static enum status parse_logit_bias(const struct parameter *row, const json_t *value,
+                                    struct arena *arena, struct sampling_params *params)
+{
+    (void)row;
+    size_t count = json_object_size(value);
+    const char *key;
+    json_t *bias;
+    int32_t i = 0;
+
+    if (!json_is_object(value) || count > MAX_LOGIT_BIAS)
+        return fail(ERR_INVALID, "logit_bias must be an object of at most %d token ids.",
+                    MAX_LOGIT_BIAS);
+
+    int32_t *ids = arena_alloc(arena, count * sizeof *ids);
+    float *values = arena_alloc(arena, count * sizeof *values);
+
+    json_object_foreach((json_t *)value, key, bias) {
+        TRY(parse_bias_key(key, &ids[i]));
+        if (!json_is_number(bias))
+            return fail(ERR_INVALID, "logit_bias of token %d must be a number.", ids[i]);
+        if (holds(ids, i, ids[i]))
+            return fail(ERR_INVALID, "logit_bias names token %d twice.", ids[i]);
+        values[i++] = (float)MAX(-100.0, MIN(100.0, json_number_value(bias)));
+    }
+    params->logit_bias_ids = ids;
+    params->logit_bias_values = values;
+    params->num_logit_bias = i;
+    return OK;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------- */
+
+enum status sampling_params_from_json(const json_t *request, struct arena *arena,
+                                      struct sampling_params *params, const char **key_out)
+{
+    struct sampling_params read = *params;
+
+    for (size_t i = 0; i < COUNT_OF(parameters); i++) {
+        const struct parameter *row = &parameters[i];
+        const json_t *value = *key_of(row) ? json_object_get(request, key_of(row)) : NULL;
+
+        if (!value || json_is_null(value))
+            continue;
+        enum status status = (row->parse ? row->parse : parse_number)(row, value, arena, &read);
+        if (status != OK && key_out)
+            *key_out = key_of(row);
+        TRY(status);
+    }
+    *params = read;
+    return OK;
+}
+
+static enum status check_ids(const char *name, const int32_t *ids, int32_t count,
+                             int32_t vocab_size)
+{
+    for (int32_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            return fail(ERR_INVALID, "token_id %d in %s contains out-of-vocab token ids. "
+                        "Vocabulary size: %d", ids[i], name, vocab_size);
+    return OK;
+}
+
+static double number_of(const struct parameter *row, const struct sampling_params *params)
+{
+    const void *place = (const char *)params + row->field.offset;
+
+    return row->field.kind == FIELD_I32 ? *(const int32_t *)place : (double)*(const float *)place;
+}
+
+/* The ranges once more, for parameters that did not come from JSON. A default is always right. */
+static enum status check_ranges(const struct sampling_params *params)
+{
+    struct sampling_params defaults;
+
+    sampling_params_init(&defaults);
+    for (size_t i = 0; i < COUNT_OF(parameters); i++) {
+        const struct parameter *row = &parameters[i];
+        char shown[32];
+
+        if (!row->rule || number_of(row, params) == number_of(row, &defaults))
+            continue;
+        snprintf(shown, sizeof shown, "%.9g", number_of(row, params));
+        TRY(check_range(row, number_of(row, params), shown));
+    }
+    return OK;
+}
+
+enum status sampling_params_validate(const struct sampling_params *params, int32_t vocab_size,
+                                     int32_t max_model_len, int32_t max_logprobs)
+{
+    TRY(check_ranges(params));
+    if (sampling_params_is_greedy(params) && params->n > 1)
+        return fail(ERR_INVALID, "n must be 1 when using greedy sampling, got %d.", params->n);
+    if (params->max_tokens >= 0 && params->min_tokens > params->max_tokens)
+        return fail(ERR_INVALID, "min_tokens must be less than or equal to max_tokens=%d, got %d.",
+                    params->max_tokens, params->min_tokens);
+    if (params->min_tokens >= max_model_len)
+        return fail(ERR_INVALID, "min_tokens is %d, which is not less than the maximum model "
+                    "length of %d.", params->min_tokens, max_model_len);
+    if (params->logprobs > max_logprobs)
+        return fail(ERR_INVALID, "Requested sample logprobs of %d, which is greater than max "
+                    "allowed: %d", params->logprobs, max_logprobs);
+    TRY(check_ids("stop_token_ids", params->stop_token_ids, params->num_stop_token_ids,
+                  vocab_size));
+    return check_ids("logit_bias", params->logit_bias_ids, params->num_logit_bias, vocab_size);
+}
+
+void sampling_params_help(struct bytes *out)
+{
+    for (size_t i = 0; i < COUNT_OF(parameters); i++)
+        if (*key_of(&parameters[i]))
+            bytes_printf(out, "  %-28s %s\n", key_of(&parameters[i]), parameters[i].help);
+}

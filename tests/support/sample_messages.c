@@ -1,0 +1,114 @@
+#include "tests/support/sample_messages.h"
+
+#include <math.h>
+
+#define INTS(...) (const int32_t[]){__VA_ARGS__}
+#define BYTES_OF(...) (const uint8_t[]){__VA_ARGS__}
+
+static const struct new_request new_requests[] = {
+    {
+        .slot = 2,
+        .id = "cmpl-7 ü",
+        .prompt_token_ids = INTS(1, 40000, 300, 2147483647),
+        .num_prompt_token_ids = 4,
+        .block_ids = INTS(9, 70000),
+        .num_block_ids = 2,
+        .sampling_params = {.n = 1,
+                            .temperature = 0.7f,
+                            .top_p = 0.9f,
+                            .top_k = 40,
+                            .seed = INT64_MIN,
+                            .max_tokens = 16,
+                            .stop_token_ids = INTS(2),
+                            .num_stop_token_ids = 1,
+                            .ignore_eos = true,
+                            .logprobs = 5,
+                            .repetition_penalty = 1,
+                            .logit_bias_ids = INTS(17, 4),
+                            .logit_bias_values = (const float[]){-100, 1.5f},
+                            .num_logit_bias = 2},
+    },
+    {.slot = 0, .id = "b", .output_token_ids = INTS(7), .num_output_token_ids = 1},
+};
+
+static const struct scheduler_output scheduler_output = {
+    .finished_slots = INTS(5),
+    .num_finished_slots = 1,
+    .new_requests = new_requests,
+    .num_new_requests = 2,
+    .num_rows = 4,
+    .slots = INTS(3, 1, 2, 0),
+    .num_computed_tokens = INTS(70000, 12, 0, 0),
+    .num_scheduled_tokens = INTS(1, 3, 4, 1),
+    .samples = BYTES_OF(1, 1, 0, 1),
+    .is_resumed = BYTES_OF(0, 1, 0, 0),
+    .new_block_counts = INTS(0, 2, 0, 0),
+    .new_token_counts = INTS(0, 3, 0, 0),
+    .new_block_ids = INTS(11, 12),
+    .num_new_block_ids = 2,
+    .new_token_ids = INTS(5, 6, 7),
+    .num_new_token_ids = 3,
+    .total_num_scheduled_tokens = 9,
+    .has_structured_output = true,
+};
+
+static const struct scheduler_output nothing_to_do = {0};
+static const struct grammar_output grammar_output = {
+    .slots = INTS(3),
+    .num_rows = 1,
+    .words_per_row = 2,
+    .bitmask = BYTES_OF(255, 0, 1, 2, 3, 4, 5, 6),
+    .num_bitmask_bytes = 8,
+};
+static const struct model_runner_output model_runner_output = {
+    .rank = 0,
+    .num_rows = 4,
+    .slots = INTS(3, 1, 0),
+    .num_sampled = 3,
+    .sampled_token_ids = INTS(100, 49151, 2),
+    .logprob_counts = INTS(0, 2, 0),
+    .sampled_token_ranks = INTS(0, 1, 0),
+    .logprob_token_ids = INTS(49151, 8),
+    .num_logprobs = 2,
+    .logprobs = (const float[]){-0.25f, -INFINITY},
+    .prepare_ns = 1000,
+    .execute_ns = 5000000000,
+    .sample_ns = 70000,
+};
+static const struct hello hello = {
+    .rank = 1, .world = 2, .pid = 4711, .host = "h", .boot_id = "b-1", .build_id = "00ff"};
+static const struct welcome welcome = {.refusal = "", .config = "{\"tp\": 2}"};
+static const struct ready ready = {.rank = 1,
+                                   .fingerprint = "xxh3:1234",
+                                   .weights_bytes = 1LL << 40,
+                                   .free_bytes = 3,
+                                   .kv_block_bytes = 4,
+                                   .max_num_blocks = 5,
+                                   .max_position = 8192,
+                                   .vocab_size = 49152,
+                                   .load_ms = 12.5};
+static const struct call call = {.id = 9, .name = "init_kv_cache", .args = "{\"num_blocks\": 7}"};
+static const struct reply reply = {.id = 9, .rank = 1, .status = OK, .text = "{}"};
+static const struct fault fault = {.rank = 1, .code = ERR_NO_MEMORY, .text = "no memory"};
+static const struct heartbeat heartbeat = {.rank = 1, .seq = 3, .step = -1, .ms_in_step = 0};
+
+static const struct sample_message samples[NUM_SAMPLE_MESSAGES] = {
+    {&hello_type, &hello},
+    {&welcome_type, &welcome},
+    {&ready_type, &ready},
+    {&scheduler_output_type, &scheduler_output},
+    {&execute_model_type, ""},
+    {&grammar_output_type, &grammar_output},
+    {&model_runner_output_type, &model_runner_output},
+    {&call_type, &call},
+    {&reply_type, &reply},
+    {&fault_type, &fault},
+    {&heartbeat_type, &heartbeat},
+    {&shutdown_type, ""},
+    {&scheduler_output_type, &nothing_to_do},
+};
+
+const struct sample_message *sample_messages(void)
+{
+    return samples;
+}
