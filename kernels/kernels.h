@@ -53,8 +53,9 @@ struct matrix {
 
 /*
  * rows × k inputs of a matmul. `x` is given; quantize fills q, d, z and sums for weights of a
- * quantised type: per row and block of 32, d = max|x| / 127, q = round(x / d) to nearest even,
- * never -128, z = d * sum(q).  Float weights read x itself.
+ * quantised type: per row and block of 32, d = max|x| / 127, q = x * (127 / max|x|) rounded to
+ * nearest even, never -128, z = d * sum(q); a block below 2^-100 is zeros. Float weights read x
+ * itself.
  */
 struct activations {
     int32_t rows;
@@ -128,8 +129,7 @@ struct kernels {
     void (*quantize)(struct device *dev, const struct activations *a);
 
     /* out: [rows, n] with row stride out_stride (floats).  out = a · Wᵀ: per output, blocks of 32
-     * in order of k:  acc = fma(isum, d_w*d_a, acc); acc = fma(m_w, z_a, acc)  (quantised), or
-     * the fixed order stated in ref/matmul.c (float types). */
+     * in order of k as quant_block.h says; float types acc = fma(x, w, acc) in order of k. */
     void (*matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                    const struct matrix *w);
 

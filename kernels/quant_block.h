@@ -1,0 +1,51 @@
+/*
+ * quant_block: 32 weights of any quantised type as codes and scales, and what they mean.
+ *
+ * This is the arithmetic that every matmul of quantised weights does, on every device. For a block
+ * of weights with codes u, and a block of activations with codes a, scale d_a, z_a = d_a * sum(a):
+ *
+ *  SCALE_PLAIN, SCALE_SUPER  w = d_w * u + m_w
+ *      d_w = d           m_w = m | -offset * d | none       SCALE_PLAIN
+ *      d_w = d * scale   m_w = -(m * min)                   SCALE_SUPER (exact in a float)
+ *      acc = fma(float(sum(u * a)), d_w * d_a, acc)
+ *      acc = fma(m_w, z_a, acc)                             not where there is no m_w
+ *
+ *  SCALE_HALVES  w = d * scale[h] * (u - offset) - m * min[h], h = which half of the block
+ *      acc = fma(float(sum over h of scale[h] * sum((u - offset) * a)), d * d_a, acc)
+ *      acc = fma(float(sum over h of min[h] * sum(a)), -(m * d_a), acc)    where there is a min
+ *
+ * Every integer sum is below 2^24, so its float is exact; every product of d and a scale is exact.
+ *
+ * Thread: any (no state).
+ */
+#ifndef KERNELS_QUANT_BLOCK_H
+#define KERNELS_QUANT_BLOCK_H
+
+#include "proto/model/quant.h"
+
+#include <stdint.h>
+
+enum { QUANT_BLOCK = 32, SUPER_BLOCKS = 8 }; /* elements of a block; blocks of a K type's 256 */
+
+enum scale_kind { SCALE_NONE, SCALE_PLAIN, SCALE_SUPER, SCALE_HALVES };
+
+struct quant_form {
+    enum scale_kind scales; /* SCALE_NONE: F32, F16, BF16 */
+    int code_bits;          /* 4, 5, 6 unsigned; 8 signed */
+    int offset;             /* taken off each code, 0 where `has_min` or signed */
+    bool has_min;           /* m (and min) mean something */
+};
+
+struct quant_block {
+    uint8_t codes[QUANT_BLOCK];
+    uint16_t d, m; /* half */
+    int8_t scale[2], min[2]; /* SCALE_SUPER uses [0] */
+};
+
+const struct quant_form *quant_form(enum tensor_type type);
+
+/* Block `index` (elements 32 * index and on) of the row of a GGUF tensor at `row`. */
+void quant_block_read(enum tensor_type type, const void *row, int64_t index,
+                      struct quant_block *out);
+
+#endif

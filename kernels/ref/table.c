@@ -1,0 +1,21 @@
+#include "kernels/ref/ref.h"
+
+const struct kernels kernels_ref = {
+    .name = "ref",
+    .matrix_bytes = matrix_bytes_ref,
+    .matrix_pack = matrix_pack_ref,
+    .quantize = quantize_ref,
+    .matmul = matmul_ref,
+    .matmul_groups = matmul_groups_ref,
+    .embedding = embedding_ref,
+    .rms_norm = rms_norm_ref,
+    .add_exact = add_exact_ref,
+    .add = add_ref,
+    .round_exact = round_exact_ref,
+    .rope = rope_ref,
+    .kv_store = kv_store_ref,
+    .attention = attention_ref,
+    .silu_mul = silu_mul_ref,
+    .gelu_mul = gelu_mul_ref,
+    .gather_rows = gather_rows_ref,
+};
