@@ -1,0 +1,299 @@
+#include "engine/text/tokenizer.h"
+
+#include "engine/text/special.h"
+#include "engine/text/token_model.h"
+#include "engine/text/utf8.h"
+
+#include <string.h>
+
+/* Symbols of a text are counted in 32 bits, and cost some 40 bytes each while it is encoded. */
+enum { MAX_TEXT_BYTES = 256 << 20 };
+
+static const struct token_model_ops *const models[] = {&bpe_ops, &spm_ops};
+
+struct tokenizer {
+    struct token_map tokens;
+    struct special special;
+    struct token_model *model;
+    token_id bos, eos; /* -1: none */
+    bool add_bos, add_eos;
+    bool drops_first_space; /* decode undoes the space that encode put before the text */
+    token_id stop_ids[2];
+    int32_t num_stop_ids;
+};
+
+/* ---- lists of tokens ---------------------------------------------------------------------- */
+
+void token_list_add(struct token_list *list, token_id id)
+{
+    if (list->count == list->capacity) {
+        ASSERT(list->capacity <= INT32_MAX / 2);
+        list->capacity = MAX(64, 2 * list->capacity);
+        list->ids = mem_resize(list->ids, (size_t)list->capacity * sizeof *list->ids);
+    }
+    list->ids[list->count++] = id;
+}
+
+void token_list_close(struct token_list *list)
+{
+    mem_free(list->ids);
+    *list = (struct token_list){0};
+}
+
+/* ---- life --------------------------------------------------------------------------------- */
+
+static const struct token_model_ops *find_model(const char *name)
+{
+    for (size_t i = 0; i < COUNT_OF(models); i++)
+        if (strcmp(models[i]->name, name) == 0)
+            return models[i];
+    return NULL;
+}
+
+static enum status check_ids(const struct vocabulary *vocabulary)
+{
+    const struct {
+        const char *name;
+        token_id id;
+    } ids[] = {
+        {"bos", vocabulary->bos_id},         {"eos", vocabulary->eos_id},
+        {"eot", vocabulary->eot_id},         {"unknown", vocabulary->unknown_id},
+        {"padding", vocabulary->padding_id},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(ids); i++)
+        if (ids[i].id < -1 || ids[i].id >= vocabulary->num_tokens)
+            return fail(ERR_CORRUPT, "the %s token is %d, the vocabulary has %d tokens",
+                        ids[i].name, ids[i].id, vocabulary->num_tokens);
+    return OK;
+}
+
+static void normalize(const struct token_model_ops *ops, const char *text, size_t size,
+                      struct bytes *out)
+{
+    if (ops->normalize)
+        ops->normalize(text, size, out);
+    else
+        bytes_append(out, text, size);
+}
+
+static bool is_special_type(enum token_type type)
+{
+    return type == TOKEN_CONTROL || type == TOKEN_UNKNOWN;
+}
+
+/* They are looked for in normalised text, so they are kept in that form too. */
+static void collect_special(struct tokenizer *tokenizer)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+
+    for (token_id id = 0; id < tokenizer->tokens.num_tokens; id++) {
+        enum token_type type = token_map_type(&tokenizer->tokens, id);
+        const char *stored = token_map_text(&tokenizer->tokens, id);
+        size_t size = token_map_bytes(&tokenizer->tokens, id);
+
+        if (type != TOKEN_USER_DEFINED && !is_special_type(type))
+            continue;
+        if (utf8_valid_bytes(stored, size) != size)
+            continue; /* it must not cut a character of the text in two */
+        text.size = 0;
+        normalize(tokenizer->model->ops, stored, size, &text);
+        special_add(&tokenizer->special, (const char *)text.data, text.size, id,
+                    is_special_type(type));
+    }
+}
+
+static void collect_stops(struct tokenizer *tokenizer, const struct vocabulary *vocabulary)
+{
+    if (vocabulary->eos_id >= 0)
+        tokenizer->stop_ids[tokenizer->num_stop_ids++] = vocabulary->eos_id;
+    if (vocabulary->eot_id >= 0 && vocabulary->eot_id != vocabulary->eos_id)
+        tokenizer->stop_ids[tokenizer->num_stop_ids++] = vocabulary->eot_id;
+}
+
+enum status tokenizer_new(const struct vocabulary *vocabulary, struct tokenizer **out)
+{
+    AUTO_FREE(tokenizer) struct tokenizer *tokenizer = mem_new(struct tokenizer);
+    const struct token_model_ops *ops = find_model(vocabulary->model);
+
+    if (!ops)
+        return fail(ERR_UNSUPPORTED,
+                    "tokenizer model '%.32s' is not known; known are gpt2 and llama",
+                    vocabulary->model);
+    TRY(token_map_init(&tokenizer->tokens, vocabulary));
+    TRY(check_ids(vocabulary));
+    TRY(ops->create(vocabulary, &tokenizer->tokens, &tokenizer->model));
+    tokenizer->bos = vocabulary->bos_id;
+    tokenizer->eos = vocabulary->eos_id;
+    tokenizer->add_bos = vocabulary->add_bos && vocabulary->bos_id >= 0;
+    tokenizer->add_eos = vocabulary->add_eos && vocabulary->eos_id >= 0;
+    tokenizer->drops_first_space = ops == &spm_ops && vocabulary->add_space_prefix;
+    collect_special(tokenizer);
+    collect_stops(tokenizer, vocabulary);
+    *out = give(tokenizer);
+    return OK;
+}
+
+void tokenizer_free(struct tokenizer *tokenizer)
+{
+    if (!tokenizer)
+        return;
+    if (tokenizer->model)
+        tokenizer->model->ops->free(tokenizer->model);
+    special_close(&tokenizer->special);
+    token_map_close(&tokenizer->tokens);
+    mem_free(tokenizer);
+}
+
+/* ---- encode ------------------------------------------------------------------------------- */
+
+static enum status check_text(const char *text, size_t size)
+{
+    if (size > MAX_TEXT_BYTES)
+        return fail(ERR_INVALID, "the text has %zu bytes, %d at most can be encoded", size,
+                    MAX_TEXT_BYTES);
+
+    size_t valid = utf8_valid_bytes(text, size);
+
+    if (valid < size)
+        return fail(ERR_INVALID, "the text is not UTF-8 at byte %zu (0x%02x)", valid,
+                    (unsigned)(uint8_t)text[valid]);
+    return OK;
+}
+
+/* Special tokens cut the text; what lies between them is the model's. */
+static enum status encode_normalized(const struct tokenizer *tokenizer, const char *text,
+                                     size_t size, bool parse_special, struct merge *scratch,
+                                     struct token_list *out)
+{
+    const struct token_model *model = tokenizer->model;
+    size_t from = 0;
+
+    while (from < size) {
+        token_id id = -1;
+        size_t bytes = 0;
+        size_t at =
+            special_find(&tokenizer->special, text, size, from, parse_special, &id, &bytes);
+
+        if (at > from)
+            TRY(model->ops->encode(model, text + from, at - from, scratch, out));
+        if (at < size)
+            token_list_add(out, id);
+        from = at + bytes;
+    }
+    return OK;
+}
+
+enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t size,
+                             bool parse_special, bool add_special, struct token_list *out)
+{
+    AUTO_CLOSE(merge) struct merge scratch = {0};
+    AUTO_CLOSE(bytes) struct bytes normal = {0};
+    int32_t count_before = out->count;
+
+    TRY(check_text(text, size));
+    if (tokenizer->model->ops->normalize) {
+        tokenizer->model->ops->normalize(text, size, &normal);
+        text = (const char *)normal.data;
+        size = normal.size;
+    }
+    if (add_special && tokenizer->add_bos)
+        token_list_add(out, tokenizer->bos);
+
+    enum status status =
+        encode_normalized(tokenizer, text, size, parse_special, &scratch, out);
+
+    if (status != OK) {
+        out->count = count_before;
+        return status;
+    }
+    if (add_special && tokenizer->add_eos)
+        token_list_add(out, tokenizer->eos);
+    return OK;
+}
+
+/* ---- decode ------------------------------------------------------------------------------- */
+
+void tokenizer_piece(const struct tokenizer *tokenizer, token_id id, bool show_special,
+                     struct bytes *out)
+{
+    if (id < 0 || id >= tokenizer->tokens.num_tokens)
+        return;
+    if (!tokenizer_is_special(tokenizer, id))
+        tokenizer->model->ops->piece(tokenizer->model, id, out);
+    else if (show_special)
+        bytes_append(out, token_map_text(&tokenizer->tokens, id),
+                     token_map_bytes(&tokenizer->tokens, id));
+}
+
+static void append_repaired(struct bytes *out, const char *data, size_t size)
+{
+    size_t at = 0;
+
+    while (at < size) {
+        size_t valid = utf8_valid_bytes(data + at, size - at);
+
+        bytes_append(out, data + at, valid);
+        at += valid;
+        if (at < size) {
+            bytes_append(out, UTF8_REPLACEMENT, strlen(UTF8_REPLACEMENT));
+            at += utf8_first(data + at, size - at).size;
+        }
+    }
+}
+
+void tokenizer_decode(const struct tokenizer *tokenizer, const token_id *ids, int32_t count,
+                      bool show_special, struct bytes *out)
+{
+    AUTO_CLOSE(bytes) struct bytes raw = {0};
+    bool is_first_word = true;
+
+    for (int32_t i = 0; i < count; i++) {
+        size_t before = raw.size;
+
+        tokenizer_piece(tokenizer, ids[i], show_special, &raw);
+        if (tokenizer_is_special(tokenizer, ids[i]) || raw.size == before)
+            continue;
+        if (is_first_word && tokenizer->drops_first_space && raw.data[before] == ' ')
+            memmove(raw.data + before, raw.data + before + 1, --raw.size - before);
+        is_first_word = false;
+    }
+    append_repaired(out, (const char *)raw.data, raw.size);
+}
+
+/* ---- questions ---------------------------------------------------------------------------- */
+
+int32_t tokenizer_vocab_size(const struct tokenizer *tokenizer)
+{
+    return tokenizer->tokens.num_tokens;
+}
+
+bool tokenizer_is_special(const struct tokenizer *tokenizer, token_id id)
+{
+    return id >= 0 && id < tokenizer->tokens.num_tokens &&
+           is_special_type(token_map_type(&tokenizer->tokens, id));
+}
+
+token_id tokenizer_bos(const struct tokenizer *tokenizer)
+{
+    return tokenizer->bos;
+}
+
+token_id tokenizer_eos(const struct tokenizer *tokenizer)
+{
+    return tokenizer->eos;
+}
+
+const char *tokenizer_token_text(const struct tokenizer *tokenizer, token_id id, size_t *size_out)
+{
+    if (id < 0 || id >= tokenizer->tokens.num_tokens)
+        return NULL;
+    *size_out = token_map_bytes(&tokenizer->tokens, id);
+    return token_map_text(&tokenizer->tokens, id);
+}
+
+const token_id *tokenizer_stop_ids(const struct tokenizer *tokenizer, int32_t *count_out)
+{
+    *count_out = tokenizer->num_stop_ids;
+    return tokenizer->stop_ids;
+}
