@@ -29,7 +29,7 @@ enum openai_endpoint {
 };
 
 struct openai_model {              /* what bodies are read against; frozen */
-    const char *name;              /* what "model" must say if it is there */
+    const char *name;              /* what "model" must say if it is there; NULL: anything */
     const struct tokenizer *tokenizer;
     const struct template *chat_template; /* NULL: the model has none, chat is refused */
     int32_t max_model_len;
@@ -45,19 +45,18 @@ struct generation;
 /* `sequence` has brought something: text, tokens, its end. May free the generation. */
 typedef void generation_listener(void *user, struct generation *generation, int32_t sequence);
 
-/* One body: num_prompts prompts, n sequences of each; sequence i answers prompt i / n. */
+/* One body: num_prompts prompts, params.n sequences of each; sequence i answers prompt i / n. */
 struct generation {
     enum openai_endpoint endpoint;
     char id[48];     /* "cmpl-…", "chatcmpl-…" */
     char *model;     /* the name in the answer */
     int64_t created; /* Unix seconds */
-    bool stream, include_usage, continuous_usage, echo;
-    int32_t top_logprobs; /* -1: no logprobs wanted */
+    bool stream, include_usage, continuous_usage, echo, return_token_ids;
     int32_t priority;
 
     struct openai_prompt *prompts; /* [num_prompts] */
-    int32_t num_prompts, n;
-    struct sampling_params params; /* arrays in `arena`; of sequence i: seed + i % n */
+    int32_t num_prompts;
+    struct sampling_params params; /* arrays in `arena`; a seed that was not given is random */
 
     struct output_processor *outputs; /* [num_sequences] */
     int32_t num_sequences, num_finished;
@@ -71,8 +70,9 @@ struct generation {
 };
 
 /* Bytes to JSON. ERR_INVALID: line and column of what is no JSON or no UTF-8, a key given twice,
- * too much nesting. */
-MUST_USE enum status openai_decode(const char *body, size_t size, json_t **out);
+ * too much nesting. first_line: the body's place in its file, counted from 1. */
+MUST_USE enum status openai_decode(const char *body, size_t size, int32_t first_line,
+                                   json_t **out);
 
 /*
  * JSON to a generation: renders, tokenizes and checks all that needs no engine. ERR_INVALID,
@@ -85,7 +85,8 @@ MUST_USE enum status openai_read(const struct openai_model *model, enum openai_e
 void generation_free(struct generation *generation); /* NULL is fine; front_abort first */
 DEFINE_AUTO_FREE(generation)
 
-/* What goes to the engine for one sequence; it borrows from the generation. */
+/* What goes to the engine for one sequence, with a seed of its own (seed + i % n); it borrows
+ * from the generation and from params_out. */
 void generation_submission(const struct generation *generation, int32_t sequence,
                            const struct tokenizer *tokenizer, struct submission *submission_out,
                            struct sampling_params *params_out);

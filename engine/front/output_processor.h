@@ -25,21 +25,22 @@ struct output_processor {
     /* ---- what came so far; grows with every push ---- */
     struct bytes text;               /* UTF-8, certain: nothing of it is ever taken back */
     token_id *tokens;                /* [num_tokens] */
-    struct token_logprobs *logprobs; /* [num_tokens], owns its tops; NULL when not asked for */
+    struct token_logprobs *logprobs; /* [num_tokens]; NULL when not asked for */
     int32_t num_tokens;
     int32_t num_prompt_tokens;
     int32_t num_cached_tokens; /* of the prompt, found in the prefix cache */
 
     /* ---- how it ended ---- */
     enum finish_reason finish; /* FINISH_NONE: it goes on */
-    char *stop_string;         /* the stop string that ended it, or NULL */
+    const char *stop_string;   /* the stop string that ended it, or NULL */
     token_id stop_token;       /* the one of stop_token_ids that ended it; -1: none, or EOS */
     enum status error;         /* FINISH_ERROR: why, */
     char *error_text;          /* and its sentence */
 
     /* ---- when: CLOCK_MONOTONIC, 0 while it has not happened ---- */
     int64_t queued_ns, scheduled_ns, first_token_ns;
-    int64_t previous_ns; /* the event with tokens before the latest one */
+    int64_t latest_token_ns;
+    int64_t previous_ns; /* latest_token_ns before the latest event with tokens */
     int64_t latest_ns;   /* the latest event */
 
     /* ---- where a stream's reader is; openai_stream_delta moves them ---- */

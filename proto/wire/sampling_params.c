@@ -109,6 +109,14 @@ bool sampling_params_has_key(const char *key)
     return false;
 }
 
+const char *sampling_params_key(size_t i)
+{
+    for (size_t row = 0; row < COUNT_OF(parameters); row++)
+        if (*key_of(&parameters[row]) && i-- == 0)
+            return key_of(&parameters[row]);
+    return NULL;
+}
+
 /* ---- plain numbers and booleans ---------------------------------------------------------------- */
 
 static enum status check_range(const struct parameter *row, double value, const char *shown)

@@ -62,6 +62,8 @@ static inline bool sampling_params_is_greedy(const struct sampling_params *param
 
 /* Is this key of a request's JSON ours? */
 bool sampling_params_has_key(const char *key);
+/* The i-th key, for who offers names to a user; NULL behind the last. */
+const char *sampling_params_key(size_t i);
 
 /* Reads our keys of the object `request`, leaves others alone; null means the default. Lists and
  * texts are copied into `arena`. `logprobs` may be a number (completions), or true or false with

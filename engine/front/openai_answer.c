@@ -1,0 +1,456 @@
+#include "engine/front/openai.h"
+
+#include <math.h>
+#include <string.h>
+
+/* JSON has no infinities: what vLLM says of a token that cannot come. */
+#define LEAST_LOGPROB -9999.0
+
+/* ---- JSON to bytes ---------------------------------------------------------------------------- */
+
+static int append_json(const char *text, size_t size, void *out)
+{
+    bytes_append(out, text, size);
+    return 0;
+}
+
+/* Takes `json`. 9 digits restore a float's bits. */
+static void put_json(json_t *json, struct bytes *out)
+{
+    int rc = json_dump_callback(json, append_json, out, JSON_COMPACT | JSON_REAL_PRECISION(9));
+
+    ASSERT(rc == 0, "an answer is no JSON");
+    json_decref(json);
+}
+
+static void put_event(json_t *json, struct bytes *out)
+{
+    bytes_append(out, "data: ", 6);
+    put_json(json, out);
+    bytes_append(out, "\n\n", 2);
+}
+
+/* Text that may come from outside, cut anywhere: what is no UTF-8 is shown as '?'. */
+static json_t *any_text(const char *text)
+{
+    json_t *json = json_string(text);
+
+    if (!json) {
+        AUTO_MEM char *plain = mem_strdup(text);
+
+        for (char *c = plain; *c; c++)
+            if ((uint8_t)*c >= 0x80)
+                *c = '?';
+        json = json_string(plain);
+    }
+    return json;
+}
+
+/* ---- logprobs ---------------------------------------------------------------------------------- */
+
+static json_t *logprob_json(float logprob)
+{
+    return json_real(isfinite(logprob) ? (double)logprob : LEAST_LOGPROB);
+}
+
+static void token_bytes(const struct openai_model *model, token_id token, struct bytes *out)
+{
+    tokenizer_piece(model->tokenizer, token, true, out);
+}
+
+/* Chat's {"token", "logprob", "bytes"}. */
+static json_t *chat_token(const struct openai_model *model, token_id token, float logprob)
+{
+    AUTO_CLOSE(bytes) struct bytes piece = {0}, text = {0};
+    json_t *entry = json_object(), *list = json_array();
+
+    token_bytes(model, token, &piece);
+    tokenizer_decode(model->tokenizer, &token, 1, true, &text);
+    for (size_t i = 0; i < piece.size; i++)
+        json_array_append_new(list, json_integer(piece.data[i]));
+    json_object_set_new(entry, "token", json_stringn(bytes_text(&text), text.size));
+    json_object_set_new(entry, "logprob", logprob_json(logprob));
+    json_object_set_new(entry, "bytes", list);
+    return entry;
+}
+
+static json_t *chat_logprobs(const struct openai_model *model,
+                             const struct output_processor *output, int32_t first)
+{
+    json_t *content = json_array();
+
+    for (int32_t i = first; i < output->num_tokens; i++) {
+        const struct token_logprobs *of_token = &output->logprobs[i];
+        json_t *entry = chat_token(model, output->tokens[i], of_token->logprob);
+        json_t *tops = json_array();
+
+        for (int32_t k = 0; k < of_token->num_top; k++)
+            json_array_append_new(tops, chat_token(model, of_token->top[k].token,
+                                                   of_token->top[k].logprob));
+        json_object_set_new(entry, "top_logprobs", tops);
+        json_array_append_new(content, entry);
+    }
+    return json_pack("{s:o}", "content", content);
+}
+
+/* A token's name in completions: its text, or OpenAI's "bytes:\xe2\x96" where it is no text by
+ * itself, so that two such tokens stay two keys. */
+static void token_label(const struct openai_model *model, token_id token, struct bytes *out)
+{
+    AUTO_CLOSE(bytes) struct bytes piece = {0};
+    json_t *text;
+
+    token_bytes(model, token, &piece);
+    text = json_stringn(bytes_text(&piece), piece.size);
+    if (text && !memchr(piece.data ? (const char *)piece.data : "", 0, piece.size)) {
+        bytes_append(out, piece.data, piece.size);
+    } else {
+        bytes_printf(out, "bytes:");
+        for (size_t i = 0; i < piece.size; i++)
+            bytes_printf(out, "\\x%02x", piece.data[i]);
+    }
+    json_decref(text);
+}
+
+static int64_t count_characters(const char *text, size_t size)
+{
+    int64_t count = 0;
+
+    for (size_t i = 0; i < size; i++)
+        count += ((uint8_t)text[i] & 0xc0) != 0x80; /* not a continuation byte */
+    return count;
+}
+
+static void put_label(const struct openai_model *model, token_id token, float logprob,
+                      json_t *object)
+{
+    AUTO_CLOSE(bytes) struct bytes label = {0};
+
+    token_label(model, token, &label);
+    json_object_set_new(object, bytes_text(&label), logprob_json(logprob));
+}
+
+/* Completions' four columns. `offset` is where the first token's text begins, in characters, and
+ * is moved behind the last one. */
+static json_t *completion_logprobs(const struct openai_model *model,
+                                   const struct output_processor *output, int32_t first,
+                                   int64_t *offset)
+{
+    json_t *texts = json_array(), *logprobs = json_array(), *tops = json_array();
+    json_t *offsets = json_array();
+
+    for (int32_t i = first; i < output->num_tokens; i++) {
+        const struct token_logprobs *of_token = &output->logprobs[i];
+        AUTO_CLOSE(bytes) struct bytes label = {0}, text = {0};
+        json_t *top = json_object();
+
+        token_label(model, output->tokens[i], &label);
+        token_bytes(model, output->tokens[i], &text);
+        json_array_append_new(texts, json_stringn(bytes_text(&label), label.size));
+        json_array_append_new(logprobs, logprob_json(of_token->logprob));
+        for (int32_t k = 0; k < of_token->num_top; k++)
+            put_label(model, of_token->top[k].token, of_token->top[k].logprob, top);
+        put_label(model, output->tokens[i], of_token->logprob, top);
+        json_array_append_new(tops, top);
+        json_array_append_new(offsets, json_integer(*offset));
+        *offset += count_characters(bytes_text(&text), text.size);
+    }
+    return json_pack("{s:o, s:o, s:o, s:o}", "text_offset", offsets, "token_logprobs", logprobs,
+                     "tokens", texts, "top_logprobs", tops);
+}
+
+static json_t *logprobs_json(const struct openai_model *model, const struct generation *generation,
+                             const struct output_processor *output, int32_t first, int64_t *offset)
+{
+    if (!output->logprobs)
+        return json_null();
+    return generation->endpoint == OPENAI_CHAT
+               ? chat_logprobs(model, output, first)
+               : completion_logprobs(model, output, first, offset);
+}
+
+/* ---- parts of answers --------------------------------------------------------------------------- */
+
+static json_t *usage_json(const struct generation *generation)
+{
+    int64_t prompt = 0, completion = 0, cached = 0;
+
+    for (int32_t i = 0; i < generation->num_sequences; i++) {
+        const struct output_processor *output = &generation->outputs[i];
+
+        completion += output->num_tokens;
+        if (i % generation->params.n == 0) { /* a prompt counts once, however often it is answered */
+            prompt += output->num_prompt_tokens;
+            cached += output->num_cached_tokens;
+        }
+    }
+    return json_pack("{s:I, s:I, s:I, s:{s:I}}", "prompt_tokens", (json_int_t)prompt,
+                     "total_tokens", (json_int_t)(prompt + completion), "completion_tokens",
+                     (json_int_t)completion, "prompt_tokens_details", "cached_tokens",
+                     (json_int_t)cached);
+}
+
+static json_t *stop_reason_json(const struct output_processor *output)
+{
+    if (output->stop_string)
+        return any_text(output->stop_string);
+    return output->stop_token >= 0 ? json_integer(output->stop_token) : json_null();
+}
+
+static void set_finish(json_t *choice, const struct output_processor *output)
+{
+    bool finished = output && output->finish != FINISH_NONE;
+
+    json_object_set_new(choice, "finish_reason",
+                        finished ? json_string(finish_reason_name(output->finish)) : json_null());
+    json_object_set_new(choice, "stop_reason", finished ? stop_reason_json(output) : json_null());
+}
+
+static json_t *ids_json(const token_id *ids, int32_t count)
+{
+    json_t *list = json_array();
+
+    for (int32_t i = 0; i < count; i++)
+        json_array_append_new(list, json_integer(ids[i]));
+    return list;
+}
+
+/* The prompt as its reader would write it: for echo. */
+static void prompt_text(const struct openai_model *model, const struct openai_prompt *prompt,
+                        struct bytes *out)
+{
+    if (prompt->text)
+        bytes_append(out, prompt->text, prompt->text_size);
+    else
+        tokenizer_decode(model->tokenizer, prompt->tokens.ids, prompt->tokens.count, true, out);
+}
+
+static const struct openai_prompt *prompt_of(const struct generation *generation, int32_t sequence)
+{
+    return &generation->prompts[sequence / generation->params.n];
+}
+
+/* A seed that the client did not give is told, so that the answer can be had again. */
+static json_t *answer_head(const struct generation *generation, const char *object)
+{
+    json_t *head =
+        json_pack("{s:s, s:s, s:I, s:o}", "id", generation->id, "object", object, "created",
+                  (json_int_t)generation->created, "model", any_text(generation->model));
+
+    if (!sampling_params_is_greedy(&generation->params))
+        json_object_set_new(head, "seed", json_integer(generation->params.seed));
+    return head;
+}
+
+/* ---- whole answers ------------------------------------------------------------------------------- */
+
+static json_t *choice_json(const struct openai_model *model, const struct generation *generation,
+                           int32_t sequence)
+{
+    const struct output_processor *output = &generation->outputs[sequence];
+    const struct openai_prompt *prompt = prompt_of(generation, sequence);
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    json_t *choice = json_pack("{s:i}", "index", sequence), *content;
+    int64_t offset = 0;
+
+    if (generation->echo)
+        prompt_text(model, prompt, &text);
+    bytes_append(&text, output->text.data, output->text.size);
+    content = json_stringn(bytes_text(&text), text.size);
+    if (generation->endpoint == OPENAI_CHAT)
+        json_object_set_new(choice, "message",
+                            json_pack("{s:s, s:o, s:n}", "role", "assistant", "content", content,
+                                      "refusal"));
+    else
+        json_object_set_new(choice, "text", content);
+    json_object_set_new(choice, "logprobs",
+                        logprobs_json(model, generation, output, 0, &offset));
+    set_finish(choice, output);
+    if (generation->return_token_ids) {
+        json_object_set_new(choice, "token_ids", ids_json(output->tokens, output->num_tokens));
+        json_object_set_new(choice, "prompt_token_ids",
+                            ids_json(prompt->tokens.ids, prompt->tokens.count));
+    }
+    return choice;
+}
+
+void openai_response(const struct openai_model *model, const struct generation *generation,
+                     struct bytes *out)
+{
+    bool chat = generation->endpoint == OPENAI_CHAT;
+    json_t *answer = answer_head(generation, chat ? "chat.completion" : "text_completion");
+    json_t *choices = json_array();
+
+    for (int32_t i = 0; i < generation->num_sequences; i++)
+        json_array_append_new(choices, choice_json(model, generation, i));
+    json_object_set_new(answer, "choices", choices);
+    json_object_set_new(answer, "usage", usage_json(generation));
+    put_json(answer, out);
+}
+
+const struct output_processor *generation_failure(const struct generation *generation)
+{
+    for (int32_t i = 0; i < generation->num_sequences; i++)
+        if (generation->outputs[i].finish == FINISH_ERROR)
+            return &generation->outputs[i];
+    return NULL;
+}
+
+/* ---- streams --------------------------------------------------------------------------------------- */
+
+/* Takes `choices`. */
+static void put_chunk(const struct generation *generation, json_t *choices, bool last,
+                      struct bytes *out)
+{
+    bool chat = generation->endpoint == OPENAI_CHAT;
+    json_t *chunk = answer_head(generation, chat ? "chat.completion.chunk" : "text_completion");
+
+    json_object_set_new(chunk, "choices", choices);
+    if (last || generation->continuous_usage)
+        json_object_set_new(chunk, "usage", usage_json(generation));
+    else if (generation->include_usage)
+        json_object_set_new(chunk, "usage", json_null());
+    put_event(chunk, out);
+}
+
+/* A choice that brings `size` bytes of text. */
+static json_t *delta_choice(const struct generation *generation, int32_t sequence,
+                            const char *text, size_t size)
+{
+    json_t *choice = json_pack("{s:i}", "index", sequence);
+    json_t *content = json_stringn(text, size);
+
+    if (generation->endpoint == OPENAI_CHAT)
+        json_object_set_new(choice, "delta", json_pack("{s:o}", "content", content));
+    else
+        json_object_set_new(choice, "text", content);
+    json_object_set_new(choice, "logprobs", json_null());
+    set_finish(choice, NULL);
+    return choice;
+}
+
+void openai_stream_start(const struct openai_model *model, struct generation *generation,
+                         struct bytes *out)
+{
+    bool chat = generation->endpoint == OPENAI_CHAT;
+
+    for (int32_t i = 0; i < generation->num_sequences && (chat || generation->echo); i++) {
+        AUTO_CLOSE(bytes) struct bytes text = {0};
+        json_t *choice;
+
+        if (generation->echo)
+            prompt_text(model, prompt_of(generation, i), &text);
+        choice = delta_choice(generation, i, bytes_text(&text), text.size);
+        if (chat)
+            json_object_set_new(choice, "delta",
+                                json_pack("{s:s, s:s}", "role", "assistant", "content", ""));
+        put_chunk(generation, json_pack("[o]", choice), false, out);
+    }
+}
+
+static void put_news(const struct openai_model *model, struct generation *generation,
+                     int32_t sequence, struct bytes *out)
+{
+    struct output_processor *output = &generation->outputs[sequence];
+    json_t *choice =
+        delta_choice(generation, sequence, bytes_text(&output->text) + output->text_sent,
+                     output->text.size - output->text_sent);
+
+    json_object_set_new(choice, "logprobs",
+                        logprobs_json(model, generation, output, output->tokens_sent,
+                                      &output->characters_sent));
+    if (generation->return_token_ids)
+        json_object_set_new(choice, "token_ids",
+                            ids_json(output->tokens + output->tokens_sent,
+                                     output->num_tokens - output->tokens_sent));
+    output->text_sent = output->text.size;
+    output->tokens_sent = output->num_tokens;
+    put_chunk(generation, json_pack("[o]", choice), false, out);
+}
+
+static void put_finish(const struct generation *generation, int32_t sequence, struct bytes *out)
+{
+    json_t *choice = delta_choice(generation, sequence, "", 0);
+
+    if (generation->endpoint == OPENAI_CHAT)
+        json_object_set_new(choice, "delta", json_object());
+    set_finish(choice, &generation->outputs[sequence]);
+    put_chunk(generation, json_pack("[o]", choice), false, out);
+}
+
+static json_t *error_json(enum status status, const char *message, const char *param);
+
+void openai_stream_delta(const struct openai_model *model, struct generation *generation,
+                         int32_t sequence, struct bytes *out)
+{
+    struct output_processor *output = &generation->outputs[sequence];
+    bool tokens_matter = output->logprobs || generation->return_token_ids;
+
+    if (output->text.size > output->text_sent ||
+        (tokens_matter && output->num_tokens > output->tokens_sent))
+        put_news(model, generation, sequence, out);
+    if (output->finish == FINISH_NONE || output->finish_sent)
+        return;
+    output->finish_sent = true;
+    if (output->finish == FINISH_ERROR)
+        put_event(error_json(output->error, output->error_text, NULL), out);
+    else
+        put_finish(generation, sequence, out);
+}
+
+void openai_stream_end(const struct generation *generation, struct bytes *out)
+{
+    if (generation->include_usage)
+        put_chunk(generation, json_array(), true, out);
+    bytes_printf(out, "data: [DONE]\n\n");
+}
+
+/* ---- refusals --------------------------------------------------------------------------------------- */
+
+int openai_http_status(enum status status)
+{
+    switch (status) {
+    case ERR_INVALID:
+    case ERR_UNSUPPORTED:
+        return 400;
+    case ERR_NOT_FOUND:
+        return 404;
+    case ERR_FULL:
+    case ERR_CLOSED:
+        return 503;
+    case ERR_TIMEOUT:
+        return 504;
+    default:
+        return 500;
+    }
+}
+
+static const char *error_type(int http_status)
+{
+    switch (http_status) {
+    case 400:
+        return "BadRequestError";
+    case 404:
+        return "NotFoundError";
+    case 503:
+        return "ServiceUnavailableError";
+    case 504:
+        return "TimeoutError";
+    default:
+        return "InternalServerError";
+    }
+}
+
+static json_t *error_json(enum status status, const char *message, const char *param)
+{
+    int http_status = openai_http_status(status);
+
+    return json_pack("{s:{s:o, s:s, s:o, s:i}}", "error", "message", any_text(message), "type",
+                     error_type(http_status), "param", param ? any_text(param) : json_null(),
+                     "code", http_status);
+}
+
+void openai_error(enum status status, const char *message, const char *param, struct bytes *out)
+{
+    put_json(error_json(status, message, param), out);
+}
