@@ -113,7 +113,7 @@ void openai_stream_end(const struct generation *generation, struct bytes *out);
 
 /* ERR_INVALID and ERR_UNSUPPORTED 400, ERR_NOT_FOUND 404, ERR_FULL and ERR_CLOSED 503, … */
 int openai_http_status(enum status status);
-/* {"error": {"message", "type", "param", "code"}} as vLLM words it; param may be NULL. */
-void openai_error(enum status status, const char *message, const char *param, struct bytes *out);
+/* {"error": {"message", "type", "param", "code": http_status}} as vLLM does; param may be NULL. */
+void openai_error(int http_status, const char *message, const char *param, struct bytes *out);
 
 #endif

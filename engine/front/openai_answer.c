@@ -378,7 +378,7 @@ static void put_finish(const struct generation *generation, int32_t sequence, st
     put_chunk(generation, json_pack("[o]", choice), false, out);
 }
 
-static json_t *error_json(enum status status, const char *message, const char *param);
+static json_t *error_json(int http_status, const char *message, const char *param);
 
 void openai_stream_delta(const struct openai_model *model, struct generation *generation,
                          int32_t sequence, struct bytes *out)
@@ -393,7 +393,7 @@ void openai_stream_delta(const struct openai_model *model, struct generation *ge
         return;
     output->finish_sent = true;
     if (output->finish == FINISH_ERROR)
-        put_event(error_json(output->error, output->error_text, NULL), out);
+        put_event(error_json(openai_http_status(output->error), output->error_text, NULL), out);
     else
         put_finish(generation, sequence, out);
 }
@@ -427,30 +427,28 @@ int openai_http_status(enum status status)
 
 static const char *error_type(int http_status)
 {
-    switch (http_status) {
-    case 400:
-        return "BadRequestError";
-    case 404:
-        return "NotFoundError";
-    case 503:
-        return "ServiceUnavailableError";
-    case 504:
-        return "TimeoutError";
-    default:
-        return "InternalServerError";
-    }
+    static const struct {
+        int http_status;
+        const char *type;
+    } rows[] = {
+        {401, "AuthenticationError"},     {404, "NotFoundError"},  {429, "RateLimitError"},
+        {503, "ServiceUnavailableError"}, {504, "TimeoutError"},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        if (rows[i].http_status == http_status)
+            return rows[i].type;
+    return http_status < 500 ? "BadRequestError" : "InternalServerError";
 }
 
-static json_t *error_json(enum status status, const char *message, const char *param)
+static json_t *error_json(int http_status, const char *message, const char *param)
 {
-    int http_status = openai_http_status(status);
-
     return json_pack("{s:{s:o, s:s, s:o, s:i}}", "error", "message", any_text(message), "type",
                      error_type(http_status), "param", param ? any_text(param) : json_null(),
                      "code", http_status);
 }
 
-void openai_error(enum status status, const char *message, const char *param, struct bytes *out)
+void openai_error(int http_status, const char *message, const char *param, struct bytes *out)
 {
-    put_json(error_json(status, message, param), out);
+    put_json(error_json(http_status, message, param), out);
 }
