@@ -1,0 +1,289 @@
+#include "proto/wire/channel.h"
+
+#include "proto/base/clock.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/un.h>
+#include <zmq.h>
+
+struct channel {
+    void *context;
+    void *socket;
+    void *monitor;
+    bool is_listener;
+    int fd, monitor_fd;
+    int32_t num_disconnects;
+    zmq_msg_t last; /* what channel_recv gave out */
+};
+
+/* ---- frames ----------------------------------------------------------------------------------- */
+
+struct frame *frame_new(void)
+{
+    struct frame *frame = mem_new(struct frame);
+
+    atomic_init(&frame->num_users, 1);
+    return frame;
+}
+
+void frame_drop(struct frame *frame)
+{
+    if (frame && atomic_fetch_sub_explicit(&frame->num_users, 1, memory_order_acq_rel) == 1) {
+        bytes_close(&frame->bytes);
+        mem_free(frame);
+    }
+}
+
+/* ZeroMQ has sent it, or given it up. Called on its thread. */
+static void drop_from_zmq(void *data, void *frame)
+{
+    (void)data;
+    frame_drop(frame);
+}
+
+/* ---- open and close ----------------------------------------------------------------------------- */
+
+static enum status check_endpoint(const char *endpoint)
+{
+    static const size_t path_max = sizeof((struct sockaddr_un *)NULL)->sun_path - 1;
+
+    if (strncmp(endpoint, "tcp://", 6) == 0)
+        return fail(ERR_UNSUPPORTED, "%s is refused: tcp without CURVE keys is open to everyone",
+                    endpoint);
+    if (strncmp(endpoint, "ipc://", 6) != 0)
+        return fail(ERR_INVALID, "'%s' is no endpoint; use ipc://PATH", endpoint);
+    if (strlen(endpoint + 6) > path_max || endpoint[6] == '\0')
+        return fail(ERR_INVALID, "the socket's path %s has %zu bytes, it must have 1 to %zu",
+                    endpoint + 6, strlen(endpoint + 6), path_max);
+    return OK;
+}
+
+static void set_int(void *socket, int option, int value)
+{
+    int rc = zmq_setsockopt(socket, option, &value, sizeof value);
+
+    ASSERT(rc == 0, "ZeroMQ option %d: %s", option, zmq_strerror(errno));
+}
+
+static void set_common_options(void *socket, int linger_ms)
+{
+    int64_t max_frame = CHANNEL_MAX_FRAME;
+
+    set_int(socket, ZMQ_LINGER, linger_ms);
+    set_int(socket, ZMQ_SNDHWM, CHANNEL_MAX_QUEUE);
+    set_int(socket, ZMQ_RCVHWM, CHANNEL_MAX_QUEUE);
+    set_int(socket, ZMQ_HEARTBEAT_IVL, 500);
+    set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
+    set_int(socket, ZMQ_HEARTBEAT_TTL, 2000);
+    set_int(socket, ZMQ_HANDSHAKE_IVL, 3000);
+    zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame);
+}
+
+static int get_fd(void *socket)
+{
+    int fd = -1;
+    size_t size = sizeof fd;
+
+    zmq_getsockopt(socket, ZMQ_FD, &fd, &size);
+    return fd;
+}
+
+static enum status open_monitor(struct channel *channel)
+{
+    static const char address[] = "inproc://monitor";
+
+    if (zmq_socket_monitor(channel->socket, address, ZMQ_EVENT_DISCONNECTED) != 0 ||
+        !(channel->monitor = zmq_socket(channel->context, ZMQ_PAIR)) ||
+        zmq_connect(channel->monitor, address) != 0)
+        return fail(ERR_IO, "the channel cannot be watched: %s", zmq_strerror(errno));
+    channel->monitor_fd = get_fd(channel->monitor);
+    return OK;
+}
+
+static enum status open_socket(int type, struct channel **out)
+{
+    AUTO_FREE(channel) struct channel *channel = mem_new(struct channel);
+
+    zmq_msg_init(&channel->last);
+    channel->is_listener = type == ZMQ_ROUTER;
+    channel->context = zmq_ctx_new();
+    channel->socket = channel->context ? zmq_socket(channel->context, type) : NULL;
+    if (!channel->socket)
+        return fail(ERR_IO, "no ZeroMQ socket: %s", zmq_strerror(errno));
+    channel->fd = get_fd(channel->socket);
+    TRY(open_monitor(channel));
+    *out = give(channel);
+    return OK;
+}
+
+enum status channel_listen(const char *endpoint, struct channel **out)
+{
+    AUTO_FREE(channel) struct channel *channel = NULL;
+
+    TRY(check_endpoint(endpoint));
+    TRY(open_socket(ZMQ_ROUTER, &channel));
+    set_common_options(channel->socket, 0);
+    set_int(channel->socket, ZMQ_ROUTER_MANDATORY, 1);
+    set_int(channel->socket, ZMQ_ROUTER_HANDOVER, 1);
+    if (zmq_bind(channel->socket, endpoint) != 0)
+        return fail(ERR_IO, "%s cannot be listened on: %s", endpoint, zmq_strerror(errno));
+    *out = give(channel);
+    return OK;
+}
+
+enum status channel_connect(const char *endpoint, const char *name, struct channel **out)
+{
+    AUTO_FREE(channel) struct channel *channel = NULL;
+    size_t name_size = strlen(name);
+
+    ASSERT(name_size > 0 && name_size <= CHANNEL_MAX_NAME, "name '%s'", name);
+    TRY(check_endpoint(endpoint));
+    TRY(open_socket(ZMQ_DEALER, &channel));
+    set_common_options(channel->socket, 200);
+    set_int(channel->socket, ZMQ_RECONNECT_IVL, -1);
+    zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, name, name_size);
+    if (zmq_connect(channel->socket, endpoint) != 0)
+        return fail(ERR_IO, "%s cannot be reached: %s", endpoint, zmq_strerror(errno));
+    *out = give(channel);
+    return OK;
+}
+
+void channel_free(struct channel *channel)
+{
+    if (!channel)
+        return;
+    zmq_msg_close(&channel->last);
+    if (channel->socket) {
+        zmq_socket_monitor(channel->socket, NULL, 0);
+        zmq_close(channel->socket);
+    }
+    if (channel->monitor) {
+        set_int(channel->monitor, ZMQ_LINGER, 0);
+        zmq_close(channel->monitor);
+    }
+    if (channel->context)
+        zmq_ctx_term(channel->context);
+    mem_free(channel);
+}
+
+int channel_fd(const struct channel *channel)
+{
+    return channel->fd;
+}
+
+int channel_monitor_fd(const struct channel *channel)
+{
+    return channel->monitor_fd;
+}
+
+/* ---- send ----------------------------------------------------------------------------------------- */
+
+static enum status refused(const char *peer)
+{
+    const char *name = peer ? peer : "the engine";
+
+    if (errno == EHOSTUNREACH)
+        return fail(ERR_CLOSED, "worker %s is not connected", name);
+    if (errno == EAGAIN)
+        return fail(ERR_FULL, "%s has not read %d frames", name, CHANNEL_MAX_QUEUE);
+    return fail(ERR_IO, "a frame for %s was not sent: %s", name, zmq_strerror(errno));
+}
+
+enum status channel_send(struct channel *channel, const char *peer, struct frame *frame)
+{
+    zmq_msg_t message;
+
+    ASSERT(channel->is_listener == (peer != NULL));
+    if (frame->bytes.size > CHANNEL_MAX_FRAME)
+        return fail(ERR_FULL, "a frame of %zu bytes is not sent, the limit is %d",
+                    frame->bytes.size, CHANNEL_MAX_FRAME);
+    if (peer &&
+        zmq_send(channel->socket, peer, strlen(peer), ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
+        return refused(peer);
+    atomic_fetch_add_explicit(&frame->num_users, 1, memory_order_relaxed);
+    if (zmq_msg_init_data(&message, frame->bytes.data, frame->bytes.size, drop_from_zmq, frame)) {
+        frame_drop(frame);
+        return fail(ERR_NO_MEMORY, "no memory for a frame: %s", zmq_strerror(errno));
+    }
+    if (zmq_msg_send(&message, channel->socket, ZMQ_DONTWAIT) < 0) {
+        enum status status = refused(peer);
+
+        zmq_msg_close(&message); /* drops the reference */
+        return status;
+    }
+    return OK;
+}
+
+/* ---- receive --------------------------------------------------------------------------------------- */
+
+/* The next part; false: there is none. */
+static bool recv_part(struct channel *channel)
+{
+    zmq_msg_close(&channel->last);
+    zmq_msg_init(&channel->last);
+    return zmq_msg_recv(&channel->last, channel->socket, ZMQ_DONTWAIT) >= 0;
+}
+
+static void take_peer(const zmq_msg_t *message, char *peer_out)
+{
+    size_t size = MIN(zmq_msg_size(message), (size_t)CHANNEL_MAX_NAME);
+    const char *name = zmq_msg_data((zmq_msg_t *)message);
+
+    /* A name is printed and compared: anything odd in it becomes '?', and fits no rank. */
+    for (size_t i = 0; i < size; i++)
+        peer_out[i] = name[i] > ' ' && name[i] < 127 ? name[i] : '?';
+    peer_out[size] = '\0';
+}
+
+bool channel_recv(struct channel *channel, struct received *out)
+{
+    for (;;) {
+        *out = (struct received){0};
+        if (!recv_part(channel))
+            return false;
+        if (channel->is_listener) {
+            take_peer(&channel->last, out->peer);
+            if (!zmq_msg_more(&channel->last) || !recv_part(channel))
+                continue;
+        }
+        bool has_more = zmq_msg_more(&channel->last);
+        out->data = zmq_msg_data(&channel->last);
+        out->size = zmq_msg_size(&channel->last);
+        if (!has_more)
+            return true;
+        /* Ours have one part; whatever this is, it is thrown away whole. */
+        while (zmq_msg_more(&channel->last) && recv_part(channel))
+            continue;
+    }
+}
+
+bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received *out)
+{
+    for (;;) {
+        struct pollfd readable = {.fd = channel->fd, .events = POLLIN};
+
+        if (channel_recv(channel, out))
+            return true;
+        int left_ms = clock_left_ms(deadline_ns);
+        if (left_ms == 0)
+            return false;
+        poll(&readable, 1, left_ms);
+    }
+}
+
+int32_t channel_num_disconnects(struct channel *channel)
+{
+    zmq_msg_t part;
+
+    /* An event is two parts: its number, and the address. Only one kind is watched. */
+    zmq_msg_init(&part);
+    while (zmq_msg_recv(&part, channel->monitor, ZMQ_DONTWAIT) >= 0)
+        if (zmq_msg_more(&part))
+            channel->num_disconnects++;
+    zmq_msg_close(&part);
+    return channel->num_disconnects;
+}

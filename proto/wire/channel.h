@@ -1,0 +1,78 @@
+/*
+ * channel: frames between the engine and its workers, over ZeroMQ.
+ *
+ * The engine listens (ROUTER), a worker connects (DEALER) under a name such as
+ * "1:3", rank and epoch. Nothing is lost in silence: a frame for a peer that is
+ * not there is refused, a full queue is ERR_FULL, and a connection that broke is
+ * not mended: the worker joins again under a new name. ZeroMQ's own heartbeat
+ * finds a cut link within 2 s, also on one host.
+ *
+ * Endpoints: ipc://PATH in a directory of mode 0700. Plain tcp is refused.
+ *
+ * The descriptor tells of changes, not of states (ZeroMQ's way): before parking
+ * on it, call channel_recv until it says false, with no send after that.
+ *
+ * Thread: the one that opened it, for every call on the channel. Frames may be
+ * dropped by any thread.
+ */
+#ifndef PROTO_WIRE_CHANNEL_H
+#define PROTO_WIRE_CHANNEL_H
+
+#include "proto/base/memory.h"
+
+enum {
+    CHANNEL_MAX_FRAME = 512 << 20, /* bytes; a peer that sends more is cut off */
+    CHANNEL_MAX_QUEUE = 64,        /* frames per peer: steps in flight are two */
+    CHANNEL_MAX_NAME = 63,
+};
+
+/* ---- frames: encoded once, sent to many ------------------------------------------------------ */
+
+/* Bytes that several peers' queues share. ZeroMQ gives its references back from its own thread,
+ * so the contents must not change after the first send. */
+struct frame {
+    struct bytes bytes; /* filled by the owner before the first send */
+    _Atomic int num_users;
+};
+
+struct frame *frame_new(void);
+void frame_drop(struct frame *frame); /* NULL is fine */
+static inline void frame_free(struct frame *frame)
+{
+    frame_drop(frame);
+}
+DEFINE_AUTO_FREE(frame)
+
+/* ---- channels --------------------------------------------------------------------------------- */
+
+struct channel;
+
+MUST_USE enum status channel_listen(const char *endpoint, struct channel **out);
+MUST_USE enum status channel_connect(const char *endpoint, const char *name, struct channel **out);
+/* What a worker sent last may still go out, for at most 200 ms. NULL is fine. */
+void channel_free(struct channel *channel);
+DEFINE_AUTO_FREE(channel)
+
+/* Never waits. `peer`: the worker's name; NULL on the worker's side, which has one peer. Keeps a
+ * reference while it needs one. ERR_CLOSED: the peer is not connected; ERR_FULL: it does not read. */
+MUST_USE enum status channel_send(struct channel *channel, const char *peer, struct frame *frame);
+
+struct received {
+    char peer[CHANNEL_MAX_NAME + 1]; /* "" on the worker's side */
+    const void *data;                /* until the next channel_recv */
+    size_t size;
+};
+
+/* Never waits; false: nothing has come. */
+bool channel_recv(struct channel *channel, struct received *out);
+/* Parks until something has come or the deadline passes: false. */
+bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received *out);
+int channel_fd(const struct channel *channel);
+
+/* How many connections have ended since it was opened; ZeroMQ does not tell whose. On the worker's
+ * side one is the end. On the engine's side a send to each peer finds it: ERR_CLOSED. */
+int32_t channel_num_disconnects(struct channel *channel);
+/* Becomes readable when that number changes; same rule as channel_fd. */
+int channel_monitor_fd(const struct channel *channel);
+
+#endif
