@@ -1,0 +1,320 @@
+#include "proto/wire/rendezvous.h"
+
+#include "proto/base/build_id.h"
+#include "proto/base/clock.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- the run directory -------------------------------------------------------------------------- */
+
+static const char dir_prefix[] = "tandem.";
+
+/* Files only: we never make a directory in there. */
+static void remove_dir(const char *path)
+{
+    DIR *dir = opendir(path);
+    struct dirent *entry;
+
+    while (dir && (entry = readdir(dir)))
+        unlinkat(dirfd(dir), entry->d_name, 0);
+    if (dir)
+        closedir(dir);
+    rmdir(path);
+}
+
+/* A directory nobody holds the lock of. A very young one may be about to be locked. */
+static bool is_stale(const char *path)
+{
+    enum { YOUNG_S = 10 };
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat info;
+    bool stale = fd >= 0 && fstat(fd, &info) == 0 && info.st_uid == geteuid() &&
+                 time(NULL) - info.st_mtime > YOUNG_S && flock(fd, LOCK_EX | LOCK_NB) == 0;
+
+    if (fd >= 0)
+        close(fd);
+    return stale;
+}
+
+static void sweep(const char *parent)
+{
+    DIR *dir = opendir(parent);
+    struct dirent *entry;
+
+    while (dir && (entry = readdir(dir))) {
+        if (strncmp(entry->d_name, dir_prefix, strlen(dir_prefix)) != 0)
+            continue;
+        AUTO_MEM char *path = mem_printf("%s/%s", parent, entry->d_name);
+        if (is_stale(path))
+            remove_dir(path);
+    }
+    if (dir)
+        closedir(dir);
+}
+
+/* In /tmp the name could be somebody else's trap: it must be a directory, ours, closed to others. */
+static enum status make_private(const char *path)
+{
+    struct stat info;
+
+    if (mkdir(path, 0700) != 0 && errno != EEXIST)
+        return fail(ERR_IO, "%s cannot be made: %m", path);
+    if (lstat(path, &info) != 0)
+        return fail(ERR_IO, "%s cannot be looked at: %m", path);
+    if (!S_ISDIR(info.st_mode) || info.st_uid != geteuid() || (info.st_mode & 077))
+        return fail(ERR_MISMATCH, "%s is not a directory of user %u with mode 0700 (user %u, mode "
+                    "%04o)", path, geteuid(), info.st_uid, info.st_mode & 07777);
+    return OK;
+}
+
+static enum status find_parent(const char *parent, char **out)
+{
+    const char *runtime_dir = getenv("XDG_RUNTIME_DIR");
+    struct stat info;
+
+    if (parent) {
+        *out = mem_strdup(parent);
+        return OK;
+    }
+    if (runtime_dir && stat(runtime_dir, &info) == 0 && S_ISDIR(info.st_mode) &&
+        info.st_uid == geteuid()) {
+        *out = mem_strdup(runtime_dir);
+        return OK;
+    }
+    AUTO_MEM char *path = mem_printf("/tmp/tandem-%u", geteuid());
+    TRY(make_private(path));
+    *out = give(path);
+    return OK;
+}
+
+enum status run_dir_open(const char *parent, struct run_dir *out)
+{
+    AUTO_MEM char *place = NULL;
+
+    TRY(find_parent(parent, &place));
+    sweep(place);
+    AUTO_MEM char *path = mem_printf("%s/%s%d.XXXXXX", place, dir_prefix, getpid());
+    if (!mkdtemp(path))
+        return fail(ERR_IO, "no run directory in %s: %m", place);
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        enum status status = fail(ERR_IO, "run directory %s cannot be locked: %m", path);
+
+        if (fd >= 0)
+            close(fd);
+        rmdir(path);
+        return status;
+    }
+    *out = (struct run_dir){.path = give(path), .lock_fd = fd};
+    return OK;
+}
+
+void run_dir_close(struct run_dir *dir)
+{
+    if (!dir->path)
+        return;
+    remove_dir(dir->path);
+    close(dir->lock_fd);
+    mem_free(dir->path);
+    *dir = (struct run_dir){.lock_fd = -1};
+}
+
+/* ---- the engine's side ---------------------------------------------------------------------------- */
+
+void rendezvous_init(struct rendezvous *rendezvous, int32_t world, uint32_t epoch)
+{
+    *rendezvous = (struct rendezvous){
+        .world = world, .epoch = epoch, .ranks = mem_new_array(struct rank_info, (size_t)world)};
+}
+
+void rendezvous_close(struct rendezvous *rendezvous)
+{
+    for (int32_t i = 0; i < rendezvous->world; i++) {
+        mem_free(rendezvous->ranks[i].host);
+        mem_free(rendezvous->ranks[i].boot_id);
+    }
+    mem_free(rendezvous->ranks);
+    mem_free(rendezvous->fingerprint);
+    *rendezvous = (struct rendezvous){0};
+}
+
+void rendezvous_name(int32_t rank, uint32_t epoch, char name_out[static CHANNEL_MAX_NAME + 1])
+{
+    snprintf(name_out, CHANNEL_MAX_NAME + 1, "%d:%u", rank, epoch);
+}
+
+/* The peer's name on the channel is a promise about rank and epoch: it must be kept. */
+static enum status check_name(const struct rendezvous *rendezvous, const char *peer, int32_t rank)
+{
+    char name[CHANNEL_MAX_NAME + 1];
+
+    rendezvous_name(rank, rendezvous->epoch, name);
+    if (strcmp(peer, name) != 0)
+        return fail(ERR_MISMATCH, "rank %d connected as '%s', its name is '%s'", rank, peer, name);
+    return OK;
+}
+
+static enum status check_rank(const struct rendezvous *rendezvous, const char *peer, int32_t rank)
+{
+    if (rank < 0 || rank >= rendezvous->world)
+        return fail(ERR_MISMATCH, "rank %d is not one of the %d ranks of this engine", rank,
+                    rendezvous->world);
+    return check_name(rendezvous, peer, rank);
+}
+
+static enum status check_hello(const struct rendezvous *rendezvous, const char *peer,
+                               const struct message *message)
+{
+    const struct hello *hello = message->body;
+
+    if (strcmp(hello->build_id, build_id_text()) != 0)
+        return fail(ERR_MISMATCH, "rank %d is build %.40s, the engine is build %s", hello->rank,
+                    hello->build_id, build_id_text());
+    TRY(message_check_place(message, rendezvous->epoch));
+    if (hello->world != rendezvous->world)
+        return fail(ERR_MISMATCH, "rank %d was started for %d ranks, the engine has %d",
+                    hello->rank, hello->world, rendezvous->world);
+    TRY(check_rank(rendezvous, peer, hello->rank));
+    const struct rank_info *known = &rendezvous->ranks[hello->rank];
+    if (known->is_joined)
+        return fail(ERR_MISMATCH, "rank %d came twice: process %d on %s, and process %d on %s",
+                    hello->rank, known->pid, known->host, hello->pid, hello->host);
+    return OK;
+}
+
+enum status rendezvous_hello(struct rendezvous *rendezvous, const char *peer,
+                             const struct message *message)
+{
+    const struct hello *hello = message->body;
+
+    if (message->type != &hello_type)
+        return fail(ERR_MISMATCH, "%s says %s before hello", peer, message->type->name);
+    TRY(check_hello(rendezvous, peer, message));
+
+    struct rank_info *rank = &rendezvous->ranks[hello->rank];
+
+    rank->is_joined = true;
+    rank->pid = hello->pid;
+    rank->host = mem_strdup(hello->host);
+    rank->boot_id = mem_strdup(hello->boot_id);
+    snprintf(rank->peer, sizeof rank->peer, "%s", peer);
+    rendezvous->num_joined++;
+    return OK;
+}
+
+enum status rendezvous_welcome(const struct rendezvous *rendezvous, struct channel *channel,
+                               const char *peer, const char *config, const char *refusal)
+{
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+    struct welcome welcome = {.config = refusal ? "" : config, .refusal = refusal};
+
+    TRY(message_encode(&welcome_type, rendezvous->epoch, -1, &welcome, &frame->bytes));
+    return channel_send(channel, peer, frame);
+}
+
+enum status rendezvous_ready(struct rendezvous *rendezvous, const char *peer,
+                             const struct message *message)
+{
+    const struct ready *ready = message->body;
+
+    if (message->type != &ready_type)
+        return fail(ERR_MISMATCH, "%s says %s before ready", peer, message->type->name);
+    TRY(message_check_place(message, rendezvous->epoch));
+    TRY(check_rank(rendezvous, peer, ready->rank));
+
+    struct rank_info *rank = &rendezvous->ranks[ready->rank];
+
+    if (!rank->is_joined || rank->is_ready)
+        return fail(ERR_MISMATCH, "rank %d is ready %s", ready->rank,
+                    rank->is_ready ? "twice" : "without a hello");
+    if (rendezvous->fingerprint && strcmp(ready->fingerprint, rendezvous->fingerprint) != 0)
+        return fail(ERR_MISMATCH, "rank %d has loaded model %.80s, rank %d model %.80s",
+                    ready->rank, ready->fingerprint, rendezvous->fingerprint_rank,
+                    rendezvous->fingerprint);
+    if (!rendezvous->fingerprint) {
+        rendezvous->fingerprint = mem_strdup(ready->fingerprint);
+        rendezvous->fingerprint_rank = ready->rank;
+    }
+    rank->is_ready = true;
+    rank->ready = *ready;
+    rank->ready.fingerprint = NULL;
+    rendezvous->num_ready++;
+    return OK;
+}
+
+/* ---- the worker's side ------------------------------------------------------------------------------ */
+
+static void read_boot_id(char *out, size_t size)
+{
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, out, size - 1) : 0;
+
+    out[MAX(n, 0)] = '\0';
+    out[strcspn(out, "\n")] = '\0';
+    if (fd >= 0)
+        close(fd);
+}
+
+static enum status send_hello(struct channel *channel, int32_t rank, int32_t world, uint32_t epoch)
+{
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+    char host[256] = "", boot_id[64];
+    struct hello hello = {.rank = rank,
+                          .world = world,
+                          .pid = getpid(),
+                          .host = host,
+                          .boot_id = boot_id,
+                          .build_id = build_id_text()};
+
+    gethostname(host, sizeof host - 1);
+    read_boot_id(boot_id, sizeof boot_id);
+    TRY(message_encode(&hello_type, epoch, -1, &hello, &frame->bytes));
+    return channel_send(channel, NULL, frame);
+}
+
+/* Parks until a frame has come; a broken connection ends the wait. */
+static enum status wait_for_frame(struct channel *channel, int64_t deadline_ns,
+                                  struct received *out)
+{
+    for (;;) {
+        struct pollfd fds[] = {{.fd = channel_fd(channel), .events = POLLIN},
+                               {.fd = channel_monitor_fd(channel), .events = POLLIN}};
+
+        if (channel_recv(channel, out))
+            return OK;
+        if (channel_num_disconnects(channel) > 0)
+            return fail(ERR_CLOSED, "the engine has closed the connection");
+        int left_ms = clock_left_ms(deadline_ns);
+        if (left_ms == 0)
+            return fail(ERR_TIMEOUT, "the engine has not answered hello in time");
+        poll(fds, COUNT_OF(fds), left_ms);
+    }
+}
+
+enum status rendezvous_join(struct channel *channel, int32_t rank, int32_t world, uint32_t epoch,
+                            int64_t deadline_ns, struct arena *arena, const struct welcome **out)
+{
+    struct received received;
+    struct message message;
+
+    TRY(send_hello(channel, rank, world, epoch));
+    TRY(wait_for_frame(channel, deadline_ns, &received));
+    TRY(message_decode(received.data, received.size, arena, &message));
+    if (message.type != &welcome_type)
+        return fail(ERR_MISMATCH, "the engine answers hello with %s", message.type->name);
+    const struct welcome *welcome = message.body;
+    if (*welcome->refusal)
+        return fail(ERR_MISMATCH, "the engine refuses rank %d: %s", rank, welcome->refusal);
+    TRY(message_check_place(&message, epoch));
+    *out = welcome;
+    return OK;
+}
