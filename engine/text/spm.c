@@ -17,6 +17,7 @@ struct spm {
     const struct token_map *tokens;
     uint32_t *priorities;   /* [num_tokens] ascending as scores descend, owns */
     token_id byte_ids[256]; /* -1: the vocabulary lacks this byte */
+    bool joins_space[256];  /* whether some word has this byte right before a U+2581 */
     token_id unknown_id;    /* -1: none */
     bool add_space_prefix;
 };
@@ -116,8 +117,22 @@ static void add_bytes(const struct spm *spm, const char *text, size_t size, stru
         token_list_add(out, spm->byte_ids[(uint8_t)text[i]]);
 }
 
-static void encode_text(const struct spm *spm, const char *text, size_t size, struct merge *merge,
-                        struct token_list *out)
+/* No word reaches over the end of a segment, so each can be merged by itself: most are a space
+ * and a word, and the merging stays in the cache however long the text. */
+static size_t segment_bytes(const struct spm *spm, const char *text, size_t size)
+{
+    const char *at = text + 1;
+
+    while ((at = memmem(at, size - (size_t)(at - text), META_SPACE, META_SPACE_BYTES))) {
+        if (!spm->joins_space[(uint8_t)at[-1]])
+            return (size_t)(at - text);
+        at += META_SPACE_BYTES;
+    }
+    return size;
+}
+
+static void encode_segment(const struct spm *spm, const char *text, size_t size,
+                           struct merge *merge, struct token_list *out)
 {
     struct encoding e = {spm, text};
     uint32_t char_bytes;
@@ -137,6 +152,17 @@ static void encode_text(const struct spm *spm, const char *text, size_t size, st
             token_list_add(out, id);
         else
             add_bytes(spm, part, symbol->size, out);
+    }
+}
+
+static void encode_text(const struct spm *spm, const char *text, size_t size, struct merge *merge,
+                        struct token_list *out)
+{
+    size_t bytes;
+
+    for (size_t at = 0; at < size; at += bytes) {
+        bytes = segment_bytes(spm, text + at, size - at);
+        encode_segment(spm, text + at, bytes, merge, out);
     }
 }
 
@@ -183,6 +209,20 @@ static void find_bytes(struct spm *spm)
     }
 }
 
+static void find_joins(struct spm *spm)
+{
+    const struct token_map *tokens = spm->tokens;
+
+    for (token_id id = 0; id < tokens->num_tokens; id++) {
+        const char *text = token_map_text(tokens, id), *end = text + token_map_bytes(tokens, id);
+        const char *at = text;
+
+        while (end - at > META_SPACE_BYTES &&
+               (at = memmem(at + 1, (size_t)(end - at - 1), META_SPACE, META_SPACE_BYTES)))
+            spm->joins_space[(uint8_t)at[-1]] = true;
+    }
+}
+
 static enum status create(const struct vocabulary *vocabulary, const struct token_map *tokens,
                           struct token_model **out)
 {
@@ -199,6 +239,7 @@ static enum status create(const struct vocabulary *vocabulary, const struct toke
     for (int32_t i = 0; i < tokens->num_tokens; i++)
         spm->priorities[i] = priority_of(vocabulary->scores[i]);
     find_bytes(spm);
+    find_joins(spm);
     *out = &spm->model;
     return OK;
 }
