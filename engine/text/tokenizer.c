@@ -226,22 +226,6 @@ void tokenizer_piece(const struct tokenizer *tokenizer, token_id id, bool show_s
                      token_map_bytes(&tokenizer->tokens, id));
 }
 
-static void append_repaired(struct bytes *out, const char *data, size_t size)
-{
-    size_t at = 0;
-
-    while (at < size) {
-        size_t valid = utf8_valid_bytes(data + at, size - at);
-
-        bytes_append(out, data + at, valid);
-        at += valid;
-        if (at < size) {
-            bytes_append(out, UTF8_REPLACEMENT, strlen(UTF8_REPLACEMENT));
-            at += utf8_first(data + at, size - at).size;
-        }
-    }
-}
-
 void tokenizer_decode(const struct tokenizer *tokenizer, const token_id *ids, int32_t count,
                       bool show_special, struct bytes *out)
 {
@@ -258,7 +242,7 @@ void tokenizer_decode(const struct tokenizer *tokenizer, const token_id *ids, in
             memmove(raw.data + before, raw.data + before + 1, --raw.size - before);
         is_first_word = false;
     }
-    append_repaired(out, (const char *)raw.data, raw.size);
+    utf8_repair((const char *)raw.data, raw.size, out);
 }
 
 /* ---- questions ---------------------------------------------------------------------------- */

@@ -1,5 +1,7 @@
 #include "engine/text/utf8.h"
 
+#include <string.h>
+
 /* Which second byte may follow which first byte, and how many bytes the character has.
  * Later bytes are 80..BF. */
 static const struct lead {
@@ -60,6 +62,22 @@ size_t utf8_valid_bytes(const char *data, size_t size)
         at += next.size;
     }
     return at;
+}
+
+void utf8_repair(const char *data, size_t size, struct bytes *out)
+{
+    size_t at = 0;
+
+    while (at < size) {
+        size_t valid = utf8_valid_bytes(data + at, size - at);
+
+        bytes_append(out, data + at, valid);
+        at += valid;
+        if (at < size) {
+            bytes_append(out, UTF8_REPLACEMENT, strlen(UTF8_REPLACEMENT));
+            at += utf8_first(data + at, size - at).size;
+        }
+    }
 }
 
 size_t utf8_put_small(uint32_t code_point, char out[2])

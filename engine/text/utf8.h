@@ -24,6 +24,9 @@ struct utf8_char utf8_first(const char *data, size_t size);
 /* How many bytes from the start are whole characters; `size` when all are. */
 size_t utf8_valid_bytes(const char *data, size_t size);
 
+/* Appends the text, U+FFFD in place of each part that is no UTF-8. */
+void utf8_repair(const char *data, size_t size, struct bytes *out);
+
 /* Writes a code point of the basic plane (below U+0800: two bytes at most); returns its size. */
 size_t utf8_put_small(uint32_t code_point, char out[2]);
 
