@@ -28,6 +28,7 @@ struct tensor {
     const void *data;    /* num_rows rows of tensor_row_bytes(type, num_columns) */
 };
 
+/* LLAMA3: tensor rope_freqs.weight, [rope_dim / 2], holds what divides each frequency. */
 enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3 };
 
 /* Shape and constants of the model; absent metadata has the architecture's default. */
@@ -44,12 +45,12 @@ struct model_config {
     int32_t max_position;    /* context length the model was trained for */
     float rms_norm_eps;
     float rope_theta;
-    float rope_theta_local;  /* base of the sliding-window layers (gemma3: 10000); else = rope_theta */
+    float rope_theta_local;  /* base of the sliding-window layers; else = rope_theta */
     enum rope_scaling rope_scaling;
     float rope_scaling_factor;
     int32_t rope_dim;        /* rotated dimensions of a head */
     int32_t sliding_window;  /* 0: none. A row sees positions p - window < q <= p */
-    int32_t sliding_pattern; /* every n-th layer is global (gemma3: 6, i.e. layers 5, 11, …); 0: all are */
+    int32_t sliding_pattern; /* every n-th layer is global (6: layers 5, 11, …); 0: all are */
 };
 
 enum token_type {
@@ -63,7 +64,9 @@ struct text_view { /* not NUL-terminated, points into the map */
 };
 
 struct vocabulary {
-    char model[32];                /* tokenizer.ggml.model: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE) */
+    /* tokenizer.ggml.model: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE). As the file has
+     * it: whether there is such a tokeniser is for the tokeniser to say. */
+    char model[32];
     char pre[32];                  /* tokenizer.ggml.pre: which pre-tokeniser, "" if absent */
     int32_t num_tokens;
     const struct text_view *tokens;/* [num_tokens] as stored */

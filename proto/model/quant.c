@@ -57,7 +57,7 @@ static float half_at(const uint8_t *p)
     return half_to_float(h);
 }
 
-/* ---- plain types: n elements ------------------------------------------------------------------ */
+/* ---- plain types: n elements ----------------------------------------------------------------- */
 
 static void f32_to_float(const uint8_t *in, int64_t n, float *out)
 {
@@ -82,7 +82,7 @@ static void bf16_to_float(const uint8_t *in, int64_t n, float *out)
     }
 }
 
-/* ---- blocks of 32: scale, (minimum,) (fifth bits,) nibbles ------------------------------------ */
+/* ---- blocks of 32: scale, (minimum,) (fifth bits,) nibbles ----------------------------------- */
 
 /* Element i of 32: the low nibbles of 16 bytes, then their high nibbles. */
 static int nibble(const uint8_t *nibbles, int i)
@@ -141,7 +141,7 @@ static void q8_0_to_float(const uint8_t *block, int group, float *out)
         out[i] = d * (float)(int8_t)block[2 + i];
 }
 
-/* ---- blocks of 256: `group` is which 32 of them ----------------------------------------------- */
+/* ---- blocks of 256: `group` is which 32 of them ---------------------------------------------- */
 
 /* Two bits of element i of a group: four groups share 32 bytes. */
 static int two_bits(const uint8_t *packed, int group, int i)
@@ -175,10 +175,11 @@ static void q3_k_to_float(const uint8_t *block, int group, float *out)
 
     for (int i = 0; i < GROUP; i++) {
         int j = 2 * group + i / 16; /* 16 scales of 6 bits: nibbles in 8 bytes, top pairs in 4 */
-        int scale = (scales[j % 8] >> 4 * (j / 8) & 0xf) | (scales[8 + j % 4] >> 2 * (j / 4) & 3) << 4;
+        int low_scale = scales[j % 8] >> 4 * (j / 8) & 0xf;
+        int high_scale = scales[8 + j % 4] >> 2 * (j / 4) & 3;
         int q = two_bits(packed, group, i) - (high[i] >> group & 1 ? 0 : 4);
 
-        out[i] = d * (float)(scale - 32) * (float)q;
+        out[i] = d * (float)((low_scale | high_scale << 4) - 32) * (float)q;
     }
 }
 
@@ -236,12 +237,12 @@ static void q6_k_to_float(const uint8_t *block, int group, float *out)
     }
 }
 
-/* ---- the table --------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 static const struct type_row {
     struct tensor_type_info info;
-    void (*plain)(const uint8_t *in, int64_t n, float *out);         /* one of the two */
-    void (*grouped)(const uint8_t *block, int group, float *out);    /* out: [GROUP] */
+    void (*plain)(const uint8_t *in, int64_t n, float *out); /* or NULL */
+    void (*grouped)(const uint8_t *block, int group, float *out); /* or NULL; out: [GROUP] */
 } types[NUM_TENSOR_TYPES] = {
     [TYPE_F32] = {{"F32", 1, 4}, f32_to_float, NULL},
     [TYPE_F16] = {{"F16", 1, 2}, f16_to_float, NULL},

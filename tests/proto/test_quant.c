@@ -15,7 +15,7 @@ static uint32_t float_bits(float f)
     return bits;
 }
 
-/* ---- halves ----------------------------------------------------------------------------------- */
+/* ---- halves ---------------------------------------------------------------------------------- */
 
 static void every_half_has_the_value_of_its_sign_exponent_and_fraction(void **state)
 {
@@ -73,7 +73,7 @@ static void a_nan_stays_a_nan_and_what_is_too_large_becomes_infinity(void **stat
     assert_int_equal(float_to_half(-1e-30f), 0x8000);
 }
 
-/* ---- blocks ----------------------------------------------------------------------------------- */
+/* ---- blocks ---------------------------------------------------------------------------------- */
 
 static void rows_have_the_bytes_of_their_blocks(void **state)
 {

@@ -1,0 +1,180 @@
+#include "proto/model/reader.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+static enum status map_descriptor(struct model_file *file, int fd)
+{
+    struct stat stat;
+    void *map;
+
+    if (fstat(fd, &stat) < 0)
+        return fail(ERR_IO, "%m");
+    if (!S_ISREG(stat.st_mode))
+        return fail(ERR_UNSUPPORTED, "is not a regular file; a model is one .gguf file");
+    if (stat.st_size == 0)
+        return fail(ERR_CORRUPT, "is empty");
+    map = mmap(NULL, (size_t)stat.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED)
+        return fail(ERR_IO, "cannot map %lld bytes: %m", (long long)stat.st_size);
+    file->map = map;
+    file->map_bytes = (size_t)stat.st_size;
+    return OK;
+}
+
+static enum status map_whole(struct model_file *file, const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    enum status status;
+
+    if (fd < 0)
+        return fail(errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%m");
+    status = map_descriptor(file, fd);
+    close(fd);
+    return status;
+}
+
+static enum status read_as_its_format(struct model_file *file)
+{
+    if (file->map_bytes < 4 || memcmp(file->map, "GGUF", 4) != 0)
+        return fail(ERR_UNSUPPORTED, "is not a GGUF file: it does not start with \"GGUF\"");
+    return gguf_read(file);
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    const struct tensor *const *left = a, *const *right = b;
+
+    return strcmp((*left)->name, (*right)->name);
+}
+
+static enum status index_tensors(struct model_file *file)
+{
+    file->by_name = arena_alloc(&file->arena, (size_t)file->num_tensors * sizeof *file->by_name);
+    for (int32_t i = 0; i < file->num_tensors; i++)
+        file->by_name[i] = &file->tensors[i];
+    if (file->num_tensors)
+        qsort(file->by_name, (size_t)file->num_tensors, sizeof *file->by_name, compare_names);
+    for (int32_t i = 1; i < file->num_tensors; i++)
+        if (strcmp(file->by_name[i - 1]->name, file->by_name[i]->name) == 0)
+            return fail(ERR_CORRUPT, "tensor '%s' is there twice", file->by_name[i]->name);
+    return OK;
+}
+
+/* A model that does not say its name has its file's. */
+static void name_model(struct model_config *config, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!config->name[0])
+        strncpy(config->name, slash ? slash + 1 : path, sizeof config->name - 1);
+}
+
+static enum status open_model(struct model_file *file, const char *path)
+{
+    TRY(map_whole(file, path));
+    TRY(read_as_its_format(file));
+    TRY(index_tensors(file));
+    name_model(&file->config, path);
+    return OK;
+}
+
+enum status model_file_open(const char *path, struct model_file **out)
+{
+    AUTO_FREE(model_file) struct model_file *file = mem_new(struct model_file);
+    enum status status = open_model(file, path);
+
+    if (status != OK)
+        return fail(status, "%s: %s", path, fail_text());
+    *out = give(file);
+    return OK;
+}
+
+void model_file_free(struct model_file *file)
+{
+    if (!file)
+        return;
+    if (file->map)
+        munmap((void *)file->map, file->map_bytes);
+    arena_close(&file->arena);
+    mem_free(file);
+}
+
+/* ---- the view -------------------------------------------------------------------------------- */
+
+const struct model_config *model_file_config(const struct model_file *file)
+{
+    return &file->config;
+}
+
+const struct vocabulary *model_file_vocabulary(const struct model_file *file)
+{
+    return &file->vocabulary;
+}
+
+static int compare_name_to_tensor(const void *name, const void *tensor)
+{
+    return strcmp(name, (*(const struct tensor *const *)tensor)->name);
+}
+
+const struct tensor *model_file_tensor(const struct model_file *file, const char *name)
+{
+    const struct tensor **found = bsearch(name, file->by_name, (size_t)file->num_tensors,
+                                          sizeof *file->by_name, compare_name_to_tensor);
+
+    return found ? *found : NULL;
+}
+
+int32_t model_file_num_tensors(const struct model_file *file)
+{
+    return file->num_tensors;
+}
+
+const struct tensor *model_file_tensor_at(const struct model_file *file, int32_t i)
+{
+    ASSERT(i >= 0 && i < file->num_tensors, "tensor %d of %d", i, file->num_tensors);
+    return &file->tensors[i];
+}
+
+int64_t model_file_bytes(const struct model_file *file)
+{
+    return (int64_t)file->map_bytes;
+}
+
+static void hash_tensor(XXH3_state_t *hash, const struct tensor *tensor)
+{
+    const uint8_t *data = tensor->data;
+    int64_t row_bytes = tensor_row_bytes(tensor->type, tensor->num_columns);
+    size_t bytes = (size_t)(row_bytes * tensor->num_rows), end_bytes = MIN(bytes, (size_t)4096);
+    int64_t shape[] = {tensor->type, tensor->num_dims, tensor->num_columns, tensor->num_rows};
+
+    XXH3_64bits_update(hash, tensor->name, strlen(tensor->name) + 1);
+    XXH3_64bits_update(hash, shape, sizeof shape);
+    XXH3_64bits_update(hash, data, end_bytes);
+    XXH3_64bits_update(hash, data + bytes - end_bytes, end_bytes);
+}
+
+uint64_t model_file_fingerprint(const struct model_file *file)
+{
+    XXH3_state_t *hash = XXH3_createState();
+    struct model_config config;
+    uint64_t fingerprint;
+
+    ASSERT(hash != NULL);
+    /* A copy of one model under another file name is the same model. memcpy keeps the zeroed
+     * padding, which an assignment need not. */
+    memcpy(&config, &file->config, sizeof config);
+    memset(config.name, 0, sizeof config.name);
+    XXH3_64bits_reset(hash);
+    XXH3_64bits_update(hash, &config, sizeof config);
+    for (int32_t i = 0; i < file->num_tensors; i++)
+        hash_tensor(hash, &file->tensors[i]);
+    fingerprint = XXH3_64bits_digest(hash);
+    XXH3_freeState(hash);
+    return fingerprint;
+}

@@ -1,0 +1,28 @@
+/*
+ * reader: what model_file.c and the reader of each format share; for nobody else.
+ *
+ * model_file.c opens, maps and frees; a reader fills the rest of the struct from the map,
+ * and may leave it half filled when it fails, since the caller then frees it.
+ *
+ * Thread: the opener's.
+ */
+#ifndef PROTO_MODEL_READER_H
+#define PROTO_MODEL_READER_H
+
+#include "proto/model/model_file.h"
+
+struct model_file {
+    const uint8_t *map;
+    size_t map_bytes;
+    struct model_config config;
+    struct vocabulary vocabulary;
+    struct tensor *tensors; /* [num_tensors] in the file's order */
+    int32_t num_tensors;
+    const struct tensor **by_name; /* [num_tensors] sorted, filled by model_file.c */
+    struct arena arena;            /* holds what the map does not: names, views, the arrays above */
+};
+
+/* Sentences lack the path, which model_file_open puts in front. */
+MUST_USE enum status gguf_read(struct model_file *file);
+
+#endif
