@@ -245,7 +245,7 @@ static enum status read_metadata(struct gguf *gguf)
     return OK;
 }
 
-/* ---- typed access: the wrong type fails, an absent value leaves *out alone -------------------- */
+/* ---- typed access: the wrong type fails, an absent value leaves *out alone ------------------- */
 
 static const struct value *find(const struct gguf *gguf, const char *key)
 {
@@ -496,7 +496,7 @@ static enum status refuse_extras(const struct gguf *gguf, const struct model_con
 
     TRY(get_integer(gguf, "split.count", 0, UINT16_MAX, &parts));
     if (parts > 1)
-        return fail(ERR_UNSUPPORTED, "is one of %d parts of a split model; merge them first", parts);
+        return fail(ERR_UNSUPPORTED, "is one of %d parts of a model; merge them first", parts);
     TRY(get_integer(gguf, key_of(config, "expert_count", key), 0, UINT16_MAX, &experts));
     if (experts)
         return fail(ERR_UNSUPPORTED, "%s is %d; experts are not supported", key, experts);

@@ -269,7 +269,8 @@ int64_t tensor_row_bytes(enum tensor_type type, int64_t n)
 {
     const struct tensor_type_info *info = tensor_type_info(type);
 
-    ASSERT(n >= 0 && n % info->block_elements == 0, "%lld elements of %s", (long long)n, info->name);
+    ASSERT(n >= 0 && n % info->block_elements == 0, "%lld elements of %s", (long long)n,
+           info->name);
     return n / info->block_elements * info->block_bytes;
 }
 
