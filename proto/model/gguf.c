@@ -481,7 +481,8 @@ static enum status read_rope_scaling(const struct gguf *gguf, struct model_confi
     if (strcmp(kind, "linear") == 0)
         config->rope_scaling = ROPE_SCALING_LINEAR;
     else if (strcmp(kind, "none") != 0)
-        return fail(ERR_UNSUPPORTED, "%s is not supported; these are: none, linear", key);
+        return fail(ERR_UNSUPPORTED, "%s '%s' is not supported; these are: none, linear", key,
+                    kind);
     else
         config->rope_scaling_factor = 1;
     return OK;

@@ -339,7 +339,7 @@ static void nonsense_metadata_is_refused_by_key(void **state)
         {"llama.rope.freq_base", F32, .real = INFINITY, .status = ERR_CORRUPT,
          .sentence = "llama.rope.freq_base is inf"},
         {"llama.rope.scaling.type", TEXT, .text = "yarn", .status = ERR_UNSUPPORTED,
-         .sentence = "llama.rope.scaling.type is not supported; these are: none, linear"},
+         .sentence = "llama.rope.scaling.type 'yarn' is not supported; these are: none, linear"},
         {"llama.expert_count", U32, 8, .status = ERR_UNSUPPORTED,
          .sentence = "llama.expert_count is 8"},
         {"llama.final_logit_softcapping", F32, .real = 30, .status = ERR_UNSUPPORTED,
