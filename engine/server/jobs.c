@@ -1,139 +1,121 @@
 #include "engine/server/jobs.h"
 
-#include <errno.h>
-#include <pthread.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
-
-struct job_queue { /* first in, first out */
-    struct job *first, *last;
-};
 
 struct jobs {
-    pthread_mutex_t mutex;
+    pthread_mutex_t lock; /* of what the threads share: waiting, stopping */
     pthread_cond_t wake;
-    struct job_queue waiting, ran;
+    struct mail *first, **last; /* waiting, first in, first out */
     bool stopping;
-    int fd; /* eventfd: `ran` may hold something */
+    struct mailbox ran;
     int num_threads;
     pthread_t threads[];
 };
 
-static void queue_add(struct job_queue *queue, struct job *job)
+/* Parks until there is a job; NULL: stop. */
+static struct job *take_job(struct jobs *jobs)
 {
-    job->next = NULL;
-    if (queue->last)
-        queue->last->next = job;
-    else
-        queue->first = job;
-    queue->last = job;
-}
+    struct mail *mail = NULL;
 
-static struct job *queue_take(struct job_queue *queue)
-{
-    struct job *job = queue->first;
-
-    if (job)
-        queue->first = job->next;
-    if (!queue->first)
-        queue->last = NULL;
-    return job;
+    pthread_mutex_lock(&jobs->lock);
+    while (!jobs->first && !jobs->stopping)
+        pthread_cond_wait(&jobs->wake, &jobs->lock);
+    if (!jobs->stopping) {
+        mail = jobs->first;
+        jobs->first = mail->next;
+        if (!jobs->first)
+            jobs->last = &jobs->first;
+    }
+    pthread_mutex_unlock(&jobs->lock);
+    return mail ? MAIL_ITEM(mail, struct job, mail) : NULL;
 }
 
 static void *run_jobs(void *user)
 {
     struct jobs *jobs = user;
+    struct job *job;
 
-    pthread_mutex_lock(&jobs->mutex);
-    while (!jobs->stopping) {
-        struct job *job = queue_take(&jobs->waiting);
-        if (!job) {
-            pthread_cond_wait(&jobs->wake, &jobs->mutex);
-            continue;
-        }
-        pthread_mutex_unlock(&jobs->mutex);
+    while ((job = take_job(jobs))) {
         job->run(job);
-        pthread_mutex_lock(&jobs->mutex);
-        queue_add(&jobs->ran, job);
-        eventfd_write(jobs->fd, 1);
+        ASSERT(mailbox_push(&jobs->ran, &job->mail) == OK);
     }
-    pthread_mutex_unlock(&jobs->mutex);
     return NULL;
 }
 
 enum status jobs_new(int num_threads, struct jobs **out)
 {
-    AUTO_FREE(jobs)
     struct jobs *jobs = mem_alloc(sizeof(*jobs) + (size_t)num_threads * sizeof(pthread_t));
+    enum status status = mailbox_open(&jobs->ran, INT32_MAX);
 
-    pthread_mutex_init(&jobs->mutex, NULL);
+    if (status != OK) {
+        mem_free(jobs);
+        return status;
+    }
+    pthread_mutex_init(&jobs->lock, NULL);
     pthread_cond_init(&jobs->wake, NULL);
-    jobs->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (jobs->fd < 0)
-        return fail(ERR_IO, "no eventfd for the jobs threads: %s", strerror(errno));
+    jobs->last = &jobs->first;
     for (; jobs->num_threads < num_threads; jobs->num_threads++) {
         int error = pthread_create(&jobs->threads[jobs->num_threads], NULL, run_jobs, jobs);
-        if (error)
-            return fail(ERR_IO, "jobs thread %d can't start: %s", jobs->num_threads,
-                        strerror(error));
+        if (error) {
+            jobs_free(jobs);
+            return fail(ERR_IO, "a jobs thread can't start: %s", strerror(error));
+        }
     }
-    *out = give(jobs);
+    *out = jobs;
     return OK;
 }
 
 static void stop_threads(struct jobs *jobs)
 {
-    pthread_mutex_lock(&jobs->mutex);
+    pthread_mutex_lock(&jobs->lock);
     jobs->stopping = true;
     pthread_cond_broadcast(&jobs->wake);
-    pthread_mutex_unlock(&jobs->mutex);
+    pthread_mutex_unlock(&jobs->lock);
     for (int i = 0; i < jobs->num_threads; i++)
         pthread_join(jobs->threads[i], NULL);
 }
 
+static void job_done(struct mail *mail)
+{
+    struct job *job = MAIL_ITEM(mail, struct job, mail);
+    job->done(job);
+}
+
 void jobs_free(struct jobs *jobs)
 {
-    struct job *job;
-
     if (!jobs)
         return;
     stop_threads(jobs);
-    while ((job = queue_take(&jobs->ran)) || (job = queue_take(&jobs->waiting)))
-        job->done(job);
-    if (jobs->fd >= 0)
-        close(jobs->fd);
+    jobs_poll(jobs);
+    for (struct mail *mail = jobs->first, *next; mail; mail = next) {
+        next = mail->next;
+        job_done(mail);
+    }
+    mailbox_close(&jobs->ran);
     pthread_cond_destroy(&jobs->wake);
-    pthread_mutex_destroy(&jobs->mutex);
+    pthread_mutex_destroy(&jobs->lock);
     mem_free(jobs);
 }
 
 void jobs_add(struct jobs *jobs, struct job *job)
 {
-    pthread_mutex_lock(&jobs->mutex);
-    queue_add(&jobs->waiting, job);
+    pthread_mutex_lock(&jobs->lock);
+    job->mail.next = NULL;
+    *jobs->last = &job->mail;
+    jobs->last = &job->mail.next;
     pthread_cond_signal(&jobs->wake);
-    pthread_mutex_unlock(&jobs->mutex);
+    pthread_mutex_unlock(&jobs->lock);
 }
 
 int jobs_fd(const struct jobs *jobs)
 {
-    return jobs->fd;
+    return mailbox_fd(&jobs->ran);
 }
 
 void jobs_poll(struct jobs *jobs)
 {
-    eventfd_t count;
+    struct mail *mail;
 
-    /* Cleared before looking: a job that ends meanwhile makes it readable again. */
-    if (eventfd_read(jobs->fd, &count) != 0)
-        return;
-    for (;;) {
-        pthread_mutex_lock(&jobs->mutex);
-        struct job *job = queue_take(&jobs->ran);
-        pthread_mutex_unlock(&jobs->mutex);
-        if (!job)
-            break;
-        job->done(job);
-    }
+    while ((mail = mailbox_pop(&jobs->ran)))
+        job_done(mail);
 }

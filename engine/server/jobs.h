@@ -9,14 +9,14 @@
 #ifndef ENGINE_SERVER_JOBS_H
 #define ENGINE_SERVER_JOBS_H
 
-#include "proto/base/memory.h"
+#include "proto/base/mailbox.h"
 
 struct jobs;
 
 struct job {                       /* embedded in what it is about */
     void (*run)(struct job *job);  /* on a jobs thread */
     void (*done)(struct job *job); /* on the loop's thread; may free it */
-    struct job *next;              /* private */
+    struct mail mail;              /* private: of the queue that it is in */
 };
 
 MUST_USE enum status jobs_new(int num_threads, struct jobs **out);
