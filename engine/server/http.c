@@ -795,16 +795,23 @@ int http_num_busy(const struct http_server *server)
     return num_busy;
 }
 
-void http_free(struct http_server *server)
+void http_close(struct http_server *server)
 {
-    if (!server)
-        return;
     while (server->connections)
         connection_free(server->connections);
     if (server->listener)
         evconnlistener_free(server->listener);
     if (server->accept_again)
         event_free(server->accept_again);
+    server->listener = NULL;
+    server->accept_again = NULL;
+}
+
+void http_server_free(struct http_server *server)
+{
+    if (!server)
+        return;
+    http_close(server);
     if (server->fd >= 0)
         close(server->fd);
     mem_free(server->url);

@@ -64,8 +64,10 @@ MUST_USE enum status http_listen(struct http_server *server, struct event_base *
 void http_drain(struct http_server *server);
 /* Exchanges and connections whose output is not all sent. */
 int http_num_busy(const struct http_server *server);
-/* Closes every connection at once; `gone` is not called. NULL is fine. */
-void http_free(struct http_server *server);
+/* Closes every connection at once; `gone` is not called. Before its event base is freed. */
+void http_close(struct http_server *server);
+void http_server_free(struct http_server *server); /* closes too; NULL is fine */
+DEFINE_AUTO_FREE(http_server)
 
 /* ---- the request: valid as long as the exchange
  * -------------------------------------------------- */

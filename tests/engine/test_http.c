@@ -64,7 +64,7 @@ static void start(struct server *server, const struct http_limits *limits)
 
 static void stop(struct server *server)
 {
-    http_free(server->http);
+    http_server_free(server->http);
     event_base_free(server->base);
 }
 
@@ -430,10 +430,10 @@ static void only_loopback_addresses_are_loopback(void **state)
 
     expect_ok(http_open("localhost", 0, &http_default_limits, &server));
     assert_true(http_is_loopback(server));
-    http_free(server);
+    http_server_free(server);
     expect_ok(http_open("0.0.0.0", 0, &http_default_limits, &server));
     assert_false(http_is_loopback(server));
-    http_free(server);
+    http_server_free(server);
 }
 
 static const struct CMUnitTest tests[] = {

@@ -1,0 +1,242 @@
+#include "engine/server/completions.h"
+#include "engine/server/request.h"
+
+#include "proto/base/clock.h"
+
+struct completion {
+    struct request request; /* first: request_kind.bytes */
+    struct generation *generation;
+    bool submitted;
+    int32_t *tokens_seen;  /* [num_sequences]: metrics have them */
+    struct bytes events;   /* SSE, gathered */
+    struct list_node node; /* in server->unsent while a poll has brought something */
+};
+
+static struct completion *completion_of(struct request *request)
+{
+    return CONTAINER_OF(request, struct completion, request);
+}
+
+/* ---- metrics
+ * -------------------------------------------------------------------------------------- */
+
+static double seconds(int64_t from_ns, int64_t to_ns)
+{
+    return (double)(to_ns - from_ns) / 1e9;
+}
+
+static void observe_tokens(struct completion *completion, int32_t sequence)
+{
+    const struct output_processor *output = &completion->generation->outputs[sequence];
+    struct metrics *metrics = completion->request.server->metrics;
+    int32_t seen = completion->tokens_seen[sequence];
+
+    if (output->num_tokens == seen)
+        return;
+    completion->tokens_seen[sequence] = output->num_tokens;
+    if (!seen)
+        metrics_observe(metrics, METRIC_TIME_TO_FIRST_TOKEN,
+                        seconds(completion->request.arrived_ns, output->first_token_ns));
+    else
+        metrics_observe(metrics, METRIC_INTER_TOKEN_LATENCY,
+                        seconds(output->previous_ns, output->latest_ns));
+}
+
+static void observe_end(struct completion *completion, int32_t sequence)
+{
+    const struct output_processor *output = &completion->generation->outputs[sequence];
+    struct metrics *metrics = completion->request.server->metrics;
+
+    metrics_count_finish(metrics, output->finish);
+    metrics_observe(metrics, METRIC_E2E_LATENCY,
+                    seconds(completion->request.arrived_ns, output->latest_ns));
+    metrics_observe(metrics, METRIC_PROMPT_TOKENS, output->num_prompt_tokens);
+    metrics_observe(metrics, METRIC_GENERATION_TOKENS, output->num_tokens);
+    metrics_observe(metrics, METRIC_PARAMS_N, completion->generation->params.n);
+    if (!output->first_token_ns) /* it failed before */
+        return;
+    metrics_observe(metrics, METRIC_QUEUE_TIME, seconds(output->queued_ns, output->scheduled_ns));
+    metrics_observe(metrics, METRIC_PREFILL_TIME,
+                    seconds(output->scheduled_ns, output->first_token_ns));
+    metrics_observe(metrics, METRIC_INFERENCE_TIME,
+                    seconds(output->scheduled_ns, output->latest_ns));
+    metrics_observe(metrics, METRIC_DECODE_TIME,
+                    seconds(output->first_token_ns, output->latest_ns));
+    if (output->num_tokens > 1)
+        metrics_observe(metrics, METRIC_TIME_PER_OUTPUT_TOKEN,
+                        seconds(output->first_token_ns, output->latest_ns) /
+                            (output->num_tokens - 1));
+}
+
+/* ---- the answer
+ * ----------------------------------------------------------------------------------- */
+
+static void on_sequence(void *user, struct generation *generation, int32_t sequence)
+{
+    struct completion *completion = user;
+    struct server *server = completion->request.server;
+
+    observe_tokens(completion, sequence);
+    if (generation->outputs[sequence].finish != FINISH_NONE)
+        observe_end(completion, sequence);
+    if (generation->stream)
+        openai_stream_delta(front_model(server->front), generation, sequence, &completion->events);
+    if (!completion->node.next)
+        list_push_back(&server->unsent, &completion->node);
+}
+
+static void reply_whole(struct completion *completion)
+{
+    struct request *request = &completion->request;
+    const struct output_processor *failed = generation_failure(completion->generation);
+    AUTO_CLOSE(bytes) struct bytes body = {0};
+
+    if (failed) {
+        request_reply_error(request, failed->error, failed->error_text, NULL);
+        return;
+    }
+    openai_response(front_model(request->server->front), completion->generation, &body);
+    server_reply(request->server, give(request->exchange), 200, "application/json", &body);
+}
+
+static void write_events(struct completion *completion)
+{
+    http_stream_write(completion->request.exchange, completion->events.data,
+                      completion->events.size);
+    completion->events.size = 0;
+}
+
+static void end_stream(struct completion *completion)
+{
+    openai_stream_end(completion->generation, &completion->events);
+    write_events(completion);
+    server_log_access(completion->request.exchange, 200);
+    http_stream_end(give(completion->request.exchange));
+}
+
+static void send_news(struct completion *completion)
+{
+    const struct generation *generation = completion->generation;
+    bool finished = generation->num_finished == generation->num_sequences;
+
+    if (!finished) {
+        if (generation->stream)
+            write_events(completion);
+        return;
+    }
+    if (generation->stream)
+        end_stream(completion);
+    else
+        reply_whole(completion);
+    request_free(&completion->request);
+}
+
+void completions_send(struct server *server)
+{
+    struct completion *completion;
+
+    while ((completion = LIST_FIRST(&server->unsent, struct completion, node))) {
+        list_remove(&completion->node);
+        send_news(completion);
+    }
+}
+
+/* ---- a completion's life
+ * --------------------------------------------------------------------------- */
+
+static void answer_completion(struct request *request)
+{
+    struct completion *completion = completion_of(request);
+    struct generation *generation = completion->generation;
+    struct front *front = request->server->front;
+    enum status status = front_submit(front, generation, on_sequence, completion);
+
+    if (status != OK) {
+        request_reply_error(request, status, fail_text(), NULL);
+        request_free(request);
+        return;
+    }
+    completion->submitted = true;
+    completion->tokens_seen = mem_new_array(int32_t, generation->num_sequences);
+    if (!generation->stream)
+        return;
+    http_add_header(request->exchange, "Cache-Control", "no-cache");
+    http_stream_begin(request->exchange, 200, "text/event-stream; charset=utf-8");
+    openai_stream_start(front_model(front), generation, &completion->events);
+    write_events(completion);
+}
+
+static void cut_completion(struct request *request, enum status why, const char *sentence)
+{
+    struct completion *completion = completion_of(request);
+
+    if (!http_is_streaming(request->exchange)) {
+        request_reply_error(request, why, sentence, NULL);
+        return;
+    }
+    bytes_printf(&completion->events, "data: ");
+    openai_error(why, sentence, NULL, &completion->events);
+    bytes_printf(&completion->events, "\n\n");
+    end_stream(completion);
+}
+
+static void count_aborted(struct completion *completion)
+{
+    const struct generation *generation = completion->generation;
+
+    for (int32_t i = 0; i < generation->num_sequences; i++)
+        if (generation->outputs[i].finish == FINISH_NONE)
+            metrics_count_finish(completion->request.server->metrics, FINISH_ABORT);
+}
+
+static void close_completion(struct request *request)
+{
+    struct completion *completion = completion_of(request);
+
+    if (completion->submitted) {
+        count_aborted(completion);
+        front_abort(request->server->front, completion->generation);
+    }
+    if (completion->node.next)
+        list_remove(&completion->node);
+    generation_free(completion->generation);
+    mem_free(completion->tokens_seen);
+    bytes_close(&completion->events);
+}
+
+static enum status read_as(struct request *request, enum openai_endpoint endpoint,
+                           const json_t *json, const char **param_out)
+{
+    struct completion *completion = completion_of(request);
+
+    return openai_read(front_model(request->server->front), endpoint, json, &completion->generation,
+                       param_out);
+}
+
+static enum status read_completion(struct request *request, const json_t *json,
+                                   const char **param_out)
+{
+    return read_as(request, OPENAI_COMPLETIONS, json, param_out);
+}
+
+static enum status read_chat(struct request *request, const json_t *json, const char **param_out)
+{
+    return read_as(request, OPENAI_CHAT, json, param_out);
+}
+
+static const struct request_kind completion_kind = {
+    sizeof(struct completion), read_completion, answer_completion, cut_completion, close_completion,
+};
+static const struct request_kind chat_kind = {
+    sizeof(struct completion), read_chat, answer_completion, cut_completion, close_completion,
+};
+
+void completions_post(struct server *server, struct http_exchange *exchange)
+{
+    request_start(server, exchange, &completion_kind);
+}
+
+void chat_completions_post(struct server *server, struct http_exchange *exchange)
+{
+    request_start(server, exchange, &chat_kind);
+}

@@ -1,0 +1,243 @@
+#include "engine/server/metrics.h"
+
+#include <string.h>
+
+enum { MAX_BUCKETS = 32 };
+
+/* Upper bounds, ascending; +Inf is understood. vLLM's, and finer below 0.3 s, where ours live. */
+struct buckets {
+    int count;
+    double bounds[MAX_BUCKETS];
+};
+
+#define BUCKETS(...)                                                                               \
+    {                                                                                              \
+        COUNT_OF(((double[]){__VA_ARGS__})),                                                       \
+        {                                                                                          \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+
+static const struct buckets first_token_buckets =
+    BUCKETS(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
+            20, 40, 80, 160, 640, 2560);
+static const struct buckets token_buckets =
+    BUCKETS(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1,
+            2.5, 5, 7.5, 10, 20, 40, 80);
+static const struct buckets latency_buckets =
+    BUCKETS(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50,
+            60, 120, 240, 480, 960, 1920, 7680);
+static const struct buckets count_buckets =
+    BUCKETS(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000,
+            200000, 500000, 1000000);
+static const struct buckets n_buckets = BUCKETS(1, 2, 5, 10, 20);
+
+struct histogram {
+    int64_t counts[MAX_BUCKETS + 1]; /* each value in its own bucket only; the last is +Inf */
+    double sum;
+};
+
+struct metrics {
+    char *label; /* model_name="…", escaped */
+    struct histogram histograms[NUM_METRIC_HISTOGRAMS];
+    int64_t finished[FINISH_ERROR + 1];
+};
+
+/* ---- histograms ---------------------------------------------------------------------------------
+ */
+
+static const struct {
+    const char *name, *help;
+    const struct buckets *buckets;
+} histogram_rows[] = {
+    [METRIC_TIME_TO_FIRST_TOKEN] = {"vllm:time_to_first_token_seconds",
+                                    "From a request's arrival to its first token.",
+                                    &first_token_buckets},
+    [METRIC_INTER_TOKEN_LATENCY] = {"vllm:inter_token_latency_seconds",
+                                    "Between two steps that brought one request tokens.",
+                                    &token_buckets},
+    [METRIC_TIME_PER_OUTPUT_TOKEN] = {"vllm:request_time_per_output_token_seconds",
+                                      "A request's time per token behind its first.",
+                                      &token_buckets},
+    [METRIC_E2E_LATENCY] = {"vllm:e2e_request_latency_seconds",
+                            "From a request's arrival to its end.", &latency_buckets},
+    [METRIC_QUEUE_TIME] = {"vllm:request_queue_time_seconds",
+                           "From submission until a step has room for the request.",
+                           &latency_buckets},
+    [METRIC_INFERENCE_TIME] = {"vllm:request_inference_time_seconds",
+                               "From a request's first step to its end.", &latency_buckets},
+    [METRIC_PREFILL_TIME] = {"vllm:request_prefill_time_seconds",
+                             "From a request's first step to its first token.", &latency_buckets},
+    [METRIC_DECODE_TIME] = {"vllm:request_decode_time_seconds",
+                            "From a request's first token to its end.", &latency_buckets},
+    [METRIC_PROMPT_TOKENS] = {"vllm:request_prompt_tokens", "Tokens of a request's prompt.",
+                              &count_buckets},
+    [METRIC_GENERATION_TOKENS] = {"vllm:request_generation_tokens", "Tokens a request generated.",
+                                  &count_buckets},
+    [METRIC_PARAMS_N] = {"vllm:request_params_n", "The n that requests ask for.", &n_buckets},
+};
+_Static_assert(COUNT_OF(histogram_rows) == NUM_METRIC_HISTOGRAMS, "a row for each histogram");
+
+void metrics_observe(struct metrics *metrics, enum metric_histogram histogram, double value)
+{
+    const struct buckets *buckets = histogram_rows[histogram].buckets;
+    struct histogram *into = &metrics->histograms[histogram];
+    int i = 0;
+
+    while (i < buckets->count && value > buckets->bounds[i])
+        i++;
+    into->counts[i]++;
+    into->sum += value;
+}
+
+void metrics_count_finish(struct metrics *metrics, enum finish_reason reason)
+{
+    metrics->finished[reason]++;
+}
+
+/* ---- the page -----------------------------------------------------------------------------------
+ */
+
+static void print_about(struct bytes *out, const char *name, const char *type, const char *help)
+{
+    bytes_printf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void print_histogram(const struct metrics *metrics, enum metric_histogram which,
+                            struct bytes *out)
+{
+    const struct buckets *buckets = histogram_rows[which].buckets;
+    const struct histogram *histogram = &metrics->histograms[which];
+    const char *name = histogram_rows[which].name;
+    int64_t count = 0;
+
+    print_about(out, name, "histogram", histogram_rows[which].help);
+    for (int i = 0; i < buckets->count; i++) {
+        count += histogram->counts[i];
+        bytes_printf(out, "%s_bucket{%s,le=\"%.15g\"} %lld\n", name, metrics->label,
+                     buckets->bounds[i], (long long)count);
+    }
+    count += histogram->counts[buckets->count];
+    bytes_printf(out, "%s_bucket{%s,le=\"+Inf\"} %lld\n", name, metrics->label, (long long)count);
+    bytes_printf(out, "%s_sum{%s} %.17g\n", name, metrics->label, histogram->sum);
+    bytes_printf(out, "%s_count{%s} %lld\n", name, metrics->label, (long long)count);
+}
+
+/* The engine counts steps and their tokens, not their distribution: one bucket. */
+static void print_iteration_tokens(const struct metrics *metrics, const struct engine_stats *stats,
+                                   struct bytes *out)
+{
+    const char *name = "vllm:iteration_tokens_total";
+    long long num_steps = stats->num_steps;
+
+    print_about(out, name, "histogram", "Tokens scheduled in a step.");
+    bytes_printf(out, "%s_bucket{%s,le=\"+Inf\"} %lld\n", name, metrics->label, num_steps);
+    bytes_printf(out, "%s_sum{%s} %lld\n", name, metrics->label,
+                 (long long)stats->iteration_tokens_sum);
+    bytes_printf(out, "%s_count{%s} %lld\n", name, metrics->label, num_steps);
+}
+
+/* OpenMetrics and Prometheus agree on HELP and TYPE with the name of the lines below them. */
+static void print_finished(const struct metrics *metrics, struct bytes *out)
+{
+    const char *name = "vllm:request_success_total";
+
+    print_about(out, name, "counter", "Requests that ended, by reason.");
+    for (int reason = FINISH_STOP; reason <= FINISH_ERROR; reason++)
+        bytes_printf(out, "%s{%s,finished_reason=\"%s\"} %lld\n", name, metrics->label,
+                     finish_reason_name(reason), (long long)metrics->finished[reason]);
+}
+
+static double kv_cache_usage(const struct engine_stats *stats)
+{
+    return stats->num_kv_blocks ? (double)stats->num_kv_blocks_used / stats->num_kv_blocks : 0;
+}
+
+#define STAT(name, field)                                                                          \
+    static double name(const struct engine_stats *stats)                                           \
+    {                                                                                              \
+        return (double)stats->field;                                                               \
+    }
+STAT(stat_running, num_running)
+STAT(stat_waiting, num_waiting)
+STAT(stat_preemptions, num_preemptions)
+STAT(stat_prompt_tokens, prompt_tokens)
+STAT(stat_generation_tokens, generation_tokens)
+STAT(stat_prefix_queries, prefix_cache_queries)
+STAT(stat_prefix_hits, prefix_cache_hits)
+STAT(stat_steps, num_steps)
+STAT(stat_ranks, num_ranks)
+STAT(stat_ranks_alive, num_ranks_alive)
+
+static const struct {
+    const char *name, *type, *help;
+    double (*value)(const struct engine_stats *stats);
+} stat_rows[] = {
+    {"vllm:num_requests_running", "gauge", "Requests in the running batch.", stat_running},
+    {"vllm:num_requests_waiting", "gauge", "Requests that wait for room.", stat_waiting},
+    {"vllm:kv_cache_usage_perc", "gauge", "KV-cache blocks in use, 1 is all.", kv_cache_usage},
+    {"vllm:num_preemptions_total", "counter", "Requests sent back to wait for want of KV blocks.",
+     stat_preemptions},
+    {"vllm:prompt_tokens_total", "counter", "Prompt tokens computed or found in the prefix cache.",
+     stat_prompt_tokens},
+    {"vllm:generation_tokens_total", "counter", "Tokens generated.", stat_generation_tokens},
+    {"vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up in the prefix cache.",
+     stat_prefix_queries},
+    {"vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
+     stat_prefix_hits},
+    {"tandem:steps_total", "counter", "Steps of the core loop.", stat_steps},
+    {"tandem:ranks", "gauge", "Ranks that the engine has.", stat_ranks},
+    {"tandem:ranks_alive", "gauge", "Ranks that are alive.", stat_ranks_alive},
+};
+
+void metrics_print(const struct metrics *metrics, const struct engine_stats *stats,
+                   struct bytes *out)
+{
+    for (size_t i = 0; i < COUNT_OF(stat_rows); i++) {
+        print_about(out, stat_rows[i].name, stat_rows[i].type, stat_rows[i].help);
+        bytes_printf(out, "%s{%s} %.17g\n", stat_rows[i].name, metrics->label,
+                     stat_rows[i].value(stats));
+    }
+    print_finished(metrics, out);
+    print_iteration_tokens(metrics, stats, out);
+    for (int i = 0; i < NUM_METRIC_HISTOGRAMS; i++)
+        print_histogram(metrics, i, out);
+}
+
+/* ---- life
+ * ----------------------------------------------------------------------------------------- */
+
+/* A label's value: backslash, quote and newline are escaped. */
+static char *make_label(const char *model_name)
+{
+    AUTO_CLOSE(bytes) struct bytes label = {0};
+
+    bytes_printf(&label, "model_name=\"");
+    for (const char *c = model_name; *c; c++) {
+        if (*c == '\n') {
+            bytes_append(&label, "\\n", 2);
+            continue;
+        }
+        if (*c == '\\' || *c == '"')
+            bytes_append(&label, "\\", 1);
+        bytes_append(&label, c, 1);
+    }
+    bytes_append(&label, "\"", 1);
+    return mem_strndup((const char *)label.data, label.size);
+}
+
+struct metrics *metrics_new(const char *model_name)
+{
+    struct metrics *metrics = mem_new(struct metrics);
+
+    metrics->label = make_label(model_name);
+    return metrics;
+}
+
+void metrics_free(struct metrics *metrics)
+{
+    if (!metrics)
+        return;
+    mem_free(metrics->label);
+    mem_free(metrics);
+}

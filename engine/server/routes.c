@@ -1,0 +1,197 @@
+#include "engine/server/routes.h"
+#include "engine/server/completions.h"
+#include "engine/server/request.h"
+#include "engine/server/tokenize.h"
+
+#include <string.h>
+#include <strings.h>
+#include <sys/random.h>
+
+enum { MAX_REQUEST_ID = 128 };
+
+static void reply_json(struct server *server, struct http_exchange *exchange, json_t *json)
+{
+    AUTO_CLOSE(bytes) struct bytes body = {0};
+    AUTO_MEM char *text = json_dumps(json, JSON_COMPACT);
+
+    ASSERT(text, "an answer is no JSON");
+    bytes_append(&body, text, strlen(text));
+    json_decref(json);
+    server_reply(server, exchange, 200, "application/json", &body);
+}
+
+/* ---- small answers ------------------------------------------------------------------------------
+ */
+
+static void health_get(struct server *server, struct http_exchange *exchange)
+{
+    if (server_health(server) == OK)
+        reply_json(server, exchange, json_pack("{s:s}", "status", "ok"));
+    else
+        server_reply_refusal(server, exchange, 503, fail_text());
+}
+
+static void version_get(struct server *server, struct http_exchange *exchange)
+{
+    reply_json(server, exchange, json_pack("{s:s}", "version", TANDEM_VERSION));
+}
+
+static void load_get(struct server *server, struct http_exchange *exchange)
+{
+    reply_json(server, exchange, json_pack("{s:i}", "server_load", server->num_requests));
+}
+
+static void models_get(struct server *server, struct http_exchange *exchange)
+{
+    const struct openai_model *model = front_model(server->front);
+
+    reply_json(server, exchange,
+               json_pack("{s:s, s:[{s:s, s:s, s:I, s:s, s:s, s:n, s:i, s:[]}]}", "object", "list",
+                         "data", "id", model->name, "object", "model", "created",
+                         (json_int_t)server->started_at, "owned_by", "tandem", "root", model->name,
+                         "parent", "max_model_len", (int)model->max_model_len, "permission"));
+}
+
+static void metrics_get(struct server *server, struct http_exchange *exchange)
+{
+    AUTO_CLOSE(bytes) struct bytes body = {0};
+    struct engine_stats stats;
+
+    engine_stats(front_engine(server->front), &stats);
+    metrics_print(server->metrics, &stats, &body);
+    server_reply(server, exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
+}
+
+/* ---- the table ----------------------------------------------------------------------------------
+ */
+
+enum access { ANYONE, KEY }; /* with --api-key: who may ask */
+
+static const struct route {
+    const char *method; /* GET answers HEAD too */
+    const char *path;
+    void (*handle)(struct server *server, struct http_exchange *exchange);
+    enum access access;
+} routes[] = {
+    {"POST", "/v1/completions", completions_post, KEY},
+    {"POST", "/v1/chat/completions", chat_completions_post, KEY},
+    {"GET", "/v1/models", models_get, KEY},
+    {"POST", "/tokenize", tokenize_post, KEY},
+    {"POST", "/detokenize", detokenize_post, KEY},
+    {"GET", "/health", health_get, ANYONE},
+    {"GET", "/ping", health_get, ANYONE},
+    {"POST", "/ping", health_get, ANYONE},
+    {"GET", "/version", version_get, KEY},
+    {"GET", "/load", load_get, KEY},
+    {"GET", "/metrics", metrics_get, KEY},
+};
+
+static bool takes_method(const struct route *route, const char *method)
+{
+    return strcmp(route->method, method) == 0 ||
+           (strcmp(route->method, "GET") == 0 && strcmp(method, "HEAD") == 0);
+}
+
+/* The route, or NULL: then `allow` has the methods of the path, none when it does not exist. */
+static const struct route *find_route(const char *method, const char *path, struct bytes *allow)
+{
+    for (size_t i = 0; i < COUNT_OF(routes); i++) {
+        if (strcmp(routes[i].path, path) != 0)
+            continue;
+        if (takes_method(&routes[i], method))
+            return &routes[i];
+        bytes_printf(allow, "%s%s", allow->size ? ", " : "",
+                     strcmp(routes[i].method, "GET") == 0 ? "GET, HEAD" : routes[i].method);
+    }
+    return NULL;
+}
+
+/* ---- who asks
+ * ------------------------------------------------------------------------------------ */
+
+/* In a time that depends on the length of what was given alone. */
+static bool is_key(const char *given, const char *key)
+{
+    size_t given_size = strlen(given), key_size = strlen(key);
+    volatile uint8_t difference = given_size != key_size;
+
+    for (size_t i = 0; i < given_size; i++)
+        difference |= (uint8_t)(given[i] ^ key[i % (key_size + 1)]);
+    return !difference;
+}
+
+static bool may_ask(const struct server *server, const struct http_exchange *exchange)
+{
+    const char *given = http_find_header(exchange, "Authorization");
+
+    if (!server->options->api_key)
+        return true;
+    return given && strncasecmp(given, "Bearer ", 7) == 0 &&
+           is_key(given + 7, server->options->api_key);
+}
+
+/* The client's own id comes back to it; without one it gets one to quote. */
+static void add_request_id(struct http_exchange *exchange)
+{
+    const char *given = http_find_header(exchange, "X-Request-Id");
+    char id[MAX_REQUEST_ID + 1];
+    uint64_t random[2];
+
+    if (given && *given) {
+        snprintf(id, sizeof(id), "%s", given);
+    } else {
+        ASSERT(getrandom(random, sizeof(random), 0) == sizeof(random));
+        snprintf(id, sizeof(id), "%016llx%016llx", (unsigned long long)random[0],
+                 (unsigned long long)random[1]);
+    }
+    http_add_header(exchange, "X-Request-Id", id);
+}
+
+/* ---- dispatch
+ * ------------------------------------------------------------------------------------ */
+
+static void refuse_method(struct server *server, struct http_exchange *exchange, const char *allow)
+{
+    char sentence[256];
+
+    http_add_header(exchange, "Allow", allow);
+    snprintf(sentence, sizeof(sentence), "%.20s is not a method of %s; these are: %s",
+             http_method(exchange), http_path(exchange), allow);
+    server_reply_refusal(server, exchange, 405, sentence);
+}
+
+static void refuse_path(struct server *server, struct http_exchange *exchange)
+{
+    char sentence[256];
+
+    snprintf(sentence, sizeof(sentence), "there is nothing at %.200s", http_path(exchange));
+    server_reply_refusal(server, exchange, 404, sentence);
+}
+
+static void refuse_asker(struct server *server, struct http_exchange *exchange)
+{
+    http_add_header(exchange, "WWW-Authenticate", "Bearer");
+    server_reply_refusal(server, exchange, 401,
+                         "this server wants its key: send Authorization: Bearer KEY");
+}
+
+void routes_dispatch(struct server *server, struct http_exchange *exchange)
+{
+    const char *method = http_method(exchange);
+    AUTO_CLOSE(bytes) struct bytes allow = {0};
+    const struct route *route = find_route(method, http_path(exchange), &allow);
+
+    add_request_id(exchange);
+    if ((!route || route->access == KEY) && !may_ask(server, exchange)) {
+        refuse_asker(server, exchange);
+    } else if (route) {
+        route->handle(server, exchange);
+    } else if (!allow.size) {
+        refuse_path(server, exchange);
+    } else if (strcmp(method, "OPTIONS") == 0) {
+        http_add_header(exchange, "Allow", bytes_text(&allow));
+        server_reply(server, exchange, 204, NULL, &(struct bytes){0});
+    } else {
+        refuse_method(server, exchange, bytes_text(&allow));
+    }
+}

@@ -1,0 +1,293 @@
+#include "engine/server/server.h"
+#include "engine/server/completions.h"
+#include "engine/server/request.h"
+#include "engine/server/routes.h"
+
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+
+#include <event2/event.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    JOB_THREADS = 2,
+    WATCH_MS = 500,       /* the engine's phase and pulse */
+    DRAIN_WATCH_MS = 20,  /* is everything sent? */
+    LAST_WORDS_MS = 5000, /* for errors to reach their clients, when we end for another cause */
+    STALL_MS = 60000,     /* requests run, and no step ends: the core loop hangs */
+};
+
+/* ---- answers
+ * -------------------------------------------------------------------------------------- */
+
+void server_log_access(const struct http_exchange *exchange, int code)
+{
+    log_debug("http %s: %s %s %d in %.1f ms", http_peer(exchange), http_method(exchange),
+              http_path(exchange), code, clock_ms(clock_now_ns() - http_started_ns(exchange)));
+}
+
+void server_reply(struct server *server, struct http_exchange *exchange, int code,
+                  const char *content_type, const struct bytes *body)
+{
+    (void)server;
+    server_log_access(exchange, code);
+    http_reply(exchange, code, content_type, body->data, body->size);
+}
+
+static const struct {
+    int code;
+    const char *type;
+} refusal_types[] = {
+    {400, "BadRequestError"},
+    {401, "AuthenticationError"},
+    {404, "NotFoundError"},
+    {405, "MethodNotAllowedError"},
+    {408, "TimeoutError"},
+    {413, "RequestTooLargeError"},
+    {415, "UnsupportedMediaTypeError"},
+    {431, "RequestTooLargeError"},
+    {501, "NotImplementedError"},
+    {503, "ServiceUnavailableError"},
+};
+
+static void write_refusal(int code, const char *sentence, struct bytes *out)
+{
+    const char *type = "InternalServerError";
+
+    for (size_t i = 0; i < COUNT_OF(refusal_types); i++)
+        if (refusal_types[i].code == code)
+            type = refusal_types[i].type;
+
+    /* A path in the sentence may be any bytes. */
+    json_t *message = json_string(sentence);
+    json_t *json = json_pack("{s:{s:o, s:s, s:n, s:i}}", "error", "message",
+                             message ? message : json_string("the request is not UTF-8"), "type",
+                             type, "param", "code", code);
+    AUTO_MEM char *text = json_dumps(json, JSON_COMPACT);
+    bytes_append(out, text, strlen(text));
+    json_decref(json);
+}
+
+void server_reply_refusal(struct server *server, struct http_exchange *exchange, int code,
+                          const char *sentence)
+{
+    AUTO_CLOSE(bytes) struct bytes body = {0};
+
+    write_refusal(code, sentence, &body);
+    server_reply(server, exchange, code, "application/json", &body);
+}
+
+/* ---- health
+ * --------------------------------------------------------------------------------------- */
+
+enum status server_health(const struct server *server)
+{
+    struct engine_stats stats;
+    double stalled_s = (double)(clock_now_ns() - server->steps_seen_ns) / 1e9;
+
+    engine_stats(front_engine(server->front), &stats);
+    if (stats.phase == PHASE_FAILED)
+        return fail(ERR_CLOSED, "the engine has failed: %s", stats.failure);
+    if (server->draining || stats.phase == PHASE_DRAINING)
+        return fail(ERR_CLOSED, "the server is draining: it ends when %d requests are answered",
+                    server->num_requests);
+    if (stats.phase != PHASE_READY)
+        return fail(ERR_CLOSED, "the engine is not ready yet");
+    if (stats.num_ranks_alive < stats.num_ranks)
+        return fail(ERR_CLOSED, "%d of %d ranks are alive", stats.num_ranks_alive, stats.num_ranks);
+    if (stats.num_running && stalled_s > STALL_MS / 1e3)
+        return fail(ERR_TIMEOUT, "%d requests run, and no step has ended for %.0f s",
+                    stats.num_running, stalled_s);
+    return OK;
+}
+
+/* The first cause is the one that is told. */
+static void set_outcome(struct server *server, enum status status, const char *sentence)
+{
+    if (server->outcome != OK)
+        return;
+    server->outcome = status;
+    server->outcome_text = mem_strdup(sentence);
+}
+
+static void begin_drain(struct server *server, int ms)
+{
+    server->draining = true;
+    server->drain_deadline_ns = clock_deadline_ns(ms);
+    http_drain(server->http);
+    event_active(server->watch, EV_TIMEOUT, 0);
+}
+
+static void watch_engine(struct server *server)
+{
+    struct engine_stats stats;
+
+    engine_stats(front_engine(server->front), &stats);
+    if (stats.num_steps != server->steps_seen || !stats.num_running) {
+        server->steps_seen = stats.num_steps;
+        server->steps_seen_ns = clock_now_ns();
+    }
+    if (stats.phase == PHASE_FAILED && server->outcome == OK) {
+        log_error("the engine has failed: %s", stats.failure);
+        set_outcome(server, ERR_INTERNAL, stats.failure);
+        begin_drain(server, LAST_WORDS_MS);
+    }
+}
+
+/* Everything has been said, or there is no more time to say it. */
+static void watch_drain(struct server *server)
+{
+    if (!http_num_busy(server->http)) {
+        event_base_loopbreak(server->base);
+        return;
+    }
+    if (clock_left_ms(server->drain_deadline_ns) > 0)
+        return;
+    if (!server->num_requests) { /* clients that do not read what they were told */
+        event_base_loopbreak(server->base);
+        return;
+    }
+    char sentence[96];
+    snprintf(sentence, sizeof(sentence), "the server ended before %d requests were answered",
+             server->num_requests);
+    log_warn("%s", sentence);
+    set_outcome(server, ERR_TIMEOUT, sentence);
+    requests_cut(server, ERR_CLOSED, "the server is shutting down and could not finish this");
+    server->drain_deadline_ns = clock_deadline_ns(LAST_WORDS_MS);
+}
+
+static void on_watch(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd;
+    (void)what;
+    struct server *server = user;
+
+    watch_engine(server);
+    if (server->draining)
+        watch_drain(server);
+    int ms = server->draining ? DRAIN_WATCH_MS : WATCH_MS;
+    struct timeval wait = {0, ms * 1000};
+    event_add(server->watch, &wait);
+}
+
+/* ---- events
+ * ---------------------------------------------------------------------------------------- */
+
+static void on_front(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd;
+    (void)what;
+    struct server *server = user;
+
+    front_poll(server->front);
+    completions_send(server);
+}
+
+static void on_jobs(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd;
+    (void)what;
+    struct server *server = user;
+    jobs_poll(server->jobs);
+}
+
+static void on_signal(evutil_socket_t number, short what, void *user)
+{
+    (void)what;
+    struct server *server = user;
+
+    if (server->num_signals++) {
+        set_outcome(server, ERR_ABORTED, "ended by a second signal");
+        event_base_loopbreak(server->base);
+        return;
+    }
+    log_info("%s: draining %d requests, for %.1f s at most", strsignal((int)number),
+             server->num_requests, server->options->drain_ms / 1e3);
+    begin_drain(server, server->options->drain_ms);
+}
+
+static void on_request(void *user, struct http_exchange *exchange)
+{
+    routes_dispatch(user, exchange);
+}
+
+static void on_gone(void *user, struct http_exchange *exchange)
+{
+    (void)user;
+    struct request *request = http_user(exchange);
+
+    server_log_access(exchange, 499);
+    if (request)
+        request_gone(request);
+}
+
+/* ---- life
+ * ------------------------------------------------------------------------------------------ */
+
+static void server_close(struct server *server)
+{
+    struct event *events[] = {server->watch, server->on_front, server->on_jobs, server->on_term,
+                              server->on_int};
+
+    if (server->front)
+        requests_free(server);
+    jobs_free(server->jobs);
+    for (size_t i = 0; i < COUNT_OF(events); i++)
+        if (events[i])
+            event_free(events[i]);
+    http_close(server->http);
+    metrics_free(server->metrics);
+    mem_free(server->outcome_text);
+    if (server->base)
+        event_base_free(server->base);
+}
+
+static struct event *add_event(struct server *server, evutil_socket_t fd, short what,
+                               event_callback_fn callback)
+{
+    struct event *event = event_new(server->base, fd, what | EV_PERSIST, callback, server);
+
+    ASSERT(event && event_add(event, NULL) == 0);
+    return event;
+}
+
+static enum status server_open(struct server *server)
+{
+    struct http_handler handler = {on_request, on_gone, write_refusal, server};
+
+    server->base = event_base_new();
+    ASSERT(server->base);
+    TRY(jobs_new(JOB_THREADS, &server->jobs));
+    server->on_front = add_event(server, front_fd(server->front), EV_READ, on_front);
+    server->on_jobs = add_event(server, jobs_fd(server->jobs), EV_READ, on_jobs);
+    server->on_term = add_event(server, SIGTERM, EV_SIGNAL, on_signal);
+    server->on_int = add_event(server, SIGINT, EV_SIGNAL, on_signal);
+    server->watch = evtimer_new(server->base, on_watch, server);
+    ASSERT(server->watch);
+    event_active(server->watch, EV_TIMEOUT, 0);
+    return http_listen(server->http, server->base, &handler);
+}
+
+enum status server_run(struct front *front, struct http_server *http,
+                       const struct server_options *options)
+{
+    AUTO_CLOSE(server)
+    struct server server = {
+        .front = front,
+        .http = http,
+        .options = options,
+        .metrics = metrics_new(front_model(front)->name),
+        .started_at = time(NULL),
+    };
+
+    list_init(&server.requests);
+    list_init(&server.unsent);
+    signal(SIGPIPE, SIG_IGN);
+    TRY(server_open(&server));
+    printf("tandem: serving %s on %s\n", front_model(front)->name, http_url(http));
+    fflush(stdout);
+    event_base_dispatch(server.base);
+    return server.outcome == OK ? OK : fail(server.outcome, "%s", server.outcome_text);
+}

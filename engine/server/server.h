@@ -1,0 +1,69 @@
+/*
+ * server: one engine behind HTTP, on one event loop.
+ *
+ * The loop waits for clients (http), for tokens (front) and for what the jobs threads have read;
+ * routes.c says which path is what. This header is the room's own, but for server_run.
+ *
+ * Thread: front, which is the loop's.
+ */
+#ifndef ENGINE_SERVER_SERVER_H
+#define ENGINE_SERVER_SERVER_H
+
+#include "engine/front/front.h"
+#include "engine/server/http.h"
+#include "engine/server/jobs.h"
+#include "engine/server/metrics.h"
+#include "proto/base/list.h"
+
+struct server_options {
+    const char *api_key; /* NULL: everybody may ask */
+    int drain_ms;        /* what runs at SIGTERM may take that long */
+};
+
+/*
+ * Serves until SIGTERM or SIGINT: then takes nothing new, finishes what runs, and returns OK. A
+ * second signal ends at once. ERR_TIMEOUT, ERR_ABORTED: answers were cut off, their clients told;
+ * anything else: the engine failed, its requests have been answered with why.
+ * `http` is listened on here, and closed at the end; both stay the caller's to free.
+ */
+MUST_USE enum status server_run(struct front *front, struct http_server *http,
+                                const struct server_options *options);
+
+/* ---- inside the room
+ * ----------------------------------------------------------------------------- */
+
+struct server {
+    struct event_base *base;
+    struct event *watch, *on_front, *on_jobs, *on_term, *on_int;
+    struct front *front;
+    struct http_server *http;
+    struct jobs *jobs;
+    struct metrics *metrics;
+    const struct server_options *options;
+    int64_t started_at; /* Unix seconds */
+
+    struct list_node requests; /* all of them: request.c */
+    int num_requests;
+    struct list_node unsent; /* completions that the last poll brought something: completions.c */
+
+    bool draining;
+    int num_signals;
+    int64_t drain_deadline_ns;
+    enum status outcome; /* of server_run, with */
+    char *outcome_text;  /* its sentence */
+
+    int64_t steps_seen, steps_seen_ns; /* the core loop's pulse */
+};
+
+/* OK only when a request that came now would be answered; else why not. */
+MUST_USE enum status server_health(const struct server *server);
+
+/* The one answer of an exchange, and its line in the access log. */
+void server_reply(struct server *server, struct http_exchange *exchange, int code,
+                  const char *content_type, const struct bytes *body);
+/* The same, in OpenAI's shape of an error. */
+void server_reply_refusal(struct server *server, struct http_exchange *exchange, int code,
+                          const char *sentence);
+void server_log_access(const struct http_exchange *exchange, int code);
+
+#endif
