@@ -1,0 +1,217 @@
+#include "tests/support/ranks.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+struct rank {
+    const struct ranks_script *script;
+    const char *comm_path;
+    int32_t rank;
+    enum status status;
+    char failure[1024];
+};
+
+/* A step's arrays, as the worker would stage them. */
+struct staged {
+    struct batch_view batch;
+    int32_t *row_start, *positions, *block_tables, *ids, *logit_rows;
+    int32_t num_logit_rows;
+};
+
+/* ---- sizes ---------------------------------------------------------------------------------- */
+
+static int32_t blocks_of_request(const struct ranks_script *script)
+{
+    int32_t longest = 0;
+
+    for (int32_t i = 0; i < script->num_requests; i++)
+        longest = MAX(longest, script->requests[i].num_ids);
+    return longest / KV_BLOCK_TOKENS + 1;
+}
+
+static int32_t rows_of_step(const struct ranks_step *step)
+{
+    int32_t rows = 0;
+
+    for (int32_t i = 0; i < step->num_chunks; i++)
+        rows += step->chunks[i].to - step->chunks[i].from;
+    return rows;
+}
+
+static int32_t most_rows(const struct ranks_script *script)
+{
+    int32_t rows = 0;
+
+    for (int32_t i = 0; i < script->num_steps; i++)
+        rows = MAX(rows, rows_of_step(&script->steps[i]));
+    return rows;
+}
+
+/* ---- one step ------------------------------------------------------------------------------- */
+
+static struct staged staged_new(const struct ranks_script *script)
+{
+    int32_t max_rows = most_rows(script);
+    struct staged staged = {
+        .row_start = mem_new_array(int32_t, script->num_requests + 1),
+        .positions = mem_new_array(int32_t, max_rows),
+        .block_tables = mem_new_array(int32_t, script->num_requests * blocks_of_request(script)),
+        .ids = mem_new_array(int32_t, max_rows),
+        .logit_rows = mem_new_array(int32_t, max_rows),
+    };
+
+    return staged;
+}
+
+static void staged_close(struct staged *staged)
+{
+    mem_free(staged->row_start);
+    mem_free(staged->positions);
+    mem_free(staged->block_tables);
+    mem_free(staged->ids);
+    mem_free(staged->logit_rows);
+}
+
+/* Requests' blocks are interleaved, so that no request has neighbouring ones. */
+static void stage(struct staged *staged, const struct ranks_script *script,
+                  const struct ranks_step *step)
+{
+    int32_t stride = blocks_of_request(script), row = 0;
+
+    staged->num_logit_rows = 0;
+    for (int32_t i = 0; i < step->num_chunks; i++) {
+        const struct ranks_chunk *chunk = &step->chunks[i];
+
+        staged->row_start[i] = row;
+        for (int32_t b = 0; b < stride; b++)
+            staged->block_tables[i * stride + b] = b * script->num_requests + chunk->request;
+        for (int32_t p = chunk->from; p < chunk->to; p++, row++) {
+            staged->positions[row] = p;
+            staged->ids[row] = script->requests[chunk->request].ids[p];
+            if (chunk->logits)
+                staged->logit_rows[staged->num_logit_rows++] = row;
+        }
+    }
+    staged->row_start[step->num_chunks] = row;
+    staged->batch = (struct batch_view){
+        .rows = row,
+        .num_requests = step->num_chunks,
+        .row_start = staged->row_start,
+        .positions = staged->positions,
+        .block_tables = staged->block_tables,
+        .block_table_stride = stride,
+    };
+}
+
+/* ---- a rank -----------------------------------------------------------------------------------
+ */
+
+static enum status play_steps(const struct rank *self, struct model *model, float *logits)
+{
+    const struct ranks_script *script = self->script;
+    __attribute__((cleanup(staged_close))) struct staged staged = staged_new(script);
+
+    for (int32_t i = 0; i < script->num_steps; i++) {
+        if (rows_of_step(&script->steps[i]) == 0)
+            continue;
+        stage(&staged, script, &script->steps[i]);
+        TRY(model_forward(model, &staged.batch, staged.ids, staged.logit_rows,
+                          staged.num_logit_rows, logits));
+        if (self->rank == 0 && script->on_logits && staged.num_logit_rows > 0)
+            script->on_logits(script->user, i, logits);
+    }
+    return OK;
+}
+
+static enum status play_model(const struct rank *self, struct device *dev, struct comm *comm)
+{
+    const struct ranks_script *script = self->script;
+    int64_t vocab_size = model_file_config(script->file)->vocab_size;
+    AUTO_FREE(model) struct model *model = NULL;
+    AUTO_MEM float *logits = NULL;
+
+    TRY(model_load(dev, script->file,
+                   &(struct model_options){
+                       .rank = self->rank,
+                       .world = script->world,
+                       .comm = comm,
+                       .max_batched_tokens = most_rows(script),
+                       .max_logit_rows = most_rows(script),
+                       .max_position = blocks_of_request(script) * KV_BLOCK_TOKENS,
+                   },
+                   &model));
+    TRY(model_alloc_kv(model, blocks_of_request(script) * script->num_requests));
+    if (self->rank == 0) {
+        logits = mem_new_array(float, most_rows(script) * vocab_size);
+        model_observe(model, script->observer, script->user);
+    }
+    return play_steps(self, model, logits);
+}
+
+static enum status play(const struct rank *self)
+{
+    struct device *dev = NULL;
+    struct comm *comm = NULL;
+    enum status status = device_open(
+        &(struct device_options){
+            .name = "cpu",
+            .isa = self->script->isa,
+            .num_threads = MAX(self->script->num_threads, 1),
+        },
+        &dev);
+
+    if (status == OK && self->script->world > 1)
+        status = comm_open(self->comm_path, self->rank, self->script->world, &comm);
+    if (status == OK)
+        status = play_model(self, dev, comm);
+    if (status != OK && comm)
+        comm_abort(comm);
+    comm_close(comm);
+    device_close(dev);
+    return status;
+}
+
+static void *rank_main(void *argument)
+{
+    struct rank *self = argument;
+
+    self->status = play(self);
+    if (self->status != OK)
+        snprintf(self->failure, sizeof(self->failure), "rank %d: %s", self->rank, fail_text());
+    return NULL;
+}
+
+/* A rank that merely noticed another's failure is not the one to report. */
+static enum status first_failure(const struct rank *ranks, int32_t world)
+{
+    const struct rank *failed = NULL;
+
+    for (int32_t i = 0; i < world; i++)
+        if (ranks[i].status != OK && (!failed || failed->status == ERR_ABORTED))
+            failed = &ranks[i];
+    return failed ? fail(failed->status, "%s", failed->failure) : OK;
+}
+
+enum status ranks_play(const struct ranks_script *script)
+{
+    char folder[] = "/tmp/tandem-test-XXXXXX", path[64];
+    struct rank ranks[16] = {0};
+    pthread_t threads[16];
+
+    ASSERT(script->world <= 16);
+    ASSERT(mkdtemp(folder));
+    snprintf(path, sizeof(path), "%s/ranks", folder);
+    if (script->world > 1)
+        TRY(comm_create(path, script->world, 1 << 20));
+    for (int32_t i = 0; i < script->world; i++) {
+        ranks[i] = (struct rank){.script = script, .comm_path = path, .rank = i};
+        ASSERT(pthread_create(&threads[i], NULL, rank_main, &ranks[i]) == 0);
+    }
+    for (int32_t i = 0; i < script->world; i++)
+        pthread_join(threads[i], NULL);
+    unlink(path);
+    rmdir(folder);
+    return first_failure(ranks, script->world);
+}
