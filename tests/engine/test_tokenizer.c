@@ -4,7 +4,9 @@
 #include "proto/base/clock.h"
 #include "tests/support/small_vocabulary.h"
 
+#include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static struct tokenizer *tokenizer_of(struct vocabulary vocabulary)
 {
@@ -376,6 +378,55 @@ static void hostile_texts_take_no_quadratic_time(void **state)
     }
 }
 
+/* ---- a trained vocabulary ----------------------------------------------------------------- */
+
+static int32_t read_views(const json_t *strings, struct text_view *views, size_t capacity)
+{
+    size_t n = json_array_size(strings);
+
+    assert_in_range(n, 1, capacity);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *string = json_array_get(strings, i);
+
+        views[i] = (struct text_view){json_string_value(string), json_string_length(string)};
+    }
+    return (int32_t)n;
+}
+
+static void expect_case(const struct tokenizer *tokenizer, const json_t *row)
+{
+    AUTO_CLOSE(token_list) struct token_list list = {0};
+    const char *text = json_string_value(json_object_get(row, "text"));
+    const json_t *ids = json_object_get(row, "ids");
+
+    expect_ok(tokenizer_encode(tokenizer, text, strlen(text), true, false, &list));
+    assert_int_equal(list.count, json_array_size(ids));
+    for (int32_t i = 0; i < list.count; i++)
+        assert_int_equal(list.ids[i], json_integer_value(json_array_get(ids, (size_t)i)));
+}
+
+static void a_trained_vocabulary_encodes_as_hugging_face_does(void **state)
+{
+    (void)state;
+    AUTO_MEM char *path = mem_printf("%s/tokenizer/small.json", getenv("TANDEM_TEST_DATA"));
+    json_t *file = json_load_file(path, 0, NULL);
+    const json_t *cases = json_object_get(file, "cases");
+    struct text_view tokens[512], merges[512];
+    struct vocabulary vocabulary = {
+        .model = "gpt2", .pre = "gpt-2", .tokens = tokens, .merges = merges,
+        .bos_id = -1, .eos_id = -1, .eot_id = -1, .unknown_id = -1, .padding_id = -1,
+    };
+
+    vocabulary.num_tokens = read_views(json_object_get(file, "tokens"), tokens, COUNT_OF(tokens));
+    vocabulary.num_merges = read_views(json_object_get(file, "merges"), merges, COUNT_OF(merges));
+    AUTO_FREE(tokenizer) struct tokenizer *t = tokenizer_of(vocabulary);
+
+    assert_int_equal(json_array_size(cases), 2);
+    for (size_t i = 0; i < 2; i++)
+        expect_case(t, json_array_get(cases, i));
+    json_decref(file);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(merges_go_by_rank),
     cmocka_unit_test(bytes_go_where_no_merge_does),
@@ -396,6 +447,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_separator_that_unicode_took_back_is_no_space),
     cmocka_unit_test(text_that_is_not_utf8_is_refused_and_nothing_is_added),
     cmocka_unit_test(vocabularies_that_do_not_hold_together_are_refused),
+    cmocka_unit_test(a_trained_vocabulary_encodes_as_hugging_face_does),
     cmocka_unit_test(hostile_texts_take_no_quadratic_time),
 };
 TEST_MAIN(tests)

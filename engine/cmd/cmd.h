@@ -1,0 +1,11 @@
+/*
+ * cmd: the subcommands. Each is a file of this folder and a row in engine/main.c; argv[0] is the
+ * subcommand's name. They answer --help themselves and return the exit status: 0 done, 1 it
+ * failed or a part of the input was refused, 2 the command line is wrong.
+ */
+#ifndef ENGINE_CMD_CMD_H
+#define ENGINE_CMD_CMD_H
+
+int cmd_tokenize(int argc, char **argv);
+
+#endif
