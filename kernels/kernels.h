@@ -212,11 +212,11 @@ const char *const *device_isas(void);
 /* ---- ranks ------------------------------------------------------------------------------------- */
 
 /*
- * comm_shm: ranks of one host, through one shared file that the engine creates with comm_create
- * and every rank opens. Sums of doubles on the exact grid come out the same in any order, but
- * ranks are added in rank order anyway. A rank waits by spinning for a bounded time, then parks on
- * a futex. When a peer is gone, comm_abort (any thread, any process) makes every waiting and
- * every later call return ERR_ABORTED.
+ * comm_shm: ranks of one host, through one shared file. Rank 0 sets it up with comm_create; for the
+ * others comm_open is ERR_NOT_FOUND until then. Sums of doubles on the exact grid come out the same in
+ * any order, but ranks are added in rank order anyway. A rank waits by spinning for a bounded time,
+ * then parks on a futex. When a peer is gone, comm_abort (any thread, any process that has opened the
+ * file) makes every waiting and every later call return ERR_ABORTED.
  */
 MUST_USE enum status comm_create(const char *path, int32_t world, int64_t max_bytes);
 /* max_bytes: of one rank's contribution to one call; longer arrays go in pieces. */

@@ -1,45 +1,323 @@
+/*
+ * comm_shm: sums across the ranks of one host, through memory that they share.
+ *
+ * Every call is a number of exchanges. In exchange n each rank copies its contribution into its
+ * buffer n & 1, posts n, and waits until all have posted n; then it may read every rank's buffer. Two
+ * buffers are enough: a rank posts n only after it has read what exchange n - 1 brought, so when all have
+ * posted n, nobody reads buffer (n + 1) & 1 any more.
+ */
 #include "kernels/kernels.h"
+
+#include "proto/base/memory.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_WORLD = 1024, SPINS = 4000, LINE = 64 };
+
+static const uint64_t MAGIC = 0x316d6d6f636e6174; /* "tancomm1" */
+
+/* One rank's place. Written by that rank, but for num_waiting. */
+struct lane {
+    _Alignas(LINE) _Atomic uint32_t posted; /* the last exchange; also the futex that others wait on */
+    _Atomic uint32_t num_waiting;
+};
+
+struct shared {
+    _Atomic uint64_t magic; /* set last: the rest is in place */
+    int32_t world;
+    int64_t buffer_bytes;
+    _Atomic uint32_t is_aborted;
+    struct lane lanes[]; /* [world], then the buffers: [world][2][buffer_bytes] */
+};
+
+struct comm {
+    int32_t rank, world;
+    int64_t buffer_bytes;
+    struct shared *shared;
+    size_t shared_bytes;
+    uint32_t exchange; /* the last one */
+    int32_t num_spins;
+};
+
+static size_t buffers_offset(int32_t world)
+{
+    return (sizeof(struct shared) + sizeof(struct lane) * (size_t)world + 4095) & ~(size_t)4095;
+}
+
+static size_t total_bytes(int32_t world, int64_t buffer_bytes)
+{
+    return buffers_offset(world) + (size_t)world * 2 * (size_t)buffer_bytes;
+}
+
+static void *buffer_of(const struct comm *comm, int32_t rank, uint32_t exchange)
+{
+    size_t index = (size_t)rank * 2 + (exchange & 1);
+
+    return (char *)comm->shared + buffers_offset(comm->world) + index * (size_t)comm->buffer_bytes;
+}
+
+/* ---- open and close ------------------------------------------------------------------------- */
+
+static enum status map_file(int fd, size_t bytes, const char *path, struct shared **out)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    if (p == MAP_FAILED)
+        return fail(ERR_NO_MEMORY, "%s: %zu bytes to share between the ranks: %m", path, bytes);
+    *out = p;
+    return OK;
+}
 
 enum status comm_create(const char *path, int32_t world, int64_t max_bytes)
 {
-    (void)path, (void)max_bytes;
-    return world == 1 ? OK : fail(ERR_UNSUPPORTED, "%d ranks: not yet", world);
+    int64_t buffer_bytes = (max_bytes + 4095) & ~(int64_t)4095;
+    struct shared *shared;
+    size_t bytes;
+
+    if (world < 1 || world > MAX_WORLD || max_bytes < LINE || max_bytes > (int64_t)1 << 32)
+        return fail(ERR_INVALID, "%d ranks that exchange %lld bytes", world, (long long)max_bytes);
+    bytes = total_bytes(world, buffer_bytes);
+
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+    if (fd < 0)
+        return fail(ERR_IO, "%s: %m", path);
+
+    enum status status = ftruncate(fd, (off_t)bytes) == 0 ? map_file(fd, bytes, path, &shared)
+                                                          : fail(ERR_IO, "%s: %m", path);
+
+    close(fd);
+    TRY(status);
+    shared->world = world;
+    shared->buffer_bytes = buffer_bytes;
+    atomic_store(&shared->magic, MAGIC);
+    munmap(shared, bytes);
+    return OK;
+}
+
+/* Is what lies there, of `size` bytes, what comm_create made for so many ranks? */
+static enum status check_shared(const struct shared *shared, size_t size, int32_t world,
+                                const char *path)
+{
+    if (size < sizeof *shared || atomic_load(&shared->magic) != MAGIC)
+        return fail(ERR_NOT_FOUND, "%s is not set up yet", path);
+    if (shared->world != world)
+        return fail(ERR_MISMATCH, "%s is for %d ranks, not %d", path, shared->world, world);
+    if (shared->buffer_bytes < LINE || shared->buffer_bytes > (int64_t)1 << 33 ||
+        total_bytes(world, shared->buffer_bytes) != size)
+        return fail(ERR_CORRUPT, "%s: %zu bytes do not hold 2 buffers of %lld for %d ranks", path,
+                    size, (long long)shared->buffer_bytes, world);
+    return OK;
 }
 
 enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm **out)
 {
-    (void)path, (void)rank;
-    *out = NULL;
-    return world == 1 ? OK : fail(ERR_UNSUPPORTED, "%d ranks: not yet", world);
+    struct shared *shared = NULL;
+    struct stat stat;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    enum status status;
+
+    ASSERT(rank >= 0 && rank < world && world <= MAX_WORLD);
+    if (fd < 0)
+        return fail(ERR_NOT_FOUND, "%s: %m", path);
+    if (fstat(fd, &stat) != 0 || stat.st_size < (off_t)sizeof *shared)
+        status = fail(ERR_NOT_FOUND, "%s is not set up yet", path);
+    else
+        status = map_file(fd, (size_t)stat.st_size, path, &shared);
+    close(fd);
+    TRY(status);
+
+    status = check_shared(shared, (size_t)stat.st_size, world, path);
+    if (status != OK) {
+        munmap(shared, (size_t)stat.st_size);
+        return status;
+    }
+
+    struct comm *comm = mem_new(struct comm);
+
+    *comm = (struct comm){
+        .rank = rank,
+        .world = world,
+        .buffer_bytes = shared->buffer_bytes,
+        .shared = shared,
+        .shared_bytes = (size_t)stat.st_size,
+        /* A rank that spins takes the core that another rank needs to catch up. */
+        .num_spins = world <= sysconf(_SC_NPROCESSORS_ONLN) ? SPINS : 0,
+    };
+    *out = comm;
+    return OK;
 }
 
 void comm_close(struct comm *comm)
 {
-    (void)comm;
+    if (!comm)
+        return;
+    munmap(comm->shared, comm->shared_bytes);
+    mem_free(comm);
+}
+
+/* ---- waiting -------------------------------------------------------------------------------- */
+
+static void futex_wake(_Atomic uint32_t *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* With a timeout, since an abort can come between the caller's look and the kernel's. */
+static void futex_wait(_Atomic uint32_t *word, uint32_t expected)
+{
+    struct timespec timeout = {.tv_nsec = 50 * 1000 * 1000};
+
+    syscall(SYS_futex, word, FUTEX_WAIT, expected, &timeout, NULL, 0);
 }
 
 void comm_abort(struct comm *comm)
 {
-    (void)comm;
+    if (!comm)
+        return;
+    atomic_store(&comm->shared->is_aborted, 1);
+    for (int32_t rank = 0; rank < comm->world; rank++)
+        futex_wake(&comm->shared->lanes[rank].posted);
+}
+
+/* Exchange numbers wrap: a rank is at most one exchange away from another. */
+static bool has_posted(const struct lane *lane, uint32_t exchange)
+{
+    return (int32_t)(atomic_load_explicit(&lane->posted, memory_order_acquire) - exchange) >= 0;
+}
+
+static void cpu_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static enum status wait_for(const struct comm *comm, int32_t rank)
+{
+    struct lane *lane = &comm->shared->lanes[rank];
+
+    for (int32_t spins = 0; spins < comm->num_spins; spins++) {
+        if (has_posted(lane, comm->exchange))
+            return OK;
+        cpu_pause();
+    }
+    atomic_fetch_add(&lane->num_waiting, 1);
+    for (;;) {
+        uint32_t posted = atomic_load(&lane->posted);
+
+        if ((int32_t)(posted - comm->exchange) >= 0 || atomic_load(&comm->shared->is_aborted))
+            break;
+        futex_wait(&lane->posted, posted);
+    }
+    atomic_fetch_sub(&lane->num_waiting, 1);
+    if (!has_posted(lane, comm->exchange))
+        return fail(ERR_ABORTED, "rank %d waited for rank %d, and was told to stop", comm->rank,
+                    rank);
+    return OK;
+}
+
+/* Posts this rank's `bytes` bytes and waits for everybody's. */
+static enum status exchange(struct comm *comm, const void *data, size_t bytes)
+{
+    struct lane *lane = &comm->shared->lanes[comm->rank];
+
+    ASSERT(bytes <= (size_t)comm->buffer_bytes);
+    if (atomic_load_explicit(&comm->shared->is_aborted, memory_order_relaxed))
+        return fail(ERR_ABORTED, "rank %d was told to stop", comm->rank);
+    comm->exchange++;
+    memcpy(buffer_of(comm, comm->rank, comm->exchange), data, bytes);
+    atomic_store(&lane->posted, comm->exchange);
+    if (atomic_load(&lane->num_waiting) > 0)
+        futex_wake(&lane->posted);
+    for (int32_t rank = 0; rank < comm->world; rank++)
+        if (rank != comm->rank)
+            TRY(wait_for(comm, rank));
+    return OK;
+}
+
+/* ---- sums ----------------------------------------------------------------------------------- */
+
+static bool is_alone(const struct comm *comm)
+{
+    return !comm || comm->world == 1;
 }
 
 enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
 {
-    (void)comm, (void)x, (void)count;
+    if (is_alone(comm))
+        return OK;
+    for (int64_t piece, max = comm->buffer_bytes / (int64_t)sizeof *x; count > 0; count -= piece) {
+        piece = MIN(count, max);
+        TRY(exchange(comm, x, (size_t)piece * sizeof *x));
+        memcpy(x, buffer_of(comm, 0, comm->exchange), (size_t)piece * sizeof *x);
+        for (int32_t rank = 1; rank < comm->world; rank++) {
+            const double *other = buffer_of(comm, rank, comm->exchange);
+
+            for (int64_t i = 0; i < piece; i++)
+                x[i] += other[i];
+        }
+        x += piece;
+    }
     return OK;
 }
 
 enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)
 {
-    (void)comm, (void)x, (void)count;
+    if (is_alone(comm))
+        return OK;
+    for (int64_t piece, max = comm->buffer_bytes / (int64_t)sizeof *x; count > 0; count -= piece) {
+        piece = MIN(count, max);
+        TRY(exchange(comm, x, (size_t)piece * sizeof *x));
+        memcpy(x, buffer_of(comm, 0, comm->exchange), (size_t)piece * sizeof *x);
+        for (int32_t rank = 1; rank < comm->world; rank++) {
+            const float *other = buffer_of(comm, rank, comm->exchange);
+
+            for (int64_t i = 0; i < piece; i++)
+                x[i] += other[i];
+        }
+        x += piece;
+    }
     return OK;
 }
 
 enum status comm_gather_f32(struct comm *comm, const float *x, int32_t rows, const int32_t *counts,
                             float *out)
 {
-    (void)comm;
-    for (int64_t i = 0; out && i < (int64_t)rows * counts[0]; i++)
-        out[i] = x[i];
+    if (is_alone(comm)) {
+        memcpy(out, x, sizeof *x * (size_t)rows * (size_t)counts[0]);
+        return OK;
+    }
+
+    int64_t total = 0, largest = 0, max = comm->buffer_bytes / (int64_t)sizeof *x;
+
+    for (int32_t rank = 0; rank < comm->world; rank++) {
+        total += counts[rank];
+        largest = MAX(largest, (int64_t)counts[rank]);
+    }
+    /* Pieces of a row, so that any row fits through any buffer; every rank takes as many. */
+    for (int32_t row = 0; row < rows; row++)
+        for (int64_t first = 0; first < largest; first += max) {
+            int64_t own = counts[comm->rank], piece = MAX(MIN(own - first, max), (int64_t)0), at = 0;
+
+            TRY(exchange(comm, x + row * own + MIN(first, own), (size_t)piece * sizeof *x));
+            for (int32_t rank = 0; out && rank < comm->world; rank++) {
+                int64_t n = MIN((int64_t)counts[rank] - first, max);
+
+                if (n > 0)
+                    memcpy(out + row * total + at + first, buffer_of(comm, rank, comm->exchange),
+                           (size_t)n * sizeof *x);
+                at += counts[rank];
+            }
+        }
     return OK;
 }
