@@ -1,0 +1,339 @@
+#include "worker/input_batch.h"
+
+#include "proto/base/clock.h"
+
+#include <string.h>
+
+enum { NUM_STAGING = 2 };
+
+/* One request, as this rank knows it. */
+struct slot {
+    bool is_used;
+    int32_t num_prompt;
+    int32_t num_known;    /* tokens that came over the wire */
+    int32_t num_computed; /* tokens whose KV is there once the staged steps have run */
+    int32_t num_blocks;
+    struct arena arena; /* what params points to */
+    struct sampling_params params;
+};
+
+struct input_batch {
+    struct input_batch_limits limits;
+    int32_t num_kv_blocks;
+    int32_t max_blocks;    /* of one request */
+    struct slot *slots;    /* [max_num_seqs] */
+    int32_t *tokens;       /* [max_num_seqs, max_model_len] */
+    int32_t *block_tables; /* [max_num_seqs, max_blocks] */
+    size_t tokens_bytes, block_tables_bytes;
+    struct staged_step staged[NUM_STAGING];
+    int32_t *staged_tables[NUM_STAGING]; /* [max_num_seqs, max_blocks] as of that step */
+    int32_t *row_starts[NUM_STAGING], *positions[NUM_STAGING];
+};
+
+static int32_t *tokens_of(const struct input_batch *batch, int32_t slot)
+{
+    return batch->tokens + (int64_t)slot * batch->limits.max_model_len;
+}
+
+static int32_t *block_table_of(const struct input_batch *batch, int32_t slot)
+{
+    return batch->block_tables + (int64_t)slot * batch->max_blocks;
+}
+
+enum status input_batch_new(const struct input_batch_limits *limits, struct input_batch **out)
+{
+    AUTO_FREE(input_batch) struct input_batch *batch = mem_new(struct input_batch);
+    size_t num_slots = (size_t)limits->max_num_seqs, num_rows = (size_t)limits->max_batched_tokens;
+    void *p;
+
+    batch->limits = *limits;
+    batch->max_blocks = (limits->max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    batch->slots = mem_new_array(struct slot, num_slots);
+    batch->tokens_bytes = num_slots * (size_t)limits->max_model_len * sizeof(int32_t);
+    batch->block_tables_bytes = num_slots * (size_t)batch->max_blocks * sizeof(int32_t);
+    TRY(mem_map(batch->tokens_bytes, "the token table", &p));
+    batch->tokens = p;
+    TRY(mem_map(batch->block_tables_bytes, "the block tables", &p));
+    batch->block_tables = p;
+    for (int i = 0; i < NUM_STAGING; i++) {
+        struct staged_step *staged = &batch->staged[i];
+
+        TRY(mem_map(batch->block_tables_bytes, "the staged block tables", &p));
+        batch->staged_tables[i] = p;
+        batch->row_starts[i] = mem_new_array(int32_t, num_slots + 1);
+        batch->positions[i] = mem_new_array(int32_t, num_rows);
+        staged->step = -1;
+        staged->ids = mem_new_array(int32_t, num_rows);
+        staged->row_slots = mem_new_array(int32_t, num_slots);
+        staged->samples = mem_new_array(struct staged_sample, num_slots);
+        staged->sample_rows = mem_new_array(int32_t, num_slots);
+    }
+    *out = give(batch);
+    return OK;
+}
+
+void input_batch_free(struct input_batch *batch)
+{
+    if (!batch)
+        return;
+    for (int32_t slot = 0; slot < batch->limits.max_num_seqs; slot++)
+        arena_close(&batch->slots[slot].arena);
+    mem_free(batch->slots);
+    mem_unmap(batch->tokens, batch->tokens_bytes);
+    mem_unmap(batch->block_tables, batch->block_tables_bytes);
+    for (int i = 0; i < NUM_STAGING; i++) {
+        mem_unmap(batch->staged_tables[i], batch->block_tables_bytes);
+        mem_free(batch->row_starts[i]);
+        mem_free(batch->positions[i]);
+        mem_free(batch->staged[i].ids);
+        mem_free(batch->staged[i].row_slots);
+        mem_free(batch->staged[i].samples);
+        mem_free(batch->staged[i].sample_rows);
+    }
+    mem_free(batch);
+}
+
+void input_batch_set_num_blocks(struct input_batch *batch, int32_t num_blocks)
+{
+    batch->num_kv_blocks = num_blocks;
+}
+
+/* ---- does the plan fit? --------------------------------------------------------------------- */
+
+static bool is_listed(const int32_t *list, int32_t n, int32_t value)
+{
+    for (int32_t i = 0; i < n; i++)
+        if (list[i] == value)
+            return true;
+    return false;
+}
+
+static const struct new_request *find_new(const struct scheduler_output *plan, int32_t slot)
+{
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        if (plan->new_requests[i].slot == slot)
+            return &plan->new_requests[i];
+    return NULL;
+}
+
+static enum status check_ids(const int32_t *ids, int32_t n, int32_t limit, const char *what,
+                             int32_t slot)
+{
+    for (int32_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= limit)
+            return fail(ERR_MISMATCH, "slot %d: %s %d is not in [0, %d)", slot, what, ids[i],
+                        limit);
+    return OK;
+}
+
+static enum status check_new(const struct input_batch *batch, const struct scheduler_output *plan,
+                             const struct new_request *request)
+{
+    const struct input_batch_limits *limits = &batch->limits;
+    int32_t slot = request->slot;
+
+    if (slot < 0 || slot >= limits->max_num_seqs)
+        return fail(ERR_MISMATCH, "slot %d is not in [0, %d)", slot, limits->max_num_seqs);
+    if (batch->slots[slot].is_used &&
+        !is_listed(plan->finished_slots, plan->num_finished_slots, slot))
+        return fail(ERR_MISMATCH, "slot %d is given to a new request while it is in use", slot);
+    if (request->num_prompt_token_ids < 1 ||
+        (int64_t)request->num_prompt_token_ids + request->num_output_token_ids >
+            limits->max_model_len)
+        return fail(ERR_MISMATCH, "slot %d: %d prompt and %d output tokens, at most %d in all", slot,
+                    request->num_prompt_token_ids, request->num_output_token_ids,
+                    limits->max_model_len);
+    if (request->num_block_ids > batch->max_blocks)
+        return fail(ERR_MISMATCH, "slot %d: %d blocks, at most %d", slot, request->num_block_ids,
+                    batch->max_blocks);
+    TRY(check_ids(request->prompt_token_ids, request->num_prompt_token_ids, limits->vocab_size,
+                  "token", slot));
+    TRY(check_ids(request->output_token_ids, request->num_output_token_ids, limits->vocab_size,
+                  "token", slot));
+    TRY(check_ids(request->sampling_params.all_stop_token_ids,
+                  request->sampling_params.num_all_stop_token_ids, limits->vocab_size, "stop token",
+                  slot));
+    TRY(check_ids(request->sampling_params.logit_bias_ids, request->sampling_params.num_logit_bias,
+                  limits->vocab_size, "biased token", slot));
+    return check_ids(request->block_ids, request->num_block_ids, batch->num_kv_blocks, "KV block",
+                     slot);
+}
+
+static enum status check_row(const struct input_batch *batch, const struct scheduler_output *plan,
+                             int32_t row, const int32_t *new_block_ids)
+{
+    const struct slot *slot = &batch->slots[plan->slots[row]];
+    const struct new_request *request = find_new(plan, plan->slots[row]);
+    int32_t num_blocks = request ? request->num_block_ids : slot->num_blocks;
+    int64_t end = (int64_t)plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
+
+    if (!request && (!slot->is_used ||
+                     is_listed(plan->finished_slots, plan->num_finished_slots, plan->slots[row])))
+        return fail(ERR_MISMATCH, "row %d: slot %d is not known here", row, plan->slots[row]);
+    if (!request && slot->num_computed != plan->num_computed_tokens[row])
+        return fail(ERR_MISMATCH, "row %d: %d tokens of slot %d are computed here, the plan says %d",
+                    row, slot->num_computed, plan->slots[row], plan->num_computed_tokens[row]);
+    num_blocks += plan->new_block_counts[row];
+    if (end > batch->limits.max_model_len || num_blocks > batch->max_blocks)
+        return fail(ERR_MISMATCH, "row %d: %ld tokens in %d blocks, at most %d in %d", row, (long)end,
+                    num_blocks, batch->limits.max_model_len, batch->max_blocks);
+    if (end > (int64_t)num_blocks * KV_BLOCK_TOKENS)
+        return fail(ERR_MISMATCH, "row %d: %ld tokens do not fit in %d blocks", row, (long)end,
+                    num_blocks);
+    return check_ids(new_block_ids, plan->new_block_counts[row], batch->num_kv_blocks, "KV block",
+                     plan->slots[row]);
+}
+
+static enum status check_plan(const struct input_batch *batch, const struct scheduler_output *plan)
+{
+    const int32_t *block_ids = plan->new_block_ids;
+
+    TRY(scheduler_output_check(plan, batch->limits.max_num_seqs, batch->limits.max_batched_tokens));
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        TRY(check_new(batch, plan, &plan->new_requests[i]));
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        TRY(check_row(batch, plan, row, block_ids));
+        block_ids += plan->new_block_counts[row];
+    }
+    return OK;
+}
+
+/* ---- staging -------------------------------------------------------------------------------- */
+
+static void copy_i32(int32_t *to, const int32_t *from, int32_t n)
+{
+    if (n > 0)
+        memcpy(to, from, (size_t)n * sizeof *to);
+}
+
+static const void *keep(struct arena *arena, const void *array, int32_t n)
+{
+    int32_t *copy = arena_alloc(arena, (size_t)n * sizeof *copy);
+
+    copy_i32(copy, array, n);
+    return copy;
+}
+
+static void add_request(struct input_batch *batch, const struct new_request *request)
+{
+    struct slot *slot = &batch->slots[request->slot];
+    struct sampling_params *params = &slot->params;
+    int32_t *tokens = tokens_of(batch, request->slot);
+
+    arena_reset(&slot->arena);
+    slot->is_used = true;
+    slot->num_prompt = request->num_prompt_token_ids;
+    slot->num_known = request->num_prompt_token_ids + request->num_output_token_ids;
+    slot->num_blocks = request->num_block_ids;
+    copy_i32(tokens, request->prompt_token_ids, request->num_prompt_token_ids);
+    copy_i32(tokens + slot->num_prompt, request->output_token_ids, request->num_output_token_ids);
+    copy_i32(block_table_of(batch, request->slot), request->block_ids, request->num_block_ids);
+
+    *params = request->sampling_params;
+    params->all_stop_token_ids =
+        keep(&slot->arena, params->all_stop_token_ids, params->num_all_stop_token_ids);
+    params->logit_bias_ids = keep(&slot->arena, params->logit_bias_ids, params->num_logit_bias);
+    params->logit_bias_values =
+        keep(&slot->arena, params->logit_bias_values, params->num_logit_bias);
+}
+
+/* A row's tokens, positions and block table go into the staged step behind what is there. */
+static void stage_row(struct input_batch *batch, struct staged_step *staged,
+                      const struct scheduler_output *plan, int32_t row)
+{
+    int32_t slot_id = plan->slots[row], first = plan->num_computed_tokens[row];
+    int32_t n = plan->num_scheduled_tokens[row], at = staged->batch.rows;
+    struct slot *slot = &batch->slots[slot_id];
+    const int32_t *tokens = tokens_of(batch, slot_id);
+    int which = staged->step & 1;
+
+    for (int32_t i = 0; i < n; i++) {
+        batch->positions[which][at + i] = first + i;
+        staged->ids[at + i] = first + i < slot->num_known ? tokens[first + i] : -1;
+    }
+    copy_i32(batch->staged_tables[which] + (int64_t)row * batch->max_blocks,
+             block_table_of(batch, slot_id), slot->num_blocks);
+    staged->row_slots[row] = slot_id;
+    slot->num_computed = first + n;
+    staged->batch.rows = batch->row_starts[which][row + 1] = at + n;
+
+    if (plan->samples[row]) {
+        staged->sample_rows[staged->num_samples] = at + n - 1;
+        staged->samples[staged->num_samples++] =
+            (struct staged_sample){.row = at + n - 1, .slot = slot_id, .position = first + n};
+    }
+}
+
+enum status input_batch_stage(struct input_batch *batch, int64_t step,
+                              const struct scheduler_output *plan)
+{
+    struct staged_step *staged = &batch->staged[step & 1];
+    const int32_t *block_ids = plan->new_block_ids;
+    int64_t start_ns = clock_now_ns();
+    int which = step & 1;
+
+    TRY(check_plan(batch, plan));
+
+    for (int32_t i = 0; i < plan->num_finished_slots; i++)
+        batch->slots[plan->finished_slots[i]].is_used = false;
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        add_request(batch, &plan->new_requests[i]);
+
+    staged->step = step;
+    staged->num_samples = 0;
+    staged->needs_bitmask = plan->has_structured_output;
+    staged->batch = (struct batch_view){
+        .num_requests = plan->num_rows,
+        .row_start = batch->row_starts[which],
+        .positions = batch->positions[which],
+        .block_tables = batch->staged_tables[which],
+        .block_table_stride = batch->max_blocks,
+    };
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        struct slot *slot = &batch->slots[plan->slots[row]];
+
+        copy_i32(block_table_of(batch, plan->slots[row]) + slot->num_blocks, block_ids,
+                 plan->new_block_counts[row]);
+        slot->num_blocks += plan->new_block_counts[row];
+        block_ids += plan->new_block_counts[row];
+        stage_row(batch, staged, plan, row);
+    }
+    staged->prepare_ns = clock_now_ns() - start_ns;
+    return OK;
+}
+
+struct staged_step *input_batch_staged(struct input_batch *batch, int64_t step)
+{
+    return &batch->staged[step & 1];
+}
+
+/* ---- device thread -------------------------------------------------------------------------- */
+
+void input_batch_fill_ids(struct input_batch *batch, struct staged_step *staged)
+{
+    for (int32_t i = 0; i < staged->batch.num_requests; i++)
+        for (int32_t row = staged->batch.row_start[i]; row < staged->batch.row_start[i + 1]; row++)
+            if (staged->ids[row] < 0)
+                staged->ids[row] =
+                    tokens_of(batch, staged->row_slots[i])[staged->batch.positions[row]];
+}
+
+void input_batch_append_token(struct input_batch *batch, const struct staged_sample *sample,
+                              int32_t token)
+{
+    /* The last token that fits is sampled, and never computed. */
+    if (sample->position < batch->limits.max_model_len)
+        tokens_of(batch, sample->slot)[sample->position] = token;
+}
+
+const struct sampling_params *input_batch_params(const struct input_batch *batch, int32_t slot)
+{
+    return &batch->slots[slot].params;
+}
+
+const int32_t *input_batch_tokens(const struct input_batch *batch, int32_t slot,
+                                  int32_t *num_prompt_out)
+{
+    *num_prompt_out = batch->slots[slot].num_prompt;
+    return tokens_of(batch, slot);
+}

@@ -1,0 +1,308 @@
+#include "worker/wire_loop.h"
+
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+#include "proto/base/trace.h"
+#include "proto/config/config.h"
+#include "proto/wire/channel.h"
+#include "proto/wire/rendezvous.h"
+#include "worker/worker.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { HEARTBEAT_MS = 500, JOIN_TIMEOUT_MS = 10000 };
+
+struct wire {
+    struct worker_main_options options;
+    struct channel *channel;
+    struct arena arena; /* of the message in hand */
+    struct config *config;
+    struct model_file *model;
+    struct worker *worker;
+    int64_t start_ns;
+    int64_t beat_at_ns;
+    int64_t num_beats;
+    bool stops;
+};
+
+static enum status tell(struct wire *wire, const struct message_type *type, int64_t step,
+                        const void *body)
+{
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+
+    TRY(message_encode(type, wire->options.epoch, step, body, &frame->bytes));
+    return channel_send(wire->channel, NULL, frame);
+}
+
+/* ---- what the engine says ------------------------------------------------------------------- */
+
+static enum status on_prepare_inputs(struct wire *wire, const struct message *message)
+{
+    return worker_prepare_inputs(wire->worker, message->header.step, message->body);
+}
+
+static enum status on_execute_model(struct wire *wire, const struct message *message)
+{
+    return worker_execute_model(wire->worker, message->header.step);
+}
+
+static enum status on_sample(struct wire *wire, const struct message *message)
+{
+    return worker_sample(wire->worker, message->header.step, message->body);
+}
+
+static enum status call_initialize_kv_cache(struct wire *wire, const json_t *args)
+{
+    json_int_t num_blocks = json_integer_value(json_object_get(args, "num_blocks"));
+
+    if (num_blocks < 1 || num_blocks > INT32_MAX)
+        return fail(ERR_MISMATCH, "%lld KV blocks", (long long)num_blocks);
+    return worker_initialize_kv_cache(wire->worker, (int32_t)num_blocks);
+}
+
+static const struct {
+    const char *name;
+    enum status (*run)(struct wire *wire, const json_t *args);
+} calls[] = {
+    {"initialize_kv_cache", call_initialize_kv_cache},
+};
+
+static enum status run_call(struct wire *wire, const struct call *call)
+{
+    json_t *args = json_loads(call->args, 0, NULL);
+    enum status status = ERR_NOT_FOUND;
+
+    for (size_t i = 0; i < COUNT_OF(calls); i++)
+        if (strcmp(calls[i].name, call->name) == 0) {
+            status = calls[i].run(wire, args);
+            goto done;
+        }
+    (void)fail(status, "no call is named '%.64s'", call->name);
+done:
+    json_decref(args);
+    return status;
+}
+
+static enum status on_call(struct wire *wire, const struct message *message)
+{
+    const struct call *call = message->body;
+    enum status status = run_call(wire, call);
+
+    return tell(wire, &reply_type, -1,
+                &(struct reply){.id = call->id,
+                                .rank = wire->options.rank,
+                                .status = (int32_t)status,
+                                .text = status == OK ? "" : fail_text()});
+}
+
+static enum status on_shutdown(struct wire *wire, const struct message *message)
+{
+    (void)message;
+    wire->stops = true;
+    return OK;
+}
+
+static const struct {
+    enum message_id id;
+    enum status (*handle)(struct wire *wire, const struct message *message);
+} handlers[] = {
+    {MESSAGE_PREPARE_INPUTS, on_prepare_inputs},
+    {MESSAGE_EXECUTE_MODEL, on_execute_model},
+    {MESSAGE_SAMPLE, on_sample},
+    {MESSAGE_CALL, on_call},
+    {MESSAGE_SHUTDOWN, on_shutdown},
+};
+
+static enum status handle(struct wire *wire, const struct received *received)
+{
+    int64_t begin_ns = trace_begin();
+    struct message message;
+
+    arena_reset(&wire->arena);
+    TRY(message_decode(received->data, received->size, &wire->arena, &message));
+    TRY(message_check_place(&message, wire->options.epoch));
+    trace_end("decode", begin_ns, message.header.step);
+    for (size_t i = 0; i < COUNT_OF(handlers); i++)
+        if ((int32_t)handlers[i].id == message.header.type)
+            return handlers[i].handle(wire, &message);
+    return fail(ERR_MISMATCH, "message %s is not for a worker", message.type->name);
+}
+
+/* ---- what the device says ------------------------------------------------------------------- */
+
+static enum status tell_ready(struct wire *wire)
+{
+    const struct model_config *config = model_file_config(wire->model);
+    struct worker_memory memory;
+    char fingerprint[17];
+
+    TRY(worker_wait_loaded(wire->worker, &memory));
+    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, model_file_fingerprint(wire->model));
+    return tell(wire, &ready_type, -1,
+                &(struct ready){
+                    .rank = wire->options.rank,
+                    .fingerprint = fingerprint,
+                    .weights_bytes = memory.weight_bytes,
+                    .free_bytes = memory.available_bytes,
+                    .kv_block_bytes = memory.kv_block_bytes,
+                    .max_num_blocks = memory.available_bytes / memory.kv_block_bytes,
+                    .max_position = config->max_position,
+                    .vocab_size = config->vocab_size,
+                    .load_ms = clock_ms(clock_now_ns() - wire->start_ns),
+                });
+}
+
+/* Rank 0 answers every step; the others only have failures to tell. */
+static enum status tell_answers(struct wire *wire)
+{
+    for (;;) {
+        const struct model_runner_output *output;
+        int64_t step;
+
+        TRY(worker_collect(wire->worker, false, &step, &output));
+        if (!output)
+            return OK;
+        if (wire->options.rank == 0) {
+            int64_t begin_ns = trace_begin();
+
+            TRY(tell(wire, &model_runner_output_type, step, output));
+            trace_end("reply", begin_ns, step);
+        }
+    }
+}
+
+static enum status beat(struct wire *wire)
+{
+    struct heartbeat heartbeat = {.rank = wire->options.rank, .seq = wire->num_beats++, .step = -1};
+    int64_t ns = 0;
+
+    if (wire->worker)
+        worker_progress(wire->worker, &heartbeat.step, &ns);
+    heartbeat.ms_in_step = ns / 1000000;
+    wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
+    return tell(wire, &heartbeat_type, heartbeat.step, &heartbeat);
+}
+
+/* ---- the loop ------------------------------------------------------------------------------- */
+
+static enum status join(struct wire *wire)
+{
+    const struct worker_main_options *options = &wire->options;
+    char name[CHANNEL_MAX_NAME + 1];
+    const struct welcome *welcome;
+
+    rendezvous_name(options->rank, options->epoch, name);
+    TRY(channel_connect(options->engine, name, &wire->channel));
+    TRY(rendezvous_join(wire->channel, options->rank, options->world, options->epoch,
+                        clock_deadline_ns(JOIN_TIMEOUT_MS), &wire->arena, &welcome));
+    return config_from_json(welcome->config, &wire->config);
+}
+
+static enum status start(struct wire *wire)
+{
+    const struct worker_main_options *options = &wire->options;
+    const struct config *config = wire->config;
+
+    log_set_level(config->log_level);
+    if (config->trace)
+        TRY(trace_start(TRACE_SPANS));
+    trace_name_thread("wire");
+    TRY(model_file_open(config->model, &wire->model));
+    return worker_new(&(struct worker_options){.rank = options->rank,
+                                               .world = options->world,
+                                               .num_threads = config_threads(config),
+                                               .isa = config->isa,
+                                               .comm_path = options->comm_path,
+                                               .max_num_seqs = config->max_num_seqs,
+                                               .max_batched_tokens = config->max_num_batched_tokens,
+                                               .max_model_len = config->max_model_len},
+                      wire->model, &wire->worker);
+}
+
+/* Parks until the engine, the device or the clock has something to say. */
+static void park(const struct wire *wire)
+{
+    struct pollfd fds[] = {
+        {.fd = channel_fd(wire->channel), .events = POLLIN},
+        {.fd = channel_monitor_fd(wire->channel), .events = POLLIN},
+        {.fd = worker_output_fd(wire->worker), .events = POLLIN},
+    };
+
+    if (poll(fds, COUNT_OF(fds), clock_left_ms(wire->beat_at_ns)) < 0)
+        ASSERT(errno == EINTR);
+}
+
+static enum status serve(struct wire *wire)
+{
+    bool is_ready = false;
+
+    while (!wire->stops) {
+        struct pollfd output = {.fd = worker_output_fd(wire->worker), .events = POLLIN};
+        struct received received;
+
+        if (clock_now_ns() >= wire->beat_at_ns)
+            TRY(beat(wire));
+        if (poll(&output, 1, 0) > 0) {
+            TRY(is_ready ? tell_answers(wire) : tell_ready(wire));
+            is_ready = true;
+        }
+        if (channel_num_disconnects(wire->channel) > 0)
+            return fail(ERR_CLOSED, "the engine is gone");
+        if (channel_recv(wire->channel, &received))
+            TRY(handle(wire, &received));
+        else
+            park(wire);
+    }
+    return OK;
+}
+
+static enum status join_and_serve(struct wire *wire)
+{
+    TRY(join(wire));
+    TRY(start(wire));
+    return serve(wire);
+}
+
+static void write_trace(const struct wire *wire)
+{
+    const struct config *config = wire->config;
+
+    if (!config || !config->trace)
+        return;
+    AUTO_MEM char *path = config_trace_part(config, wire->options.rank);
+    AUTO_MEM char *name = mem_printf("worker.%d", wire->options.rank);
+
+    if (trace_write(path, name) != OK)
+        log_warn("%s", fail_text());
+}
+
+enum status worker_main(const struct worker_main_options *options)
+{
+    struct wire wire = {.options = *options, .start_ns = clock_now_ns()};
+    enum status status;
+
+    log_set_role("worker", options->rank);
+    status = join_and_serve(&wire);
+    if (status != OK && status != ERR_CLOSED) {
+        AUTO_MEM char *cause = mem_strdup(fail_text());
+
+        /* The engine says it in its log, with the step. */
+        if (!wire.channel || tell(&wire, &fault_type, -1,
+                                  &(struct fault){.rank = options->rank,
+                                                  .code = (int32_t)status,
+                                                  .text = cause}) != OK)
+            log_error("%s", cause);
+        (void)fail(status, "%s", cause);
+    }
+    write_trace(&wire);
+    worker_free(wire.worker);
+    model_file_free(wire.model);
+    config_free(wire.config);
+    channel_free(wire.channel);
+    arena_close(&wire.arena);
+    return status;
+}

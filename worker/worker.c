@@ -1,0 +1,555 @@
+#include "worker/worker.h"
+
+#include "kernels/kernels.h"
+#include "proto/base/clock.h"
+#include "proto/base/mailbox.h"
+#include "proto/base/trace.h"
+#include "worker/input_batch.h"
+#include "worker/models/model.h"
+#include "worker/sampler.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { NUM_STEPS = 2 }; /* staged or running at a time: slot step & 1 */
+
+enum verb { VERB_INITIALIZE_KV_CACHE, VERB_EXECUTE_MODEL, VERB_SAMPLE, VERB_STOP };
+
+/* From the wire thread to the device thread. */
+struct command {
+    struct mail mail;
+    enum verb verb;
+    int64_t step;
+    int32_t num_blocks; /* VERB_INITIALIZE_KV_CACHE */
+};
+
+/* From the device thread to the wire thread: what a command came to. */
+struct answer {
+    struct mail mail;
+    int64_t step; /* -1: of loading, or of the KV cache */
+    enum status status;
+    char text[1024]; /* of a failure */
+    struct arena arena;
+    struct model_runner_output output;
+};
+
+/* Where a step is, as the wire thread sees it: calls that come out of order are refused. */
+enum step_phase { PHASE_EMPTY, PHASE_PREPARED, PHASE_EXECUTING, PHASE_SAMPLING };
+
+struct step_slot {
+    enum step_phase phase;
+    struct command execute, sample;
+    struct answer answer;
+    struct arena grammar_arena;
+    const uint32_t **bitmasks; /* [max_num_seqs] by sample: NULL where none is due */
+};
+
+struct worker {
+    struct worker_options options;
+    const struct model_file *file;
+    pthread_t thread;
+    bool thread_runs;
+    struct mailbox commands, answers;
+    struct command initialize, stop;
+    struct answer setup;
+    bool is_loaded;
+    int64_t next_step; /* the one prepare_inputs may name; -1: any */
+    struct step_slot steps[NUM_STEPS];
+    struct worker_memory memory; /* the device thread's until the load is answered */
+
+    struct input_batch *batch; /* see there for what belongs to whom */
+
+    /* the device thread's */
+    struct device *device;
+    struct comm *comm;
+    struct model *model;
+    struct sampler *sampler;
+    float *logits; /* rank 0: [max_num_seqs, vocab_size] */
+    size_t logits_bytes;
+    double *exchange; /* [max_num_seqs] sampled tokens on their way to the other ranks */
+    bool has_failed;
+
+    _Atomic int64_t device_step, device_since_ns; /* for the heartbeat */
+};
+
+/* ---- the device thread ---------------------------------------------------------------------- */
+
+static int64_t available_memory(void)
+{
+    int64_t kib = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "re");
+
+    while (f && kib == 0 && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %" SCNd64, &kib) != 1)
+            kib = 0;
+    if (f)
+        fclose(f);
+    return kib * 1024;
+}
+
+static enum status load(struct worker *worker)
+{
+    const struct worker_options *options = &worker->options;
+    int32_t vocab_size = model_file_config(worker->file)->vocab_size;
+    void *p;
+
+    TRY(device_open(&(struct device_options){.name = "cpu",
+                                             .isa = options->isa,
+                                             .num_threads = options->num_threads},
+                    &worker->device));
+    if (options->world > 1)
+        TRY(comm_open(options->comm_path, options->rank, options->world, &worker->comm));
+    TRY(model_load(worker->device, worker->file,
+                   &(struct model_options){.rank = options->rank,
+                                           .world = options->world,
+                                           .comm = worker->comm,
+                                           .max_batched_tokens = options->max_batched_tokens,
+                                           .max_logit_rows = options->max_num_seqs,
+                                           .max_position = options->max_model_len,
+                                           .progress = options->progress,
+                                           .user = options->user},
+                   &worker->model));
+    if (options->rank == 0) {
+        worker->logits_bytes = sizeof(float) * (size_t)options->max_num_seqs * (size_t)vocab_size;
+        TRY(mem_map(worker->logits_bytes, "the logits", &p));
+        worker->logits = p;
+        worker->sampler = sampler_new(vocab_size);
+    }
+    worker->exchange = mem_new_array(double, (size_t)options->max_num_seqs);
+    worker->memory = (struct worker_memory){
+        .weight_bytes = model_weight_bytes(worker->model),
+        .workspace_bytes = model_workspace_bytes(worker->model),
+        .kv_block_bytes = model_kv_block_bytes(worker->model),
+        .available_bytes = available_memory(),
+    };
+    return OK;
+}
+
+static void unload(struct worker *worker)
+{
+    mem_free(worker->exchange);
+    sampler_free(worker->sampler);
+    mem_unmap(worker->logits, worker->logits_bytes);
+    model_free(worker->model);
+    comm_close(worker->comm);
+    device_close(worker->device);
+}
+
+static void reply(struct worker *worker, struct answer *answer, int64_t step, enum status status)
+{
+    answer->step = step;
+    answer->status = status;
+    if (status != OK) {
+        snprintf(answer->text, sizeof answer->text, "%s", fail_text());
+        worker->has_failed = true;
+    }
+    if (mailbox_push(&worker->answers, &answer->mail) != OK)
+        ASSERT(false, "%s", fail_text()); /* it holds as many as there are answers */
+}
+
+static enum status execute_model(struct worker *worker, int64_t step)
+{
+    struct staged_step *staged = input_batch_staged(worker->batch, step);
+
+    ASSERT(staged->step == step);
+    input_batch_fill_ids(worker->batch, staged);
+    return model_forward(worker->model, &staged->batch, staged->ids, staged->sample_rows,
+                         staged->num_samples, worker->logits);
+}
+
+/* The columns of the answer while it grows. */
+struct output_columns {
+    int32_t *slots, *tokens, *logprob_counts, *ranks, *logprob_tokens;
+    float *logprobs;
+    int32_t num_logprobs;
+};
+
+static void add_logprobs(struct output_columns *columns, int32_t i,
+                         const struct sampler_result *result)
+{
+    int32_t at = columns->num_logprobs;
+
+    columns->logprob_tokens[at] = result->token;
+    columns->logprobs[at] = result->logprob;
+    memcpy(columns->logprob_tokens + at + 1, result->top_tokens,
+           sizeof(int32_t) * (size_t)result->num_top);
+    memcpy(columns->logprobs + at + 1, result->top_logprobs,
+           sizeof(float) * (size_t)result->num_top);
+    columns->logprob_counts[i] = 1 + result->num_top;
+    columns->ranks[i] = result->rank;
+    columns->num_logprobs += 1 + result->num_top;
+}
+
+static struct sampler_result sample_row(struct worker *worker, const struct staged_sample *sample,
+                                        int32_t i, const uint32_t *bitmask)
+{
+    int32_t vocab_size = model_file_config(worker->file)->vocab_size, num_prompt;
+    const int32_t *tokens = input_batch_tokens(worker->batch, sample->slot, &num_prompt);
+    struct sampler_result result;
+
+    sampler_run(worker->sampler, worker->logits + (int64_t)i * vocab_size,
+                &(struct sampler_row){
+                    .params = input_batch_params(worker->batch, sample->slot),
+                    .prompt = tokens,
+                    .num_prompt = num_prompt,
+                    .output = tokens + num_prompt,
+                    .num_output = sample->position - num_prompt,
+                    .position = sample->position,
+                    .bitmask = bitmask,
+                },
+                &result);
+    return result;
+}
+
+static int32_t count_logprobs(const struct worker *worker, const struct staged_step *staged)
+{
+    int32_t vocab_size = model_file_config(worker->file)->vocab_size, n = 0;
+
+    for (int32_t i = 0; i < staged->num_samples; i++) {
+        int32_t k = input_batch_params(worker->batch, staged->samples[i].slot)->logprobs;
+
+        n += k < 0 ? 0 : 1 + MIN(k, vocab_size);
+    }
+    return n;
+}
+
+/* Rank 0 draws every row of the step. */
+static void sample_rows(struct worker *worker, const struct staged_step *staged,
+                        struct step_slot *slot)
+{
+    struct answer *answer = &slot->answer;
+    struct arena *arena = &answer->arena;
+    size_t n = (size_t)staged->num_samples, max_logprobs = (size_t)count_logprobs(worker, staged);
+    struct output_columns columns = {
+        .slots = arena_alloc(arena, n * sizeof(int32_t)),
+        .tokens = arena_alloc(arena, n * sizeof(int32_t)),
+        .logprob_counts = arena_alloc(arena, n * sizeof(int32_t)),
+        .ranks = arena_alloc(arena, n * sizeof(int32_t)),
+        .logprob_tokens = arena_alloc(arena, max_logprobs * sizeof(int32_t)),
+        .logprobs = arena_alloc(arena, max_logprobs * sizeof(float)),
+    };
+
+    for (int32_t i = 0; i < staged->num_samples; i++) {
+        const struct staged_sample *sample = &staged->samples[i];
+        struct sampler_result result = sample_row(worker, sample, i, slot->bitmasks[i]);
+
+        columns.slots[i] = sample->slot;
+        columns.tokens[i] = result.token;
+        columns.logprob_counts[i] = columns.ranks[i] = 0;
+        if (input_batch_params(worker->batch, sample->slot)->logprobs >= 0)
+            add_logprobs(&columns, i, &result);
+        worker->exchange[i] = result.token;
+    }
+    answer->output.slots = columns.slots;
+    answer->output.num_sampled = staged->num_samples;
+    answer->output.sampled_token_ids = columns.tokens;
+    answer->output.logprob_counts = columns.logprob_counts;
+    answer->output.sampled_token_ranks = columns.ranks;
+    answer->output.logprob_token_ids = columns.logprob_tokens;
+    answer->output.logprobs = columns.logprobs;
+    answer->output.num_logprobs = columns.num_logprobs;
+}
+
+static enum status sample(struct worker *worker, int64_t step)
+{
+    struct staged_step *staged = input_batch_staged(worker->batch, step);
+    struct step_slot *slot = &worker->steps[step & 1];
+
+    ASSERT(staged->step == step);
+    arena_reset(&slot->answer.arena);
+    slot->answer.output = (struct model_runner_output){
+        .rank = worker->options.rank,
+        .num_rows = staged->batch.num_requests,
+    };
+    memset(worker->exchange, 0, sizeof(double) * (size_t)staged->num_samples);
+    if (worker->options.rank == 0)
+        sample_rows(worker, staged, slot);
+
+    /* Rank 0 tells the others what it drew: their contribution to the sum is 0. */
+    TRY(comm_all_reduce_f64(worker->comm, worker->exchange, staged->num_samples));
+    for (int32_t i = 0; i < staged->num_samples; i++)
+        input_batch_append_token(worker->batch, &staged->samples[i],
+                                 (int32_t)worker->exchange[i]);
+    return OK;
+}
+
+static void run_step(struct worker *worker, const struct command *command)
+{
+    struct step_slot *slot = &worker->steps[command->step & 1];
+    struct model_runner_output *output = &slot->answer.output;
+    bool executes = command->verb == VERB_EXECUTE_MODEL;
+    int64_t start_ns = clock_now_ns();
+    enum status status;
+
+    if (worker->has_failed)
+        return; /* the engine has been told, and will take this rank down */
+    atomic_store_explicit(&worker->device_since_ns, start_ns, memory_order_relaxed);
+    atomic_store_explicit(&worker->device_step, command->step, memory_order_relaxed);
+    if (executes) {
+        status = execute_model(worker, command->step);
+        trace_end("execute_model", trace_is_on() ? start_ns : 0, command->step);
+        input_batch_staged(worker->batch, command->step)->execute_ns = clock_now_ns() - start_ns;
+    } else {
+        struct staged_step *staged = input_batch_staged(worker->batch, command->step);
+
+        status = sample(worker, command->step);
+        trace_end("sample", trace_is_on() ? start_ns : 0, command->step);
+        output->prepare_ns = staged->prepare_ns;
+        output->execute_ns = staged->execute_ns;
+        output->sample_ns = clock_now_ns() - start_ns;
+    }
+    atomic_store_explicit(&worker->device_step, -1, memory_order_relaxed);
+    if (!executes || status != OK)
+        reply(worker, &slot->answer, command->step, status);
+}
+
+static void *device_loop(void *user)
+{
+    struct worker *worker = user;
+    bool stopped = false;
+
+    trace_name_thread("device");
+    reply(worker, &worker->setup, -1, load(worker));
+    while (!stopped) {
+        struct mail *mail = mailbox_wait(&worker->commands, clock_deadline_ns(-1));
+        const struct command *command = MAIL_ITEM(mail, struct command, mail);
+
+        switch (command->verb) {
+        case VERB_INITIALIZE_KV_CACHE:
+            reply(worker, &worker->setup, -1,
+                  model_alloc_kv(worker->model, command->num_blocks));
+            break;
+        case VERB_EXECUTE_MODEL:
+        case VERB_SAMPLE:
+            run_step(worker, command);
+            break;
+        case VERB_STOP:
+            stopped = true;
+        }
+    }
+    unload(worker);
+    return NULL;
+}
+
+/* ---- the wire thread: life ------------------------------------------------------------------ */
+
+static void command(struct worker *worker, struct command *command)
+{
+    if (mailbox_push(&worker->commands, &command->mail) != OK)
+        ASSERT(false, "%s", fail_text()); /* it holds as many as there are commands */
+}
+
+enum status worker_new(const struct worker_options *options, const struct model_file *model,
+                       struct worker **out)
+{
+    AUTO_FREE(worker) struct worker *worker = mem_new(struct worker);
+    struct input_batch_limits limits = {
+        .max_num_seqs = options->max_num_seqs,
+        .max_batched_tokens = options->max_batched_tokens,
+        .max_model_len = options->max_model_len,
+        .vocab_size = model_file_config(model)->vocab_size,
+    };
+
+    worker->options = *options;
+    worker->file = model;
+    worker->next_step = -1;
+    atomic_store(&worker->device_step, -1);
+    worker->initialize.verb = VERB_INITIALIZE_KV_CACHE;
+    worker->stop.verb = VERB_STOP;
+    for (int i = 0; i < NUM_STEPS; i++) {
+        worker->steps[i].execute.verb = VERB_EXECUTE_MODEL;
+        worker->steps[i].sample.verb = VERB_SAMPLE;
+        worker->steps[i].bitmasks = mem_new_array(const uint32_t *, (size_t)options->max_num_seqs);
+    }
+    TRY(mailbox_open(&worker->commands, 2 * NUM_STEPS + 2));
+    TRY(mailbox_open(&worker->answers, NUM_STEPS + 1));
+    TRY(input_batch_new(&limits, &worker->batch));
+    if (pthread_create(&worker->thread, NULL, device_loop, worker) != 0)
+        return fail(ERR_IO, "no thread for the device: %m");
+    worker->thread_runs = true;
+    *out = give(worker);
+    return OK;
+}
+
+void worker_free(struct worker *worker)
+{
+    if (!worker)
+        return;
+    if (worker->thread_runs) {
+        command(worker, &worker->stop);
+        pthread_join(worker->thread, NULL);
+    }
+    input_batch_free(worker->batch);
+    for (int i = 0; i < NUM_STEPS; i++) {
+        arena_close(&worker->steps[i].answer.arena);
+        arena_close(&worker->steps[i].grammar_arena);
+        mem_free(worker->steps[i].bitmasks);
+    }
+    mailbox_close(&worker->commands);
+    mailbox_close(&worker->answers);
+    mem_free(worker);
+}
+
+int worker_output_fd(const struct worker *worker)
+{
+    return mailbox_fd(&worker->answers);
+}
+
+/* Waits for what loading or the KV cache came to. */
+static enum status wait_setup(struct worker *worker)
+{
+    struct mail *mail = mailbox_wait(&worker->answers, clock_deadline_ns(-1));
+    const struct answer *answer = MAIL_ITEM(mail, struct answer, mail);
+
+    ASSERT(answer == &worker->setup);
+    return answer->status == OK ? OK : fail(answer->status, "%s", answer->text);
+}
+
+enum status worker_wait_loaded(struct worker *worker, struct worker_memory *memory_out)
+{
+    ASSERT(!worker->is_loaded);
+    TRY(wait_setup(worker));
+    worker->is_loaded = true;
+    *memory_out = worker->memory;
+    return OK;
+}
+
+bool worker_is_loaded(const struct worker *worker)
+{
+    return worker->is_loaded;
+}
+
+enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks)
+{
+    if (!worker->is_loaded || worker->initialize.num_blocks > 0 || num_blocks < 1)
+        return fail(ERR_MISMATCH, "the KV cache is sized once, after loading, with 1 block or more");
+    worker->initialize.num_blocks = num_blocks;
+    command(worker, &worker->initialize);
+    TRY(wait_setup(worker));
+    input_batch_set_num_blocks(worker->batch, num_blocks);
+    return OK;
+}
+
+/* ---- the wire thread: steps ----------------------------------------------------------------- */
+
+enum status worker_prepare_inputs(struct worker *worker, int64_t step,
+                                  const struct scheduler_output *plan)
+{
+    struct step_slot *slot = &worker->steps[step & 1];
+    int64_t begin_ns = trace_begin();
+
+    if (worker->initialize.num_blocks == 0)
+        return fail(ERR_MISMATCH, "step %" PRId64 " came before the KV cache was sized", step);
+    if (step < 0 || (worker->next_step >= 0 && step != worker->next_step))
+        return fail(ERR_MISMATCH, "step %" PRId64 " is prepared, step %" PRId64 " is next", step,
+                    worker->next_step);
+    if (slot->phase != PHASE_EMPTY)
+        return fail(ERR_MISMATCH, "step %" PRId64 " is prepared while step %" PRId64 " runs", step,
+                    step - NUM_STEPS);
+    TRY(input_batch_stage(worker->batch, step, plan));
+    slot->phase = PHASE_PREPARED;
+    worker->next_step = step + 1;
+    trace_end("prepare_inputs", begin_ns, step);
+    return OK;
+}
+
+static enum status check_phase(const struct worker *worker, int64_t step, enum step_phase phase,
+                               const char *verb)
+{
+    const struct step_slot *slot = &worker->steps[step & 1];
+
+    if (input_batch_staged(worker->batch, step)->step != step || slot->phase != phase)
+        return fail(ERR_MISMATCH, "%s of step %" PRId64 ", which is not due", verb, step);
+    return OK;
+}
+
+enum status worker_execute_model(struct worker *worker, int64_t step)
+{
+    struct step_slot *slot = &worker->steps[step & 1];
+
+    TRY(check_phase(worker, step, PHASE_PREPARED, "execute_model"));
+    slot->phase = PHASE_EXECUTING;
+    slot->execute.step = step;
+    command(worker, &slot->execute);
+    return OK;
+}
+
+/* Each mask goes beside the row of the step that it is for. */
+static enum status take_bitmasks(struct worker *worker, const struct staged_step *staged,
+                                 struct step_slot *slot, const struct grammar_output *grammar)
+{
+    int32_t num_masks = grammar ? grammar->num_rows : 0, used = 0;
+
+    memset(slot->bitmasks, 0, sizeof *slot->bitmasks * (size_t)staged->num_samples);
+    if (staged->needs_bitmask != (num_masks > 0))
+        return fail(ERR_MISMATCH, "step %" PRId64 ": %d bitmask rows came, %s were announced",
+                    staged->step, num_masks, staged->needs_bitmask ? "some" : "none");
+    if (num_masks == 0)
+        return OK;
+
+    TRY(grammar_output_check(grammar, model_file_config(worker->file)->vocab_size));
+    arena_reset(&slot->grammar_arena);
+    uint8_t *bits = arena_alloc(&slot->grammar_arena, (size_t)grammar->num_bitmask_bytes);
+
+    memcpy(bits, grammar->bitmask, (size_t)grammar->num_bitmask_bytes);
+    for (int32_t i = 0; i < staged->num_samples && used < num_masks; i++)
+        if (staged->samples[i].slot == grammar->slots[used])
+            slot->bitmasks[i] =
+                (const uint32_t *)bits + (int64_t)used++ * grammar->words_per_row;
+    if (used < num_masks)
+        return fail(ERR_MISMATCH, "step %" PRId64 ": a bitmask is for slot %d, which does not sample",
+                    staged->step, grammar->slots[used]);
+    return OK;
+}
+
+enum status worker_sample(struct worker *worker, int64_t step,
+                          const struct grammar_output *grammar)
+{
+    struct step_slot *slot = &worker->steps[step & 1];
+
+    TRY(check_phase(worker, step, PHASE_EXECUTING, "sample"));
+    TRY(take_bitmasks(worker, input_batch_staged(worker->batch, step), slot, grammar));
+    slot->phase = PHASE_SAMPLING;
+    slot->sample.step = step;
+    command(worker, &slot->sample);
+    return OK;
+}
+
+enum status worker_collect(struct worker *worker, bool wait, int64_t *step_out,
+                           const struct model_runner_output **output_out)
+{
+    struct mail *mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1))
+                             : mailbox_pop(&worker->answers);
+
+    *output_out = NULL;
+    if (!mail)
+        return OK;
+
+    struct answer *answer = MAIL_ITEM(mail, struct answer, mail);
+
+    *step_out = answer->step;
+    if (answer->status != OK)
+        return fail(answer->status, "%s", answer->text);
+    worker->steps[answer->step & 1].phase = PHASE_EMPTY;
+    *output_out = &answer->output;
+    return OK;
+}
+
+void worker_abort(struct worker *worker)
+{
+    if (worker->is_loaded && worker->comm)
+        comm_abort(worker->comm);
+}
+
+void worker_progress(const struct worker *worker, int64_t *step_out, int64_t *ns_out)
+{
+    *step_out = atomic_load_explicit(&worker->device_step, memory_order_relaxed);
+    *ns_out = *step_out < 0 ? 0
+                            : clock_now_ns() - atomic_load_explicit(&worker->device_since_ns,
+                                                                    memory_order_relaxed);
+}

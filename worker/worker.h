@@ -1,0 +1,86 @@
+/*
+ * worker: one rank. The door of this room.
+ *
+ * A worker owns a device, a model's shard and the KV cache of this rank. It has two threads on
+ * purpose: the caller's ("wire", or core under uniproc), which stages inputs and never waits for the
+ * device, and its own "device" thread, which runs kernels and never parses a message. Between them are
+ * two staging slots (step & 1) and two mailboxes.
+ *
+ *   prepare_inputs(N+1)  stages while the kernels of step N run
+ *   execute_model(N)     lets the device thread run the forward pass of the staged step
+ *   sample(N)            lets it mask and sample; the answer can then be collected
+ *
+ * Thread: every call from one thread (the wire thread), but for worker_output_fd.
+ */
+#ifndef WORKER_WORKER_H
+#define WORKER_WORKER_H
+
+#include "proto/base/memory.h"
+#include "proto/model/model_file.h"
+#include "proto/wire/messages.h"
+
+struct worker;
+
+struct worker_options {
+    int32_t rank, world;
+    int32_t num_threads;        /* of the device, its own thread included */
+    const char *isa;            /* NULL: the best there is */
+    const char *comm_path;      /* shared file of the ranks, NULL when world is 1 */
+    int32_t max_num_seqs;
+    int32_t max_batched_tokens;
+    int32_t max_model_len;
+    /* Called on the device thread while it loads; may be NULL. */
+    void (*progress)(void *user, double fraction);
+    void *user;
+};
+
+/* What a loaded worker tells the engine. */
+struct worker_memory {
+    int64_t weight_bytes;
+    int64_t workspace_bytes;
+    int64_t kv_block_bytes;
+    int64_t available_bytes; /* of this host, after loading */
+};
+
+/* Starts the device thread, which begins to load. `model` is borrowed until the worker is freed. */
+MUST_USE enum status worker_new(const struct worker_options *options,
+                                const struct model_file *model, struct worker **out);
+void worker_free(struct worker *worker); /* NULL is fine; waits for the step that runs */
+DEFINE_AUTO_FREE(worker)
+
+/* Readable while there is something to collect: a load that ended, an answer, a fault. */
+int worker_output_fd(const struct worker *worker);
+
+/* Waits until the weights are loaded; the failure is the device thread's. */
+MUST_USE enum status worker_wait_loaded(struct worker *worker, struct worker_memory *memory_out);
+/* true: worker_wait_loaded has returned OK. */
+bool worker_is_loaded(const struct worker *worker);
+/* Sizes the KV cache; once, before the first step. */
+MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);
+
+/*
+ * Stages a step. The plan is checked against this worker's state and limits (slots, blocks,
+ * positions, tokens): ERR_MISMATCH says what did not fit and leaves the worker as it was.
+ * Copies what it needs.
+ */
+MUST_USE enum status worker_prepare_inputs(struct worker *worker, int64_t step,
+                                           const struct scheduler_output *plan);
+/* ERR_MISMATCH: that step is not the one staged next. */
+MUST_USE enum status worker_execute_model(struct worker *worker, int64_t step);
+/* grammar: NULL, or the masks of rows that need one; copied. ERR_MISMATCH likewise, and when a row
+ * that was announced to need a mask has none. */
+MUST_USE enum status worker_sample(struct worker *worker, int64_t step,
+                                   const struct grammar_output *grammar);
+
+/* The next answer, in order of steps. Without `wait`: NULL when none is ready. It lives until the
+ * step after the next is sampled. A failed step is a status: the rank's cause. */
+MUST_USE enum status worker_collect(struct worker *worker, bool wait, int64_t *step_out,
+                                    const struct model_runner_output **output_out);
+
+/* Wakes and fails whatever waits for other ranks. */
+void worker_abort(struct worker *worker);
+
+/* Step on the device now (-1: none) and for how long. */
+void worker_progress(const struct worker *worker, int64_t *step_out, int64_t *ns_out);
+
+#endif
