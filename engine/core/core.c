@@ -1,0 +1,332 @@
+#include "engine/core/core.h"
+
+#include "engine/core/step_log.h"
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+#include "proto/base/mailbox.h"
+#include "proto/base/trace.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Orders that may wait for a step to end: more than any front has requests open. */
+enum { MAX_ORDERS = 1 << 20 };
+
+enum order_kind { ORDER_ADD, ORDER_ABORT, ORDER_STOP };
+
+/* From the front. */
+struct order {
+    struct mail mail;
+    enum order_kind kind;
+    struct request *request;
+    request_id id;
+};
+
+/* One step on its way through the verbs. */
+struct step {
+    int64_t id;
+    struct arena arena; /* the plan's */
+    struct scheduler_output plan;
+};
+
+struct core {
+    struct core_options options;
+    struct executor *executor;
+    struct scheduler *scheduler;
+    struct mailbox orders;
+    pthread_t thread;
+    bool stops;
+    bool has_failed;
+    int64_t next_step;
+    struct step step;
+    struct output_builder events;
+
+    pthread_mutex_t stats_lock;
+    struct engine_stats stats; /* as of the last step */
+};
+
+/* ---- the verbs ------------------------------------------------------------------------------ */
+
+static struct step *begin_step(struct core *core)
+{
+    struct step *step = &core->step;
+
+    arena_reset(&step->arena);
+    step->id = core->next_step++;
+    return step;
+}
+
+static void schedule(struct core *core, struct step *step)
+{
+    int64_t begin_ns = trace_begin();
+
+    scheduler_schedule(core->scheduler, &step->arena, &step->plan);
+    trace_end("schedule", begin_ns, step->id);
+}
+
+static enum status prepare_inputs(struct core *core, const struct step *step)
+{
+    int64_t begin_ns = trace_begin();
+
+    TRY(executor_prepare_inputs(core->executor, step->id, &step->plan));
+    trace_end("prepare_inputs", begin_ns, step->id);
+    return OK;
+}
+
+static enum status collect(struct core *core, const struct step *step,
+                           const struct model_runner_output **output_out)
+{
+    int64_t begin_ns = trace_begin();
+
+    TRY(executor_collect(core->executor, step->id, output_out));
+    trace_end("collect", begin_ns, step->id);
+    return OK;
+}
+
+static enum status update_from_output(struct core *core, const struct step *step,
+                                      const struct model_runner_output *output)
+{
+    int64_t begin_ns = trace_begin();
+
+    TRY(scheduler_update_from_output(core->scheduler, &step->plan, output, &core->events));
+    trace_end("update_from_output", begin_ns, step->id);
+    return OK;
+}
+
+static enum status core_step(struct core *core)
+{
+    struct step *step = begin_step(core);
+    const struct model_runner_output *output;
+
+    schedule(core, step);
+    TRY(prepare_inputs(core, step));
+    TRY(executor_execute_model(core->executor, step->id));
+    TRY(executor_sample(core->executor, step->id, NULL));
+    TRY(collect(core, step, &output));
+    return update_from_output(core, step, output);
+}
+
+/* ---- out ------------------------------------------------------------------------------------ */
+
+static void count_events(struct engine_stats *stats, const struct output_node *node)
+{
+    for (int32_t i = 0; node && i < node->output.num_events; i++) {
+        const struct engine_event *event = &node->output.events[i];
+
+        stats->generation_tokens += event->num_tokens;
+        if (event->finish != FINISH_NONE)
+            stats->finished[event->finish]++;
+    }
+}
+
+static void publish(struct core *core, const struct scheduler_output *plan)
+{
+    struct output_node *node = output_builder_take(&core->events);
+    const struct scheduler *scheduler = core->scheduler;
+    struct engine_stats *stats = &core->stats;
+
+    pthread_mutex_lock(&core->stats_lock);
+    count_events(stats, node);
+    stats->num_running = scheduler_num_running(scheduler);
+    stats->num_waiting = scheduler_num_waiting(scheduler);
+    stats->num_preemptions = scheduler_num_preemptions(scheduler);
+    stats->num_kv_blocks_used = stats->num_kv_blocks - scheduler_num_free_blocks(scheduler);
+    if (plan) {
+        stats->num_steps++;
+        stats->iteration_tokens_sum += plan->total_num_scheduled_tokens;
+        for (int32_t i = 0; i < plan->num_new_requests; i++)
+            if (plan->new_requests[i].num_output_token_ids == 0)
+                stats->prompt_tokens += plan->new_requests[i].num_prompt_token_ids;
+    }
+    pthread_mutex_unlock(&core->stats_lock);
+
+    if (node && mailbox_push(core->options.outputs, &node->mail) != OK)
+        engine_output_free(&node->output); /* nobody listens any more */
+}
+
+/* Every request gets its error, those to come are refused. */
+static void fail_engine(struct core *core, enum status status)
+{
+    AUTO_MEM char *cause = mem_strdup(fail_text());
+
+    core->has_failed = true;
+    pthread_mutex_lock(&core->stats_lock);
+    core->stats.phase = PHASE_FAILED;
+    snprintf(core->stats.failure, sizeof core->stats.failure, "%s", cause);
+    pthread_mutex_unlock(&core->stats_lock);
+    scheduler_end_all(core->scheduler, status, cause, &core->events);
+    publish(core, NULL);
+}
+
+/* ---- in ------------------------------------------------------------------------------------- */
+
+static void add(struct core *core, struct request *request)
+{
+    enum status status = core->has_failed ? fail(ERR_CLOSED, "the engine has failed: %s",
+                                                 core->stats.failure)
+                                          : scheduler_add(core->scheduler, request);
+
+    if (status != OK) {
+        struct engine_event *event = output_builder_add(&core->events, request);
+
+        event->finish = FINISH_ERROR;
+        event->error = status;
+        event->error_text =
+            arena_strndup(output_builder_arena(&core->events), fail_text(), strlen(fail_text()));
+        request_free(request);
+    }
+}
+
+static void obey(struct core *core)
+{
+    struct mail *mail;
+
+    while ((mail = mailbox_pop(&core->orders))) {
+        struct order *order = MAIL_ITEM(mail, struct order, mail);
+
+        switch (order->kind) {
+        case ORDER_ADD:
+            add(core, order->request);
+            break;
+        case ORDER_ABORT:
+            scheduler_abort(core->scheduler, order->id, &core->events);
+            break;
+        case ORDER_STOP:
+            core->stops = true;
+        }
+        mem_free(order);
+    }
+    publish(core, NULL);
+}
+
+/* Parks until there is an order; a rank that dies meanwhile is a failure too. */
+static void wait_for_orders(struct core *core)
+{
+    struct pollfd orders = {.fd = mailbox_fd(&core->orders), .events = POLLIN};
+
+    scheduler_check(core->scheduler);
+    if (core->has_failed) {
+        while (poll(&orders, 1, -1) < 0)
+            ASSERT(errno == EINTR);
+    } else if (executor_wait(core->executor, orders.fd) != OK) {
+        log_error("%s", fail_text());
+        fail_engine(core, ERR_CLOSED);
+    }
+}
+
+static void *core_loop(void *user)
+{
+    struct core *core = user;
+
+    trace_name_thread("core");
+    for (;;) {
+        obey(core);
+        if (core->stops)
+            break;
+        if (!scheduler_has_work(core->scheduler)) {
+            wait_for_orders(core);
+            continue;
+        }
+
+        enum status status = core_step(core);
+
+        if (status == OK) {
+            publish(core, &core->step.plan);
+        } else {
+            step_log_failure(core->options.config, core->scheduler, core->step.id,
+                             &core->step.plan, status, fail_text());
+            fail_engine(core, status);
+        }
+    }
+    scheduler_end_all(core->scheduler, ERR_ABORTED, "the engine stops", &core->events);
+    publish(core, NULL);
+    executor_free(core->executor);
+    return NULL;
+}
+
+/* ---- the front's side ----------------------------------------------------------------------- */
+
+enum status core_new(const struct core_options *options, struct core **out)
+{
+    const struct config *config = options->config;
+    const struct executor_info *info = &options->executor->info;
+    AUTO_FREE(core) struct core *core = mem_new(struct core);
+
+    core->options = *options;
+    pthread_mutex_init(&core->stats_lock, NULL);
+    core->stats.phase = PHASE_READY;
+    core->stats.num_ranks = core->stats.num_ranks_alive = info->num_ranks;
+    core->stats.num_kv_blocks = info->num_kv_blocks;
+    core->stats.max_model_len = info->max_model_len;
+    core->scheduler = scheduler_new(&(struct scheduler_options){
+        .max_num_seqs = config->max_num_seqs,
+        .max_num_batched_tokens = config->max_num_batched_tokens,
+        .long_prefill_token_threshold = config->long_prefill_token_threshold,
+        .enable_chunked_prefill = config->enable_chunked_prefill,
+        .max_model_len = info->max_model_len,
+        .num_blocks = info->num_kv_blocks,
+        .block_size = config->block_size,
+        .vocab_size = options->vocab_size,
+        .policy = config->scheduling_policy,
+    });
+    TRY(mailbox_open(&core->orders, MAX_ORDERS));
+    core->executor = options->executor;
+    if (pthread_create(&core->thread, NULL, core_loop, core) != 0) {
+        core->executor = NULL; /* still the caller's */
+        return fail(ERR_IO, "no thread for the core: %m");
+    }
+    *out = give(core);
+    return OK;
+}
+
+static enum status give_order(struct core *core, struct order order)
+{
+    struct order *copy = mem_new(struct order);
+    enum status status;
+
+    *copy = order;
+    status = mailbox_push(&core->orders, &copy->mail);
+    if (status != OK)
+        mem_free(copy);
+    return status;
+}
+
+void core_free(struct core *core)
+{
+    if (!core)
+        return;
+    if (core->executor) {
+        if (give_order(core, (struct order){.kind = ORDER_STOP}) != OK)
+            ASSERT(false, "%s", fail_text());
+        pthread_join(core->thread, NULL);
+    }
+    mailbox_close(&core->orders);
+    scheduler_free(core->scheduler);
+    arena_close(&core->step.arena);
+    pthread_mutex_destroy(&core->stats_lock);
+    mem_free(core);
+}
+
+enum status core_add(struct core *core, struct request *request)
+{
+    return give_order(core, (struct order){.kind = ORDER_ADD, .request = request});
+}
+
+void core_abort(struct core *core, request_id id)
+{
+    /* A box this full of orders is worked off soon, and the abort is for a client that has left. */
+    if (give_order(core, (struct order){.kind = ORDER_ABORT, .id = id}) != OK)
+        log_warn("request %ld is not aborted: %s", (long)id, fail_text());
+}
+
+void core_stats(const struct core *core, struct engine_stats *out)
+{
+    pthread_mutex_t *lock = (pthread_mutex_t *)&core->stats_lock;
+
+    pthread_mutex_lock(lock);
+    *out = core->stats;
+    pthread_mutex_unlock(lock);
+}

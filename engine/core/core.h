@@ -1,0 +1,40 @@
+/*
+ * core: the thread that runs the steps, and the six verbs of one.
+ *
+ *   schedule -> prepare_inputs -> execute_model -> grammar_bitmask -> sample -> update_from_output
+ *
+ * It hears the front through one mailbox, and answers through another. A step that fails, on any
+ * side, is printed in full (step_log), every request gets an error, and the engine has failed.
+ *
+ * Thread: core_new, core_send and core_free by the front; everything else happens on core's own.
+ */
+#ifndef ENGINE_CORE_CORE_H
+#define ENGINE_CORE_CORE_H
+
+#include "engine/core/output_builder.h"
+#include "engine/core/scheduler.h"
+#include "engine/executor/executor.h"
+
+struct core;
+
+struct core_options {
+    const struct config *config;
+    struct executor *executor;
+    struct mailbox *outputs; /* of output_node; borrowed */
+    int32_t vocab_size;
+};
+
+/* Takes the executor, which is freed on core's thread; on failure it stays the caller's. */
+MUST_USE enum status core_new(const struct core_options *options, struct core **out);
+/* Aborts what is left and waits for the thread. NULL is fine. */
+void core_free(struct core *core);
+DEFINE_AUTO_FREE(core)
+
+/* Takes the request; ERR_FULL: it stays the caller's. */
+MUST_USE enum status core_add(struct core *core, struct request *request);
+void core_abort(struct core *core, request_id id);
+
+/* A snapshot; any thread. */
+void core_stats(const struct core *core, struct engine_stats *out);
+
+#endif

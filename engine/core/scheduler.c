@@ -1,0 +1,580 @@
+#include "engine/core/scheduler.h"
+
+#include "engine/core/output_builder.h"
+#include "proto/base/clock.h"
+
+#include <string.h>
+
+struct scheduler {
+    struct scheduler_options options;
+    struct block_pool *blocks;
+    struct wait_queue waiting;
+    struct list_node running; /* in order of admission */
+    int32_t num_running;
+    int64_t num_preemptions;
+
+    struct request **by_slot; /* [max_num_seqs] NULL: free */
+    int32_t *free_slots;      /* a stack */
+    int32_t num_free_slots;
+    int32_t *finished_slots;  /* to be told to the workers with the next plan */
+    int32_t num_finished_slots;
+};
+
+struct scheduler *scheduler_new(const struct scheduler_options *options)
+{
+    struct scheduler *scheduler = mem_new(struct scheduler);
+    size_t num_slots = (size_t)options->max_num_seqs;
+
+    ASSERT(options->max_num_seqs > 0 && options->max_num_batched_tokens > 0);
+    scheduler->options = *options;
+    scheduler->blocks = block_pool_new(options->num_blocks);
+    wait_queue_init(&scheduler->waiting, options->policy);
+    list_init(&scheduler->running);
+    scheduler->by_slot = mem_new_array(struct request *, num_slots);
+    scheduler->free_slots = mem_new_array(int32_t, num_slots);
+    scheduler->finished_slots = mem_new_array(int32_t, num_slots);
+    for (int32_t slot = options->max_num_seqs; slot-- > 0;)
+        scheduler->free_slots[scheduler->num_free_slots++] = slot;
+    return scheduler;
+}
+
+void scheduler_free(struct scheduler *scheduler)
+{
+    if (!scheduler)
+        return;
+    ASSERT(!scheduler_has_work(scheduler));
+    block_pool_free(scheduler->blocks);
+    mem_free(scheduler->by_slot);
+    mem_free(scheduler->free_slots);
+    mem_free(scheduler->finished_slots);
+    mem_free(scheduler);
+}
+
+bool scheduler_has_work(const struct scheduler *scheduler)
+{
+    return scheduler->num_running > 0 || scheduler->waiting.num_requests > 0;
+}
+
+int32_t scheduler_num_running(const struct scheduler *scheduler)
+{
+    return scheduler->num_running;
+}
+
+int32_t scheduler_num_waiting(const struct scheduler *scheduler)
+{
+    return scheduler->waiting.num_requests;
+}
+
+int32_t scheduler_num_free_blocks(const struct scheduler *scheduler)
+{
+    return block_pool_num_free(scheduler->blocks);
+}
+
+int64_t scheduler_num_preemptions(const struct scheduler *scheduler)
+{
+    return scheduler->num_preemptions;
+}
+
+static int32_t blocks_for(const struct scheduler *scheduler, int32_t num_tokens)
+{
+    int32_t block_size = scheduler->options.block_size;
+
+    return (num_tokens + block_size - 1) / block_size;
+}
+
+enum status scheduler_add(struct scheduler *scheduler, struct request *request)
+{
+    /* The last token that is generated is never computed. */
+    int32_t needed = blocks_for(scheduler, request->capacity - 1);
+
+    if (needed > scheduler->options.num_blocks)
+        return fail(ERR_INVALID,
+                    "the request needs %d KV blocks of %d tokens for %d prompt and %d output tokens; "
+                    "the KV cache has %d",
+                    needed, scheduler->options.block_size, request->num_prompt, request->max_tokens,
+                    scheduler->options.num_blocks);
+    wait_queue_add(&scheduler->waiting, request);
+    return OK;
+}
+
+/* ---- blocks and slots ----------------------------------------------------------------------- */
+
+/* Blocks for the request's first `num_tokens` tokens; ERR_FULL leaves it as it was. */
+static enum status grow_block_table(struct scheduler *scheduler, struct request *request,
+                                    int32_t num_tokens)
+{
+    int32_t more = blocks_for(scheduler, num_tokens) - request->num_blocks;
+
+    if (more <= 0)
+        return OK;
+    ASSERT(request->num_blocks + more <= request->max_blocks);
+    TRY(block_pool_take(scheduler->blocks, more, request->blocks + request->num_blocks));
+    request->num_blocks += more;
+    return OK;
+}
+
+static void drop_blocks(struct scheduler *scheduler, struct request *request)
+{
+    block_pool_drop(scheduler->blocks, request->num_blocks, request->blocks);
+    request->num_blocks = 0;
+    request->num_computed = 0;
+}
+
+static void take_slot(struct scheduler *scheduler, struct request *request)
+{
+    request->slot = scheduler->free_slots[--scheduler->num_free_slots];
+    scheduler->by_slot[request->slot] = request;
+}
+
+/* The workers forget the request with the next plan. */
+static void drop_slot(struct scheduler *scheduler, struct request *request)
+{
+    if (request->slot < 0)
+        return;
+    scheduler->by_slot[request->slot] = NULL;
+    scheduler->finished_slots[scheduler->num_finished_slots++] = request->slot;
+    scheduler->free_slots[scheduler->num_free_slots++] = request->slot;
+    request->slot = -1;
+}
+
+static void leave_running(struct scheduler *scheduler, struct request *request)
+{
+    list_remove(&request->link);
+    scheduler->num_running--;
+    drop_blocks(scheduler, request);
+    drop_slot(scheduler, request);
+}
+
+/* ---- schedule ------------------------------------------------------------------------------- */
+
+/* A plan while it grows: columns as long as they can get. */
+struct plan {
+    struct request **rows; /* by row */
+    int32_t *num_scheduled;
+    int32_t *num_new_blocks;
+    bool *is_new;
+    int32_t num_rows;
+    int32_t budget; /* tokens left */
+};
+
+static void add_row(struct plan *plan, struct request *request, int32_t num_tokens,
+                    int32_t num_new_blocks, bool is_new)
+{
+    plan->rows[plan->num_rows] = request;
+    plan->num_scheduled[plan->num_rows] = num_tokens;
+    plan->num_new_blocks[plan->num_rows] = num_new_blocks;
+    plan->is_new[plan->num_rows] = is_new;
+    plan->num_rows++;
+    plan->budget -= num_tokens;
+}
+
+/* Takes a request's row back out of the plan, if it has one. */
+static void remove_row(struct plan *plan, const struct request *request)
+{
+    for (int32_t row = plan->num_rows; row-- > 0;)
+        if (plan->rows[row] == request) {
+            size_t behind = (size_t)(plan->num_rows - row - 1);
+
+            plan->budget += plan->num_scheduled[row];
+            memmove(plan->rows + row, plan->rows + row + 1, behind * sizeof *plan->rows);
+            memmove(plan->num_scheduled + row, plan->num_scheduled + row + 1,
+                    behind * sizeof *plan->num_scheduled);
+            memmove(plan->num_new_blocks + row, plan->num_new_blocks + row + 1,
+                    behind * sizeof *plan->num_new_blocks);
+            memmove(plan->is_new + row, plan->is_new + row + 1, behind * sizeof *plan->is_new);
+            plan->num_rows--;
+            return;
+        }
+}
+
+/* The request that gives way: the last admitted, or the one the policy puts last. */
+static struct request *choose_victim(const struct scheduler *scheduler)
+{
+    struct request *victim = LIST_LAST(&scheduler->running, struct request, link), *request;
+
+    if (scheduler->options.policy == POLICY_PRIORITY)
+        LIST_FOR_EACH (request, &scheduler->running, link)
+            if (wait_queue_is_before(&scheduler->waiting, victim, request))
+                victim = request;
+    return victim;
+}
+
+static void preempt(struct scheduler *scheduler, struct plan *plan, struct request *victim)
+{
+    remove_row(plan, victim);
+    leave_running(scheduler, victim);
+    victim->num_preempted++;
+    scheduler->num_preemptions++;
+    wait_queue_add(&scheduler->waiting, victim);
+}
+
+/* How many tokens of the request this step may compute. */
+static int32_t tokens_wanted(const struct scheduler *scheduler, const struct request *request,
+                             int32_t budget)
+{
+    int32_t wanted = request->num_tokens - request->num_computed;
+    int32_t threshold = scheduler->options.long_prefill_token_threshold;
+
+    if (threshold > 0 && wanted > threshold)
+        wanted = threshold;
+    return MIN(wanted, budget);
+}
+
+/* true: a request was preempted for another. */
+static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
+{
+    bool preempted = false;
+    struct list_node *at = scheduler->running.next;
+
+    while (at != &scheduler->running && plan->budget > 0) {
+        struct request *request = LIST_ITEM(at, struct request, link), *victim;
+        int32_t num_tokens = tokens_wanted(scheduler, request, plan->budget);
+        int32_t num_blocks = request->num_blocks;
+
+        at = at->next;
+        if (num_tokens == 0)
+            continue;
+        while (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK) {
+            preempted = true;
+            victim = choose_victim(scheduler);
+            if (at == &victim->link)
+                at = at->next;
+            preempt(scheduler, plan, victim);
+            if (victim == request)
+                break;
+        }
+        if (request->state == REQUEST_RUNNING)
+            add_row(plan, request, num_tokens, request->num_blocks - num_blocks, false);
+    }
+    return preempted;
+}
+
+static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
+{
+    struct request *request;
+
+    while (plan->budget > 0 && scheduler->num_running < scheduler->options.max_num_seqs &&
+           (request = wait_queue_first(&scheduler->waiting))) {
+        int32_t num_tokens = tokens_wanted(scheduler, request, plan->budget);
+
+        if (!scheduler->options.enable_chunked_prefill && num_tokens < request->num_tokens)
+            return;
+        /* Admitted only if all that it has to compute fits, not just the first chunk: else two
+         * half-computed prompts could wait for each other's blocks. */
+        if (blocks_for(scheduler, request->num_tokens) > block_pool_num_free(scheduler->blocks))
+            return;
+
+        wait_queue_remove(&scheduler->waiting, request);
+        list_push_back(&scheduler->running, &request->link);
+        scheduler->num_running++;
+        request->state = REQUEST_RUNNING;
+        take_slot(scheduler, request);
+        if (request->scheduled_ns == 0)
+            request->scheduled_ns = clock_now_ns();
+        if (grow_block_table(scheduler, request, num_tokens) != OK)
+            ASSERT(false, "%d blocks were free a moment ago", blocks_for(scheduler, num_tokens));
+        add_row(plan, request, num_tokens, request->num_blocks, true);
+    }
+}
+
+static struct new_request describe(const struct request *request)
+{
+    return (struct new_request){
+        .slot = request->slot,
+        .id = request->name,
+        .prompt_token_ids = request->tokens,
+        .num_prompt_token_ids = request->num_prompt,
+        .output_token_ids = request->tokens + request->num_prompt,
+        .num_output_token_ids = request_num_output(request),
+        .block_ids = request->blocks,
+        .num_block_ids = request->num_blocks,
+        .sampling_params = request->params,
+    };
+}
+
+/* A zeroed column of the plan. */
+#define NEW_COLUMN(type, count)                                                                    \
+    ((type *)memset(arena_alloc(arena, (size_t)(count) * sizeof(type)), 0,                         \
+                    (size_t)(count) * sizeof(type)))
+
+/* The plan as it goes over the wire. A request that comes back from preemption is described anew,
+ * like one the workers have never seen. */
+static void write_plan(struct scheduler *scheduler, const struct plan *plan, struct arena *arena,
+                       struct scheduler_output *out)
+{
+    int32_t n = plan->num_rows, num_block_ids = 0, num_new = 0;
+    int32_t num_finished = scheduler->num_finished_slots;
+
+    for (int32_t row = 0; row < n; row++) {
+        num_new += plan->is_new[row];
+        num_block_ids += plan->is_new[row] ? 0 : plan->num_new_blocks[row];
+    }
+
+    int32_t *slots = NEW_COLUMN(int32_t, n), *num_computed = NEW_COLUMN(int32_t, n);
+    int32_t *block_counts = NEW_COLUMN(int32_t, n), *block_ids = NEW_COLUMN(int32_t, num_block_ids);
+    int32_t *finished = NEW_COLUMN(int32_t, num_finished);
+    uint8_t *samples = NEW_COLUMN(uint8_t, n), *is_resumed = NEW_COLUMN(uint8_t, n);
+    struct new_request *new_requests = NEW_COLUMN(struct new_request, num_new);
+
+    *out = (struct scheduler_output){
+        .finished_slots = finished,
+        .num_finished_slots = num_finished,
+        .new_requests = new_requests,
+        .num_new_requests = num_new,
+        .num_rows = n,
+        .slots = slots,
+        .num_computed_tokens = num_computed,
+        .num_scheduled_tokens = plan->num_scheduled,
+        .samples = samples,
+        .is_resumed = is_resumed,
+        .new_block_counts = block_counts,
+        .new_token_counts = NEW_COLUMN(int32_t, n),
+        .new_block_ids = block_ids,
+        .num_new_block_ids = num_block_ids,
+    };
+    memcpy(finished, scheduler->finished_slots, (size_t)num_finished * sizeof *finished);
+    scheduler->num_finished_slots = 0;
+
+    for (int32_t row = 0; row < n; row++) {
+        struct request *request = plan->rows[row];
+
+        slots[row] = request->slot;
+        num_computed[row] = request->num_computed;
+        if (plan->is_new[row]) {
+            *new_requests++ = describe(request);
+        } else {
+            int32_t count = plan->num_new_blocks[row];
+
+            block_counts[row] = count;
+            memcpy(block_ids, request->blocks + request->num_blocks - count,
+                   (size_t)count * sizeof *block_ids);
+            block_ids += count;
+        }
+        request->num_computed += plan->num_scheduled[row];
+        request->in_flight = true;
+        samples[row] = request->num_computed == request->num_tokens;
+        out->total_num_scheduled_tokens += plan->num_scheduled[row];
+    }
+}
+
+void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
+                        struct scheduler_output *plan_out)
+{
+    size_t max_rows = (size_t)scheduler->options.max_num_seqs;
+    struct plan plan = {
+        .rows = arena_alloc(arena, max_rows * sizeof *plan.rows),
+        .num_scheduled = arena_alloc(arena, max_rows * sizeof *plan.num_scheduled),
+        .num_new_blocks = arena_alloc(arena, max_rows * sizeof *plan.num_new_blocks),
+        .is_new = arena_alloc(arena, max_rows * sizeof *plan.is_new),
+        .budget = scheduler->options.max_num_batched_tokens,
+    };
+
+    /* What was just preempted would be the first to be admitted again. */
+    if (!schedule_running(scheduler, &plan))
+        schedule_waiting(scheduler, &plan);
+    write_plan(scheduler, &plan, arena, plan_out);
+}
+
+/* ---- update --------------------------------------------------------------------------------- */
+
+/* The request is gone; whoever tells the client has added its event before. */
+static void end(struct scheduler *scheduler, struct request *request)
+{
+    if (request->state == REQUEST_RUNNING)
+        leave_running(scheduler, request);
+    else
+        wait_queue_remove(&scheduler->waiting, request);
+    request->state = REQUEST_FINISHED;
+    request_free(request);
+}
+
+static void end_with(struct scheduler *scheduler, struct request *request,
+                     enum finish_reason reason, struct output_builder *events)
+{
+    output_builder_add(events, request)->finish = reason;
+    end(scheduler, request);
+}
+
+static void end_with_error(struct scheduler *scheduler, struct request *request,
+                           enum status status, const char *text, struct output_builder *events)
+{
+    struct engine_event *event = output_builder_add(events, request);
+
+    event->finish = FINISH_ERROR;
+    event->error = status;
+    event->error_text = arena_strndup(output_builder_arena(events), text, strlen(text));
+    end(scheduler, request);
+}
+
+/* Does the answer name the rows that were to sample, and no others, in order? */
+static enum status check_answer(const struct scheduler *scheduler,
+                                const struct scheduler_output *plan,
+                                const struct model_runner_output *output)
+{
+    int32_t num_sampled = 0;
+
+    TRY(model_runner_output_check(output));
+    if (output->num_rows != plan->num_rows)
+        return fail(ERR_MISMATCH, "the answer is about %d rows, the plan has %d", output->num_rows,
+                    plan->num_rows);
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        if (!plan->samples[row])
+            continue;
+        if (num_sampled == output->num_sampled || output->slots[num_sampled] != plan->slots[row])
+            return fail(ERR_MISMATCH, "the answer lacks the token of row %d, slot %d", row,
+                        plan->slots[row]);
+        if (output->sampled_token_ids[num_sampled] >= scheduler->options.vocab_size)
+            return fail(ERR_MISMATCH, "the answer has token %d for slot %d, the vocabulary %d tokens",
+                        output->sampled_token_ids[num_sampled], plan->slots[row],
+                        scheduler->options.vocab_size);
+        num_sampled++;
+    }
+    if (num_sampled != output->num_sampled)
+        return fail(ERR_MISMATCH, "the answer has %d tokens, %d rows were to sample",
+                    output->num_sampled, num_sampled);
+    return OK;
+}
+
+/* The logprobs of sampled row i, whose entries begin at `first`; copied beside the event. */
+static const struct token_logprobs *copy_logprobs(struct arena *arena,
+                                                  const struct model_runner_output *output,
+                                                  int32_t i, int32_t first)
+{
+    int32_t num_top = output->logprob_counts[i] - 1;
+    struct token_logprobs *logprobs = arena_alloc(arena, sizeof *logprobs);
+    struct top_logprob *top = arena_alloc(arena, sizeof *top * (size_t)num_top);
+
+    for (int32_t t = 0; t < num_top; t++)
+        top[t] = (struct top_logprob){.token = output->logprob_token_ids[first + 1 + t],
+                                      .logprob = output->logprobs[first + 1 + t]};
+    *logprobs = (struct token_logprobs){
+        .logprob = output->logprobs[first],
+        .rank = output->sampled_token_ranks[i],
+        .num_top = num_top,
+        .top = top,
+    };
+    return logprobs;
+}
+
+/* Sampled row i of the answer joins its request. */
+static void take_token(struct scheduler *scheduler, struct request *request,
+                       const struct model_runner_output *output, int32_t i, int32_t first_logprob,
+                       struct output_builder *events)
+{
+    token_id token = output->sampled_token_ids[i], *copy, stop_token;
+
+    if (token < 0) {
+        end_with_error(scheduler, request, ERR_INTERNAL,
+                       "no token can be sampled: all are excluded, or the logits are not numbers",
+                       events);
+        return;
+    }
+
+    enum finish_reason finish = request_append(request, token, &stop_token);
+    struct engine_event *event = output_builder_add(events, request);
+    struct arena *arena = output_builder_arena(events);
+
+    copy = arena_alloc(arena, sizeof *copy);
+    *copy = token;
+    event->tokens = copy;
+    event->num_tokens = 1;
+    event->finish = finish;
+    event->stop_token = stop_token;
+    if (output->logprob_counts[i] > 0)
+        event->logprobs = copy_logprobs(arena, output, i, first_logprob);
+    if (finish != FINISH_NONE)
+        end(scheduler, request);
+}
+
+enum status scheduler_update_from_output(struct scheduler *scheduler,
+                                         const struct scheduler_output *plan,
+                                         const struct model_runner_output *output,
+                                         struct output_builder *events)
+{
+    int32_t i = 0, first_logprob = 0;
+
+    TRY(check_answer(scheduler, plan, output));
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        struct request *request = scheduler->by_slot[plan->slots[row]];
+
+        request->in_flight = false;
+        if (request->abort_wanted)
+            end_with(scheduler, request, FINISH_ABORT, events);
+        else if (plan->samples[row])
+            take_token(scheduler, request, output, i, first_logprob, events);
+        if (plan->samples[row])
+            first_logprob += output->logprob_counts[i++];
+    }
+    return OK;
+}
+
+static struct request *find(const struct scheduler *scheduler, request_id id)
+{
+    struct request *request;
+
+    LIST_FOR_EACH (request, &scheduler->running, link)
+        if (request->id == id)
+            return request;
+    LIST_FOR_EACH (request, &scheduler->waiting.requests, link)
+        if (request->id == id)
+            return request;
+    return NULL;
+}
+
+void scheduler_abort(struct scheduler *scheduler, request_id id, struct output_builder *events)
+{
+    struct request *request = find(scheduler, id);
+
+    if (!request)
+        return;
+    if (request->in_flight)
+        request->abort_wanted = true;
+    else
+        end_with(scheduler, request, FINISH_ABORT, events);
+}
+
+static void end_all(struct scheduler *scheduler, struct list_node *requests, enum status status,
+                    const char *text, struct output_builder *events)
+{
+    struct request *request;
+
+    LIST_FOR_EACH (request, requests, link)
+        if (status == ERR_ABORTED)
+            end_with(scheduler, request, FINISH_ABORT, events);
+        else
+            end_with_error(scheduler, request, status, text, events);
+}
+
+void scheduler_end_all(struct scheduler *scheduler, enum status status, const char *text,
+                       struct output_builder *events)
+{
+    end_all(scheduler, &scheduler->running, status, text, events);
+    end_all(scheduler, &scheduler->waiting.requests, status, text, events);
+}
+
+/* ---- check ---------------------------------------------------------------------------------- */
+
+void scheduler_check(const struct scheduler *scheduler)
+{
+    const struct request *request;
+    int32_t num_running = 0, num_waiting = 0, num_blocks = 0;
+
+    block_pool_check(scheduler->blocks);
+    LIST_FOR_EACH (request, &scheduler->running, link) {
+        ASSERT(request->state == REQUEST_RUNNING);
+        ASSERT(scheduler->by_slot[request->slot] == request);
+        ASSERT(request->num_computed <= request->num_tokens);
+        ASSERT(request->num_blocks >= blocks_for(scheduler, request->num_computed));
+        num_blocks += request->num_blocks;
+        num_running++;
+    }
+    LIST_FOR_EACH (request, &scheduler->waiting.requests, link) {
+        ASSERT(request->state == REQUEST_WAITING && request->slot == -1);
+        ASSERT(request->num_blocks == 0 && request->num_computed == 0);
+        num_waiting++;
+    }
+    ASSERT(num_running == scheduler->num_running);
+    ASSERT(num_waiting == scheduler->waiting.num_requests);
+    ASSERT(num_running + scheduler->num_free_slots == scheduler->options.max_num_seqs);
+    ASSERT(num_blocks + scheduler_num_free_blocks(scheduler) == scheduler->options.num_blocks);
+}

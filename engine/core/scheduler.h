@@ -1,0 +1,72 @@
+/*
+ * scheduler: which tokens of which requests the next step computes.
+ *
+ * There is no prefill or decode phase: a request has tokens to catch up on, and each step shares one
+ * token budget out, running requests first, then waiting ones in the policy's order. A long prompt
+ * is computed in chunks. When KV blocks run out the last of the running requests is preempted:
+ * its blocks are dropped, and it is computed again later.
+ *
+ * The behaviour is vLLM V1's; what differs is said where it does.
+ *
+ * Thread: core only.
+ */
+#ifndef ENGINE_CORE_SCHEDULER_H
+#define ENGINE_CORE_SCHEDULER_H
+
+#include "engine/core/wait_queue.h"
+#include "proto/wire/messages.h"
+
+struct scheduler;
+struct output_builder;
+
+struct scheduler_options {
+    int32_t max_num_seqs;           /* running requests at most */
+    int32_t max_num_batched_tokens; /* tokens of a step at most */
+    int32_t long_prefill_token_threshold; /* of one prompt in a step at most; 0: the budget alone */
+    bool enable_chunked_prefill;    /* false: a prompt is computed whole or not yet */
+    int32_t max_model_len;
+    int32_t num_blocks;
+    int32_t block_size; /* tokens of a block */
+    int32_t vocab_size;
+    enum scheduling_policy policy;
+};
+
+struct scheduler *scheduler_new(const struct scheduler_options *options);
+/* NULL is fine. No request may be left. */
+void scheduler_free(struct scheduler *scheduler);
+DEFINE_AUTO_FREE(scheduler)
+
+/* Takes the request: it is freed when it has finished. ERR_INVALID: the KV cache could not hold
+ * it even alone; then the request stays the caller's. */
+MUST_USE enum status scheduler_add(struct scheduler *scheduler, struct request *request);
+
+bool scheduler_has_work(const struct scheduler *scheduler);
+int32_t scheduler_num_running(const struct scheduler *scheduler);
+int32_t scheduler_num_waiting(const struct scheduler *scheduler);
+int32_t scheduler_num_free_blocks(const struct scheduler *scheduler);
+int64_t scheduler_num_preemptions(const struct scheduler *scheduler);
+
+/* Builds the plan of the next step in the arena, and counts its tokens as computed. A plan
+ * without rows may still name finished slots. */
+void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
+                        struct scheduler_output *plan_out);
+
+/* A step came back: its tokens join their requests; requests that end are freed; events go to
+ * `events`. ERR_MISMATCH: the answer does not fit the plan; nothing was changed. */
+MUST_USE enum status scheduler_update_from_output(struct scheduler *scheduler,
+                                                  const struct scheduler_output *plan,
+                                                  const struct model_runner_output *output,
+                                                  struct output_builder *events);
+
+/* Ends a request with FINISH_ABORT: at once, or when the step that it is part of comes back. An
+ * unknown id is fine. */
+void scheduler_abort(struct scheduler *scheduler, request_id id, struct output_builder *events);
+
+/* Ends every request: with FINISH_ABORT for ERR_ABORTED, else with FINISH_ERROR and these words. */
+void scheduler_end_all(struct scheduler *scheduler, enum status status, const char *text,
+                       struct output_builder *events);
+
+/* Walks everything and asserts that it agrees; core calls it when idle. */
+void scheduler_check(const struct scheduler *scheduler);
+
+#endif

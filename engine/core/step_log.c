@@ -1,0 +1,32 @@
+#include "engine/core/step_log.h"
+
+#include "proto/base/log.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* A log line has a limit of length; a dump has none. */
+static void log_lines(const char *text)
+{
+    while (*text) {
+        size_t n = strcspn(text, "\n");
+
+        log_error("  %.*s", (int)n, text);
+        text += n + (text[n] == '\n');
+    }
+}
+
+void step_log_failure(const struct config *config, const struct scheduler *scheduler, int64_t step,
+                      const struct scheduler_output *plan, enum status status, const char *cause)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+
+    log_error("step %" PRId64 " failed (%s): %s", step, status_name(status), cause);
+    bytes_printf(&text, "%d running, %d waiting, %d KV blocks free\n",
+                 scheduler_num_running(scheduler), scheduler_num_waiting(scheduler),
+                 scheduler_num_free_blocks(scheduler));
+    message_body_print(&scheduler_output_type, plan, 0, &text);
+    bytes_printf(&text, "configuration:\n");
+    config_print(config, &text);
+    log_lines(bytes_text(&text));
+}

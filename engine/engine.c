@@ -1,0 +1,143 @@
+#include "engine/engine.h"
+
+#include "engine/core/core.h"
+#include "engine/executor/executor.h"
+#include "proto/base/mailbox.h"
+#include "proto/config/config.h"
+#include "proto/model/model_file.h"
+
+#include <stdatomic.h>
+
+/* Outputs that may wait for the front: one a step. A front that does not poll for so long is gone. */
+enum { MAX_OUTPUTS = 1 << 20 };
+
+struct engine {
+    struct core *core;
+    struct mailbox outputs;
+    int32_t max_model_len;
+    int32_t vocab_size;
+    int32_t max_logprobs;
+    int32_t block_size;
+    request_id last_id;
+    _Atomic bool is_draining;
+};
+
+static const char *const reason_names[] = {
+    [FINISH_NONE] = "none",   [FINISH_STOP] = "stop",   [FINISH_LENGTH] = "length",
+    [FINISH_ABORT] = "abort", [FINISH_ERROR] = "error",
+};
+
+const char *finish_reason_name(enum finish_reason reason)
+{
+    return reason_names[reason];
+}
+
+enum status engine_new(const struct config *config, const struct model_file *model,
+                       void (*progress)(void *user, const char *words, double fraction),
+                       void *user, struct engine **out)
+{
+    AUTO_FREE(engine) struct engine *engine = mem_new(struct engine);
+    AUTO_FREE(executor) struct executor *executor = NULL;
+
+    TRY(mailbox_open(&engine->outputs, MAX_OUTPUTS));
+    TRY(executor_open(&(struct executor_options){.config = config,
+                                                 .model = model,
+                                                 .progress = progress,
+                                                 .user = user},
+                      &executor));
+    engine->max_model_len = executor->info.max_model_len;
+    engine->vocab_size = model_file_config(model)->vocab_size;
+    engine->max_logprobs = config->max_logprobs;
+    engine->block_size = config->block_size;
+    TRY(core_new(&(struct core_options){.config = config,
+                                        .executor = executor,
+                                        .outputs = &engine->outputs,
+                                        .vocab_size = engine->vocab_size},
+                 &engine->core));
+    executor = NULL; /* core's now */
+    *out = give(engine);
+    return OK;
+}
+
+void engine_free(struct engine *engine)
+{
+    if (!engine)
+        return;
+    core_free(engine->core);
+    for (struct engine_output *output; (output = engine_poll(engine));)
+        engine_output_free(output);
+    mailbox_close(&engine->outputs);
+    mem_free(engine);
+}
+
+static enum status check_prompt(const struct engine *engine, const struct submission *submission)
+{
+    if (submission->num_prompt < 1)
+        return fail(ERR_INVALID, "The decoder prompt cannot be empty");
+    if (submission->num_prompt >= engine->max_model_len)
+        return fail(ERR_INVALID,
+                    "The decoder prompt (length %d) is longer than the maximum model length of %d, "
+                    "which has to hold one generated token too",
+                    submission->num_prompt, engine->max_model_len);
+    for (int32_t i = 0; i < submission->num_prompt; i++)
+        if (submission->prompt[i] < 0 || submission->prompt[i] >= engine->vocab_size)
+            return fail(ERR_INVALID, "Token id %d is out of vocabulary, which has %d tokens",
+                        submission->prompt[i], engine->vocab_size);
+    return OK;
+}
+
+enum status engine_submit(struct engine *engine, const struct submission *submission,
+                          request_id *id_out)
+{
+    struct request *request;
+    enum status status;
+
+    if (atomic_load(&engine->is_draining))
+        return fail(ERR_CLOSED, "the engine is shutting down");
+    TRY(check_prompt(engine, submission));
+    TRY(sampling_params_validate(submission->params, engine->vocab_size, engine->max_model_len,
+                                 engine->max_logprobs));
+    request = request_new(engine->last_id + 1, submission, engine->max_model_len,
+                          engine->block_size);
+    status = core_add(engine->core, request);
+    if (status != OK) {
+        request_free(request);
+        return status;
+    }
+    *id_out = ++engine->last_id;
+    return OK;
+}
+
+void engine_abort(struct engine *engine, request_id id)
+{
+    core_abort(engine->core, id);
+}
+
+void engine_drain(struct engine *engine)
+{
+    atomic_store(&engine->is_draining, true);
+}
+
+int engine_fd(const struct engine *engine)
+{
+    return mailbox_fd(&engine->outputs);
+}
+
+struct engine_output *engine_poll(struct engine *engine)
+{
+    struct mail *mail = mailbox_pop(&engine->outputs);
+
+    return mail ? &MAIL_ITEM(mail, struct output_node, mail)->output : NULL;
+}
+
+void engine_stats(const struct engine *engine, struct engine_stats *out)
+{
+    core_stats(engine->core, out);
+    if (out->phase == PHASE_READY && atomic_load(&engine->is_draining))
+        out->phase = PHASE_DRAINING;
+}
+
+int32_t engine_max_model_len(const struct engine *engine)
+{
+    return engine->max_model_len;
+}

@@ -1,0 +1,72 @@
+#include "engine/executor/executor.h"
+
+#include <string.h>
+
+/* Memory for KV that nobody asked for by a flag. */
+static const int64_t DEFAULT_KV_BYTES_MAX = (int64_t)4 << 30;
+
+static const struct executor_ops *const rows[] = {&executor_uniproc, &executor_multiproc};
+
+enum status executor_choose(const struct config *config, const struct executor_ops **out)
+{
+    const char *name = config->executor;
+
+    if (strcmp(name, "auto") == 0)
+        name = config->tensor_parallel_size == 1 ? "uniproc" : "multiproc";
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        if (strcmp(rows[i]->name, name) == 0) {
+            *out = rows[i];
+            return OK;
+        }
+    return fail(ERR_INVALID, "--executor '%s' is unknown; use auto, uniproc or multiproc", name);
+}
+
+enum status executor_open(const struct executor_options *options, struct executor **out)
+{
+    const struct executor_ops *ops;
+
+    TRY(executor_choose(options->config, &ops));
+    return ops->open(options, out);
+}
+
+enum status executor_max_model_len(const struct config *config, const struct model_config *model,
+                                   int32_t *out)
+{
+    if (config->max_model_len > model->max_position)
+        return fail(ERR_INVALID,
+                    "--max-model-len %d is more than the %d positions the model was trained for",
+                    config->max_model_len, model->max_position);
+    *out = config->max_model_len > 0 ? config->max_model_len : model->max_position;
+    return OK;
+}
+
+static double mib(int64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+enum status executor_plan_kv(const struct config *config, int32_t max_model_len, int32_t num_ranks,
+                             int64_t block_bytes_per_rank, int64_t available_bytes,
+                             int32_t *num_blocks_out)
+{
+    int64_t block_bytes = block_bytes_per_rank * num_ranks;
+    int64_t needed = ((int64_t)max_model_len + config->block_size - 1) / config->block_size;
+    int64_t budget = config->kv_cache_memory, num_blocks;
+
+    if (budget <= 0)
+        budget = MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
+    num_blocks = budget / block_bytes;
+    if (config->num_gpu_blocks_override > 0)
+        return *num_blocks_out = config->num_gpu_blocks_override, OK;
+    if (num_blocks < needed)
+        return fail(ERR_NO_MEMORY,
+                    "one request of --max-model-len %d tokens needs %.0f MiB of KV cache, there are "
+                    "%.0f MiB; lower --max-model-len to %lld or raise --kv-cache-memory",
+                    max_model_len, mib(needed * block_bytes), mib(budget),
+                    (long long)(num_blocks * config->block_size));
+
+    /* More than every running request at full length can never be used. */
+    num_blocks = MIN(num_blocks, needed * config->max_num_seqs);
+    *num_blocks_out = (int32_t)MIN(num_blocks, (int64_t)INT32_MAX / config->block_size);
+    return OK;
+}

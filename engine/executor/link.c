@@ -1,0 +1,262 @@
+#include "engine/executor/link.h"
+
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <string.h>
+
+/* A worker beats every 500 ms. Silence this long means that its process hangs or is stopped. */
+static const int64_t SILENCE_MAX_NS = (int64_t)10 * 1000000000;
+
+enum status link_open(const char *endpoint, int32_t world, uint32_t epoch, struct link *out)
+{
+    *out = (struct link){.world = world, .epoch = epoch};
+    rendezvous_init(&out->rendezvous, world, epoch);
+    out->ranks = mem_new_array(struct link_rank, (size_t)world);
+    for (int32_t rank = 0; rank < world; rank++) {
+        out->ranks[rank].pidfd = -1;
+        out->ranks[rank].heard_ns = clock_now_ns();
+        out->ranks[rank].heartbeat.step = -1;
+    }
+    return channel_listen(endpoint, &out->channel);
+}
+
+void link_close(struct link *link)
+{
+    rendezvous_close(&link->rendezvous);
+    channel_free(link->channel);
+    mem_free(link->ranks);
+    arena_close(&link->arena);
+    arena_close(&link->output);
+}
+
+enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
+                          const void *body)
+{
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+
+    TRY(message_encode(type, link->epoch, step, body, &frame->bytes));
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        enum status status = channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame);
+
+        if (status != OK)
+            return fail(status, "rank %d: %s", rank, fail_text());
+    }
+    return OK;
+}
+
+/* ---- hearing -------------------------------------------------------------------------------- */
+
+static int32_t rank_of(const struct link *link, const char *peer)
+{
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        char name[CHANNEL_MAX_NAME + 1];
+
+        rendezvous_name(rank, link->epoch, name);
+        if (strcmp(name, peer) == 0)
+            return rank;
+    }
+    return -1;
+}
+
+/* The message in hand, if it is one for the caller: type NULL if it was dealt with here. */
+static enum status take(struct link *link, const struct received *received,
+                        struct message *message_out, int32_t *rank_out)
+{
+    int32_t rank = rank_of(link, received->peer);
+
+    *rank_out = rank;
+    if (rank < 0) {
+        log_warn("a message from '%s', which is none of %d ranks in epoch %u, is dropped",
+                 received->peer, link->world, link->epoch);
+        return OK;
+    }
+    arena_reset(&link->arena);
+    if (message_decode(received->data, received->size, &link->arena, message_out) != OK ||
+        message_check_place(message_out, link->epoch) != OK) {
+        message_out->type = NULL;
+        return fail(ERR_MISMATCH, "rank %d: %s", rank, fail_text());
+    }
+    link->ranks[rank].heard_ns = clock_now_ns();
+    if (message_out->type == &heartbeat_type) {
+        link->ranks[rank].heartbeat = *(const struct heartbeat *)message_out->body;
+        message_out->type = NULL;
+    } else if (message_out->type == &fault_type) {
+        const struct fault *fault = message_out->body;
+        enum status code = fault->code > OK && fault->code < NUM_STATUS ? (enum status)fault->code
+                                                                         : ERR_INTERNAL;
+
+        message_out->type = NULL;
+        return fail(code, "rank %d: %s", rank, fault->text);
+    }
+    return OK;
+}
+
+static enum status check_silence(const struct link *link)
+{
+    int64_t now_ns = clock_now_ns();
+
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        const struct link_rank *r = &link->ranks[rank];
+
+        if (now_ns - r->heard_ns > SILENCE_MAX_NS)
+            return fail(ERR_TIMEOUT, "rank %d has been silent for %.1f s, last heard in step %" PRId64,
+                        rank, clock_ms(now_ns - r->heard_ns) / 1e3, r->heartbeat.step);
+    }
+    return OK;
+}
+
+enum { FD_CHANNEL, FD_MONITOR, FD_EXTRA, FD_RANKS };
+
+/* Parks; says which rank's process has ended (-1: none), and whether `fd` is readable. */
+static bool park(const struct link *link, int fd, int64_t deadline_ns, int32_t *ended_out)
+{
+    struct pollfd fds[FD_RANKS + 64];
+    int32_t num_watched = MIN(link->world, (int32_t)COUNT_OF(fds) - FD_RANKS);
+    int64_t check_ns = clock_deadline_ns(1000);
+
+    fds[FD_CHANNEL] = (struct pollfd){.fd = channel_fd(link->channel), .events = POLLIN};
+    fds[FD_MONITOR] = (struct pollfd){.fd = channel_monitor_fd(link->channel), .events = POLLIN};
+    fds[FD_EXTRA] = (struct pollfd){.fd = fd, .events = POLLIN};
+    for (int32_t rank = 0; rank < num_watched; rank++)
+        fds[FD_RANKS + rank] = (struct pollfd){.fd = link->ranks[rank].pidfd, .events = POLLIN};
+
+    *ended_out = -1;
+    if (poll(fds, FD_RANKS + (nfds_t)num_watched, clock_left_ms(MIN(deadline_ns, check_ns))) < 0) {
+        ASSERT(errno == EINTR);
+        return false;
+    }
+    for (int32_t rank = 0; rank < num_watched; rank++)
+        if (fds[FD_RANKS + rank].revents)
+            *ended_out = rank;
+    return fds[FD_EXTRA].revents != 0;
+}
+
+enum status link_hear(struct link *link, int fd, int64_t deadline_ns, struct message *message_out,
+                      int32_t *rank_out)
+{
+    int32_t ended = -1;
+
+    for (bool is_readable = false;;) {
+        struct received received;
+
+        *message_out = (struct message){0};
+        if (channel_recv(link->channel, &received)) {
+            TRY(take(link, &received, message_out, rank_out));
+            if (message_out->type)
+                return OK;
+            continue;
+        }
+        /* Only now: a rank that failed says why before it ends. */
+        if (ended >= 0)
+            return fail(ERR_CLOSED, "rank %d (process %d) has died", ended,
+                        link->rendezvous.ranks[ended].pid);
+        if (is_readable)
+            return OK;
+        TRY(check_silence(link));
+        if (clock_now_ns() >= deadline_ns)
+            return fail(ERR_TIMEOUT, "the ranks did not answer in time");
+        is_readable = park(link, fd, deadline_ns, &ended);
+    }
+}
+
+/* ---- joining -------------------------------------------------------------------------------- */
+
+static enum status on_hello(struct link *link, const struct message *message, int32_t rank,
+                            const char *settings)
+{
+    char name[CHANNEL_MAX_NAME + 1];
+    enum status status;
+
+    rendezvous_name(rank, link->epoch, name);
+    status = rendezvous_hello(&link->rendezvous, name, message);
+    if (status == OK)
+        return rendezvous_welcome(&link->rendezvous, link->channel, name, settings, NULL);
+
+    AUTO_MEM char *refusal = mem_strdup(fail_text());
+
+    if (rendezvous_welcome(&link->rendezvous, link->channel, name, NULL, refusal) != OK)
+        log_warn("%s", fail_text());
+    return fail(status, "rank %d: %s", rank, refusal);
+}
+
+enum status link_gather(struct link *link, const struct executor_options *options,
+                        const char *settings, int64_t deadline_ns)
+{
+    struct rendezvous *rendezvous = &link->rendezvous;
+
+    while (!rendezvous_is_complete(rendezvous)) {
+        struct message message;
+        char name[CHANNEL_MAX_NAME + 1];
+        int32_t rank;
+
+        if (options->progress) {
+            AUTO_MEM char *words = mem_printf("%d of %d ranks joined, %d loaded",
+                                              rendezvous->num_joined, link->world,
+                                              rendezvous->num_ready);
+
+            options->progress(options->user, words,
+                              (rendezvous->num_joined + rendezvous->num_ready) /
+                                  (2.0 * link->world));
+        }
+        TRY(link_hear(link, -1, deadline_ns, &message, &rank));
+        if (message.type == &hello_type) {
+            TRY(on_hello(link, &message, rank, settings));
+        } else if (message.type == &ready_type) {
+            rendezvous_name(rank, link->epoch, name);
+            TRY(rendezvous_ready(rendezvous, name, &message));
+        } else {
+            return fail(ERR_MISMATCH, "rank %d: %s before it was ready", rank, message.type->name);
+        }
+    }
+    return OK;
+}
+
+/* ---- calls and steps ------------------------------------------------------------------------ */
+
+enum status link_call_all(struct link *link, const char *name, const char *args,
+                          int64_t deadline_ns)
+{
+    int64_t id = ++link->num_calls;
+
+    TRY(link_send_all(link, &call_type, -1, &(struct call){.id = id, .name = name, .args = args}));
+    for (int32_t num_replies = 0; num_replies < link->world; num_replies++) {
+        struct message message;
+        int32_t rank;
+
+        TRY(link_hear(link, -1, deadline_ns, &message, &rank));
+
+        const struct reply *reply = message.body;
+
+        if (message.type != &reply_type || reply->id != id)
+            return fail(ERR_MISMATCH, "rank %d: %s instead of the reply to %s", rank,
+                        message.type->name, name);
+        if (reply->status != OK)
+            return fail((enum status)reply->status, "rank %d: %s: %s", rank, name, reply->text);
+    }
+    return OK;
+}
+
+enum status link_collect(struct link *link, int64_t step, int64_t deadline_ns,
+                         const struct model_runner_output **output_out)
+{
+    struct message message;
+    int32_t rank;
+
+    TRY(link_hear(link, -1, deadline_ns, &message, &rank));
+    if (message.type != &model_runner_output_type || rank != 0 || message.header.step != step)
+        return fail(ERR_MISMATCH,
+                    "rank %d: %s of step %" PRId64 " instead of rank 0's answer to step %" PRId64,
+                    rank, message.type->name, message.header.step, step);
+
+    /* The answer outlives the messages that come after it. */
+    struct arena spare = link->output;
+
+    link->output = link->arena;
+    link->arena = spare;
+    *output_out = message.body;
+    return OK;
+}

@@ -1,0 +1,103 @@
+/*
+ * uniproc: one rank in this process. The calls go straight to the worker, whose device thread
+ * is all that runs beside core.
+ */
+#include "engine/executor/executor.h"
+#include "worker/worker.h"
+
+#include <errno.h>
+#include <poll.h>
+
+struct uniproc {
+    struct executor executor;
+    struct worker *worker;
+};
+
+static struct uniproc *of(struct executor *executor)
+{
+    return CONTAINER_OF(executor, struct uniproc, executor);
+}
+
+static void uniproc_free(struct executor *executor)
+{
+    worker_free(of(executor)->worker);
+    mem_free(of(executor));
+}
+
+static enum status uniproc_open(const struct executor_options *options, struct executor **out)
+{
+    AUTO_FREE(executor) struct executor *executor = &mem_new(struct uniproc)->executor;
+    const struct config *config = options->config;
+    struct executor_info *info = &executor->info;
+    struct worker_memory memory;
+
+    executor->ops = &executor_uniproc;
+    if (config->tensor_parallel_size != 1)
+        return fail(ERR_INVALID, "--executor uniproc runs one rank, not --tp %d; use multiproc",
+                    config->tensor_parallel_size);
+    info->num_ranks = 1;
+    TRY(executor_max_model_len(config, model_file_config(options->model), &info->max_model_len));
+    TRY(worker_new(&(struct worker_options){.world = 1,
+                                            .num_threads = config_threads(config),
+                                            .isa = config->isa[0] ? config->isa : NULL,
+                                            .max_num_seqs = config->max_num_seqs,
+                                            .max_batched_tokens = config->max_num_batched_tokens,
+                                            .max_model_len = info->max_model_len},
+                   options->model, &of(executor)->worker));
+    TRY(worker_wait_loaded(of(executor)->worker, &memory));
+    TRY(executor_plan_kv(config, info->max_model_len, 1, memory.kv_block_bytes,
+                         memory.available_bytes, &info->num_kv_blocks));
+    TRY(worker_initialize_kv_cache(of(executor)->worker, info->num_kv_blocks));
+    *out = give(executor);
+    return OK;
+}
+
+static enum status uniproc_prepare_inputs(struct executor *executor, int64_t step,
+                                          const struct scheduler_output *plan)
+{
+    return worker_prepare_inputs(of(executor)->worker, step, plan);
+}
+
+static enum status uniproc_execute_model(struct executor *executor, int64_t step)
+{
+    return worker_execute_model(of(executor)->worker, step);
+}
+
+static enum status uniproc_sample(struct executor *executor, int64_t step,
+                                  const struct grammar_output *grammar)
+{
+    return worker_sample(of(executor)->worker, step, grammar);
+}
+
+static enum status uniproc_collect(struct executor *executor, int64_t step,
+                                   const struct model_runner_output **output_out)
+{
+    int64_t answered;
+
+    TRY(worker_collect(of(executor)->worker, true, &answered, output_out));
+    ASSERT(answered == step);
+    return OK;
+}
+
+/* The rank lives as long as we do. */
+static enum status uniproc_wait(struct executor *executor, int fd)
+{
+    struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+
+    (void)executor;
+    while (poll(&poll_fd, 1, -1) < 0)
+        ASSERT(errno == EINTR);
+    return OK;
+}
+
+const struct executor_ops executor_uniproc = {
+    .name = "uniproc",
+    .doc = "one rank on a thread of this process",
+    .open = uniproc_open,
+    .prepare_inputs = uniproc_prepare_inputs,
+    .execute_model = uniproc_execute_model,
+    .sample = uniproc_sample,
+    .collect = uniproc_collect,
+    .wait = uniproc_wait,
+    .free = uniproc_free,
+};
