@@ -195,6 +195,7 @@ void bytes_printf(struct bytes *bytes, const char *format, ...)
     va_list args, again;
     int n;
 
+    ASSERT(format);
     va_start(args, format);
     va_copy(again, args);
     n = vsnprintf(NULL, 0, format, args);
