@@ -70,7 +70,8 @@ bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received 
 int channel_fd(const struct channel *channel);
 
 /* How many connections have ended since it was opened; ZeroMQ does not tell whose. On the worker's
- * side one is the end. On the engine's side a send to each peer finds it: ERR_CLOSED. */
+ * side one is the end. On the engine's side a send to each peer finds it, ERR_CLOSED, a millisecond
+ * or two later: until then a frame may still be accepted, and is lost with the peer. */
 int32_t channel_num_disconnects(struct channel *channel);
 /* Becomes readable when that number changes; same rule as channel_fd. */
 int channel_monitor_fd(const struct channel *channel);
