@@ -18,7 +18,8 @@ static int print_help(FILE *out)
     fputs("usage: tandem COMMAND [OPTION]...\n\n", out);
     for (size_t i = 0; i < COUNT_OF(commands); i++)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
-    fputs("\n'tandem COMMAND --help' explains one of them; 'tandem --version' tells the build.\n", out);
+    fputs("\n'tandem COMMAND --help' explains one of them; 'tandem --version' tells the build.\n",
+          out);
     return 0;
 }
 

@@ -22,8 +22,8 @@ static const char help_text[] =
     "With --decode: {\"ids\": [...], \"show_special\": true}  ->  {\"text\": \"...\"}\n"
     "  show_special   control tokens are part of the text (default true)\n"
     "\n"
-    "A line that cannot be used is answered {\"error\": {\"code\", \"message\"}}, the others go on,\n"
-    "and the exit status is 1. Other fields and blank lines are passed over.\n";
+    "A line that cannot be used is answered {\"error\": {\"code\", \"message\"}}, the others\n"
+    "go on, and the exit status is 1. Other fields and blank lines are passed over.\n";
 
 struct options {
     const char *model;
@@ -202,8 +202,7 @@ static long answer_lines(const struct tokenizer *tokenizer, bool decode, FILE *i
             continue;
         answer.size = 0;
 
-        enum status status =
-            answer_line(tokenizer, decode, line, (size_t)size, number, &answer);
+        enum status status = answer_line(tokenizer, decode, line, (size_t)size, number, &answer);
 
         if (status != OK) {
             append_error(&answer, status);

@@ -23,9 +23,9 @@ struct bpe {
     struct split *split;
     struct pair *pairs; /* [pair_mask + 1] hash table, owns */
     uint64_t pair_mask;
-    token_id byte_ids[256];            /* -1: the vocabulary lacks this byte */
-    char letters[256][2];              /* the alphabet in UTF-8 */
-    uint8_t letter_bytes[256];         /* how many bytes of letters[i] count */
+    token_id byte_ids[256];               /* -1: the vocabulary lacks this byte */
+    char letters[256][2];                 /* the alphabet in UTF-8 */
+    uint8_t letter_bytes[256];            /* how many bytes of letters[i] count */
     int16_t byte_of_letter[ALPHABET_END]; /* code point to byte, or -1 */
 };
 
@@ -64,7 +64,7 @@ static int read_letter(const struct bpe *bpe, const char *text, size_t size, siz
 
     *size_out = 1;
     if (code_point >= 0x80) {
-        if (size < 2 || (bytes[0] & 0xe0) != 0xc0)
+        if (size < 2 || (bytes[0] & 0xe0) != 0xc0 || (bytes[1] & 0xc0) != 0x80)
             return -1;
         code_point = (bytes[0] & 0x1fu) << 6 | (bytes[1] & 0x3fu);
         *size_out = 2;
@@ -104,7 +104,7 @@ static uint64_t pair_key(token_id left, token_id right)
 static struct pair *find_pair(const struct bpe *bpe, token_id left, token_id right)
 {
     uint64_t key = pair_key(left, right);
-    uint64_t hash = key * 0x9e3779b97f4a7c15; /* Fibonacci hashing: the high bits are the good ones */
+    uint64_t hash = key * 0x9e3779b97f4a7c15; /* Fibonacci hashing: high bits are the good ones */
 
     for (uint64_t i = hash >> 32 & bpe->pair_mask;; i = (i + 1) & bpe->pair_mask) {
         struct pair *pair = &bpe->pairs[i];

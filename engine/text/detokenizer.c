@@ -106,8 +106,7 @@ static int32_t take_character(struct detokenizer *d, const char *text, size_t si
     if (found < 0)
         return -1;
     d->is_stopped = true;
-    bytes_append(out, d->held.data,
-                 d->held.size - (d->include_stop ? 0 : d->stops[found].size));
+    bytes_append(out, d->held.data, d->held.size - (d->include_stop ? 0 : d->stops[found].size));
     d->held.size = 0;
     return found;
 }

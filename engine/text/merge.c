@@ -19,8 +19,8 @@ void merge_add(struct merge *merge, uint32_t start, uint32_t size, token_id id)
 
     if (i == merge->symbol_capacity) {
         merge->symbol_capacity = MAX(64, 2 * i);
-        merge->symbols = mem_resize(merge->symbols,
-                                    (size_t)merge->symbol_capacity * sizeof *merge->symbols);
+        merge->symbols =
+            mem_resize(merge->symbols, (size_t)merge->symbol_capacity * sizeof *merge->symbols);
     }
     merge->symbols[i] = (struct merge_symbol){start, size, .next = -1, .prev = i - 1, id};
     if (i > 0)
@@ -33,8 +33,8 @@ static void heap_push(struct merge *merge, struct merge_candidate candidate)
 
     if (i == merge->candidate_capacity) {
         merge->candidate_capacity = MAX(64, 2 * i);
-        merge->heap = mem_resize(merge->heap,
-                                 (size_t)merge->candidate_capacity * sizeof *merge->heap);
+        merge->heap =
+            mem_resize(merge->heap, (size_t)merge->candidate_capacity * sizeof *merge->heap);
     }
     for (; i > 0 && merge->heap[(i - 1) / 2].order > candidate.order; i = (i - 1) / 2)
         merge->heap[i] = merge->heap[(i - 1) / 2];

@@ -33,8 +33,7 @@ struct merge {
 
 /* Whether two neighbours may become one token, which, and how soon. */
 typedef bool merge_find(const void *context, const struct merge_symbol *left,
-                        const struct merge_symbol *right, uint32_t *priority_out,
-                        token_id *id_out);
+                        const struct merge_symbol *right, uint32_t *priority_out, token_id *id_out);
 
 void merge_reset(struct merge *merge);
 void merge_add(struct merge *merge, uint32_t start, uint32_t size, token_id id);

@@ -13,13 +13,13 @@ struct special_node {
     uint32_t sibling; /* next child of the same parent; 0: none */
     token_id id;      /* -1: no token ends here */
     uint8_t byte;
-    bool is_control;  /* counts only where control tokens are asked for */
+    bool is_control; /* counts only where control tokens are asked for */
 };
 
 struct special {
     struct special_node *nodes; /* owns; 0 is not used */
     uint32_t num_nodes, capacity;
-    uint32_t roots[256];        /* by first byte; 0: none */
+    uint32_t roots[256]; /* by first byte; 0: none */
 };
 
 /* Of two tokens with one text the first added stays. Empty texts are passed over. */

@@ -17,8 +17,7 @@
 #define SPACES SPACE "+(?!" NOT_SPACE ")|" SPACE "+"
 #define LINES  SPACE "*[\\r\\n]+"
 
-#define GPT2                                                                                       \
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+|" SPACES
+#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+|" SPACES
 #define CL100K(digits)                                                                             \
     CONTRACTION "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}" digits "| ?[^" SPACE                       \
                 "\\p{L}\\p{N}]+[\\r\\n]*|" LINES "|" SPACES
@@ -38,8 +37,7 @@ static const struct split_row {
 } rows[] = {
     {.names = {"default", ""},
      .patterns = {"[\\p{P}$+<=>^~|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]"}},
-    {.names = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "trillion"},
-     .patterns = {GPT2}},
+    {.names = {"gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "trillion"}, .patterns = {GPT2}},
     {.names = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"},
      .patterns = {"\\p{N}", GPT2}},
     {.names = {"falcon"}, .patterns = {"[\\p{P}$+<=>^~|`]+", GPT2, "[0-9][0-9][0-9]"}},
@@ -54,8 +52,8 @@ static const struct split_row {
     {.names = {"deepseek-v3"},
      .patterns = {"\\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
                   "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|"
-                  "[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|"
-                  LINES "|" SPACES}},
+                  "[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|" LINES
+                  "|" SPACES}},
 };
 
 struct split {
@@ -152,7 +150,8 @@ static enum status next_match(const struct run *run, int level, const char *text
         n = pcre2_match(code, (PCRE2_SPTR)text, size, from, options | PCRE2_NO_JIT, run->match,
                         (pcre2_match_context *)limits);
     if (n < 0 && n != PCRE2_ERROR_NOMATCH)
-        return fail(ERR_INTERNAL, "pre-tokeniser '%s' failed on a text of %zu bytes: PCRE2 error %d",
+        return fail(ERR_INTERNAL,
+                    "pre-tokeniser '%s' failed on a text of %zu bytes: PCRE2 error %d",
                     run->split->row->names[0], size, n);
     *found_out = n > 0;
     if (n > 0) {

@@ -23,7 +23,7 @@ struct token_map {
     uint8_t *types;           /* [num_tokens] enum token_type, owns */
     struct token_slot *slots; /* [mask + 1], a power of two, owns */
     uint32_t mask;
-    uint32_t max_bytes;       /* of the longest token */
+    uint32_t max_bytes; /* of the longest token */
 };
 
 /* Copies tokens and types. ERR_CORRUPT: no tokens, more text than 4 GiB, or an unknown type. */

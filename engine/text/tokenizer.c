@@ -172,8 +172,7 @@ static enum status encode_normalized(const struct tokenizer *tokenizer, const ch
     while (from < size) {
         token_id id = -1;
         size_t bytes = 0;
-        size_t at =
-            special_find(&tokenizer->special, text, size, from, parse_special, &id, &bytes);
+        size_t at = special_find(&tokenizer->special, text, size, from, parse_special, &id, &bytes);
 
         if (at > from)
             TRY(model->ops->encode(model, text + from, at - from, scratch, out));
@@ -200,8 +199,7 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
     if (add_special && tokenizer->add_bos)
         token_list_add(out, tokenizer->bos);
 
-    enum status status =
-        encode_normalized(tokenizer, text, size, parse_special, &scratch, out);
+    enum status status = encode_normalized(tokenizer, text, size, parse_special, &scratch, out);
 
     if (status != OK) {
         out->count = count_before;

@@ -2,7 +2,7 @@
  * tokenizer: text to tokens and back, from a model file's vocabulary.
  *
  * "gpt2" is byte-level BPE (bpe.c) behind a PCRE2 pre-tokeniser (split.c, a row per
- * tokenizer.ggml.pre); "llama" is SentencePiece-style BPE by score (unigram.c is not it).
+ * tokenizer.ggml.pre); "llama" is SentencePiece-style BPE by score (spm.c).
  * Special tokens (control and user-defined) are matched in the text first, longest first,
  * when asked for; user-defined ones always.
  *
@@ -32,9 +32,10 @@ MUST_USE enum status tokenizer_new(const struct vocabulary *vocabulary, struct t
 void tokenizer_free(struct tokenizer *tokenizer); /* NULL is fine */
 DEFINE_AUTO_FREE(tokenizer)
 
-/* Appends the tokens of `text`. ERR_INVALID: the text is not UTF-8 (says at which byte).
+/* Appends the tokens of `text`. ERR_INVALID: it is not UTF-8 (says at which byte) or too long.
  * parse_special: control tokens in the text are recognised. add_special: BOS (EOS) is added
- * where the model asks for it. Time is O(n log n) in the length of the text. */
+ * where the model asks for it. Time is O(n log n) in the length of the text, at most 256 MiB.
+ * On failure `out` is as it was. */
 MUST_USE enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text,
                                       size_t size, bool parse_special, bool add_special,
                                       struct token_list *out);
@@ -44,7 +45,8 @@ MUST_USE enum status tokenizer_encode(const struct tokenizer *tokenizer, const c
 void tokenizer_piece(const struct tokenizer *tokenizer, token_id id, bool show_special,
                      struct bytes *out);
 
-/* Appends the text of ids; bytes that are no UTF-8 become U+FFFD. */
+/* Appends the text of ids; bytes that are no UTF-8 become U+FFFD. Where the model puts a space
+ * before every text (add_space_prefix), it is taken away again. */
 void tokenizer_decode(const struct tokenizer *tokenizer, const token_id *ids, int32_t count,
                       bool show_special, struct bytes *out);
 

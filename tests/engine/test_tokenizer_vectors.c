@@ -21,8 +21,8 @@ static void expect_row(const struct tokenizer *tokenizer, const json_t *row, boo
     for (int32_t i = 0; is_equal && i < list.count; i++)
         is_equal = list.ids[i] == json_integer_value(json_array_get(ids, (size_t)i));
     if (!is_equal)
-        fail_msg("row %s: other ids, parse_special %d", json_string_value(json_object_get(row, "id")),
-                 parse_special);
+        fail_msg("row %s: other ids, parse_special %d",
+                 json_string_value(json_object_get(row, "id")), parse_special);
     back = back ? back : text;
     tokenizer_decode(tokenizer, list.ids, list.count, true, &decoded);
     assert_int_equal(decoded.size, json_string_length(back));

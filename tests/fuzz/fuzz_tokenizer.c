@@ -42,8 +42,8 @@ static void check_round_trip(const struct tokenizer *tokenizer, const char *text
 
 static void check_stream(const struct tokenizer *tokenizer, const uint8_t *data, size_t size)
 {
-    AUTO_FREE(detokenizer) struct detokenizer *stream =
-        detokenizer_new(tokenizer, &(struct detokenizer_options){.show_special = true});
+    const struct detokenizer_options options = {.show_special = true};
+    AUTO_FREE(detokenizer) struct detokenizer *stream = detokenizer_new(tokenizer, &options);
     AUTO_CLOSE(token_list) struct token_list list = {0};
     AUTO_CLOSE(bytes) struct bytes whole = {0}, streamed = {0};
 

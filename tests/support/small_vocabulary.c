@@ -43,7 +43,9 @@ struct vocabulary small_bpe_vocabulary(void)
     static int32_t types[SMALL_NUM_TOKENS];
 
     for (int i = 0; i < SMALL_NUM_TOKENS; i++) {
-        types[i] = i < SMALL_BOS ? TOKEN_NORMAL : i < SMALL_TOOL ? TOKEN_CONTROL : TOKEN_USER_DEFINED;
+        types[i] = i < SMALL_BOS    ? TOKEN_NORMAL
+                   : i < SMALL_TOOL ? TOKEN_CONTROL
+                                    : TOKEN_USER_DEFINED;
         tokens[i] = view(i < 256         ? byte_letter(i, letters[i])
                          : i < SMALL_BOS ? merged[i - 256]
                                          : special[i - SMALL_BOS]);
@@ -51,11 +53,19 @@ struct vocabulary small_bpe_vocabulary(void)
     for (size_t i = 0; i < COUNT_OF(merges); i++)
         merge_views[i] = view(merges[i]);
     return (struct vocabulary){
-        .model = "gpt2", .pre = "gpt-2",
-        .num_tokens = SMALL_NUM_TOKENS, .tokens = tokens, .types = types,
-        .num_merges = COUNT_OF(merges), .merges = merge_views,
-        .bos_id = SMALL_BOS, .eos_id = SMALL_EOS, .eot_id = -1, .unknown_id = -1,
-        .padding_id = -1, .add_bos = true,
+        .model = "gpt2",
+        .pre = "gpt-2",
+        .num_tokens = SMALL_NUM_TOKENS,
+        .tokens = tokens,
+        .types = types,
+        .num_merges = COUNT_OF(merges),
+        .merges = merge_views,
+        .bos_id = SMALL_BOS,
+        .eos_id = SMALL_EOS,
+        .eot_id = -1,
+        .unknown_id = -1,
+        .padding_id = -1,
+        .add_bos = true,
     };
 }
 
@@ -63,7 +73,8 @@ struct vocabulary small_spm_vocabulary(void)
 {
     static const char *const first[] = {"<unk>", "<s>", "</s>"};
     static const char *const words[] = {
-        "▁", "h", "e", "l", "o", "b", "ab", "he", "ll", "hell", "hello", "▁hello", "aé", "▁▁", "▁▁▁▁",
+        "▁",  "h",    "e",     "l",      "o",  "b",  "ab",   "he",
+        "ll", "hell", "hello", "▁hello", "aé", "▁▁", "▁▁▁▁",
     };
     enum { FIRST_WORD = 3 + 256, NUM_TOKENS = FIRST_WORD + COUNT_OF(words) };
     static char bytes[256][8];
@@ -86,8 +97,16 @@ struct vocabulary small_spm_vocabulary(void)
         scores[i] = (float)-i;
     }
     return (struct vocabulary){
-        .model = "llama", .num_tokens = NUM_TOKENS, .tokens = tokens, .types = types,
-        .scores = scores, .bos_id = 1, .eos_id = 2, .eot_id = -1, .unknown_id = 0,
-        .padding_id = -1, .add_bos = true,
+        .model = "llama",
+        .num_tokens = NUM_TOKENS,
+        .tokens = tokens,
+        .types = types,
+        .scores = scores,
+        .bos_id = 1,
+        .eos_id = 2,
+        .eot_id = -1,
+        .unknown_id = 0,
+        .padding_id = -1,
+        .add_bos = true,
     };
 }
