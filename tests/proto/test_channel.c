@@ -17,7 +17,7 @@ struct fixture {
     struct channel *engine;
 };
 
-static int open_engine(void **state)
+static int open_place(void **state)
 {
     struct fixture *f = mem_new(struct fixture);
 
@@ -25,6 +25,16 @@ static int open_engine(void **state)
         return -1;
     snprintf(f->endpoint, sizeof f->endpoint, "ipc://%s/engine", f->dir.path);
     *state = f;
+    return 0;
+}
+
+static int open_engine(void **state)
+{
+    if (open_place(state) != 0)
+        return -1;
+
+    struct fixture *f = *state;
+
     return channel_listen(f->endpoint, &f->engine) == OK ? 0 : -1;
 }
 
@@ -125,16 +135,23 @@ static void the_death_of_a_peer_is_noticed_at_once(void **state)
     struct fixture *f = *state;
     struct received received;
     AUTO_FREE(frame) struct frame *frame = frame_of("x", 1);
-    pid_t pid = fork();
+    int ends[2];
+    char byte;
 
+    /* Forked before there are threads, it waits until the engine listens. */
+    assert_int_equal(pipe(ends), 0);
+    pid_t pid = fork();
     if (pid == 0) {
         struct channel *worker;
 
-        if (channel_connect(f->endpoint, "0:1", &worker) == OK &&
+        if (read(ends[0], &byte, 1) == 1 &&
+            channel_connect(f->endpoint, "0:1", &worker) == OK &&
             channel_send(worker, NULL, frame) == OK)
             pause();
         _exit(1);
     }
+    expect_ok(channel_listen(f->endpoint, &f->engine));
+    assert_int_equal(write(ends[1], "", 1), 1);
     assert_true(channel_wait(f->engine, soon(), &received));
     assert_int_equal(channel_num_disconnects(f->engine), 0);
     kill(pid, SIGKILL);
@@ -147,6 +164,8 @@ static void the_death_of_a_peer_is_noticed_at_once(void **state)
         usleep(500);
     expect_fails(channel_send(f->engine, "0:1", frame), ERR_CLOSED, "not connected");
     waitpid(pid, NULL, 0);
+    close(ends[0]);
+    close(ends[1]);
 }
 
 static void a_worker_notices_that_the_engine_is_gone(void **state)
@@ -233,7 +252,8 @@ static const struct CMUnitTest tests[] = {
     ROW(one_frame_serves_every_peer_and_comes_back),
     ROW(a_frame_for_a_peer_that_is_not_there_is_refused),
     ROW(a_peer_that_does_not_read_fills_its_queue_and_nothing_is_dropped),
-    ROW(the_death_of_a_peer_is_noticed_at_once),
+    cmocka_unit_test_setup_teardown(the_death_of_a_peer_is_noticed_at_once, open_place,
+                                    close_engine),
     ROW(a_worker_notices_that_the_engine_is_gone),
     ROW(endpoints_that_are_open_to_everyone_are_refused),
     ROW(frames_go_round_in_order),

@@ -1,0 +1,135 @@
+#include "proto/config/config.h"
+
+#include "proto/base/log.h"
+
+#include <string.h>
+
+#define ROW(member, ...) OPTION(struct config, member, __VA_ARGS__)
+static const struct option options[] = {
+    ROW(model, OPTION_TEXT, NULL, "the model to run", .value = "FILE", .group = "Model"),
+    ROW(served_model_name, OPTION_TEXT, NULL, "its name for clients"),
+    ROW(chat_template, OPTION_TEXT, NULL, "a chat template in place of the model's own",
+        .value = "FILE"),
+    ROW(max_model_len, OPTION_I32, "0", "longest prompt and answer together; 0: the model's",
+        .most = 1 << 24),
+    ROW(seed, OPTION_I64, "-1", "of requests that bring none; -1: random"),
+
+    ROW(tp, OPTION_I32, "1", "ranks that share the model", .least = 1, .most = MAX_RANKS,
+        .alias = "tensor-parallel-size", .group = "Ranks"),
+    ROW(executor, OPTION_WORD, NULL, "where ranks run; uniproc for one", .words = "uniproc multiproc"),
+    ROW(threads, OPTION_I32, "0", "threads of a rank; 0: the machine's cores divided by the ranks",
+        .most = 1024),
+    ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avx512"),
+
+    ROW(max_num_seqs, OPTION_I32, "256", "requests in one step at most", .least = 1, .most = 65536,
+        .group = "Scheduling"),
+    ROW(max_num_batched_tokens, OPTION_I32, "2048", "tokens in one step at most", .least = 1,
+        .most = 1 << 20),
+    ROW(enable_chunked_prefill, OPTION_BOOL, "true", "a long prompt may take several steps"),
+    ROW(long_prefill_token_threshold, OPTION_I32, "0",
+        "tokens of one prompt in a step at most; 0: --max-num-batched-tokens", .most = 1 << 20),
+    ROW(scheduling_policy, OPTION_WORD, "fcfs", "who is served first", .words = "fcfs priority"),
+
+    ROW(block_size, OPTION_I32, "16", "tokens in a KV block", .least = KV_BLOCK_SIZE,
+        .most = KV_BLOCK_SIZE, .group = "KV cache"),
+    ROW(kv_cache_memory, OPTION_BYTES, "0", "for all ranks together; 0: measured"),
+    ROW(num_gpu_blocks_override, OPTION_I32, "0", "KV blocks; 0: as many as fit",
+        .most = 1 << 30),
+
+    ROW(host, OPTION_TEXT, "127.0.0.1", "address to listen on", .group = "Server"),
+    ROW(port, OPTION_I32, "8000", "0 picks a free one and prints it", .most = 65535),
+
+    ROW(log_level, OPTION_WORD, "info", "what is logged", .words = "error warn info debug",
+        .group = "Watching"),
+    ROW(trace, OPTION_TEXT, NULL, "write what every thread did, for ui.perfetto.dev",
+        .value = "FILE"),
+    ROW(run_dir, OPTION_TEXT, NULL, "where to make the directory of sockets", .value = "FOLDER"),
+};
+#undef ROW
+
+struct option_set config_options(struct config *config)
+{
+    return (struct option_set){options, COUNT_OF(options), config};
+}
+
+void config_init(struct config *config)
+{
+    struct option_set set = config_options(config);
+
+    *config = (struct config){0};
+    options_init(&set);
+}
+
+void config_close(struct config *config)
+{
+    struct option_set set = config_options(config);
+
+    options_close(&set);
+}
+
+enum status config_check(const struct config *config)
+{
+    if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
+        return fail(ERR_INVALID, "--executor uniproc runs one rank, --tp is %d; use multiproc",
+                    config->tp);
+    /* Without chunks a prompt must fit in one step. */
+    if (!config->enable_chunked_prefill && config->max_model_len > config->max_num_batched_tokens)
+        return fail(ERR_INVALID, "--max-num-batched-tokens is %d, without chunked prefill it must "
+                    "be at least --max-model-len, %d", config->max_num_batched_tokens,
+                    config->max_model_len);
+    if (config->max_num_batched_tokens < config->max_num_seqs)
+        return fail(ERR_INVALID, "--max-num-batched-tokens %d is less than --max-num-seqs %d",
+                    config->max_num_batched_tokens, config->max_num_seqs);
+    return OK;
+}
+
+enum status config_parse(struct config *config, const struct option_set *more, int argc,
+                         char *const *argv)
+{
+    struct option_set sets[2] = {config_options(config)};
+    size_t num_sets = 1;
+
+    config_init(config);
+    if (more) {
+        sets[num_sets++] = *more;
+        options_init(more);
+    }
+    TRY(options_parse(sets, num_sets, argc, argv, NULL, NULL));
+    return config_check(config);
+}
+
+char *config_to_json(const struct config *config)
+{
+    struct option_set set = config_options((struct config *)config);
+    json_t *json = options_to_json(&set);
+    char *text = json_dumps(json, JSON_COMPACT);
+
+    json_decref(json);
+    return text;
+}
+
+enum status config_from_json(const char *text, struct config *config)
+{
+    struct option_set set = config_options(config);
+    json_error_t error;
+    json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, &error);
+
+    if (!json)
+        return fail(ERR_INVALID, "settings, line %d, column %d: %s", error.line, error.column,
+                    error.text);
+    enum status status = options_from_json(&set, json);
+    json_decref(json);
+    TRY(status);
+    return config_check(config);
+}
+
+void config_help(const struct option_set *more, struct bytes *out)
+{
+    struct option_set sets[2] = {config_options(NULL)};
+
+    if (more) {
+        sets[1] = sets[0];
+        sets[0] = *more;
+    }
+    options_help(sets, more ? 2 : 1, out);
+}

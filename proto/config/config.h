@@ -1,0 +1,75 @@
+/*
+ * config: the settings of an engine and its workers.
+ *
+ * Filled once at the start and then constant. Workers get the engine's settings
+ * with WELCOME, as the JSON that config_to_json writes.
+ *
+ * Thread: any, once it is filled.
+ */
+#ifndef PROTO_CONFIG_CONFIG_H
+#define PROTO_CONFIG_CONFIG_H
+
+#include "proto/config/option.h"
+
+enum { KV_BLOCK_SIZE = 16, MAX_RANKS = 256 }; /* tokens in a KV block */
+
+struct config {
+    /* model */
+    char *model;             /* a file */
+    char *served_model_name; /* NULL: the file's name */
+    char *chat_template;     /* a file; NULL: the model's own */
+    int32_t max_model_len;   /* 0: what the model was made for */
+    int64_t seed;            /* of requests without one; -1: random */
+
+    /* ranks */
+    int32_t tp;
+    char *executor;  /* NULL: uniproc for one rank, else multiproc */
+    int32_t threads; /* of a rank; 0: cores / ranks */
+    char *isa;       /* NULL: the best of this machine */
+
+    /* scheduling */
+    int32_t max_num_seqs;
+    int32_t max_num_batched_tokens;
+    bool enable_chunked_prefill;
+    int32_t long_prefill_token_threshold; /* 0: off */
+    char *scheduling_policy;
+
+    /* KV cache */
+    int32_t block_size;
+    int64_t kv_cache_memory;          /* bytes of all ranks together; 0: measured */
+    int32_t num_gpu_blocks_override;  /* 0: as many as fit */
+
+    /* server */
+    char *host;
+    int32_t port;
+
+    /* watching */
+    char *log_level;
+    char *trace;   /* a file; NULL: off */
+    char *run_dir; /* a directory to make ours in; NULL: $XDG_RUNTIME_DIR or /tmp */
+};
+
+/* The rows, bound to this struct: for options_parse, options_help and so on. */
+struct option_set config_options(struct config *config);
+
+void config_init(struct config *config); /* the defaults */
+void config_close(struct config *config);
+
+/*
+ * Environment and command line for the engine's settings and the program's own (`more`, which may
+ * be empty). Both structs are inited here. ERR_INVALID as options_parse, and where settings do not
+ * go together.
+ */
+MUST_USE enum status config_parse(struct config *config, const struct option_set *more, int argc,
+                                  char *const *argv);
+/* Do the settings go together? */
+MUST_USE enum status config_check(const struct config *config);
+
+/* The counterpart of config_from_json; the caller frees the text. */
+char *config_to_json(const struct config *config);
+MUST_USE enum status config_from_json(const char *text, struct config *config);
+
+/* What --help prints for both; `more` may be NULL. */
+void config_help(const struct option_set *more, struct bytes *out);
+
+#endif
