@@ -16,7 +16,6 @@ struct engine {
     struct mailbox outputs;
     int32_t max_model_len;
     int32_t vocab_size;
-    int32_t max_logprobs;
     int32_t block_size;
     request_id last_id;
     _Atomic bool is_draining;
@@ -47,7 +46,6 @@ enum status engine_new(const struct config *config, const struct model_file *mod
                       &executor));
     engine->max_model_len = executor->info.max_model_len;
     engine->vocab_size = model_file_config(model)->vocab_size;
-    engine->max_logprobs = config->max_logprobs;
     engine->block_size = config->block_size;
     TRY(core_new(&(struct core_options){.config = config,
                                         .executor = executor,
@@ -96,7 +94,7 @@ enum status engine_submit(struct engine *engine, const struct submission *submis
         return fail(ERR_CLOSED, "the engine is shutting down");
     TRY(check_prompt(engine, submission));
     TRY(sampling_params_validate(submission->params, engine->vocab_size, engine->max_model_len,
-                                 engine->max_logprobs));
+                                 MAX_LOGPROBS));
     request = request_new(engine->last_id + 1, submission, engine->max_model_len,
                           engine->block_size);
     status = core_add(engine->core, request);

@@ -11,6 +11,7 @@ static const struct command {
     const char *help;
 } commands[] = {
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
+    {"worker", cmd_worker, "one rank of an engine, which starts it itself"},
 };
 
 static int print_help(FILE *out)

@@ -20,7 +20,7 @@ struct wire {
     struct worker_main_options options;
     struct channel *channel;
     struct arena arena; /* of the message in hand */
-    struct config *config;
+    struct config config;
     struct model_file *model;
     struct worker *worker;
     int64_t start_ns;
@@ -205,16 +205,18 @@ static enum status join(struct wire *wire)
 static enum status start(struct wire *wire)
 {
     const struct worker_main_options *options = &wire->options;
-    const struct config *config = wire->config;
+    const struct config *config = &wire->config;
+    enum log_level level;
 
-    log_set_level(config->log_level);
+    TRY(log_parse_level(config->log_level, &level));
+    log_set_level(level);
     if (config->trace)
         TRY(trace_start(TRACE_SPANS));
     trace_name_thread("wire");
     TRY(model_file_open(config->model, &wire->model));
     return worker_new(&(struct worker_options){.rank = options->rank,
                                                .world = options->world,
-                                               .num_threads = config_threads(config),
+                                               .num_threads = config->threads,
                                                .isa = config->isa,
                                                .comm_path = options->comm_path,
                                                .max_num_seqs = config->max_num_seqs,
@@ -269,11 +271,9 @@ static enum status join_and_serve(struct wire *wire)
 
 static void write_trace(const struct wire *wire)
 {
-    const struct config *config = wire->config;
-
-    if (!config || !config->trace)
+    if (!wire->config.trace)
         return;
-    AUTO_MEM char *path = config_trace_part(config, wire->options.rank);
+    AUTO_MEM char *path = mem_printf("%s.worker.%d", wire->config.trace, wire->options.rank);
     AUTO_MEM char *name = mem_printf("worker.%d", wire->options.rank);
 
     if (trace_write(path, name) != OK)
@@ -286,6 +286,7 @@ enum status worker_main(const struct worker_main_options *options)
     enum status status;
 
     log_set_role("worker", options->rank);
+    config_init(&wire.config);
     status = join_and_serve(&wire);
     if (status != OK && status != ERR_CLOSED) {
         AUTO_MEM char *cause = mem_strdup(fail_text());
@@ -301,7 +302,7 @@ enum status worker_main(const struct worker_main_options *options)
     write_trace(&wire);
     worker_free(wire.worker);
     model_file_free(wire.model);
-    config_free(wire.config);
+    config_close(&wire.config);
     channel_free(wire.channel);
     arena_close(&wire.arena);
     return status;

@@ -17,6 +17,9 @@
 
 enum { NUM_STEPS = 2 }; /* staged or running at a time: slot step & 1 */
 
+/* One rank's share of an exchange at most; longer sums go in pieces. */
+enum { COMM_BYTES = 1 << 20, COMM_TIMEOUT_MS = 30000 };
+
 enum verb { VERB_INITIALIZE_KV_CACHE, VERB_EXECUTE_MODEL, VERB_SAMPLE, VERB_STOP };
 
 /* From the wire thread to the device thread. */
@@ -92,6 +95,21 @@ static int64_t available_memory(void)
     return kib * 1024;
 }
 
+/* Rank 0 sets the shared memory up; the others may be here first. */
+static enum status join_ranks(const struct worker_options *options, struct comm **out)
+{
+    int64_t deadline_ns = clock_deadline_ns(COMM_TIMEOUT_MS);
+    enum status status;
+
+    if (options->rank == 0)
+        TRY(comm_create(options->comm_path, options->world, COMM_BYTES));
+    while ((status = comm_open(options->comm_path, options->rank, options->world, out)) ==
+               ERR_NOT_FOUND &&
+           clock_now_ns() < deadline_ns)
+        usleep(1000);
+    return status;
+}
+
 static enum status load(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
@@ -103,7 +121,7 @@ static enum status load(struct worker *worker)
                                              .num_threads = options->num_threads},
                     &worker->device));
     if (options->world > 1)
-        TRY(comm_open(options->comm_path, options->rank, options->world, &worker->comm));
+        TRY(join_ranks(options, &worker->comm));
     TRY(model_load(worker->device, worker->file,
                    &(struct model_options){.rank = options->rank,
                                            .world = options->world,

@@ -7,5 +7,6 @@
 #define ENGINE_CMD_CMD_H
 
 int cmd_tokenize(int argc, char **argv);
+int cmd_worker(int argc, char **argv);
 
 #endif

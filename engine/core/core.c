@@ -270,7 +270,7 @@ enum status core_new(const struct core_options *options, struct core **out)
         .num_blocks = info->num_kv_blocks,
         .block_size = config->block_size,
         .vocab_size = options->vocab_size,
-        .policy = config->scheduling_policy,
+        .policy = strcmp(config->scheduling_policy, "priority") == 0 ? POLICY_PRIORITY : POLICY_FCFS,
     });
     TRY(mailbox_open(&core->orders, MAX_ORDERS));
     core->executor = options->executor;

@@ -20,6 +20,7 @@ void step_log_failure(const struct config *config, const struct scheduler *sched
                       const struct scheduler_output *plan, enum status status, const char *cause)
 {
     AUTO_CLOSE(bytes) struct bytes text = {0};
+    AUTO_MEM char *settings = config_to_json(config);
 
     log_error("step %" PRId64 " failed (%s): %s", step, status_name(status), cause);
     bytes_printf(&text, "%d running, %d waiting, %d KV blocks free\n",
@@ -27,6 +28,6 @@ void step_log_failure(const struct config *config, const struct scheduler *sched
                  scheduler_num_free_blocks(scheduler));
     message_body_print(&scheduler_output_type, plan, 0, &text);
     bytes_printf(&text, "configuration:\n");
-    config_print(config, &text);
+    bytes_printf(&text, "%s\n", settings);
     log_lines(bytes_text(&text));
 }

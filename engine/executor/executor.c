@@ -1,6 +1,7 @@
 #include "engine/executor/executor.h"
 
 #include <string.h>
+#include <unistd.h>
 
 /* Memory for KV that nobody asked for by a flag. */
 static const int64_t DEFAULT_KV_BYTES_MAX = (int64_t)4 << 30;
@@ -11,14 +12,14 @@ enum status executor_choose(const struct config *config, const struct executor_o
 {
     const char *name = config->executor;
 
-    if (strcmp(name, "auto") == 0)
-        name = config->tensor_parallel_size == 1 ? "uniproc" : "multiproc";
+    if (!name)
+        name = config->tp == 1 ? executor_uniproc.name : executor_multiproc.name;
     for (size_t i = 0; i < COUNT_OF(rows); i++)
         if (strcmp(rows[i]->name, name) == 0) {
             *out = rows[i];
             return OK;
         }
-    return fail(ERR_INVALID, "--executor '%s' is unknown; use auto, uniproc or multiproc", name);
+    return fail(ERR_INVALID, "--executor '%s' is unknown; use uniproc or multiproc", name);
 }
 
 enum status executor_open(const struct executor_options *options, struct executor **out)
@@ -69,4 +70,11 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
     num_blocks = MIN(num_blocks, needed * config->max_num_seqs);
     *num_blocks_out = (int32_t)MIN(num_blocks, (int64_t)INT32_MAX / config->block_size);
     return OK;
+}
+
+int32_t executor_threads(const struct config *config)
+{
+    int32_t cores = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+
+    return config->threads > 0 ? config->threads : MAX(cores / config->tp, 1);
 }

@@ -61,7 +61,7 @@ struct executor {
     struct executor_info info;
 };
 
-/* The row for a --executor name, "auto" included: uniproc for one rank, else multiproc. */
+/* The row for --executor; without one: uniproc for one rank, else multiproc. */
 MUST_USE enum status executor_choose(const struct config *config, const struct executor_ops **out);
 
 MUST_USE enum status executor_open(const struct executor_options *options, struct executor **out);
@@ -111,6 +111,9 @@ MUST_USE static inline enum status executor_wait(struct executor *executor, int 
 MUST_USE enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
                                       int32_t num_ranks, int64_t kv_block_bytes_max,
                                       int64_t available_bytes, int32_t *num_blocks_out);
+
+/* Threads of each rank: --threads, or the cores of this machine divided by the ranks. */
+int32_t executor_threads(const struct config *config);
 
 /* --max-model-len against what the model was trained for. */
 MUST_USE enum status executor_max_model_len(const struct config *config,

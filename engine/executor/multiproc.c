@@ -52,7 +52,7 @@ static enum status start_rank(struct multiproc *multiproc, const char *endpoint,
 
 static enum status start_ranks(struct multiproc *multiproc, const struct executor_options *options)
 {
-    int32_t world = options->config->tensor_parallel_size;
+    int32_t world = options->config->tp;
 
     TRY(run_dir_open(options->config->run_dir, &multiproc->run_dir));
 
@@ -89,18 +89,14 @@ static enum status size_kv_cache(struct multiproc *multiproc,
 }
 
 /* The settings as the ranks are to have them: what was left open is decided here, for all. */
-static enum status settle(const struct executor_options *options, int32_t max_model_len,
-                          char **settings_out)
+static char *settle(const struct executor_options *options, int32_t max_model_len)
 {
-    struct config settled = *options->config;
+    struct config settled = *options->config; /* borrows the texts */
 
     settled.max_model_len = max_model_len;
-    settled.threads = config_threads(options->config);
-    *settings_out = config_to_json(&settled);
-    return OK;
+    settled.threads = executor_threads(options->config);
+    return config_to_json(&settled);
 }
-
-static void multiproc_free(struct executor *executor);
 
 static enum status multiproc_open(const struct executor_options *options, struct executor **out)
 {
@@ -111,10 +107,10 @@ static enum status multiproc_open(const struct executor_options *options, struct
 
     executor->ops = &executor_multiproc;
     multiproc->comm_fd = -1;
-    info->num_ranks = options->config->tensor_parallel_size;
+    info->num_ranks = options->config->tp;
     TRY(executor_max_model_len(options->config, model_file_config(options->model),
                                &info->max_model_len));
-    TRY(settle(options, info->max_model_len, &settings));
+    settings = settle(options, info->max_model_len);
     TRY(start_ranks(multiproc, options));
     TRY(link_gather(&multiproc->link, options, settings, clock_deadline_ns(START_TIMEOUT_MS)));
     TRY(size_kv_cache(multiproc, options));

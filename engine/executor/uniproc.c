@@ -32,14 +32,14 @@ static enum status uniproc_open(const struct executor_options *options, struct e
     struct worker_memory memory;
 
     executor->ops = &executor_uniproc;
-    if (config->tensor_parallel_size != 1)
+    if (config->tp != 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, not --tp %d; use multiproc",
-                    config->tensor_parallel_size);
+                    config->tp);
     info->num_ranks = 1;
     TRY(executor_max_model_len(config, model_file_config(options->model), &info->max_model_len));
     TRY(worker_new(&(struct worker_options){.world = 1,
-                                            .num_threads = config_threads(config),
-                                            .isa = config->isa[0] ? config->isa : NULL,
+                                            .num_threads = executor_threads(config),
+                                            .isa = config->isa,
                                             .max_num_seqs = config->max_num_seqs,
                                             .max_batched_tokens = config->max_num_batched_tokens,
                                             .max_model_len = info->max_model_len},

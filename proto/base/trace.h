@@ -22,6 +22,9 @@
 
 #include <stdatomic.h>
 
+/* What engine and workers keep of each thread: minutes of steps. */
+enum { TRACE_SPANS = 1 << 17 };
+
 /* Turns tracing on for this process, once. `spans_per_thread` is rounded up to a power of two. */
 MUST_USE enum status trace_start(int32_t spans_per_thread);
 /* The name of this thread's row; `name` must outlive the process. */

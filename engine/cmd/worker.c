@@ -1,0 +1,75 @@
+#include "engine/cmd/cmd.h"
+
+#include "proto/base/log.h"
+#include "proto/config/option.h"
+#include "worker/wire_loop.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct worker_settings {
+    char *engine;
+    int32_t rank, world;
+    int64_t epoch;
+    char *comm;
+};
+
+#define ROW(member, ...) OPTION(struct worker_settings, member, __VA_ARGS__)
+static const struct option options[] = {
+    ROW(engine, OPTION_TEXT, NULL, "the engine's endpoint, ipc://PATH", .value = "ENDPOINT",
+        .group = "Worker"),
+    ROW(rank, OPTION_I32, "0", "which rank this is, from 0", .most = 255),
+    ROW(world, OPTION_I32, "1", "how many ranks there are", .least = 1, .most = 256),
+    ROW(epoch, OPTION_I64, "1", "which set of ranks it joins", .least = 1, .most = UINT32_MAX),
+    ROW(comm, OPTION_TEXT, NULL, "memory that the ranks share", .value = "FILE"),
+};
+#undef ROW
+
+static void help(const struct option_set *set)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+
+    options_help(set, 1, &text);
+    printf("usage: tandem worker --engine ENDPOINT --rank R --world N [--comm FILE]\n\n"
+           "Runs one rank. The engine starts its ranks itself; this is what it starts.\n"
+           "Everything else it is told by the engine when it joins.\n\n%s",
+           bytes_text(&text));
+}
+
+static enum status run(const struct worker_settings *settings)
+{
+    if (!settings->engine)
+        return fail(ERR_INVALID, "--engine is missing: where is the engine?");
+    if (settings->rank >= settings->world)
+        return fail(ERR_INVALID, "--rank %d does not exist among --world %d", settings->rank,
+                    settings->world);
+    if (settings->world > 1 && !settings->comm)
+        return fail(ERR_INVALID, "--comm is missing: %d ranks need memory to share",
+                    settings->world);
+    return worker_main(&(struct worker_main_options){.engine = settings->engine,
+                                                     .comm_path = settings->comm,
+                                                     .rank = settings->rank,
+                                                     .world = settings->world,
+                                                     .epoch = (uint32_t)settings->epoch});
+}
+
+int cmd_worker(int argc, char **argv)
+{
+    struct worker_settings settings = {0};
+    struct option_set set = {options, COUNT_OF(options), &settings};
+    enum status status;
+
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        help(&set);
+        return 0;
+    }
+    options_init(&set);
+    status = options_parse(&set, 1, argc, argv, NULL, NULL);
+    if (status == OK)
+        status = run(&settings);
+    /* worker_main has said so; what it was not told yet is said here. */
+    if (status == ERR_INVALID)
+        fprintf(stderr, "tandem worker: %s\n", fail_text());
+    options_close(&set);
+    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+}
