@@ -16,10 +16,12 @@ static const struct option options[] = {
 
     ROW(tp, OPTION_I32, "1", "ranks that share the model", .least = 1, .most = MAX_RANKS,
         .alias = "tensor-parallel-size", .group = "Ranks"),
-    ROW(executor, OPTION_WORD, NULL, "where ranks run; uniproc for one", .words = "uniproc multiproc"),
+    ROW(executor, OPTION_WORD, NULL, "where ranks run; uniproc for one",
+        .words = "uniproc multiproc"),
     ROW(threads, OPTION_I32, "0", "threads of a rank; 0: the machine's cores divided by the ranks",
         .most = 1024),
-    ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avx512"),
+    ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
+        .words = "ref sse2 avx2 avx512"),
 
     ROW(max_num_seqs, OPTION_I32, "256", "requests in one step at most", .least = 1, .most = 65536,
         .group = "Scheduling"),

@@ -21,7 +21,7 @@ static bool is_text(const struct option *option)
     return option->kind == OPTION_TEXT || option->kind == OPTION_WORD;
 }
 
-/* ---- names ------------------------------------------------------------------------------------ */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 /* Are `name` (dashes) and `key` (underscores) the same? */
 static bool name_fits(const char *name, size_t size, const char *key)
@@ -116,7 +116,7 @@ static enum status unknown_name(const struct option_set *sets, size_t num_sets, 
     return unknown(what, word, names, n);
 }
 
-/* ---- values ------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 static enum status not_a(const char *origin, const char *text, const char *what)
 {
@@ -268,7 +268,7 @@ void options_close(const struct option_set *set)
             replace_text(place_of(set, &set->options[i]), NULL);
 }
 
-/* ---- command line ---------------------------------------------------------------------------------- */
+/* ---- command line ---------------------------------------------------------------------------- */
 
 struct found {
     const struct option_set *set;
@@ -342,7 +342,7 @@ static enum status parse_words(const struct option_set *sets, size_t num_sets, i
     return OK;
 }
 
-/* ---- environment ------------------------------------------------------------------------------------ */
+/* ---- environment ----------------------------------------------------------------------------- */
 
 static enum status parse_variable(const struct option_set *sets, size_t num_sets,
                                   const char *variable, const char *value)
@@ -380,7 +380,7 @@ enum status options_parse(const struct option_set *sets, size_t num_sets, int ar
     return parse_words(sets, num_sets, argc, argv, words_out, num_words_out);
 }
 
-/* ---- JSON --------------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 static enum status option_set_json(const struct option_set *set, const struct option *option,
                                    const json_t *value)
@@ -442,7 +442,7 @@ json_t *options_to_json(const struct option_set *set)
     return json;
 }
 
-/* ---- help ----------------------------------------------------------------------------------------------- */
+/* ---- help ------------------------------------------------------------------------------------ */
 
 static const char *value_name(const struct option *option)
 {

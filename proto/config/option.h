@@ -48,7 +48,7 @@ struct option {
      .help = (help_text),                                                                          \
      __VA_ARGS__}
 
-/* Rows and the struct that they fill. A program gives several to one parser: the engine's, its own. */
+/* Rows and the struct that they fill. A parser may be given several: the engine's, the program's. */
 struct option_set {
     const struct option *options;
     size_t num_options;

@@ -20,7 +20,7 @@ struct channel {
     zmq_msg_t last; /* what channel_recv gave out */
 };
 
-/* ---- frames ----------------------------------------------------------------------------------- */
+/* ---- frames ---------------------------------------------------------------------------------- */
 
 struct frame *frame_new(void)
 {
@@ -45,7 +45,7 @@ static void drop_from_zmq(void *data, void *frame)
     frame_drop(frame);
 }
 
-/* ---- open and close ----------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 static enum status check_endpoint(const char *endpoint)
 {
@@ -180,7 +180,7 @@ int channel_monitor_fd(const struct channel *channel)
     return channel->monitor_fd;
 }
 
-/* ---- send ----------------------------------------------------------------------------------------- */
+/* ---- send ------------------------------------------------------------------------------------ */
 
 static enum status refused(const char *peer)
 {
@@ -218,7 +218,7 @@ enum status channel_send(struct channel *channel, const char *peer, struct frame
     return OK;
 }
 
-/* ---- receive --------------------------------------------------------------------------------------- */
+/* ---- receive --------------------------------------------------------------------------------- */
 
 /* The next part; false: there is none. */
 static bool recv_part(struct channel *channel)

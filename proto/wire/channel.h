@@ -43,7 +43,7 @@ static inline void frame_free(struct frame *frame)
 }
 DEFINE_AUTO_FREE(frame)
 
-/* ---- channels --------------------------------------------------------------------------------- */
+/* ---- channels -------------------------------------------------------------------------------- */
 
 struct channel;
 
@@ -54,7 +54,8 @@ void channel_free(struct channel *channel);
 DEFINE_AUTO_FREE(channel)
 
 /* Never waits. `peer`: the worker's name; NULL on the worker's side, which has one peer. Keeps a
- * reference while it needs one. ERR_CLOSED: the peer is not connected; ERR_FULL: it does not read. */
+ * reference while it needs one. ERR_CLOSED: the peer is not connected; ERR_FULL: it does not
+ * read. */
 MUST_USE enum status channel_send(struct channel *channel, const char *peer, struct frame *frame);
 
 struct received {

@@ -36,7 +36,7 @@ void cursor_refuse(struct cursor *cursor, const char *reason)
     cursor->at = cursor->end;
 }
 
-/* ---- raw bytes ------------------------------------------------------------------------------ */
+/* ---- raw bytes ------------------------------------------------------------------------------- */
 
 /* The next form byte, without stepping over it; -1 at the end. */
 static int peek(const struct cursor *cursor)
@@ -80,7 +80,7 @@ static void refuse_form(struct cursor *cursor, const char *expected)
     cursor_refuse(cursor, peek(cursor) < 0 ? cut_short : expected);
 }
 
-/* ---- values --------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 bool cursor_nil(struct cursor *cursor)
 {

@@ -155,7 +155,7 @@ static size_t good_text_bytes(const char *s, size_t size)
     return at;
 }
 
-/* ---- encode --------------------------------------------------------------------------------- */
+/* ---- encode ---------------------------------------------------------------------------------- */
 
 static int append_to_bytes(void *bytes, const char *data, size_t size)
 {
@@ -333,7 +333,7 @@ enum status message_encode(const struct message_type *type, uint32_t epoch, int6
     return status;
 }
 
-/* ---- decode --------------------------------------------------------------------------------- */
+/* ---- decode ---------------------------------------------------------------------------------- */
 
 struct reader {
     struct cursor cursor;
@@ -594,7 +594,7 @@ enum status message_check_place(const struct message *message, uint32_t epoch)
     return OK;
 }
 
-/* ---- print ---------------------------------------------------------------------------------- */
+/* ---- print ----------------------------------------------------------------------------------- */
 
 /* %g with the digits that tell every value of the width apart. */
 static void print_float(struct bytes *out, double value, size_t size)
@@ -673,7 +673,7 @@ void message_print(const struct message *message, struct bytes *out)
     message_body_print(message->type, message->body, 2, out);
 }
 
-/* ---- equal ---------------------------------------------------------------------------------- */
+/* ---- equal ----------------------------------------------------------------------------------- */
 
 static bool element_equal(const struct field *field, const void *a, const void *b)
 {
@@ -716,7 +716,7 @@ bool message_equal(const struct message_type *type, const void *a, const void *b
     return true;
 }
 
-/* ---- to JSON -------------------------------------------------------------------------------- */
+/* ---- to JSON --------------------------------------------------------------------------------- */
 
 /* JSON has no infinity and no NaN, and a NaN has bits: those floats are their bits as text. */
 static json_t *float_to_json(const void *p, size_t size)
@@ -786,8 +786,11 @@ static json_t *body_to_json(const struct message_type *type, const void *body)
 {
     json_t *object = json_object();
 
-    for (int32_t i = 0; i < type->num_fields; i++)
-        json_object_set_new(object, field_at(type, i)->name, field_to_json(field_at(type, i), body));
+    for (int32_t i = 0; i < type->num_fields; i++) {
+        const struct field *field = field_at(type, i);
+
+        json_object_set_new(object, field->name, field_to_json(field, body));
+    }
     return object;
 }
 
@@ -801,7 +804,7 @@ json_t *message_to_json(const struct message *message)
                      body_to_json(message->type, message->body));
 }
 
-/* ---- from JSON ------------------------------------------------------------------------------ */
+/* ---- from JSON ------------------------------------------------------------------------------- */
 
 static enum status expected(const struct field *field, const char *what)
 {

@@ -64,7 +64,7 @@ struct message_type {
     int32_t num_fields;
 };
 
-/* ---- how rows are written: FIELD(struct x, rank, FIELD_I32) --------------------------------- */
+/* ---- how rows are written: FIELD(struct x, rank, FIELD_I32) ---------------------------------- */
 
 #define FIELD(s, member, field_kind)                                                               \
     {.name = #member, .kind = (field_kind), .offset = offsetof(s, member)}
@@ -95,7 +95,7 @@ struct message_type {
      .stride = sizeof(struct field),                                                               \
      .num_fields = COUNT_OF(rows)}
 
-/* ---- messages ------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 struct message_header {
     int32_t type;     /* message_type.id */

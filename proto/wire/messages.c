@@ -105,7 +105,7 @@ static const struct field ready_fields[] = {
 const struct message_type ready_type =
     MESSAGE_TYPE("ready", MESSAGE_READY, struct ready, ready_fields);
 
-/* ---- the rest --------------------------------------------------------------------------------- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 static const struct field call_fields[] = {
     FIELD(struct call, id, FIELD_I64),
@@ -163,7 +163,7 @@ const struct message_type *message_type_named(const char *name)
     return NULL;
 }
 
-/* ---- do the columns add up? -------------------------------------------------------------------- */
+/* ---- do the columns add up? ------------------------------------------------------------------ */
 
 static enum status check_row(const struct scheduler_output *plan, int32_t row, int32_t max_slots,
                              int32_t max_tokens)

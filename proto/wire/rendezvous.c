@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- the run directory -------------------------------------------------------------------------- */
+/* ---- the run directory ----------------------------------------------------------------------- */
 
 static const char dir_prefix[] = "tandem.";
 
@@ -61,7 +61,7 @@ static void sweep(const char *parent)
         closedir(dir);
 }
 
-/* In /tmp the name could be somebody else's trap: it must be a directory, ours, closed to others. */
+/* In /tmp the name could be somebody's trap: it must be a directory, ours, closed to others. */
 static enum status make_private(const char *path)
 {
     struct stat info;
@@ -128,7 +128,7 @@ void run_dir_close(struct run_dir *dir)
     *dir = (struct run_dir){.lock_fd = -1};
 }
 
-/* ---- the engine's side ---------------------------------------------------------------------------- */
+/* ---- the engine's side ----------------------------------------------------------------------- */
 
 void rendezvous_init(struct rendezvous *rendezvous, int32_t world, uint32_t epoch)
 {
@@ -251,7 +251,7 @@ enum status rendezvous_ready(struct rendezvous *rendezvous, const char *peer,
     return OK;
 }
 
-/* ---- the worker's side ------------------------------------------------------------------------------ */
+/* ---- the worker's side ----------------------------------------------------------------------- */
 
 static void read_boot_id(char *out, size_t size)
 {

@@ -15,7 +15,7 @@
 #include "proto/wire/channel.h"
 #include "proto/wire/messages.h"
 
-/* ---- the run directory -------------------------------------------------------------------------- */
+/* ---- the run directory ----------------------------------------------------------------------- */
 
 struct run_dir {
     char *path;
@@ -28,7 +28,7 @@ MUST_USE enum status run_dir_open(const char *parent, struct run_dir *out);
 /* Removes it with all files in it. */
 void run_dir_close(struct run_dir *dir);
 
-/* ---- the engine's side ---------------------------------------------------------------------------- */
+/* ---- the engine's side ----------------------------------------------------------------------- */
 
 struct rank_info {
     bool is_joined, is_ready;
@@ -68,7 +68,7 @@ static inline bool rendezvous_is_complete(const struct rendezvous *rendezvous)
     return rendezvous->num_ready == rendezvous->world;
 }
 
-/* ---- the worker's side ------------------------------------------------------------------------------ */
+/* ---- the worker's side ----------------------------------------------------------------------- */
 
 /* Says HELLO and waits for WELCOME. ERR_MISMATCH: refused, in the engine's words; ERR_TIMEOUT;
  * ERR_CLOSED: the engine is gone. The welcome lives in `arena`. */

@@ -21,7 +21,7 @@ struct parameter {
     double least, most;   /* of a number; both inclusive unless over_least */
     bool over_least;      /* `least` itself is refused */
     const char *rule;     /* what is said when it is not kept: "must be in (0, 1]" */
-    parse_function *parse; /* for what is not a plain number or boolean */
+    parse_function *parse; /* of what is not a plain number or boolean */
     const char *help;
 };
 
@@ -61,7 +61,8 @@ static const struct parameter parameters[] = {
      .key = "logit_bias", .parse = parse_logit_bias, .help = "{token id: added to its logit}"},
     {FIELD_COLUMN(P, logit_bias_values, num_logit_bias, FIELD_F32S), .key = ""},
     /* from here on: not on the wire */
-    {{.name = "stop"}, .parse = parse_stop, .help = "a text or a list of texts that end the answer"},
+    {{.name = "stop"}, .parse = parse_stop,
+     .help = "a text or a list of texts that end the answer"},
     {FIELD(P, skip_special_tokens, FIELD_BOOL), .help = "no control tokens in the text"},
     {FIELD(P, include_stop_str_in_output, FIELD_BOOL), .help = "keep the text that ended it"},
     /* other names: after the rows that they refer to */
@@ -117,7 +118,7 @@ const char *sampling_params_key(size_t i)
     return NULL;
 }
 
-/* ---- plain numbers and booleans ---------------------------------------------------------------- */
+/* ---- plain numbers and booleans -------------------------------------------------------------- */
 
 static enum status check_range(const struct parameter *row, double value, const char *shown)
 {
@@ -176,7 +177,7 @@ static enum status parse_seed(const struct parameter *row, const json_t *value,
     return OK;
 }
 
-/* ---- logprobs ------------------------------------------------------------------------------------ */
+/* ---- logprobs -------------------------------------------------------------------------------- */
 
 static enum status parse_logprobs(const struct parameter *row, const json_t *value,
                                   struct arena *arena, struct sampling_params *params)
@@ -211,7 +212,7 @@ static enum status parse_top_logprobs(const struct parameter *row, const json_t 
     return OK;
 }
 
-/* ---- lists ---------------------------------------------------------------------------------------- */
+/* ---- lists ----------------------------------------------------------------------------------- */
 
 static bool holds(const int32_t *ids, int32_t count, int32_t id)
 {
@@ -320,7 +321,7 @@ static enum status parse_logit_bias(const struct parameter *row, const json_t *v
     return OK;
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------- */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 enum status sampling_params_from_json(const json_t *request, struct arena *arena,
                                       struct sampling_params *params, const char **key_out)

@@ -142,7 +142,7 @@ static void what_dead_engines_left_is_swept_and_what_living_ones_use_is_not(void
     assert_int_equal(rmdir(parent), 0);
 }
 
-/* ---- over a real channel ---------------------------------------------------------------------- */
+/* ---- over a real channel --------------------------------------------------------------------- */
 
 struct joiner {
     char endpoint[128];
