@@ -11,8 +11,8 @@
 
 struct front;
 
-/* Opens the model and starts the engine; the tokenizer is built while the ranks load.
- * progress may be NULL and is told each phase in words, on the calling thread. */
+/* Opens the model and starts the engine; the tokenizer is built while the ranks load. `config`
+ * is borrowed until front_free. Call it on a thread that lives as long as the front. progress may be NULL and is told each phase in words, on the calling thread. */
 MUST_USE enum status front_open(const struct config *config,
                                 void (*progress)(void *user, const char *words, double fraction),
                                 void *user, struct front **out);

@@ -33,12 +33,19 @@ struct openai_model {              /* what bodies are read against; frozen */
     const struct tokenizer *tokenizer;
     const struct template *chat_template; /* NULL: the model has none, chat is refused */
     int32_t max_model_len;
+    int64_t seed; /* of requests that bring none; -1: random */
 };
 
 struct openai_prompt {
     struct token_list tokens;
     char *text; /* completions: as it was given, for echo; NULL: it was given in tokens */
     size_t text_size;
+};
+
+/* Where an engine event goes; front.c's. */
+struct sequence_route {
+    struct generation *generation;
+    request_id id; /* 0: not submitted */
 };
 
 struct generation;
@@ -61,10 +68,10 @@ struct generation {
     struct output_processor *outputs; /* [num_sequences] */
     int32_t num_sequences, num_finished;
 
-    /* ---- front.c's: who is told, and the engine's names of the sequences ---- */
+    /* ---- front.c's: who is told, and of what ---- */
     generation_listener *listener;
     void *user;
-    request_id *ids; /* [num_sequences]; 0: not submitted */
+    struct sequence_route *routes; /* [num_sequences] */
 
     struct arena arena;
 };
@@ -96,6 +103,9 @@ void generation_submission(const struct generation *generation, int32_t sequence
 /* The whole answer, when all sequences are finished: {"id", "object", …, "choices", "usage"}. */
 void openai_response(const struct openai_model *model, const struct generation *generation,
                      struct bytes *out);
+/* The text of one sequence, behind its prompt where echo is asked for. */
+void generation_text(const struct openai_model *model, const struct generation *generation,
+                     int32_t sequence, struct bytes *out);
 /* The first sequence that ended in FINISH_ERROR, or NULL: the answer is then openai_error. */
 const struct output_processor *generation_failure(const struct generation *generation);
 
@@ -113,7 +123,9 @@ void openai_stream_end(const struct generation *generation, struct bytes *out);
 
 /* ERR_INVALID and ERR_UNSUPPORTED 400, ERR_NOT_FOUND 404, ERR_FULL and ERR_CLOSED 503, … */
 int openai_http_status(enum status status);
-/* {"error": {"message", "type", "param", "code": http_status}} as vLLM does; param may be NULL. */
-void openai_error(int http_status, const char *message, const char *param, struct bytes *out);
+/* {"error": {"message", "type", "param", "code": HTTP status}} as vLLM does; param may be NULL. */
+void openai_error(enum status status, const char *message, const char *param, struct bytes *out);
+/* The same for a refusal that is HTTP's own. */
+void openai_http_error(int http_status, const char *message, const char *param, struct bytes *out);
 
 #endif

@@ -1,4 +1,5 @@
 #include "engine/front/openai.h"
+#include "engine/text/utf8.h"
 
 #include <math.h>
 #include <string.h>
@@ -30,20 +31,13 @@ static void put_event(json_t *json, struct bytes *out)
     bytes_append(out, "\n\n", 2);
 }
 
-/* Text that may come from outside, cut anywhere: what is no UTF-8 is shown as '?'. */
+/* Text that may have been cut or quoted anywhere. */
 static json_t *any_text(const char *text)
 {
-    json_t *json = json_string(text);
+    AUTO_CLOSE(bytes) struct bytes whole = {0};
 
-    if (!json) {
-        AUTO_MEM char *plain = mem_strdup(text);
-
-        for (char *c = plain; *c; c++)
-            if ((uint8_t)*c >= 0x80)
-                *c = '?';
-        json = json_string(plain);
-    }
-    return json;
+    utf8_repair(text, strlen(text), &whole);
+    return json_stringn(bytes_text(&whole), whole.size);
 }
 
 /* ---- logprobs ---------------------------------------------------------------------------------- */
@@ -230,6 +224,16 @@ static const struct openai_prompt *prompt_of(const struct generation *generation
     return &generation->prompts[sequence / generation->params.n];
 }
 
+void generation_text(const struct openai_model *model, const struct generation *generation,
+                     int32_t sequence, struct bytes *out)
+{
+    const struct output_processor *output = &generation->outputs[sequence];
+
+    if (generation->echo)
+        prompt_text(model, prompt_of(generation, sequence), out);
+    bytes_append(out, output->text.data, output->text.size);
+}
+
 /* A seed that the client did not give is told, so that the answer can be had again. */
 static json_t *answer_head(const struct generation *generation, const char *object)
 {
@@ -253,9 +257,7 @@ static json_t *choice_json(const struct openai_model *model, const struct genera
     json_t *choice = json_pack("{s:i}", "index", sequence), *content;
     int64_t offset = 0;
 
-    if (generation->echo)
-        prompt_text(model, prompt, &text);
-    bytes_append(&text, output->text.data, output->text.size);
+    generation_text(model, generation, sequence, &text);
     content = json_stringn(bytes_text(&text), text.size);
     if (generation->endpoint == OPENAI_CHAT)
         json_object_set_new(choice, "message",
@@ -448,7 +450,12 @@ static json_t *error_json(int http_status, const char *message, const char *para
                      "code", http_status);
 }
 
-void openai_error(int http_status, const char *message, const char *param, struct bytes *out)
+void openai_http_error(int http_status, const char *message, const char *param, struct bytes *out)
 {
     put_json(error_json(http_status, message, param), out);
+}
+
+void openai_error(enum status status, const char *message, const char *param, struct bytes *out)
+{
+    openai_http_error(openai_http_status(status), message, param, out);
 }

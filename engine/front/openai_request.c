@@ -1,14 +1,13 @@
 #include "engine/front/openai.h"
+#include "engine/text/chat.h"
+#include "proto/config/option.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
 
-enum {
-    DEFAULT_COMPLETION_TOKENS = 16,
-    MAX_NAME = 48 /* of a field, for the hint */
-};
+enum { DEFAULT_COMPLETION_TOKENS = 16 };
 
 struct reader { /* one body on its way */
     const struct openai_model *model;
@@ -111,7 +110,7 @@ static enum status read_add_generation_prompt(struct reader *reader, const json_
 
 static enum status read_chat_template_kwargs(struct reader *reader, const json_t *value)
 {
-    (void)reader; /* template_context takes them */
+    (void)reader; /* render_messages takes them */
     return json_is_object(value) ? OK
                                  : fail(ERR_INVALID, "chat_template_kwargs must be an object.");
 }
@@ -216,48 +215,19 @@ static const struct request_field *field_of(const char *name)
     return NULL;
 }
 
-/* Insertions, deletions, substitutions and swaps of neighbours that make `a` of `b`. */
-static size_t edit_distance(const char *a, const char *b)
-{
-    size_t before[MAX_NAME + 1], last[MAX_NAME + 1], row[MAX_NAME + 1];
-    size_t size_a = strlen(a), size_b = strlen(b);
-
-    if (size_a > MAX_NAME || size_b > MAX_NAME)
-        return SIZE_MAX;
-    for (size_t j = 0; j <= size_b; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= size_a; i++) {
-        memcpy(before, last, sizeof before);
-        memcpy(last, row, sizeof last);
-        row[0] = i;
-        for (size_t j = 1; j <= size_b; j++) {
-            row[j] = last[j - 1] + (a[i - 1] != b[j - 1]);
-            row[j] = MIN(row[j], last[j] + 1);
-            row[j] = MIN(row[j], row[j - 1] + 1);
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-                row[j] = MIN(row[j], before[j - 2] + 1);
-        }
-    }
-    return row[size_b];
-}
-
 /* The name of a field that `unknown` may have been meant to be, or NULL. */
 static const char *nearest_field(const char *unknown)
 {
-    const char *nearest = NULL, *key;
-    size_t least = 2 + strlen(unknown) / 5; /* more than that is another word */
+    enum { MOST_PARAMS = 64 };
+    const char *names[COUNT_OF(request_fields) + MOST_PARAMS + 1], *key;
+    size_t n = 0;
 
     for (size_t i = 0; i < COUNT_OF(request_fields); i++)
-        if (edit_distance(unknown, request_fields[i].name) < least) {
-            nearest = request_fields[i].name;
-            least = edit_distance(unknown, nearest);
-        }
-    for (size_t i = 0; (key = sampling_params_key(i)); i++)
-        if (edit_distance(unknown, key) < least) {
-            nearest = key;
-            least = edit_distance(unknown, key);
-        }
-    return nearest;
+        names[n++] = request_fields[i].name;
+    for (size_t i = 0; i < MOST_PARAMS && (key = sampling_params_key(i)); i++)
+        names[n++] = key;
+    names[n] = NULL;
+    return nearest_word(unknown, names);
 }
 
 static enum status refuse_unknown(const char *name)
@@ -338,7 +308,7 @@ static enum status read_params(struct reader *reader)
     TRY(sampling_params_validate(params, tokenizer_vocab_size(reader->model->tokenizer),
                                  reader->model->max_model_len, MAX_LOGPROBS));
     if (params->seed == -1)
-        params->seed = random_seed();
+        params->seed = reader->model->seed == -1 ? random_seed() : reader->model->seed;
     if (generation->echo && params->logprobs >= 0)
         return fail(ERR_UNSUPPORTED, "echo together with logprobs is not supported yet.");
     return OK;
@@ -442,110 +412,41 @@ static enum status read_completion_prompts(struct reader *reader)
 
 /* ---- messages ----------------------------------------------------------------------------------- */
 
-/* The text of a message's content: itself, or its text parts, a line each. */
-static enum status content_text(const json_t *content, size_t at, struct bytes *out)
-{
-    json_t *part;
-    size_t i;
-
-    if (!content || json_is_null(content))
-        return OK;
-    if (json_is_string(content)) {
-        bytes_append(out, json_string_value(content), json_string_length(content));
-        return OK;
-    }
-    if (!json_is_array(content))
-        return fail(ERR_INVALID, "messages[%zu].content must be a string or an array of parts.",
-                    at);
-    json_array_foreach(content, i, part) {
-        const char *type = json_string_value(json_object_get(part, "type"));
-        const json_t *text = json_object_get(part, "text");
-
-        if (type && strcmp(type, "text") != 0)
-            return fail(ERR_UNSUPPORTED, "messages[%zu].content[%zu]: parts of type `%.32s` are "
-                        "not supported yet.", at, i, type);
-        if (!type || !json_is_string(text))
-            return fail(ERR_INVALID, "messages[%zu].content[%zu] must be {\"type\": \"text\", "
-                        "\"text\": a string}.", at, i);
-        if (i > 0)
-            bytes_append(out, "\n", 1);
-        bytes_append(out, json_string_value(text), json_string_length(text));
-    }
-    return OK;
-}
-
-/* A message as templates want it: its content is one string. */
-static enum status plain_message(const json_t *message, size_t at, json_t *messages_out)
-{
-    AUTO_CLOSE(bytes) struct bytes text = {0};
-    json_t *plain;
-
-    if (!json_is_object(message) || !json_is_string(json_object_get(message, "role")))
-        return fail(ERR_INVALID, "messages[%zu] must be an object with a role.", at);
-    TRY(content_text(json_object_get(message, "content"), at, &text));
-    plain = json_copy((json_t *)message);
-    json_object_set_new(plain, "content", json_stringn(bytes_text(&text), text.size));
-    json_array_append_new(messages_out, plain);
-    return OK;
-}
-
-static json_t *token_text(const struct tokenizer *tokenizer, token_id id)
+/* The stored text of a control token as a C string; "" where there is none. */
+static char *token_text(const struct tokenizer *tokenizer, token_id id)
 {
     size_t size = 0;
     const char *text = id < 0 ? NULL : tokenizer_token_text(tokenizer, id, &size);
-    json_t *json = text ? json_stringn(text, size) : NULL;
 
-    return json ? json : json_string("");
+    return mem_strndup(text ? text : "", size);
 }
 
-/* What the template sees. It is filled as far as it goes on failure, too. */
-static enum status template_context(struct reader *reader, json_t *context)
+static enum status render_messages(struct reader *reader, struct bytes *out)
 {
     const struct tokenizer *tokenizer = reader->model->tokenizer;
-    const json_t *body = reader->body, *messages = json_object_get(body, "messages");
-    json_t *kwargs = json_object_get(body, "chat_template_kwargs");
-    json_t *plain = json_array(), *message;
-    size_t i;
+    AUTO_MEM char *bos = token_text(tokenizer, tokenizer_bos(tokenizer));
+    AUTO_MEM char *eos = token_text(tokenizer, tokenizer_eos(tokenizer));
 
-    json_object_set_new(context, "messages", plain);
-    json_object_set_new(context, "add_generation_prompt",
-                        json_boolean(reader->add_generation_prompt));
-    json_object_set_new(context, "bos_token", token_text(tokenizer, tokenizer_bos(tokenizer)));
-    json_object_set_new(context, "eos_token", token_text(tokenizer, tokenizer_eos(tokenizer)));
-    json_object_set_new(context, "tools", json_null());
-    json_object_set_new(context, "documents", json_null());
-
-    if (json_is_object(kwargs))
-        json_object_update_missing(context, kwargs);
-
-    if (!json_is_array(messages) || json_array_size(messages) == 0)
-        return fail(ERR_INVALID, "messages must be an array of at least one message.");
-    json_array_foreach(messages, i, message)
-        TRY(plain_message(message, i, plain));
-    return OK;
+    return chat_render(reader->model->chat_template,
+                       &(struct chat){
+                           .messages = json_object_get(reader->body, "messages"),
+                           .extra = json_object_get(reader->body, "chat_template_kwargs"),
+                           .bos_token = bos,
+                           .eos_token = eos,
+                           .add_generation_prompt = reader->add_generation_prompt,
+                       },
+                       out);
 }
 
 static enum status read_messages(struct reader *reader)
 {
     AUTO_CLOSE(bytes) struct bytes text = {0};
-    struct openai_prompt *prompt;
-    json_t *context;
-    enum status status;
 
     reader->param = "messages";
-    if (!reader->model->chat_template)
-        return fail(ERR_UNSUPPORTED, "The model has no chat template; --chat-template FILE gives "
-                    "it one.");
     TRY(room_for_prompts(reader, 1));
-    context = json_object();
-    status = template_context(reader, context);
-    if (status == OK)
-        status = template_render(reader->model->chat_template, context, NULL, &text);
-    json_decref(context);
-    TRY(status);
-    prompt = add_prompt(reader);
+    TRY(render_messages(reader, &text));
     return tokenizer_encode(reader->model->tokenizer, bytes_text(&text), text.size, true,
-                            reader->add_special, &prompt->tokens);
+                            reader->add_special, &add_prompt(reader)->tokens);
 }
 
 static enum status check_length(struct reader *reader, const struct openai_prompt *prompt)
@@ -602,7 +503,7 @@ static void prepare_outputs(struct generation *generation, const struct tokenize
 
     generation->num_sequences = generation->num_prompts * params->n;
     generation->outputs = mem_new_array(struct output_processor, generation->num_sequences);
-    generation->ids = mem_new_array(request_id, generation->num_sequences);
+    generation->routes = mem_new_array(struct sequence_route, generation->num_sequences);
     for (int32_t i = 0; i < generation->num_sequences; i++)
         output_processor_init(
             &generation->outputs[i],
@@ -661,7 +562,7 @@ void generation_free(struct generation *generation)
     }
     mem_free(generation->outputs);
     mem_free(generation->prompts);
-    mem_free(generation->ids);
+    mem_free(generation->routes);
     mem_free(generation->model);
     arena_close(&generation->arena);
     mem_free(generation);

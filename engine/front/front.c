@@ -1,0 +1,216 @@
+#include "engine/front/front.h"
+
+#include "proto/base/map.h"
+#include "proto/config/config.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+struct front {
+    struct model_file *model;
+    struct tokenizer *tokenizer;
+    struct template *chat_template;
+    struct engine *engine;
+    struct openai_model openai;
+    struct map routes; /* request_id -> struct sequence_route of a live generation */
+};
+
+/* ---- opening ------------------------------------------------------------------------------------- */
+
+static enum status read_file(const char *path, struct bytes *out)
+{
+    enum { MOST = 1 << 20 };
+    FILE *f = fopen(path, "rb");
+
+    if (!f)
+        return fail(ERR_IO, "%s: %m", path);
+    out->size = fread(bytes_reserve(out, MOST + 1), 1, MOST + 1, f);
+    fclose(f);
+    if (out->size > MOST)
+        return fail(ERR_INVALID, "%s: a chat template has at most %d bytes", path, MOST);
+    return OK;
+}
+
+/* The template of --chat-template, else the model's own; NULL where there is none. */
+static enum status open_template(const struct config *config, const struct model_file *model,
+                                 struct template **out)
+{
+    const struct text_view *own = &model_file_vocabulary(model)->chat_template;
+    AUTO_CLOSE(bytes) struct bytes source = {0};
+
+    if (!config->chat_template)
+        return own->size > 0 ? template_new(own->data, own->size, out) : OK;
+    TRY(read_file(config->chat_template, &source));
+    if (template_new(bytes_text(&source), source.size, out) != OK)
+        return fail(ERR_INVALID, "%s: %s", config->chat_template, fail_text());
+    return OK;
+}
+
+struct text_job { /* tokenizer and template, made while the ranks load */
+    const struct config *config;
+    struct front *front;
+    pthread_t thread;
+    enum status status;
+    char sentence[1024];
+};
+
+static void *run_text_job(void *arg)
+{
+    struct text_job *job = arg;
+    struct front *front = job->front;
+
+    job->status = tokenizer_new(model_file_vocabulary(front->model), &front->tokenizer);
+    if (job->status == OK)
+        job->status = open_template(job->config, front->model, &front->chat_template);
+    snprintf(job->sentence, sizeof job->sentence, "%s", fail_text());
+    return NULL;
+}
+
+static void start_text_job(struct text_job *job)
+{
+    int error = pthread_create(&job->thread, NULL, run_text_job, job);
+
+    ASSERT(error == 0, "no thread for the tokenizer: %s", strerror(error));
+}
+
+static enum status end_text_job(struct text_job *job)
+{
+    pthread_join(job->thread, NULL);
+    return job->status == OK ? OK : fail(job->status, "%s", job->sentence);
+}
+
+enum status front_open(const struct config *config,
+                       void (*progress)(void *user, const char *words, double fraction), void *user,
+                       struct front **out)
+{
+    AUTO_FREE(front) struct front *front = mem_new(struct front);
+    struct text_job job = {.config = config, .front = front};
+    enum status status;
+
+    TRY(model_file_open(config->model, &front->model));
+    start_text_job(&job);
+    status = engine_new(config, front->model, progress, user, &front->engine);
+    if (status != OK) { /* whatever the text has met, this came first */
+        AUTO_MEM char *sentence = mem_strdup(fail_text());
+
+        pthread_join(job.thread, NULL);
+        return fail(status, "%s", sentence);
+    }
+    TRY(end_text_job(&job));
+    front->openai = (struct openai_model){
+        .name = config->served_model_name ? config->served_model_name
+                                          : model_file_config(front->model)->name,
+        .tokenizer = front->tokenizer,
+        .chat_template = front->chat_template,
+        .max_model_len = engine_max_model_len(front->engine),
+        .seed = config->seed,
+    };
+    *out = give(front);
+    return OK;
+}
+
+void front_free(struct front *front)
+{
+    if (!front)
+        return;
+    engine_free(front->engine);
+    map_close(&front->routes);
+    template_free(front->chat_template);
+    tokenizer_free(front->tokenizer);
+    model_file_free(front->model);
+    mem_free(front);
+}
+
+struct engine *front_engine(const struct front *front)
+{
+    return front->engine;
+}
+
+const struct openai_model *front_model(const struct front *front)
+{
+    return &front->openai;
+}
+
+/* ---- in ------------------------------------------------------------------------------------------- */
+
+static enum status submit_sequence(struct front *front, struct generation *generation,
+                                   int32_t sequence)
+{
+    struct sequence_route *route = &generation->routes[sequence];
+    struct submission submission;
+    struct sampling_params params;
+
+    generation_submission(generation, sequence, front->tokenizer, &submission, &params);
+    TRY(engine_submit(front->engine, &submission, &route->id));
+    route->generation = generation;
+    map_put(&front->routes, (uint64_t)route->id, route);
+    return OK;
+}
+
+enum status front_submit(struct front *front, struct generation *generation,
+                         generation_listener *listener, void *user)
+{
+    generation->listener = listener;
+    generation->user = user;
+    for (int32_t i = 0; i < generation->num_sequences; i++) {
+        enum status status = submit_sequence(front, generation, i);
+
+        if (status != OK) {
+            front_abort(front, generation);
+            return status;
+        }
+    }
+    return OK;
+}
+
+void front_abort(struct front *front, struct generation *generation)
+{
+    for (int32_t i = 0; i < generation->num_sequences; i++) {
+        struct sequence_route *route = &generation->routes[i];
+
+        if (route->id && map_remove(&front->routes, (uint64_t)route->id))
+            engine_abort(front->engine, route->id);
+        route->id = 0;
+    }
+}
+
+/* ---- out ------------------------------------------------------------------------------------------ */
+
+int front_fd(const struct front *front)
+{
+    return engine_fd(front->engine);
+}
+
+static void deliver(struct front *front, const struct engine_event *event)
+{
+    struct sequence_route *route = map_get(&front->routes, (uint64_t)event->id);
+    struct generation *generation;
+    struct output_processor *output;
+    int32_t sequence;
+
+    if (!route) /* its reader is gone, or a stop string has ended it */
+        return;
+    generation = route->generation;
+    sequence = (int32_t)(route - generation->routes);
+    output = &generation->outputs[sequence];
+    if (output_processor_push(output, event))
+        engine_abort(front->engine, event->id);
+    if (output->finish != FINISH_NONE) {
+        map_remove(&front->routes, (uint64_t)event->id);
+        route->id = 0;
+        generation->num_finished++;
+    }
+    generation->listener(generation->user, generation, sequence);
+}
+
+void front_poll(struct front *front)
+{
+    struct engine_output *output;
+
+    while ((output = engine_poll(front->engine))) {
+        for (int32_t i = 0; i < output->num_events; i++)
+            deliver(front, &output->events[i]);
+        engine_output_free(output);
+    }
+}

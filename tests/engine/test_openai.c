@@ -1,0 +1,519 @@
+#include "tests/support/expect.h"
+
+#include "engine/front/openai.h"
+#include "tests/support/small_vocabulary.h"
+
+#include <stdio.h>
+
+/* A model that takes 32 tokens, whose template says who speaks. */
+static struct tokenizer *tokenizer;
+static struct template *chat_template;
+static struct openai_model model;
+
+static int open_model(void **state)
+{
+    static const char source[] = "{{ bos_token }}{% for m in messages %}"
+                                 "{% if m.role == 'nobody' %}{{ raise_exception('no such role') }}"
+                                 "{% endif %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}"
+                                 "{% if add_generation_prompt %}a:{% endif %}{{ mood }}";
+    struct vocabulary vocabulary = small_bpe_vocabulary();
+
+    (void)state;
+    if (tokenizer_new(&vocabulary, &tokenizer) != OK ||
+        template_new(source, strlen(source), &chat_template) != OK)
+        return -1;
+    model = (struct openai_model){"small", tokenizer, chat_template, 32, -1};
+    return 0;
+}
+
+static int close_model(void **state)
+{
+    (void)state;
+    template_free(chat_template);
+    tokenizer_free(tokenizer);
+    return 0;
+}
+
+static enum status read_body(enum openai_endpoint endpoint, const char *body, size_t size,
+                             struct generation **out, const char **param)
+{
+    static char param_kept[64];
+    json_t *json;
+    enum status status;
+
+    *param = NULL;
+    TRY(openai_decode(body, size, 1, &json));
+    status = openai_read(&model, endpoint, json, out, param);
+    if (*param) {
+        snprintf(param_kept, sizeof param_kept, "%s", *param);
+        *param = param_kept;
+    }
+    json_decref(json);
+    return status;
+}
+
+static struct generation *generation_of(enum openai_endpoint endpoint, const char *body)
+{
+    struct generation *generation = NULL;
+    const char *param;
+
+    expect_ok(read_body(endpoint, body, strlen(body), &generation, &param));
+    return generation;
+}
+
+static void expect_prompt(const struct generation *generation, int32_t i, const char *text)
+{
+    AUTO_CLOSE(bytes) struct bytes decoded = {0};
+    const struct token_list *tokens = &generation->prompts[i].tokens;
+
+    tokenizer_decode(tokenizer, tokens->ids, tokens->count, true, &decoded);
+    assert_string_equal(bytes_text(&decoded), text);
+}
+
+/* ---- what is read ---------------------------------------------------------------------------- */
+
+static void a_completion_has_openais_defaults(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g =
+        generation_of(OPENAI_COMPLETIONS, "{\"prompt\": \"hello\", \"model\": \"small\"}");
+
+    assert_int_equal(g->num_sequences, 1);
+    expect_prompt(g, 0, "<s>hello");
+    assert_int_equal(g->params.max_tokens, 16);
+    assert_true(g->params.temperature == 1.0f);
+    assert_int_equal(g->params.logprobs, -1);
+    assert_false(g->stream);
+    assert_memory_equal(g->id, "cmpl-", 5);
+}
+
+static void prompts_come_in_five_shapes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *body;
+        int32_t count;
+        const char *first, *last;
+    } rows[] = {
+        {"{\"prompt\": \"hello\"}", 1, "<s>hello", "<s>hello"},
+        {"{\"prompt\": [\"a\", \"\", \"hello\"]}", 3, "<s>a", "<s>hello"},
+        {"{\"prompt\": [97, 259]}", 1, "ahello", "ahello"},
+        {"{\"prompt\": [[97], [259, 98]]}", 2, "a", "hellob"},
+        {"{\"prompt_token_ids\": [259]}", 1, "hello", "hello"},
+        {"{\"prompt\": \"hello\", \"add_special_tokens\": false}", 1, "hello", "hello"},
+        {"{\"prompt\": \"<s>\", \"add_special_tokens\": false, \"user\": \"u\"}", 1, "<s>", "<s>"},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        AUTO_FREE(generation) struct generation *g =
+            generation_of(OPENAI_COMPLETIONS, rows[i].body);
+
+        assert_int_equal(g->num_prompts, rows[i].count);
+        expect_prompt(g, 0, rows[i].first);
+        expect_prompt(g, g->num_prompts - 1, rows[i].last);
+    }
+}
+
+static void a_chat_goes_through_the_template(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g = generation_of(
+        OPENAI_EITHER,
+        "{\"messages\": [{\"role\": \"system\", \"content\": \"\"},"
+        " {\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"x\"},"
+        "                                    {\"type\": \"text\", \"text\": \"y\"}]}],"
+        " \"logprobs\": true, \"top_logprobs\": 3, \"tools\": [], \"tool_choice\": \"auto\","
+        " \"chat_template_kwargs\": {\"mood\": \"!\"}, \"response_format\": {\"type\": \"text\"}}");
+
+    assert_int_equal(g->endpoint, OPENAI_CHAT);
+    expect_prompt(g, 0, "<s>s:\nu:x\ny\na:!");
+    assert_int_equal(g->params.max_tokens, -1); /* as many as fit */
+    assert_int_equal(g->params.logprobs, 3);
+    assert_memory_equal(g->id, "chatcmpl-", 9);
+}
+
+static void a_chat_may_leave_the_answer_open(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g =
+        generation_of(OPENAI_CHAT, "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}],"
+                                   " \"add_generation_prompt\": false}");
+
+    expect_prompt(g, 0, "<s>u:x\n");
+}
+
+static void sequences_have_seeds_of_their_own(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g = generation_of(
+        OPENAI_COMPLETIONS, "{\"prompt\": [\"a\", \"b\"], \"n\": 3, \"seed\": 7, \"priority\": 2,"
+                            " \"stop_token_ids\": [5]}");
+    struct submission submission;
+    struct sampling_params params;
+
+    assert_int_equal(g->num_sequences, 6);
+    for (int32_t i = 0; i < 6; i++) {
+        generation_submission(g, i, tokenizer, &submission, &params);
+        assert_int_equal(submission.params->seed, 7 + i % 3);
+        assert_int_equal(submission.params->n, 1);
+        assert_int_equal(submission.params->num_stop_token_ids, 1);
+        assert_int_equal(submission.prompt[1], i < 3 ? 'a' : 'b');
+        assert_int_equal(submission.priority, 2);
+        assert_int_equal(submission.num_eos_ids, 1);
+        assert_int_equal(submission.eos_ids[0], SMALL_EOS);
+    }
+}
+
+static void a_seed_that_is_not_given_is_random(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *a = generation_of(OPENAI_EITHER, "{\"prompt\": \"a\"}");
+    AUTO_FREE(generation) struct generation *b = generation_of(OPENAI_EITHER, "{\"prompt\": \"a\"}");
+
+    assert_true(a->params.seed >= 0);
+    assert_true(a->params.seed != b->params.seed); /* fails once in 2^53 runs */
+    assert_string_not_equal(a->id, b->id);
+}
+
+/* ---- what is refused ---------------------------------------------------------------------------- */
+
+#define CHAT(fields) "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]" fields "}"
+#define TEXT(fields) "{\"prompt\": \"x\"" fields "}"
+
+static void refusals_name_the_field_and_the_reason(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *body;
+        enum status status;
+        const char *param; /* NULL: none */
+        const char *text;
+    } rows[] = {
+        /* no JSON */
+        {"", ERR_INVALID, NULL, "Invalid JSON at line 1"},
+        {"{\"prompt\": \"x\",\n \"n\" 2}", ERR_INVALID, NULL, "at line 2, column 6"},
+        {"{\"prompt\": \"\xff\"}", ERR_INVALID, NULL, "at line 1, column 12"},
+        {"{\"prompt\": \"\\ud800\"}", ERR_INVALID, NULL, "at line 1"},
+        {"{\"n\": 1, \"n\": 2}", ERR_INVALID, NULL, "duplicate"},
+        {"[]", ERR_INVALID, NULL, "an object is expected"},
+        {"{\"prompt\": \"x\", \"seed\": 99999999999999999999}", ERR_INVALID, NULL, "too big integer"},
+        /* fields */
+        {TEXT(", \"temprature\": 1"), ERR_INVALID, "temprature",
+         "Unknown field `temprature`; did you mean `temperature`?"},
+        {TEXT(", \"max_token\": 1"), ERR_INVALID, "max_token", "did you mean `max_tokens`?"},
+        {TEXT(", \"xyzzy\": 1"), ERR_INVALID, "xyzzy", "Unknown field `xyzzy`."},
+        {TEXT(", \"xyzzy\": null"), ERR_INVALID, "xyzzy", "Unknown field `xyzzy`."},
+        {TEXT(", \"messages\": []"), ERR_INVALID, "prompt", "`prompt` is a field of completions"},
+        {TEXT(", \"suffix\": \"y\""), ERR_UNSUPPORTED, "suffix", "`suffix` is not supported yet"},
+        {TEXT(", \"best_of\": 2"), ERR_UNSUPPORTED, "best_of", "best_of other than n"},
+        {TEXT(", \"echo\": true, \"logprobs\": 1"), ERR_UNSUPPORTED, NULL, "echo together"},
+        {TEXT(", \"stream\": 1"), ERR_INVALID, "stream", "stream must be true or false"},
+        {TEXT(", \"stream_options\": {}"), ERR_INVALID, "stream_options", "`stream=True`"},
+        {TEXT(", \"stream\": true, \"stream_options\": {\"x\": 1}"), ERR_INVALID, "stream_options",
+         "Unknown field `x` in stream_options"},
+        {TEXT(", \"model\": \"big\""), ERR_NOT_FOUND, "model", "The model `big` does not exist"},
+        {TEXT(", \"priority\": 3000000000"), ERR_INVALID, "priority", "32 bits"},
+        {CHAT(", \"tools\": [{}]"), ERR_UNSUPPORTED, "tools", "`tools` is not supported yet"},
+        {CHAT(", \"tool_choice\": \"required\""), ERR_UNSUPPORTED, "tool_choice", "not supported"},
+        {CHAT(", \"response_format\": {\"type\": \"json_object\"}"), ERR_UNSUPPORTED,
+         "response_format", "not supported yet"},
+        {CHAT(", \"modalities\": [\"audio\"]"), ERR_UNSUPPORTED, "modalities", "not supported yet"},
+        {CHAT(", \"echo\": true"), ERR_INVALID, "echo", "`echo` is a field of completions"},
+        {CHAT(", \"chat_template_kwargs\": 1"), ERR_INVALID, "chat_template_kwargs", "an object"},
+        /* sampling parameters, in vLLM's words */
+        {TEXT(", \"temperature\": 2.5"), ERR_INVALID, "temperature", "must be in [0, 2], got 2.5"},
+        {TEXT(", \"top_p\": 0"), ERR_INVALID, "top_p", "top_p must be in (0, 1], got 0"},
+        {TEXT(", \"max_tokens\": 0"), ERR_INVALID, "max_tokens", "must be at least 1, got 0"},
+        {TEXT(", \"n\": 2, \"temperature\": 0"), ERR_INVALID, NULL,
+         "n must be 1 when using greedy sampling, got 2"},
+        {TEXT(", \"logprobs\": 21"), ERR_INVALID, NULL,
+         "Requested sample logprobs of 21, which is greater than max allowed: 20"},
+        {CHAT(", \"top_logprobs\": 2"), ERR_INVALID, "top_logprobs", "`logprobs` must be set"},
+        {TEXT(", \"stop\": \"\""), ERR_INVALID, "stop", "stop cannot contain an empty string"},
+        {TEXT(", \"stop_token_ids\": [265]"), ERR_INVALID, NULL, "Vocabulary size: 265"},
+        /* prompts */
+        {"{}", ERR_INVALID, "prompt", "The field `prompt` is required"},
+        {"{\"prompt\": []}", ERR_INVALID, "prompt", "The decoder prompt cannot be empty"},
+        {"{\"prompt\": [[]]}", ERR_INVALID, "prompt", "The decoder prompt cannot be empty"},
+        {"{\"prompt\": \"\", \"add_special_tokens\": false}", ERR_INVALID, "prompt",
+         "The decoder prompt cannot be empty"},
+        {"{\"prompt\": {}}", ERR_INVALID, "prompt", "prompt must be a string, an array"},
+        {"{\"prompt\": [\"a\", 1]}", ERR_INVALID, "prompt", "element 1 does not fit"},
+        {"{\"prompt\": [1, \"a\"]}", ERR_INVALID, "prompt", "prompt[1] must be a token id"},
+        {"{\"prompt\": [265]}", ERR_INVALID, "prompt", "Token id 265 is out of vocabulary (size 265)"},
+        {"{\"prompt\": [-1]}", ERR_INVALID, "prompt", "Token id -1 is out of vocabulary"},
+        {"{\"prompt\": [true]}", ERR_INVALID, "prompt", "element 0 does not fit"},
+        {"{\"prompt\": \"a\", \"prompt_token_ids\": [1]}", ERR_INVALID, "prompt_token_ids",
+         "cannot both be given"},
+        {"{\"prompt_token_ids\": \"a\"}", ERR_INVALID, "prompt_token_ids", "array of token ids"},
+        {"{\"prompt\": \"a234567890b234567890c234567890d234567890\"}", ERR_INVALID, "prompt",
+         "The decoder prompt (length 41) is longer than the maximum model length of 32."},
+        {"{\"prompt\": \"a234567890b234567890c234567890d\"}", ERR_INVALID, "prompt",
+         "(length 32) leaves no room for an answer within the maximum model length of 32."},
+        {TEXT(", \"max_tokens\": 31"), ERR_INVALID, "max_tokens", "(31 > 32 - 2)"},
+        {"{\"prompt\": [[1], [2]], \"n\": 9000}", ERR_INVALID, "prompt", "more than 16384 answers"},
+        {"{\"messages\": []}", ERR_INVALID, "messages", "at least one message"},
+        {"{\"messages\": [1]}", ERR_INVALID, "messages", "messages[0] must be an object"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": 1}]}", ERR_INVALID, "messages",
+         "messages[0].content must be"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]}",
+         ERR_UNSUPPORTED, "messages", "`image_url` are not supported yet"},
+        {"{\"messages\": [{\"role\": \"nobody\", \"content\": \"x\"}]}", ERR_INVALID, "messages",
+         "no such role"},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct generation *generation = NULL;
+        const char *param;
+
+        expect_fails(read_body(OPENAI_EITHER, rows[i].body, strlen(rows[i].body), &generation,
+                               &param), rows[i].status, rows[i].text);
+        assert_null(generation);
+        if (!rows[i].param != !param || (param && strcmp(param, rows[i].param) != 0))
+            fail_msg("%s: the field at fault is %s", rows[i].body, param ? param : "none");
+    }
+}
+
+static void nesting_is_bounded(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(bytes) struct bytes body = {0};
+    struct generation *generation;
+    const char *param;
+
+    bytes_printf(&body, "{\"prompt\": ");
+    for (int i = 0; i < 100000; i++)
+        bytes_append(&body, "[", 1);
+    expect_fails(read_body(OPENAI_EITHER, (char *)body.data, body.size, &generation, &param),
+                 ERR_INVALID, "depth");
+}
+
+static void a_model_without_template_has_no_chat(void **state)
+{
+    (void)state;
+    struct openai_model plain = {"small", tokenizer, NULL, 32, -1};
+    struct generation *generation;
+    const char *param;
+    json_t *body;
+
+    expect_ok(openai_decode(CHAT(""), strlen(CHAT("")), 1, &body));
+    expect_fails(openai_read(&plain, OPENAI_CHAT, body, &generation, &param), ERR_UNSUPPORTED,
+                 "no chat template");
+    json_decref(body);
+}
+
+/* ---- what is answered ----------------------------------------------------------------------------- */
+
+/* Gives a sequence two tokens, "hello" and half of "é", and an end. */
+static void generate_into(struct generation *generation, int32_t sequence, enum finish_reason finish)
+{
+    const struct top_logprob top[] = {{SMALL_HELLO, -0.5f}, {0xc3, -1.1f}};
+    struct token_logprobs logprobs[] = {{-0.5f, 1, 2, top}, {-1.1f, 2, 2, top}};
+    const token_id tokens[] = {SMALL_HELLO, 0xc3};
+    struct engine_event event = {
+        .num_tokens = 2,
+        .tokens = tokens,
+        .logprobs = generation->params.logprobs >= 0 ? logprobs : NULL,
+        .finish = finish,
+        .stop_token = finish == FINISH_STOP ? 0xc3 : -1,
+        .error = finish == FINISH_ERROR ? ERR_CLOSED : OK,
+        .error_text = "rank 1 died",
+        .num_cached_tokens = 1,
+    };
+
+    assert_false(output_processor_push(&generation->outputs[sequence], &event));
+}
+
+/* The answer with its id, time and random seed replaced by "-". */
+static void expect_answer(struct bytes *answer, const struct generation *generation,
+                          const char *wanted)
+{
+    AUTO_CLOSE(bytes) struct bytes plain = {0};
+    AUTO_MEM char *created = mem_printf("\"created\":%lld", (long long)generation->created);
+    const char *at = bytes_text(answer), *hit;
+
+    while ((hit = strstr(at, generation->id))) {
+        bytes_append(&plain, at, (size_t)(hit - at));
+        bytes_printf(&plain, "ID");
+        at = strstr(hit, created);
+        assert_non_null(at);
+        bytes_append(&plain, hit + strlen(generation->id), (size_t)(at - hit) - strlen(generation->id));
+        bytes_printf(&plain, "\"created\":0");
+        at += strlen(created);
+    }
+    bytes_append(&plain, at, strlen(at));
+    assert_string_equal(bytes_text(&plain), wanted);
+}
+
+static void a_completion_is_answered_whole(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g = generation_of(
+        OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"n\": 2, \"logprobs\": 1, \"seed\": 5}");
+    AUTO_CLOSE(bytes) struct bytes answer = {0};
+
+    generate_into(g, 0, FINISH_LENGTH);
+    generate_into(g, 1, FINISH_STOP);
+    openai_response(&model, g, &answer);
+#define COLUMNS                                                                                    \
+    "\"logprobs\":{\"text_offset\":[0,5],\"token_logprobs\":[-0.5,-1.10000002],"                   \
+    "\"tokens\":[\"hello\",\"bytes:\\\\xc3\"],"                                                    \
+    "\"top_logprobs\":[{\"hello\":-0.5,\"bytes:\\\\xc3\":-1.10000002},"                            \
+    "{\"hello\":-0.5,\"bytes:\\\\xc3\":-1.10000002}]}"
+    expect_answer(&answer, g,
+                  "{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"small\","
+                  "\"seed\":5,\"choices\":["
+                  "{\"index\":0,\"text\":\"hello\xef\xbf\xbd\"," COLUMNS
+                  ",\"finish_reason\":\"length\",\"stop_reason\":null},"
+                  "{\"index\":1,\"text\":\"hello\"," COLUMNS
+                  ",\"finish_reason\":\"stop\",\"stop_reason\":195}],"
+                  "\"usage\":{\"prompt_tokens\":2,\"total_tokens\":6,\"completion_tokens\":4,"
+                  "\"prompt_tokens_details\":{\"cached_tokens\":1}}}");
+}
+
+static void a_chat_is_answered_whole(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g = generation_of(
+        OPENAI_CHAT, CHAT(", \"temperature\": 0, \"logprobs\": true, \"top_logprobs\": 1,"
+                          " \"return_token_ids\": true"));
+    AUTO_CLOSE(bytes) struct bytes answer = {0};
+
+    generate_into(g, 0, FINISH_LENGTH);
+    openai_response(&model, g, &answer);
+#define HELLO "{\"token\":\"hello\",\"logprob\":-0.5,\"bytes\":[104,101,108,108,111]"
+#define HALF  "{\"token\":\"\xef\xbf\xbd\",\"logprob\":-1.10000002,\"bytes\":[195]"
+#define TOPS  ",\"top_logprobs\":[" HELLO "}," HALF "}]}"
+    expect_answer(&answer, g,
+                  "{\"id\":\"ID\",\"object\":\"chat.completion\",\"created\":0,\"model\":\"small\","
+                  "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\","
+                  "\"content\":\"hello\xef\xbf\xbd\",\"refusal\":null},"
+                  "\"logprobs\":{\"content\":[" HELLO TOPS "," HALF TOPS "]},"
+                  "\"finish_reason\":\"length\",\"stop_reason\":null,\"token_ids\":[259,195],"
+                  "\"prompt_token_ids\":[261,117,58,120,10,97,58]}],"
+                  "\"usage\":{\"prompt_tokens\":7,\"total_tokens\":9,\"completion_tokens\":2,"
+                  "\"prompt_tokens_details\":{\"cached_tokens\":1}}}");
+}
+
+static void echo_gives_the_prompt_back(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g = generation_of(
+        OPENAI_COMPLETIONS, "{\"prompt\": [\"a\", \"b\"], \"echo\": true, \"temperature\": 0}");
+    AUTO_CLOSE(bytes) struct bytes answer = {0}, stream = {0};
+
+    generate_into(g, 0, FINISH_LENGTH);
+    generate_into(g, 1, FINISH_LENGTH);
+    openai_response(&model, g, &answer);
+    assert_non_null(strstr(bytes_text(&answer), "\"text\":\"ahello"));
+    assert_non_null(strstr(bytes_text(&answer), "\"text\":\"bhello"));
+    openai_stream_start(&model, g, &stream);
+    assert_non_null(strstr(bytes_text(&stream), "\"index\":0,\"text\":\"a\""));
+    assert_non_null(strstr(bytes_text(&stream), "\"index\":1,\"text\":\"b\""));
+}
+
+#define CHUNK(choice, usage)                                                                       \
+    "data: {\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,"                     \
+    "\"model\":\"small\",\"choices\":[" choice "]" usage "}\n\n"
+#define NO_USAGE ",\"usage\":null"
+#define OPEN     "\"logprobs\":null,\"finish_reason\":null,\"stop_reason\":null}"
+
+static void a_chat_streams_role_deltas_end_usage_done(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g = generation_of(
+        OPENAI_CHAT, CHAT(", \"temperature\": 0, \"stream\": true,"
+                          " \"stream_options\": {\"include_usage\": true}"));
+    AUTO_CLOSE(bytes) struct bytes stream = {0};
+    struct engine_event hello = {
+        .num_tokens = 1, .tokens = (token_id[]){SMALL_HELLO}, .stop_token = -1};
+
+    openai_stream_start(&model, g, &stream);
+    openai_stream_delta(&model, g, 0, &stream); /* nothing yet, nothing said */
+    assert_false(output_processor_push(&g->outputs[0], &hello));
+    openai_stream_delta(&model, g, 0, &stream);
+    openai_stream_delta(&model, g, 0, &stream);
+    generate_into(g, 0, FINISH_STOP);
+    openai_stream_delta(&model, g, 0, &stream);
+    openai_stream_delta(&model, g, 0, &stream);
+    openai_stream_end(g, &stream);
+    expect_answer(&stream, g,
+                  CHUNK("{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}," OPEN,
+                        NO_USAGE)
+                  CHUNK("{\"index\":0,\"delta\":{\"content\":\"hello\"}," OPEN, NO_USAGE)
+                  CHUNK("{\"index\":0,\"delta\":{\"content\":\"hello\"}," OPEN, NO_USAGE)
+                  CHUNK("{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\","
+                        "\"stop_reason\":195}", NO_USAGE)
+                  CHUNK("", ",\"usage\":{\"prompt_tokens\":7,\"total_tokens\":10,"
+                        "\"completion_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":1}}")
+                  "data: [DONE]\n\n");
+}
+
+static void streamed_logprobs_go_on_where_they_were(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g = generation_of(
+        OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"logprobs\": 0, \"stream\": true}");
+    AUTO_CLOSE(bytes) struct bytes stream = {0};
+
+    generate_into(g, 0, FINISH_NONE);
+    openai_stream_delta(&model, g, 0, &stream);
+    assert_non_null(strstr(bytes_text(&stream), "\"text_offset\":[0,5]"));
+    stream.size = 0;
+    generate_into(g, 0, FINISH_LENGTH);
+    openai_stream_delta(&model, g, 0, &stream);
+    assert_non_null(strstr(bytes_text(&stream), "\"text_offset\":[6,11]"));
+    assert_null(strstr(bytes_text(&stream), "usage"));
+}
+
+static void a_failure_in_a_stream_is_told_once(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation) struct generation *g =
+        generation_of(OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"stream\": true}");
+    AUTO_CLOSE(bytes) struct bytes stream = {0};
+
+    generate_into(g, 0, FINISH_ERROR);
+    assert_ptr_equal(generation_failure(g), &g->outputs[0]);
+    openai_stream_delta(&model, g, 0, &stream);
+    openai_stream_delta(&model, g, 0, &stream);
+    assert_non_null(strstr(bytes_text(&stream),
+                           "data: {\"error\":{\"message\":\"rank 1 died\",\"type\":"
+                           "\"ServiceUnavailableError\",\"param\":null,\"code\":503}}\n\n"));
+    assert_null(strstr(strstr(bytes_text(&stream), "rank 1") + 1, "rank 1"));
+}
+
+static void errors_are_json_whatever_they_say(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(bytes) struct bytes error = {0};
+
+    openai_error(ERR_INVALID, "cut \"\xc3", "n", &error);
+    assert_string_equal(bytes_text(&error),
+                        "{\"error\":{\"message\":\"cut \\\"\xef\xbf\xbd\",\"type\":\"BadRequestError\","
+                        "\"param\":\"n\",\"code\":400}}");
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(a_completion_has_openais_defaults),
+    cmocka_unit_test(prompts_come_in_five_shapes),
+    cmocka_unit_test(a_chat_goes_through_the_template),
+    cmocka_unit_test(a_chat_may_leave_the_answer_open),
+    cmocka_unit_test(sequences_have_seeds_of_their_own),
+    cmocka_unit_test(a_seed_that_is_not_given_is_random),
+    cmocka_unit_test(refusals_name_the_field_and_the_reason),
+    cmocka_unit_test(nesting_is_bounded),
+    cmocka_unit_test(a_model_without_template_has_no_chat),
+    cmocka_unit_test(a_completion_is_answered_whole),
+    cmocka_unit_test(a_chat_is_answered_whole),
+    cmocka_unit_test(echo_gives_the_prompt_back),
+    cmocka_unit_test(a_chat_streams_role_deltas_end_usage_done),
+    cmocka_unit_test(streamed_logprobs_go_on_where_they_were),
+    cmocka_unit_test(a_failure_in_a_stream_is_told_once),
+    cmocka_unit_test(errors_are_json_whatever_they_say),
+};
+
+int main(void)
+{
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
