@@ -128,7 +128,7 @@ static void send_news(struct completion *completion)
         end_stream(completion);
     else
         reply_whole(completion);
-    request_free(&completion->request);
+    post_free(&completion->request);
 }
 
 void completions_send(struct server *server)
@@ -153,7 +153,7 @@ static void answer_completion(struct request *request)
 
     if (status != OK) {
         request_reply_error(request, status, fail_text(), NULL);
-        request_free(request);
+        post_free(request);
         return;
     }
     completion->submitted = true;

@@ -37,10 +37,10 @@ static void read_done(struct job *job)
 
     request->reading = false;
     if (!request->exchange) {
-        request_free(request);
+        post_free(request);
     } else if (request->status != OK) {
         request_reply_error(request, request->status, request->sentence, request->param);
-        request_free(request);
+        post_free(request);
     } else {
         request->kind->answer(request);
     }
@@ -71,7 +71,7 @@ void request_start(struct server *server, struct http_exchange *exchange,
     jobs_add(server->jobs, &request->job);
 }
 
-void request_free(struct request *request)
+void post_free(struct request *request)
 {
     request->kind->close(request);
     list_remove(&request->node);
@@ -86,7 +86,7 @@ void request_gone(struct request *request)
 {
     request->exchange = NULL;
     if (!request->reading) /* else it is freed when it has been read */
-        request_free(request);
+        post_free(request);
 }
 
 void request_reply_error(struct request *request, enum status status, const char *sentence,
@@ -112,7 +112,7 @@ void requests_cut(struct server *server, enum status why, const char *sentence)
             continue;
         }
         request->kind->cut(request, why, sentence);
-        request_free(request);
+        post_free(request);
     }
 }
 
@@ -124,6 +124,6 @@ void requests_free(struct server *server)
     {
         request->exchange = NULL;
         if (!request->reading)
-            request_free(request);
+            post_free(request);
     }
 }

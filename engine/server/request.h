@@ -17,7 +17,7 @@ struct request_kind {
     size_t bytes; /* of the struct whose first member is the request */
     /* On a jobs thread. param_out: the field at fault, borrowed from `json`, or NULL. */
     enum status (*read)(struct request *request, const json_t *json, const char **param_out);
-    /* It was read well: answer it, now or later, and then request_free. */
+    /* It was read well: answer it, now or later, and then post_free. */
     void (*answer)(struct request *request);
     /* Between answer and its end: tell the client why there is no more. NULL: there is no between.
      */
@@ -43,7 +43,7 @@ struct request {
 /* Takes the exchange. Refuses bodies that do not say that they are JSON. */
 void request_start(struct server *server, struct http_exchange *exchange,
                    const struct request_kind *kind);
-void request_free(struct request *request);
+void post_free(struct request *request);
 /* The client left: whatever runs for it ends. */
 void request_gone(struct request *request);
 /* openai_error with the HTTP status that belongs to it; the exchange ends. */

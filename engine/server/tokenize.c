@@ -194,7 +194,7 @@ static void answer_tokenization(struct request *request)
 {
     server_reply(request->server, give(request->exchange), 200, "application/json",
                  &tokenization_of(request)->answer);
-    request_free(request);
+    post_free(request);
 }
 
 static void close_tokenization(struct request *request)

@@ -257,7 +257,7 @@ static void refusals_name_the_field_and_the_reason(void **state)
         {"{\"messages\": [{\"role\": \"user\", \"content\": 1}]}", ERR_INVALID, "messages",
          "messages[0].content must be"},
         {"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]}",
-         ERR_UNSUPPORTED, "messages", "`image_url` are not supported yet"},
+         ERR_UNSUPPORTED, "messages", "only text is supported"},
         {"{\"messages\": [{\"role\": \"nobody\", \"content\": \"x\"}]}", ERR_INVALID, "messages",
          "no such role"},
     };
