@@ -1,10 +1,10 @@
 #include "engine/server/completions.h"
-#include "engine/server/request.h"
+#include "engine/server/post.h"
 
 #include "proto/base/clock.h"
 
 struct completion {
-    struct request request; /* first: request_kind.bytes */
+    struct post post; /* first: post_kind.bytes */
     struct generation *generation;
     bool submitted;
     int32_t *tokens_seen;  /* [num_sequences]: metrics have them */
@@ -12,9 +12,9 @@ struct completion {
     struct list_node node; /* in server->unsent while a poll has brought something */
 };
 
-static struct completion *completion_of(struct request *request)
+static struct completion *completion_of(struct post *post)
 {
-    return CONTAINER_OF(request, struct completion, request);
+    return CONTAINER_OF(post, struct completion, post);
 }
 
 /* ---- metrics
@@ -28,7 +28,7 @@ static double seconds(int64_t from_ns, int64_t to_ns)
 static void observe_tokens(struct completion *completion, int32_t sequence)
 {
     const struct output_processor *output = &completion->generation->outputs[sequence];
-    struct metrics *metrics = completion->request.server->metrics;
+    struct metrics *metrics = completion->post.server->metrics;
     int32_t seen = completion->tokens_seen[sequence];
 
     if (output->num_tokens == seen)
@@ -36,7 +36,7 @@ static void observe_tokens(struct completion *completion, int32_t sequence)
     completion->tokens_seen[sequence] = output->num_tokens;
     if (!seen)
         metrics_observe(metrics, METRIC_TIME_TO_FIRST_TOKEN,
-                        seconds(completion->request.arrived_ns, output->first_token_ns));
+                        seconds(completion->post.arrived_ns, output->first_token_ns));
     else
         metrics_observe(metrics, METRIC_INTER_TOKEN_LATENCY,
                         seconds(output->previous_ns, output->latest_ns));
@@ -45,11 +45,11 @@ static void observe_tokens(struct completion *completion, int32_t sequence)
 static void observe_end(struct completion *completion, int32_t sequence)
 {
     const struct output_processor *output = &completion->generation->outputs[sequence];
-    struct metrics *metrics = completion->request.server->metrics;
+    struct metrics *metrics = completion->post.server->metrics;
 
     metrics_count_finish(metrics, output->finish);
     metrics_observe(metrics, METRIC_E2E_LATENCY,
-                    seconds(completion->request.arrived_ns, output->latest_ns));
+                    seconds(completion->post.arrived_ns, output->latest_ns));
     metrics_observe(metrics, METRIC_PROMPT_TOKENS, output->num_prompt_tokens);
     metrics_observe(metrics, METRIC_GENERATION_TOKENS, output->num_tokens);
     metrics_observe(metrics, METRIC_PARAMS_N, completion->generation->params.n);
@@ -74,7 +74,7 @@ static void observe_end(struct completion *completion, int32_t sequence)
 static void on_sequence(void *user, struct generation *generation, int32_t sequence)
 {
     struct completion *completion = user;
-    struct server *server = completion->request.server;
+    struct server *server = completion->post.server;
 
     observe_tokens(completion, sequence);
     if (generation->outputs[sequence].finish != FINISH_NONE)
@@ -87,22 +87,21 @@ static void on_sequence(void *user, struct generation *generation, int32_t seque
 
 static void reply_whole(struct completion *completion)
 {
-    struct request *request = &completion->request;
+    struct post *post = &completion->post;
     const struct output_processor *failed = generation_failure(completion->generation);
     AUTO_CLOSE(bytes) struct bytes body = {0};
 
     if (failed) {
-        request_reply_error(request, failed->error, failed->error_text, NULL);
+        post_reply_error(post, failed->error, failed->error_text, NULL);
         return;
     }
-    openai_response(front_model(request->server->front), completion->generation, &body);
-    server_reply(request->server, give(request->exchange), 200, "application/json", &body);
+    openai_response(front_model(post->server->front), completion->generation, &body);
+    server_reply(post->server, give(post->exchange), 200, "application/json", &body);
 }
 
 static void write_events(struct completion *completion)
 {
-    http_stream_write(completion->request.exchange, completion->events.data,
-                      completion->events.size);
+    http_stream_write(completion->post.exchange, completion->events.data, completion->events.size);
     completion->events.size = 0;
 }
 
@@ -110,8 +109,8 @@ static void end_stream(struct completion *completion)
 {
     openai_stream_end(completion->generation, &completion->events);
     write_events(completion);
-    server_log_access(completion->request.exchange, 200);
-    http_stream_end(give(completion->request.exchange));
+    server_log_access(completion->post.exchange, 200);
+    http_stream_end(give(completion->post.exchange));
 }
 
 static void send_news(struct completion *completion)
@@ -128,7 +127,7 @@ static void send_news(struct completion *completion)
         end_stream(completion);
     else
         reply_whole(completion);
-    post_free(&completion->request);
+    post_free(&completion->post);
 }
 
 void completions_send(struct server *server)
@@ -144,34 +143,34 @@ void completions_send(struct server *server)
 /* ---- a completion's life
  * --------------------------------------------------------------------------- */
 
-static void answer_completion(struct request *request)
+static void answer_completion(struct post *post)
 {
-    struct completion *completion = completion_of(request);
+    struct completion *completion = completion_of(post);
     struct generation *generation = completion->generation;
-    struct front *front = request->server->front;
+    struct front *front = post->server->front;
     enum status status = front_submit(front, generation, on_sequence, completion);
 
     if (status != OK) {
-        request_reply_error(request, status, fail_text(), NULL);
-        post_free(request);
+        post_reply_error(post, status, fail_text(), NULL);
+        post_free(post);
         return;
     }
     completion->submitted = true;
     completion->tokens_seen = mem_new_array(int32_t, generation->num_sequences);
     if (!generation->stream)
         return;
-    http_add_header(request->exchange, "Cache-Control", "no-cache");
-    http_stream_begin(request->exchange, 200, "text/event-stream; charset=utf-8");
+    http_add_header(post->exchange, "Cache-Control", "no-cache");
+    http_stream_begin(post->exchange, 200, "text/event-stream; charset=utf-8");
     openai_stream_start(front_model(front), generation, &completion->events);
     write_events(completion);
 }
 
-static void cut_completion(struct request *request, enum status why, const char *sentence)
+static void cut_completion(struct post *post, enum status why, const char *sentence)
 {
-    struct completion *completion = completion_of(request);
+    struct completion *completion = completion_of(post);
 
-    if (!http_is_streaming(request->exchange)) {
-        request_reply_error(request, why, sentence, NULL);
+    if (!http_is_streaming(post->exchange)) {
+        post_reply_error(post, why, sentence, NULL);
         return;
     }
     bytes_printf(&completion->events, "data: ");
@@ -186,16 +185,16 @@ static void count_aborted(struct completion *completion)
 
     for (int32_t i = 0; i < generation->num_sequences; i++)
         if (generation->outputs[i].finish == FINISH_NONE)
-            metrics_count_finish(completion->request.server->metrics, FINISH_ABORT);
+            metrics_count_finish(completion->post.server->metrics, FINISH_ABORT);
 }
 
-static void close_completion(struct request *request)
+static void close_completion(struct post *post)
 {
-    struct completion *completion = completion_of(request);
+    struct completion *completion = completion_of(post);
 
     if (completion->submitted) {
         count_aborted(completion);
-        front_abort(request->server->front, completion->generation);
+        front_abort(post->server->front, completion->generation);
     }
     if (completion->node.next)
         list_remove(&completion->node);
@@ -204,39 +203,38 @@ static void close_completion(struct request *request)
     bytes_close(&completion->events);
 }
 
-static enum status read_as(struct request *request, enum openai_endpoint endpoint,
-                           const json_t *json, const char **param_out)
+static enum status read_as(struct post *post, enum openai_endpoint endpoint, const json_t *json,
+                           const char **param_out)
 {
-    struct completion *completion = completion_of(request);
+    struct completion *completion = completion_of(post);
 
-    return openai_read(front_model(request->server->front), endpoint, json, &completion->generation,
+    return openai_read(front_model(post->server->front), endpoint, json, &completion->generation,
                        param_out);
 }
 
-static enum status read_completion(struct request *request, const json_t *json,
-                                   const char **param_out)
+static enum status read_completion(struct post *post, const json_t *json, const char **param_out)
 {
-    return read_as(request, OPENAI_COMPLETIONS, json, param_out);
+    return read_as(post, OPENAI_COMPLETIONS, json, param_out);
 }
 
-static enum status read_chat(struct request *request, const json_t *json, const char **param_out)
+static enum status read_chat(struct post *post, const json_t *json, const char **param_out)
 {
-    return read_as(request, OPENAI_CHAT, json, param_out);
+    return read_as(post, OPENAI_CHAT, json, param_out);
 }
 
-static const struct request_kind completion_kind = {
+static const struct post_kind completion_kind = {
     sizeof(struct completion), read_completion, answer_completion, cut_completion, close_completion,
 };
-static const struct request_kind chat_kind = {
+static const struct post_kind chat_kind = {
     sizeof(struct completion), read_chat, answer_completion, cut_completion, close_completion,
 };
 
 void completions_post(struct server *server, struct http_exchange *exchange)
 {
-    request_start(server, exchange, &completion_kind);
+    post_start(server, exchange, &completion_kind);
 }
 
 void chat_completions_post(struct server *server, struct http_exchange *exchange)
 {
-    request_start(server, exchange, &chat_kind);
+    post_start(server, exchange, &chat_kind);
 }

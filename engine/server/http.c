@@ -21,6 +21,7 @@ enum {
     LINGER_MS = 2000,         /* a refused client may finish sending, so that it reads our answer */
     ACCEPT_PAUSE_MS = 250,    /* out of file descriptors: let some come back */
     INPUT_BYTES = 128 * 1024, /* read ahead of a connection at most */
+    SEND_BYTES = 256 * 1024,  /* of the system's buffer, on top of stream_buffer_bytes */
 };
 
 const struct http_limits http_default_limits = {
@@ -626,9 +627,12 @@ static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struc
     struct connection *connection = mem_new(struct connection);
     struct timeval unread = {server->limits.unread_ms / 1000,
                              server->limits.unread_ms % 1000 * 1000};
+    /* The system would buffer megabytes more before we could tell that nobody reads. */
+    int send_bytes = (int)MIN(server->limits.stream_buffer_bytes, (size_t)SEND_BYTES);
     int yes = 1;
 
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof(send_bytes));
     name_peer(address, connection->peer, sizeof(connection->peer));
     connection->server = server;
     connection->next = server->connections;

@@ -1,6 +1,6 @@
 #include "engine/server/routes.h"
 #include "engine/server/completions.h"
-#include "engine/server/request.h"
+#include "engine/server/post.h"
 #include "engine/server/tokenize.h"
 
 #include <string.h>
@@ -38,7 +38,7 @@ static void version_get(struct server *server, struct http_exchange *exchange)
 
 static void load_get(struct server *server, struct http_exchange *exchange)
 {
-    reply_json(server, exchange, json_pack("{s:i}", "server_load", server->num_requests));
+    reply_json(server, exchange, json_pack("{s:i}", "server_load", server->num_posts));
 }
 
 static void models_get(struct server *server, struct http_exchange *exchange)
@@ -67,12 +67,12 @@ static void metrics_get(struct server *server, struct http_exchange *exchange)
 
 enum access { ANYONE, KEY }; /* with --api-key: who may ask */
 
-static const struct route {
+static const struct endpoint {
     const char *method; /* GET answers HEAD too */
     const char *path;
     void (*handle)(struct server *server, struct http_exchange *exchange);
     enum access access;
-} routes[] = {
+} endpoints[] = {
     {"POST", "/v1/completions", completions_post, KEY},
     {"POST", "/v1/chat/completions", chat_completions_post, KEY},
     {"GET", "/v1/models", models_get, KEY},
@@ -86,22 +86,23 @@ static const struct route {
     {"GET", "/metrics", metrics_get, KEY},
 };
 
-static bool takes_method(const struct route *route, const char *method)
+static bool takes_method(const struct endpoint *endpoint, const char *method)
 {
-    return strcmp(route->method, method) == 0 ||
-           (strcmp(route->method, "GET") == 0 && strcmp(method, "HEAD") == 0);
+    return strcmp(endpoint->method, method) == 0 ||
+           (strcmp(endpoint->method, "GET") == 0 && strcmp(method, "HEAD") == 0);
 }
 
-/* The route, or NULL: then `allow` has the methods of the path, none when it does not exist. */
-static const struct route *find_route(const char *method, const char *path, struct bytes *allow)
+/* The endpoint, or NULL: then `allow` has the methods of the path, none when it does not exist. */
+static const struct endpoint *find_endpoint(const char *method, const char *path,
+                                            struct bytes *allow)
 {
-    for (size_t i = 0; i < COUNT_OF(routes); i++) {
-        if (strcmp(routes[i].path, path) != 0)
+    for (size_t i = 0; i < COUNT_OF(endpoints); i++) {
+        if (strcmp(endpoints[i].path, path) != 0)
             continue;
-        if (takes_method(&routes[i], method))
-            return &routes[i];
+        if (takes_method(&endpoints[i], method))
+            return &endpoints[i];
         bytes_printf(allow, "%s%s", allow->size ? ", " : "",
-                     strcmp(routes[i].method, "GET") == 0 ? "GET, HEAD" : routes[i].method);
+                     strcmp(endpoints[i].method, "GET") == 0 ? "GET, HEAD" : endpoints[i].method);
     }
     return NULL;
 }
@@ -179,13 +180,13 @@ void routes_dispatch(struct server *server, struct http_exchange *exchange)
 {
     const char *method = http_method(exchange);
     AUTO_CLOSE(bytes) struct bytes allow = {0};
-    const struct route *route = find_route(method, http_path(exchange), &allow);
+    const struct endpoint *endpoint = find_endpoint(method, http_path(exchange), &allow);
 
     add_request_id(exchange);
-    if ((!route || route->access == KEY) && !may_ask(server, exchange)) {
+    if ((!endpoint || endpoint->access == KEY) && !may_ask(server, exchange)) {
         refuse_asker(server, exchange);
-    } else if (route) {
-        route->handle(server, exchange);
+    } else if (endpoint) {
+        endpoint->handle(server, exchange);
     } else if (!allow.size) {
         refuse_path(server, exchange);
     } else if (strcmp(method, "OPTIONS") == 0) {

@@ -1,6 +1,6 @@
 #include "engine/server/server.h"
 #include "engine/server/completions.h"
-#include "engine/server/request.h"
+#include "engine/server/post.h"
 #include "engine/server/routes.h"
 
 #include "proto/base/clock.h"
@@ -92,7 +92,7 @@ enum status server_health(const struct server *server)
         return fail(ERR_CLOSED, "the engine has failed: %s", stats.failure);
     if (server->draining || stats.phase == PHASE_DRAINING)
         return fail(ERR_CLOSED, "the server is draining: it ends when %d requests are answered",
-                    server->num_requests);
+                    server->num_posts);
     if (stats.phase != PHASE_READY)
         return fail(ERR_CLOSED, "the engine is not ready yet");
     if (stats.num_ranks_alive < stats.num_ranks)
@@ -145,16 +145,16 @@ static void watch_drain(struct server *server)
     }
     if (clock_left_ms(server->drain_deadline_ns) > 0)
         return;
-    if (!server->num_requests) { /* clients that do not read what they were told */
+    if (!server->num_posts) { /* clients that do not read what they were told */
         event_base_loopbreak(server->base);
         return;
     }
     char sentence[96];
     snprintf(sentence, sizeof(sentence), "the server ended before %d requests were answered",
-             server->num_requests);
+             server->num_posts);
     log_warn("%s", sentence);
     set_outcome(server, ERR_TIMEOUT, sentence);
-    requests_cut(server, ERR_CLOSED, "the server is shutting down and could not finish this");
+    posts_cut(server, ERR_CLOSED, "the server is shutting down and could not finish this");
     server->drain_deadline_ns = clock_deadline_ns(LAST_WORDS_MS);
 }
 
@@ -204,7 +204,7 @@ static void on_signal(evutil_socket_t number, short what, void *user)
         return;
     }
     log_info("%s: draining %d requests, for %.1f s at most", strsignal((int)number),
-             server->num_requests, server->options->drain_ms / 1e3);
+             server->num_posts, server->options->drain_ms / 1e3);
     begin_drain(server, server->options->drain_ms);
 }
 
@@ -216,11 +216,11 @@ static void on_request(void *user, struct http_exchange *exchange)
 static void on_gone(void *user, struct http_exchange *exchange)
 {
     (void)user;
-    struct request *request = http_user(exchange);
+    struct post *post = http_user(exchange);
 
     server_log_access(exchange, 499);
-    if (request)
-        request_gone(request);
+    if (post)
+        post_gone(post);
 }
 
 /* ---- life
@@ -232,7 +232,7 @@ static void server_close(struct server *server)
                               server->on_int};
 
     if (server->front)
-        requests_free(server);
+        posts_free(server);
     jobs_free(server->jobs);
     for (size_t i = 0; i < COUNT_OF(events); i++)
         if (events[i])
@@ -282,7 +282,7 @@ enum status server_run(struct front *front, struct http_server *http,
         .started_at = time(NULL),
     };
 
-    list_init(&server.requests);
+    list_init(&server.posts);
     list_init(&server.unsent);
     signal(SIGPIPE, SIG_IGN);
     TRY(server_open(&server));

@@ -42,8 +42,8 @@ struct server {
     const struct server_options *options;
     int64_t started_at; /* Unix seconds */
 
-    struct list_node requests; /* all of them: request.c */
-    int num_requests;
+    struct list_node posts; /* all of them: post.c */
+    int num_posts;
     struct list_node unsent; /* completions that the last poll brought something: completions.c */
 
     bool draining;

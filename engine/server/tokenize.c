@@ -1,16 +1,16 @@
 #include "engine/server/tokenize.h"
-#include "engine/server/request.h"
+#include "engine/server/post.h"
 
 #include <string.h>
 
 struct tokenization {
-    struct request request; /* first: request_kind.bytes */
-    struct bytes answer;    /* JSON, made where the body was read */
+    struct post post;    /* first: post_kind.bytes */
+    struct bytes answer; /* JSON, made where the body was read */
 };
 
-static struct tokenization *tokenization_of(struct request *request)
+static struct tokenization *tokenization_of(struct post *post)
 {
-    return CONTAINER_OF(request, struct tokenization, request);
+    return CONTAINER_OF(post, struct tokenization, post);
 }
 
 /* ---- fields
@@ -120,10 +120,9 @@ static json_t *token_strings(const struct openai_model *model, const struct toke
     return strings;
 }
 
-static enum status read_tokenize(struct request *request, const json_t *json,
-                                 const char **param_out)
+static enum status read_tokenize(struct post *post, const json_t *json, const char **param_out)
 {
-    const struct openai_model *model = front_model(request->server->front);
+    const struct openai_model *model = front_model(post->server->front);
     json_t *body = json_copy((json_t *)json);
     AUTO_CLOSE(token_list) struct token_list tokens = {0};
     bool with_strings;
@@ -139,7 +138,7 @@ static enum status read_tokenize(struct request *request, const json_t *json,
     json_t *ids = json_array();
     for (int32_t i = 0; i < tokens.count; i++)
         json_array_append_new(ids, json_integer(tokens.ids[i]));
-    put_json(tokenization_of(request),
+    put_json(tokenization_of(post),
              json_pack("{s:i, s:i, s:o, s:o}", "count", (int)tokens.count, "max_model_len",
                        (int)model->max_model_len, "tokens", ids, "token_strs",
                        with_strings ? token_strings(model, &tokens) : json_null()));
@@ -169,11 +168,10 @@ static enum status read_tokens(const struct openai_model *model, const json_t *l
     return OK;
 }
 
-static enum status read_detokenize(struct request *request, const json_t *json,
-                                   const char **param_out)
+static enum status read_detokenize(struct post *post, const json_t *json, const char **param_out)
 {
     static const char *const known[] = {"model", "tokens", NULL};
-    const struct openai_model *model = front_model(request->server->front);
+    const struct openai_model *model = front_model(post->server->front);
     AUTO_CLOSE(token_list) struct token_list tokens = {0};
     AUTO_CLOSE(bytes) struct bytes text = {0};
 
@@ -182,7 +180,7 @@ static enum status read_detokenize(struct request *request, const json_t *json,
     *param_out = "tokens";
     TRY(read_tokens(model, json_object_get(json, "tokens"), &tokens));
     tokenizer_decode(model->tokenizer, tokens.ids, tokens.count, true, &text);
-    put_json(tokenization_of(request),
+    put_json(tokenization_of(post),
              json_pack("{s:o}", "prompt", json_stringn(bytes_text(&text), text.size)));
     return OK;
 }
@@ -190,31 +188,31 @@ static enum status read_detokenize(struct request *request, const json_t *json,
 /* ---- both
  * -------------------------------------------------------------------------------------------- */
 
-static void answer_tokenization(struct request *request)
+static void answer_tokenization(struct post *post)
 {
-    server_reply(request->server, give(request->exchange), 200, "application/json",
-                 &tokenization_of(request)->answer);
-    post_free(request);
+    server_reply(post->server, give(post->exchange), 200, "application/json",
+                 &tokenization_of(post)->answer);
+    post_free(post);
 }
 
-static void close_tokenization(struct request *request)
+static void close_tokenization(struct post *post)
 {
-    bytes_close(&tokenization_of(request)->answer);
+    bytes_close(&tokenization_of(post)->answer);
 }
 
-static const struct request_kind tokenize_kind = {
+static const struct post_kind tokenize_kind = {
     sizeof(struct tokenization), read_tokenize, answer_tokenization, NULL, close_tokenization,
 };
-static const struct request_kind detokenize_kind = {
+static const struct post_kind detokenize_kind = {
     sizeof(struct tokenization), read_detokenize, answer_tokenization, NULL, close_tokenization,
 };
 
 void tokenize_post(struct server *server, struct http_exchange *exchange)
 {
-    request_start(server, exchange, &tokenize_kind);
+    post_start(server, exchange, &tokenize_kind);
 }
 
 void detokenize_post(struct server *server, struct http_exchange *exchange)
 {
-    request_start(server, exchange, &detokenize_kind);
+    post_start(server, exchange, &detokenize_kind);
 }

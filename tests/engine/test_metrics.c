@@ -1,0 +1,133 @@
+#include "tests/support/expect.h"
+
+#include "engine/server/metrics.h"
+
+#include <stdio.h>
+
+static void expect_line(struct bytes *page, const char *line)
+{
+    AUTO_MEM char *whole = mem_printf("\n%s\n", line);
+
+    if (!strstr(bytes_text(page), whole))
+        fail_msg("no line \"%s\" in:\n%s", line, bytes_text(page));
+}
+
+static void numbers_of_the_engine_are_on_the_page(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {.num_running = 3,
+                                 .num_waiting = 2,
+                                 .num_kv_blocks = 8,
+                                 .num_kv_blocks_used = 6,
+                                 .num_steps = 5,
+                                 .iteration_tokens_sum = 40,
+                                 .generation_tokens = 123456789012};
+
+    metrics_print(metrics, &stats, &page);
+    expect_line(&page, "# TYPE vllm:num_requests_running gauge");
+    expect_line(&page, "vllm:num_requests_running{model_name=\"tiny\"} 3");
+    expect_line(&page, "vllm:num_requests_waiting{model_name=\"tiny\"} 2");
+    expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.75");
+    expect_line(&page, "# TYPE vllm:generation_tokens_total counter");
+    expect_line(&page, "vllm:generation_tokens_total{model_name=\"tiny\"} 123456789012");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"+Inf\"} 5");
+    expect_line(&page, "vllm:iteration_tokens_total_sum{model_name=\"tiny\"} 40");
+}
+
+static void an_empty_cache_is_not_divided_by(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {0};
+
+    metrics_print(metrics, &stats, &page);
+    expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0");
+}
+
+static void buckets_of_a_histogram_add_up(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {0};
+
+    metrics_observe(metrics, METRIC_PARAMS_N, 1); /* on a bound: it belongs below */
+    metrics_observe(metrics, METRIC_PARAMS_N, 2.5);
+    metrics_observe(metrics, METRIC_PARAMS_N, 100); /* above all bounds */
+    metrics_print(metrics, &stats, &page);
+    expect_line(&page, "# TYPE vllm:request_params_n histogram");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"1\"} 1");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"2\"} 1");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"5\"} 2");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"20\"} 2");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"+Inf\"} 3");
+    expect_line(&page, "vllm:request_params_n_sum{model_name=\"tiny\"} 103.5");
+    expect_line(&page, "vllm:request_params_n_count{model_name=\"tiny\"} 3");
+}
+
+static void ends_are_counted_by_reason(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {0};
+
+    metrics_count_finish(metrics, FINISH_STOP);
+    metrics_count_finish(metrics, FINISH_STOP);
+    metrics_count_finish(metrics, FINISH_ABORT);
+    metrics_print(metrics, &stats, &page);
+    expect_line(&page,
+                "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"stop\"} 2");
+    expect_line(&page,
+                "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"length\"} 0");
+    expect_line(&page,
+                "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} 1");
+}
+
+static void a_model_s_name_is_escaped(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("a\"b\\c\nd");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {0};
+
+    metrics_print(metrics, &stats, &page);
+    expect_line(&page, "vllm:num_requests_running{model_name=\"a\\\"b\\\\c\\nd\"} 0");
+}
+
+/* Each name has one HELP, one TYPE behind it, and then its lines: what scrapers insist on. */
+static void every_line_stands_behind_its_type(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {0};
+    char name[128] = "", helped[128] = "";
+
+    metrics_print(metrics, &stats, &page);
+    assert_int_equal(page.data[page.size - 1], '\n');
+    char *text = (char *)bytes_text(&page);
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+        if (sscanf(line, "# HELP %127s", helped) == 1)
+            continue;
+        if (sscanf(line, "# TYPE %127s", name) == 1) {
+            assert_string_equal(name, helped);
+            continue;
+        }
+        assert_int_equal(strncmp(line, name, strlen(name)), 0);
+        assert_non_null(strstr(line, "{model_name=\"tiny\""));
+    }
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(numbers_of_the_engine_are_on_the_page),
+    cmocka_unit_test(an_empty_cache_is_not_divided_by),
+    cmocka_unit_test(buckets_of_a_histogram_add_up),
+    cmocka_unit_test(ends_are_counted_by_reason),
+    cmocka_unit_test(a_model_s_name_is_escaped),
+    cmocka_unit_test(every_line_stands_behind_its_type),
+};
+TEST_MAIN(tests)
