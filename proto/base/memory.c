@@ -192,16 +192,19 @@ void bytes_append(struct bytes *bytes, const void *data, size_t size)
 
 void bytes_printf(struct bytes *bytes, const char *format, ...)
 {
+    char *end = (char *)bytes_reserve(bytes, 64);
+    size_t room = bytes->capacity - bytes->size;
     va_list args, again;
     int n;
 
     ASSERT(format);
     va_start(args, format);
     va_copy(again, args);
-    n = vsnprintf(NULL, 0, format, args);
+    n = vsnprintf(end, room, format, args);
     va_end(args);
     ASSERT(n >= 0);
-    vsnprintf(bytes_reserve(bytes, (size_t)n + 1), (size_t)n + 1, format, again);
+    if ((size_t)n >= room)
+        vsnprintf((char *)bytes_reserve(bytes, (size_t)n + 1), (size_t)n + 1, format, again);
     va_end(again);
     bytes->size += (size_t)n;
 }

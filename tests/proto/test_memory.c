@@ -31,6 +31,12 @@ static void bytes_grow_and_end_with_nul(void **state)
         bytes_printf(&out, "%d,", i);
     assert_int_equal(strlen(bytes_text(&out)), out.size);
     assert_int_equal(out.size, 290);
+    for (int width = 1; width < 300; width++) { /* around every room that is left */
+        out.size = 0;
+        bytes_printf(&out, "%*s", width, "x");
+        assert_int_equal(out.size, width);
+        assert_int_equal(bytes_text(&out)[width - 1], 'x');
+    }
 }
 
 static void mapped_memory_is_zero_and_a_size_no_machine_has_is_refused(void **state)
