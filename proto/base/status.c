@@ -28,7 +28,7 @@ const char *status_name(enum status status)
     return (unsigned)status < NUM_STATUS ? names[status] : "unknown";
 }
 
-enum status fail(enum status status, const char *format, ...)
+enum status (fail)(enum status status, const char *format, ...)
 {
     char sentence[sizeof last_sentence];
     va_list args;

@@ -41,6 +41,15 @@ const char *status_name(enum status status);
 enum status fail(enum status status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* So that the compiler sees which status it returns, and does not take a failed call for one
+ * that went well and has set its outputs. */
+#define fail(code, ...)                                                                            \
+    ({                                                                                             \
+        enum status fail_code_ = (code);                                                           \
+        (fail)(fail_code_, __VA_ARGS__);                                                           \
+        fail_code_;                                                                                \
+    })
+
 /* The last sentence of this thread; "" before the first failure. Valid until the next fail(). */
 const char *fail_text(void);
 
