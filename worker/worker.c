@@ -408,6 +408,8 @@ void worker_free(struct worker *worker)
         arena_close(&worker->steps[i].grammar_arena);
         mem_free(worker->steps[i].bitmasks);
     }
+    while (worker->thread_runs && mailbox_pop(&worker->answers))
+        ; /* of a step that nobody waits for any more */
     mailbox_close(&worker->commands);
     mailbox_close(&worker->answers);
     mem_free(worker);
@@ -455,6 +457,11 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
 /* ---- the wire thread: steps ----------------------------------------------------------------- */
 
+bool worker_has_room(const struct worker *worker, int64_t step)
+{
+    return worker->steps[step & 1].phase == PHASE_EMPTY;
+}
+
 enum status worker_prepare_inputs(struct worker *worker, int64_t step,
                                   const struct scheduler_output *plan)
 {
@@ -466,7 +473,7 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
     if (step < 0 || (worker->next_step >= 0 && step != worker->next_step))
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared, step %" PRId64 " is next", step,
                     worker->next_step);
-    if (slot->phase != PHASE_EMPTY)
+    if (!worker_has_room(worker, step))
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared while step %" PRId64 " runs", step,
                     step - NUM_STEPS);
     TRY(input_batch_stage(worker->batch, step, plan));
