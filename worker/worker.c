@@ -402,14 +402,15 @@ void worker_free(struct worker *worker)
         command(worker, &worker->stop);
         pthread_join(worker->thread, NULL);
     }
+    /* The engine may stop in the middle of a step: its answer is nobody's, and lies in steps[]. */
+    while (mailbox_pop(&worker->commands) || mailbox_pop(&worker->answers))
+        continue;
     input_batch_free(worker->batch);
     for (int i = 0; i < NUM_STEPS; i++) {
         arena_close(&worker->steps[i].answer.arena);
         arena_close(&worker->steps[i].grammar_arena);
         mem_free(worker->steps[i].bitmasks);
     }
-    while (worker->thread_runs && mailbox_pop(&worker->answers))
-        ; /* of a step that nobody waits for any more */
     mailbox_close(&worker->commands);
     mailbox_close(&worker->answers);
     mem_free(worker);
@@ -457,11 +458,6 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
 /* ---- the wire thread: steps ----------------------------------------------------------------- */
 
-bool worker_has_room(const struct worker *worker, int64_t step)
-{
-    return worker->steps[step & 1].phase == PHASE_EMPTY;
-}
-
 enum status worker_prepare_inputs(struct worker *worker, int64_t step,
                                   const struct scheduler_output *plan)
 {
@@ -473,7 +469,7 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
     if (step < 0 || (worker->next_step >= 0 && step != worker->next_step))
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared, step %" PRId64 " is next", step,
                     worker->next_step);
-    if (!worker_has_room(worker, step))
+    if (slot->phase != PHASE_EMPTY)
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared while step %" PRId64 " runs", step,
                     step - NUM_STEPS);
     TRY(input_batch_stage(worker->batch, step, plan));
