@@ -1,0 +1,164 @@
+#include "engine/cmd/cmd.h"
+#include "engine/front/front.h"
+#include "engine/server/http.h"
+#include "engine/server/server.h"
+
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+#include "proto/config/config.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+enum { BODIES_AT_ONCE = 32 }; /* of the largest size, in memory together */
+
+struct serve_options {
+    char *api_key;
+    bool allow_unauthenticated;
+    double drain_timeout;   /* seconds */
+    double request_timeout; /* seconds */
+    int32_t max_connections;
+    int64_t max_head_bytes, max_body_bytes, stream_buffer_bytes;
+};
+
+#define ROW(member, ...) OPTION(struct serve_options, member, __VA_ARGS__)
+static const struct option option_rows[] = {
+    ROW(api_key, OPTION_TEXT, NULL, "clients must send it; better in TANDEM_API_KEY than in ps",
+        .value = "KEY", .group = "Clients"),
+    ROW(allow_unauthenticated, OPTION_BOOL, "false",
+        "without a key, other machines may ask all the same"),
+    ROW(drain_timeout, OPTION_F64, "30", "seconds that running requests have at SIGTERM",
+        .most = 86400),
+    ROW(request_timeout, OPTION_F64, "60", "seconds that a client has to send its request",
+        .least = 0.1, .most = 86400),
+    ROW(max_connections, OPTION_I32, "1024", "clients at once", .least = 1, .most = 100000),
+    ROW(max_head_bytes, OPTION_BYTES, "16KiB", "of a request's headers", .least = 256,
+        .most = 1 << 20),
+    ROW(max_body_bytes, OPTION_BYTES, "8MiB", "of a request", .least = 1024, .most = 1 << 30),
+    ROW(stream_buffer_bytes, OPTION_BYTES, "1MiB", "unread output at which a client is dropped",
+        .least = 4096, .most = 1 << 30),
+};
+#undef ROW
+
+static struct option_set serve_option_set(struct serve_options *options)
+{
+    return (struct option_set){option_rows, COUNT_OF(option_rows), options};
+}
+
+/* ---- limits
+ * ---------------------------------------------------------------------------------------- */
+
+static struct http_limits http_limits_of(const struct serve_options *options)
+{
+    struct http_limits limits = http_default_limits;
+
+    limits.head_bytes = (size_t)options->max_head_bytes;
+    limits.body_bytes = (size_t)options->max_body_bytes;
+    limits.all_bodies_bytes = (size_t)options->max_body_bytes * BODIES_AT_ONCE;
+    limits.stream_buffer_bytes = (size_t)options->stream_buffer_bytes;
+    limits.num_connections = options->max_connections;
+    limits.request_ms = (int)(options->request_timeout * 1000);
+    return limits;
+}
+
+/* A connection is a file descriptor, and the usual soft limit of them is a thousand. */
+static void raise_file_limit(int num_connections)
+{
+    struct rlimit limit;
+    rlim_t wanted = (rlim_t)num_connections + 256;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted)
+        return;
+    limit.rlim_cur = MIN(wanted, limit.rlim_max);
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < wanted)
+        log_warn("the limit of open files, %llu, is less than --max-connections %d wants",
+                 (unsigned long long)limit.rlim_cur, num_connections);
+}
+
+/* ---- who may ask
+ * ----------------------------------------------------------------------------------- */
+
+static enum status check_access(const struct config *config, const struct serve_options *options,
+                                const struct http_server *http)
+{
+    if (options->api_key && !*options->api_key)
+        return fail(ERR_INVALID, "--api-key (or TANDEM_API_KEY) is empty");
+    if (options->api_key || options->allow_unauthenticated || http_is_loopback(http))
+        return OK;
+    return fail(ERR_INVALID,
+                "--host %s lets other machines ask: give --api-key (or TANDEM_API_KEY), or say "
+                "--allow-unauthenticated if all of them may",
+                config->host);
+}
+
+/* ---- one serve
+ * ------------------------------------------------------------------------------------- */
+
+/* On a terminal: one line that is written over. */
+static void show_phase(void *user, const char *words, double fraction)
+{
+    (void)user;
+    (void)fraction; /* the words say it */
+    if (isatty(STDERR_FILENO))
+        fprintf(stderr, "\r\033[K%s", words);
+}
+
+static enum status serve(const struct config *config, const struct serve_options *options)
+{
+    AUTO_FREE(http_server) struct http_server *http = NULL;
+    AUTO_FREE(front) struct front *front = NULL;
+    struct http_limits limits = http_limits_of(options);
+    struct server_options server_options = {options->api_key, (int)(options->drain_timeout * 1000)};
+    enum log_level level;
+    int64_t started_ns = clock_now_ns();
+
+    TRY(log_parse_level(config->log_level, &level));
+    log_set_role("engine", -1);
+    log_set_level(level);
+
+    /* A port that can't be had is told before a model is loaded for nothing. */
+    TRY(http_open(config->host, config->port, &limits, &http));
+    TRY(check_access(config, options, http));
+    raise_file_limit(options->max_connections);
+
+    enum status status = front_open(config, show_phase, NULL, &front);
+    if (isatty(STDERR_FILENO))
+        fputs("\r\033[K", stderr);
+    TRY(status);
+    log_info("ready in %.2f s", (double)(clock_now_ns() - started_ns) / 1e9);
+    return server_run(front, http, &server_options);
+}
+
+static int print_help(void)
+{
+    AUTO_CLOSE(bytes) struct bytes help = {0};
+    struct option_set set = serve_option_set(NULL);
+
+    bytes_printf(&help, "usage: tandem serve --model FILE [OPTION]...\n\n"
+                        "Answers OpenAI's HTTP API until SIGTERM; then finishes what runs.\n");
+    config_help(&set, &help);
+    fwrite(help.data, 1, help.size, stdout);
+    return 0;
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    struct config config = {0};
+    struct serve_options options = {0};
+    struct option_set set = serve_option_set(&options);
+
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return print_help();
+
+    enum status status = config_parse(&config, &set, argc, argv);
+    if (status == OK)
+        status = serve(&config, &options);
+    if (status != OK)
+        fprintf(stderr, "tandem serve: %s\n", fail_text());
+    options_close(&set);
+    config_close(&config);
+    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+}

@@ -1,0 +1,50 @@
+"""What system tests share: where the program is, a tiny model, and how to run the one on the other.
+
+Environment (set by meson): TANDEM_PROGRAM the program, TANDEM_MAKE_TINY_MODEL the maker of tiny models.
+"""
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+
+PROGRAM = os.environ["TANDEM_PROGRAM"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_folder = tempfile.mkdtemp(prefix="tandem-test-")
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+
+
+def path(name):
+    """A path for a file of this test."""
+    return os.path.join(_folder, name)
+
+
+def make_tiny_model(name="tiny.gguf", architecture="llama", chat_template=CHAT_TEMPLATE,
+                    max_position=256):
+    subprocess.run([os.environ["TANDEM_MAKE_TINY_MODEL"], path(name), architecture, chat_template,
+                    str(max_position)], check=True)
+    return path(name)
+
+
+def write(name, data):
+    with open(path(name), "wb") as f:
+        f.write(data if isinstance(data, bytes) else data.encode())
+    return path(name)
+
+
+def write_lines(name, requests):
+    """A file of requests; one that is a str is a line as it stands."""
+    return write(name, "".join((r if isinstance(r, str) else json.dumps(r)) + "\n"
+                               for r in requests))
+
+
+def run(*args, stdin=b"", timeout=60):
+    """Runs `tandem ARGS` to its end: (exit status, stdout, stderr)."""
+    done = subprocess.run([PROGRAM, *map(str, args)], input=stdin, capture_output=True,
+                          timeout=timeout)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
