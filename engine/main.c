@@ -10,6 +10,7 @@ static const struct command {
     int (*run)(int argc, char **argv);
     const char *help;
 } commands[] = {
+    {"generate", cmd_generate, "prompts in, text out"},
     {"serve", cmd_serve, "answer OpenAI's HTTP API"},
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
     {"worker", cmd_worker, "one rank of an engine, which starts it itself"},

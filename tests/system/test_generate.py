@@ -1,0 +1,212 @@
+"""tandem generate as a user and a script meet it: answers, refusals, exit status."""
+import json
+import os
+import signal
+import struct
+import subprocess
+import unittest
+
+import tandem
+
+MODEL = tandem.make_tiny_model()
+
+
+def generate(*args, stdin=b"", model=MODEL):
+    return tandem.run("generate", "--model", model, *args, stdin=stdin)
+
+
+def answers(requests, *args, status=0):
+    """Runs a file of requests; the answers by index."""
+    rc, out, err = generate("--requests", tandem.write_lines("requests.jsonl", requests), "--json",
+                            *args)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert rc == status, (rc, out, err)
+    assert sorted({line["index"] for line in lines}) == list(range(len(requests))), out
+    return {line["index"]: line for line in lines}
+
+
+class Prompt(unittest.TestCase):
+    def test_a_prompt_is_answered_and_measured(self):
+        rc, out, err = generate("--prompt", "hello", "--max-tokens", 8)
+        self.assertEqual(rc, 0, err)
+        self.assertEqual(len(err.splitlines()), 3, err)
+        self.assertIn("ranks:", err)
+        self.assertIn("tokens/s", err)
+        self.assertIn("first token:", err)
+        self.assertEqual((rc, out), generate("--prompt", "hello", "--max-tokens", 8)[:2])
+
+    def test_json_has_the_keys_in_order(self):
+        rc, out, err = generate("--prompt", "hello", "--max-tokens", 4, "--json", "--logprobs", 2,
+                                "--ignore-eos")
+        line = json.loads(out)
+        self.assertEqual(rc, 0, err)
+        self.assertEqual(list(line), ["index", "prompt_token_ids", "token_ids", "text",
+                                      "finish_reason", "logprobs"])
+        self.assertEqual(line["finish_reason"], "length")
+        self.assertEqual(len(line["token_ids"]), 4)
+        for token, entry in zip(line["token_ids"], line["logprobs"]):
+            self.assertEqual(list(entry), ["token_id", "logprob", "top"])
+            self.assertEqual(entry["token_id"], token)
+            self.assertEqual(entry["top"][0], [token, entry["logprob"]])  # greedy: the likeliest
+            self.assertEqual(len(entry["top"]), 2)
+
+    def test_logprobs_restore_a_floats_bits(self):
+        out = generate("--prompt", "hello", "--max-tokens", 16, "--json", "--logprobs", 3)[1]
+        for entry in json.loads(out)["logprobs"]:
+            for value in [entry["logprob"]] + [logprob for _, logprob in entry["top"]]:
+                exact = struct.unpack("f", struct.pack("f", value))[0]
+                self.assertEqual("%.9g" % exact, "%.9g" % value)
+
+    def test_a_chat_goes_through_the_template(self):
+        chat = json.loads(generate("--prompt", "hello", "--chat", "--json", "--max-tokens", 1)[1])
+        plain = json.loads(generate("--prompt", "hello", "--json", "--max-tokens", 1)[1])
+        self.assertGreater(len(chat["prompt_token_ids"]), len(plain["prompt_token_ids"]))
+
+    def test_a_template_of_a_file_comes_first(self):
+        template = tandem.write("template.jinja", "{{ messages[0].content }}")
+        chat = json.loads(generate("--prompt", "hello", "--chat", "--chat-template", template,
+                                   "--json", "--max-tokens", 1)[1])
+        plain = json.loads(generate("--prompt", "hello", "--json", "--max-tokens", 1)[1])
+        self.assertEqual(chat["prompt_token_ids"], plain["prompt_token_ids"])
+
+    def test_ranks_do_not_change_the_answer(self):
+        one = generate("--prompt", "hello", "--json", "--logprobs", 1, "--max-tokens", 16)
+        for ranks in (2, 3):
+            more = generate("--prompt", "hello", "--json", "--logprobs", 1, "--max-tokens", 16,
+                            "--tp", ranks)
+            self.assertEqual(one[:2], more[:2], more[2])
+
+
+class Requests(unittest.TestCase):
+    def test_every_line_is_answered(self):
+        requests = [{"prompt": "hello", "max_tokens": 1 + i % 5, "temperature": 0}
+                    for i in range(40)]
+        for index, line in answers(requests, "--ignore-eos").items():
+            self.assertEqual(len(line["token_ids"]), 1 + index % 5)
+
+    def test_a_prompt_has_three_forms(self):
+        first = answers([{"prompt": "hello", "temperature": 0}])[0]
+        got = answers([{"prompt_token_ids": first["prompt_token_ids"], "temperature": 0},
+                       {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}])
+        self.assertEqual(got[0]["token_ids"], first["token_ids"])
+        self.assertLessEqual(len(got[1]["token_ids"]), 2)
+
+    def test_flags_are_defaults(self):
+        got = answers([{"prompt": "hello"}, {"prompt": "hello", "max_tokens": 2}],
+                      "--max-tokens", 3, "--ignore-eos", "--temperature", 0)
+        self.assertEqual([len(got[i]["token_ids"]) for i in (0, 1)], [3, 2])
+
+    def test_several_answers_have_a_line_each(self):
+        path = tandem.write_lines("n.jsonl", [{"prompt": "hello", "n": 3, "seed": 1}])
+        out = generate("--requests", path, "--json")[1]
+        lines = sorted((json.loads(line) for line in out.splitlines()), key=lambda l: l["sample"])
+        self.assertEqual([(l["index"], l["sample"]) for l in lines], [(0, 0), (0, 1), (0, 2)])
+        alone = answers([{"prompt": "hello", "seed": 3}])[0]  # a sample's seed is seed + sample
+        self.assertEqual(alone["token_ids"], lines[2]["token_ids"])
+
+    def test_a_stop_string_ends_the_answer(self):
+        whole = answers([{"prompt": "hello", "temperature": 0, "max_tokens": 32,
+                          "ignore_eos": True}])[0]
+        stop = whole["text"][3:5]
+        cut = answers([{"prompt": "hello", "temperature": 0, "max_tokens": 32, "ignore_eos": True,
+                        "stop": [stop]}])[0]
+        self.assertEqual(cut["finish_reason"], "stop")
+        self.assertEqual(cut["text"], whole["text"][:whole["text"].index(stop)])
+
+    def test_a_refused_line_harms_no_other(self):
+        rows = [
+            ({"prompt": "hello", "max_tokens": 2}, None),
+            ("{\"prompt\": \"hello\" \"n\": 1}", "Invalid JSON at line 2, column 22"),
+            ({"prompt": "hello", "temprature": 1}, "did you mean `temperature`?"),
+            ({"prompt": "hello", "temperature": 9}, "temperature must be in [0, 2], got 9"),
+            ({"prompt": [], "max_tokens": 2}, "The decoder prompt cannot be empty"),
+            ({"prompt_token_ids": [5] * 300}, "(length 300) is longer than the maximum model "
+                                              "length of 256"),
+            ({"prompt_token_ids": [999999]}, "Token id 999999 is out of vocabulary"),
+            ({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]},
+             "`tools` is not supported yet"),
+            ({"prompt": "hello", "max_tokens": 3}, None),
+        ]
+        got = answers([request for request, _ in rows], status=1)
+        for index, (_, words) in enumerate(rows):
+            if words is None:
+                self.assertIn("text", got[index])
+            else:
+                self.assertEqual(list(got[index]), ["index", "error"])
+                self.assertIn(words, got[index]["error"]["message"])
+                self.assertIn(got[index]["error"]["code"], ("invalid", "unsupported"))
+
+    def test_bytes_that_are_no_utf8_are_refused_with_their_place(self):
+        rc, out, _ = generate("--requests", "-", "--json", stdin=b'{"prompt": "\xff"}\n')
+        self.assertEqual(rc, 1)
+        self.assertIn("line 1, column 12", json.loads(out)["error"]["message"])
+
+    def test_requests_come_by_stdin_and_blank_lines_do_not_count(self):
+        rc, out, err = generate("--requests", "-", "--json",
+                                stdin=b'\n{"prompt": "a"}\n\n{"prompt": "b"}')
+        self.assertEqual(rc, 0, err)
+        self.assertEqual(sorted(json.loads(line)["index"] for line in out.splitlines()), [0, 1])
+
+
+class BadInput(unittest.TestCase):
+    """One sentence on stderr, nothing on stdout, the exit status that says whose fault it is."""
+
+    def refused(self, status, words, *args, model=MODEL):
+        rc, out, err = generate(*args, model=model)
+        self.assertEqual((rc, out), (status, ""), err)
+        self.assertEqual(len(err.splitlines()), 1, err)
+        self.assertIn(words, err)
+
+    def test_command_lines(self):
+        self.refused(2, "--prompt TEXT or --requests FILE is missing")
+        self.refused(2, "cannot both be given", "--prompt", "x", "--requests", "-")
+        self.refused(2, "did you mean --max-tokens", "--prompt", "x", "--max-token", "1")
+        self.refused(2, "temperature must be in [0, 2]", "--prompt", "x", "--temperature", "5")
+        self.refused(2, "max_tokens must be an integer", "--prompt", "x", "--max-tokens", "many")
+        self.refused(2, "--prompt is not UTF-8 at byte 1", "--prompt", b"a\xff".decode(
+            errors="surrogateescape"))
+        self.refused(1, "No such file", "--requests", tandem.path("none.jsonl"))
+        rc, _, err = tandem.run("generate", "--prompt", "x")
+        self.assertEqual((rc, err), (2, "tandem generate: --model FILE is missing\n"))
+
+    def test_prompts(self):
+        self.refused(1, "cannot be empty", "--prompt", "")
+        self.refused(1, "longer than the maximum model length of 256", "--prompt", "x" * 1000)
+
+    def test_model_files(self):
+        with open(MODEL, "rb") as f:
+            whole = f.read()
+        flipped = bytearray(whole)
+        flipped[9] ^= 0x40  # in the number of tensors
+        for name, data, words in (
+                ("cut.gguf", whole[:len(whole) // 2], "cut.gguf"),
+                ("flipped.gguf", bytes(flipped), "flipped.gguf"),
+                ("swapped.gguf", whole[:4] + whole[4:8][::-1] + whole[8:], "endian"),
+                ("empty.gguf", b"", "empty.gguf"),
+                ("text.gguf", b"this is no model\n" * 100, "text.gguf")):
+            self.refused(1, words, "--prompt", "x", model=tandem.write(name, data))
+        self.refused(1, "none.gguf", "--prompt", "x", model=tandem.path("none.gguf"))
+
+
+class Interrupt(unittest.TestCase):
+    def test_an_interrupt_ends_it_in_order(self):
+        lines = [{"prompt": "hello", "max_tokens": 1}]
+        lines += [{"prompt": "hello", "max_tokens": 200, "ignore_eos": True}] * 100
+        with subprocess.Popen(
+                [tandem.PROGRAM, "generate", "--model", MODEL, "--tp", "2", "--json",
+                 "--requests", tandem.write_lines("long.jsonl", lines)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            self.assertIn(b"token_ids", process.stdout.readline())  # it is at work
+            with open(f"/proc/{process.pid}/task/{process.pid}/children") as f:
+                ranks = f.read().split()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        self.assertEqual(process.returncode, 130, err)
+        self.assertLess(len(out.splitlines()), 100)
+        self.assertNotIn(b"rank", err.replace(b"ranks:", b""))
+        self.assertEqual(len(ranks), 2)
+        self.assertEqual([rank for rank in ranks if os.path.exists(f"/proc/{rank}")], [])
+
+
+if __name__ == "__main__":
+    unittest.main()
