@@ -19,12 +19,13 @@ struct slot {
 
 struct input_batch {
     struct input_batch_limits limits;
+    int32_t num_slots;
     int32_t num_kv_blocks;
     int32_t max_blocks;    /* of one request */
-    struct slot *slots;    /* [max_num_seqs] */
-    int32_t *tokens;       /* [max_num_seqs, max_model_len] */
-    int32_t *block_tables; /* [max_num_seqs, max_blocks] */
-    size_t tokens_bytes, block_tables_bytes;
+    struct slot *slots;    /* [num_slots] */
+    int32_t *tokens;       /* [num_slots, max_model_len] */
+    int32_t *block_tables; /* [num_slots, max_blocks] */
+    size_t tokens_bytes, block_tables_bytes, staged_tables_bytes;
     struct staged_step staged[NUM_STAGING];
     int32_t *staged_tables[NUM_STAGING]; /* [max_num_seqs, max_blocks] as of that step */
     int32_t *row_starts[NUM_STAGING], *positions[NUM_STAGING];
@@ -43,14 +44,17 @@ static int32_t *block_table_of(const struct input_batch *batch, int32_t slot)
 enum status input_batch_new(const struct input_batch_limits *limits, struct input_batch **out)
 {
     AUTO_FREE(input_batch) struct input_batch *batch = mem_new(struct input_batch);
-    size_t num_slots = (size_t)limits->max_num_seqs, num_rows = (size_t)limits->max_batched_tokens;
+    size_t num_slots = (size_t)num_slots_for(limits->max_num_seqs);
+    size_t num_rows = (size_t)limits->max_batched_tokens, num_seqs = (size_t)limits->max_num_seqs;
     void *p;
 
     batch->limits = *limits;
+    batch->num_slots = (int32_t)num_slots;
     batch->max_blocks = (limits->max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
     batch->slots = mem_new_array(struct slot, num_slots);
     batch->tokens_bytes = num_slots * (size_t)limits->max_model_len * sizeof(int32_t);
     batch->block_tables_bytes = num_slots * (size_t)batch->max_blocks * sizeof(int32_t);
+    batch->staged_tables_bytes = num_seqs * (size_t)batch->max_blocks * sizeof(int32_t);
     TRY(mem_map(batch->tokens_bytes, "the token table", &p));
     batch->tokens = p;
     TRY(mem_map(batch->block_tables_bytes, "the block tables", &p));
@@ -58,15 +62,15 @@ enum status input_batch_new(const struct input_batch_limits *limits, struct inpu
     for (int i = 0; i < NUM_STAGING; i++) {
         struct staged_step *staged = &batch->staged[i];
 
-        TRY(mem_map(batch->block_tables_bytes, "the staged block tables", &p));
+        TRY(mem_map(batch->staged_tables_bytes, "the staged block tables", &p));
         batch->staged_tables[i] = p;
-        batch->row_starts[i] = mem_new_array(int32_t, num_slots + 1);
+        batch->row_starts[i] = mem_new_array(int32_t, num_seqs + 1);
         batch->positions[i] = mem_new_array(int32_t, num_rows);
         staged->step = -1;
         staged->ids = mem_new_array(int32_t, num_rows);
-        staged->row_slots = mem_new_array(int32_t, num_slots);
-        staged->samples = mem_new_array(struct staged_sample, num_slots);
-        staged->sample_rows = mem_new_array(int32_t, num_slots);
+        staged->row_slots = mem_new_array(int32_t, num_seqs);
+        staged->samples = mem_new_array(struct staged_sample, num_seqs);
+        staged->sample_rows = mem_new_array(int32_t, num_seqs);
     }
     *out = give(batch);
     return OK;
@@ -76,13 +80,13 @@ void input_batch_free(struct input_batch *batch)
 {
     if (!batch)
         return;
-    for (int32_t slot = 0; slot < batch->limits.max_num_seqs; slot++)
+    for (int32_t slot = 0; batch->slots && slot < batch->num_slots; slot++)
         arena_close(&batch->slots[slot].arena);
     mem_free(batch->slots);
     mem_unmap(batch->tokens, batch->tokens_bytes);
     mem_unmap(batch->block_tables, batch->block_tables_bytes);
     for (int i = 0; i < NUM_STAGING; i++) {
-        mem_unmap(batch->staged_tables[i], batch->block_tables_bytes);
+        mem_unmap(batch->staged_tables[i], batch->staged_tables_bytes);
         mem_free(batch->row_starts[i]);
         mem_free(batch->positions[i]);
         mem_free(batch->staged[i].ids);
@@ -132,8 +136,8 @@ static enum status check_new(const struct input_batch *batch, const struct sched
     const struct input_batch_limits *limits = &batch->limits;
     int32_t slot = request->slot;
 
-    if (slot < 0 || slot >= limits->max_num_seqs)
-        return fail(ERR_MISMATCH, "slot %d is not in [0, %d)", slot, limits->max_num_seqs);
+    if (slot < 0 || slot >= batch->num_slots)
+        return fail(ERR_MISMATCH, "slot %d is not in [0, %d)", slot, batch->num_slots);
     if (batch->slots[slot].is_used &&
         !is_listed(plan->finished_slots, plan->num_finished_slots, slot))
         return fail(ERR_MISMATCH, "slot %d is given to a new request while it is in use", slot);
@@ -188,7 +192,10 @@ static enum status check_plan(const struct input_batch *batch, const struct sche
 {
     const int32_t *block_ids = plan->new_block_ids;
 
-    TRY(scheduler_output_check(plan, batch->limits.max_num_seqs, batch->limits.max_batched_tokens));
+    TRY(scheduler_output_check(plan, batch->num_slots, batch->limits.max_batched_tokens));
+    if (plan->num_rows > batch->limits.max_num_seqs)
+        return fail(ERR_MISMATCH, "%d rows, at most %d", plan->num_rows,
+                    batch->limits.max_num_seqs);
     for (int32_t i = 0; i < plan->num_new_requests; i++)
         TRY(check_new(batch, plan, &plan->new_requests[i]));
     for (int32_t row = 0; row < plan->num_rows; row++) {

@@ -38,10 +38,42 @@ static enum status tell(struct wire *wire, const struct message_type *type, int6
     return channel_send(wire->channel, NULL, frame);
 }
 
+/* ---- answers ----------------------------------------------------------------------------- */
+
+/* Rank 0 answers every step; the others only have failures to tell. NULL: no answer is ready. */
+static enum status tell_answer(struct wire *wire, bool wait,
+                               const struct model_runner_output **output_out)
+{
+    int64_t step, begin_ns = trace_begin();
+
+    TRY(worker_collect(wire->worker, wait, &step, output_out));
+    if (*output_out && wire->options.rank == 0) {
+        TRY(tell(wire, &model_runner_output_type, step, *output_out));
+        trace_end("reply", begin_ns, step);
+    }
+    return OK;
+}
+
+static enum status tell_answers(struct wire *wire)
+{
+    const struct model_runner_output *output;
+
+    do
+        TRY(tell_answer(wire, false, &output));
+    while (output);
+    return OK;
+}
+
 /* ---- what the engine says ------------------------------------------------------------------- */
 
 static enum status on_prepare_inputs(struct wire *wire, const struct message *message)
 {
+    const struct model_runner_output *output;
+
+    /* The engine knows from rank 0 that the step before the last is over; here its end may be a
+     * moment away. */
+    while (!worker_has_room(wire->worker, message->header.step))
+        TRY(tell_answer(wire, true, &output));
     return worker_prepare_inputs(wire->worker, message->header.step, message->body);
 }
 
@@ -154,25 +186,6 @@ static enum status tell_ready(struct wire *wire)
                     .vocab_size = config->vocab_size,
                     .load_ms = clock_ms(clock_now_ns() - wire->start_ns),
                 });
-}
-
-/* Rank 0 answers every step; the others only have failures to tell. */
-static enum status tell_answers(struct wire *wire)
-{
-    for (;;) {
-        const struct model_runner_output *output;
-        int64_t step;
-
-        TRY(worker_collect(wire->worker, false, &step, &output));
-        if (!output)
-            return OK;
-        if (wire->options.rank == 0) {
-            int64_t begin_ns = trace_begin();
-
-            TRY(tell(wire, &model_runner_output_type, step, output));
-            trace_end("reply", begin_ns, step);
-        }
-    }
 }
 
 static enum status beat(struct wire *wire)

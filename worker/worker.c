@@ -401,10 +401,10 @@ void worker_free(struct worker *worker)
     if (worker->thread_runs) {
         command(worker, &worker->stop);
         pthread_join(worker->thread, NULL);
+        /* The engine may stop in the middle of a step: its answer is nobody's, and lies in steps[]. */
+        while (mailbox_pop(&worker->commands) || mailbox_pop(&worker->answers))
+            continue;
     }
-    /* The engine may stop in the middle of a step: its answer is nobody's, and lies in steps[]. */
-    while (mailbox_pop(&worker->commands) || mailbox_pop(&worker->answers))
-        continue;
     input_batch_free(worker->batch);
     for (int i = 0; i < NUM_STEPS; i++) {
         arena_close(&worker->steps[i].answer.arena);
@@ -458,6 +458,11 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
 /* ---- the wire thread: steps ----------------------------------------------------------------- */
 
+bool worker_has_room(const struct worker *worker, int64_t step)
+{
+    return worker->steps[step & 1].phase == PHASE_EMPTY;
+}
+
 enum status worker_prepare_inputs(struct worker *worker, int64_t step,
                                   const struct scheduler_output *plan)
 {
@@ -469,7 +474,7 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
     if (step < 0 || (worker->next_step >= 0 && step != worker->next_step))
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared, step %" PRId64 " is next", step,
                     worker->next_step);
-    if (slot->phase != PHASE_EMPTY)
+    if (!worker_has_room(worker, step))
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared while step %" PRId64 " runs", step,
                     step - NUM_STEPS);
     TRY(input_batch_stage(worker->batch, step, plan));

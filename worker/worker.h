@@ -58,6 +58,9 @@ bool worker_is_loaded(const struct worker *worker);
 /* Sizes the KV cache; once, before the first step. */
 MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);
 
+/* false: both staging slots are taken by steps whose answers have not been collected. */
+bool worker_has_room(const struct worker *worker, int64_t step);
+
 /*
  * Stages a step. The plan is checked against this worker's state and limits (slots, blocks,
  * positions, tokens): ERR_MISMATCH says what did not fit and leaves the worker as it was.

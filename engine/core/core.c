@@ -30,6 +30,7 @@ struct step {
     int64_t id;
     struct arena arena; /* the plan's */
     struct scheduler_output plan;
+    const struct model_runner_output *output; /* once collected */
 };
 
 struct core {
@@ -40,74 +41,15 @@ struct core {
     pthread_t thread;
     bool stops;
     bool has_failed;
+    struct step steps[2]; /* by id & 1 */
     int64_t next_step;
-    struct step step;
+    struct step *in_flight; /* async: launched and not collected; NULL: none */
+    struct step *current;   /* whose verb runs: the one to print when it fails */
     struct output_builder events;
 
     pthread_mutex_t stats_lock;
     struct engine_stats stats; /* as of the last step */
 };
-
-/* ---- the verbs ------------------------------------------------------------------------------ */
-
-static struct step *begin_step(struct core *core)
-{
-    struct step *step = &core->step;
-
-    arena_reset(&step->arena);
-    step->id = core->next_step++;
-    return step;
-}
-
-static void schedule(struct core *core, struct step *step)
-{
-    int64_t begin_ns = trace_begin();
-
-    scheduler_schedule(core->scheduler, &step->arena, &step->plan);
-    trace_end("schedule", begin_ns, step->id);
-}
-
-static enum status prepare_inputs(struct core *core, const struct step *step)
-{
-    int64_t begin_ns = trace_begin();
-
-    TRY(executor_prepare_inputs(core->executor, step->id, &step->plan));
-    trace_end("prepare_inputs", begin_ns, step->id);
-    return OK;
-}
-
-static enum status collect(struct core *core, const struct step *step,
-                           const struct model_runner_output **output_out)
-{
-    int64_t begin_ns = trace_begin();
-
-    TRY(executor_collect(core->executor, step->id, output_out));
-    trace_end("collect", begin_ns, step->id);
-    return OK;
-}
-
-static enum status update_from_output(struct core *core, const struct step *step,
-                                      const struct model_runner_output *output)
-{
-    int64_t begin_ns = trace_begin();
-
-    TRY(scheduler_update_from_output(core->scheduler, &step->plan, output, &core->events));
-    trace_end("update_from_output", begin_ns, step->id);
-    return OK;
-}
-
-static enum status core_step(struct core *core)
-{
-    struct step *step = begin_step(core);
-    const struct model_runner_output *output;
-
-    schedule(core, step);
-    TRY(prepare_inputs(core, step));
-    TRY(executor_execute_model(core->executor, step->id));
-    TRY(executor_sample(core->executor, step->id, NULL));
-    TRY(collect(core, step, &output));
-    return update_from_output(core, step, output);
-}
 
 /* ---- out ------------------------------------------------------------------------------------ */
 
@@ -147,6 +89,106 @@ static void publish(struct core *core, const struct scheduler_output *plan)
         engine_output_free(&node->output); /* nobody listens any more */
 }
 
+/* ---- the verbs ------------------------------------------------------------------------------ */
+
+static struct step *begin_step(struct core *core)
+{
+    struct step *step = &core->steps[core->next_step & 1];
+
+    arena_reset(&step->arena);
+    step->id = core->next_step;
+    return step;
+}
+
+/* false: no row. A plan without rows is no step. */
+static bool schedule(struct core *core, struct step *step)
+{
+    int64_t begin_ns = trace_begin();
+
+    scheduler_schedule(core->scheduler, &step->arena, &step->plan);
+    trace_end("schedule", begin_ns, step->id);
+    if (step->plan.num_rows == 0)
+        return false;
+    core->next_step++;
+    return true;
+}
+
+static enum status prepare_inputs(struct core *core, struct step *step)
+{
+    int64_t begin_ns = trace_begin();
+
+    core->current = step;
+    TRY(executor_prepare_inputs(core->executor, step->id, &step->plan));
+    trace_end("prepare_inputs", begin_ns, step->id);
+    return OK;
+}
+
+static enum status execute_model(struct core *core, struct step *step)
+{
+    core->current = step;
+    return executor_execute_model(core->executor, step->id);
+}
+
+static enum status sample(struct core *core, struct step *step)
+{
+    core->current = step;
+    return executor_sample(core->executor, step->id, NULL);
+}
+
+static enum status collect(struct core *core, struct step *step)
+{
+    int64_t begin_ns = trace_begin();
+
+    core->current = step;
+    TRY(executor_collect(core->executor, step->id, &step->output));
+    trace_end("collect", begin_ns, step->id);
+    return OK;
+}
+
+static enum status update_from_output(struct core *core, struct step *step)
+{
+    int64_t begin_ns = trace_begin();
+
+    core->current = step;
+    TRY(scheduler_update_from_output(core->scheduler, &step->plan, step->output, &core->events));
+    trace_end("update_from_output", begin_ns, step->id);
+    publish(core, &step->plan);
+    return OK;
+}
+
+static enum status core_step(struct core *core)
+{
+    struct step *step = begin_step(core);
+
+    if (!schedule(core, step))
+        return OK;
+    TRY(prepare_inputs(core, step));
+    TRY(execute_model(core, step));
+    TRY(sample(core, step));
+    TRY(collect(core, step));
+    return update_from_output(core, step);
+}
+
+/* One step stays in flight: the ranks have step N + 1, and its "go", before they answer step N. */
+static enum status core_step_async(struct core *core)
+{
+    struct step *next = begin_step(core), *last = core->in_flight;
+    bool has_next = schedule(core, next);
+
+    if (has_next) {
+        TRY(prepare_inputs(core, next));
+        TRY(execute_model(core, next));
+    }
+    if (last) {
+        TRY(collect(core, last));
+        TRY(update_from_output(core, last));
+    }
+    core->in_flight = has_next ? next : NULL;
+    return has_next ? sample(core, next) : OK;
+}
+
+/* ---- failure -------------------------------------------------------------------------------- */
+
 /* Every request gets its error, those to come are refused. */
 static void fail_engine(struct core *core, enum status status)
 {
@@ -157,6 +199,8 @@ static void fail_engine(struct core *core, enum status status)
     core->stats.phase = PHASE_FAILED;
     snprintf(core->stats.failure, sizeof core->stats.failure, "%s", cause);
     pthread_mutex_unlock(&core->stats_lock);
+    core->in_flight = NULL;
+    scheduler_forget_in_flight(core->scheduler);
     scheduler_end_all(core->scheduler, status, cause, &core->events);
     publish(core, NULL);
 }
@@ -217,6 +261,18 @@ static void wait_for_orders(struct core *core)
     }
 }
 
+static void run_step(struct core *core)
+{
+    enum status status =
+        core->options.config->async_scheduling ? core_step_async(core) : core_step(core);
+
+    if (status == OK)
+        return;
+    step_log_failure(core->options.config, core->scheduler, core->current->id,
+                     &core->current->plan, status, fail_text());
+    fail_engine(core, status);
+}
+
 static void *core_loop(void *user)
 {
     struct core *core = user;
@@ -226,21 +282,12 @@ static void *core_loop(void *user)
         obey(core);
         if (core->stops)
             break;
-        if (!scheduler_has_work(core->scheduler)) {
+        if (scheduler_has_work(core->scheduler) || core->in_flight)
+            run_step(core);
+        else
             wait_for_orders(core);
-            continue;
-        }
-
-        enum status status = core_step(core);
-
-        if (status == OK) {
-            publish(core, &core->step.plan);
-        } else {
-            step_log_failure(core->options.config, core->scheduler, core->step.id,
-                             &core->step.plan, status, fail_text());
-            fail_engine(core, status);
-        }
     }
+    scheduler_forget_in_flight(core->scheduler);
     scheduler_end_all(core->scheduler, ERR_ABORTED, "the engine stops", &core->events);
     publish(core, NULL);
     executor_free(core->executor);
@@ -305,7 +352,8 @@ void core_free(struct core *core)
     }
     mailbox_close(&core->orders);
     scheduler_free(core->scheduler);
-    arena_close(&core->step.arena);
+    for (size_t i = 0; i < COUNT_OF(core->steps); i++)
+        arena_close(&core->steps[i].arena);
     pthread_mutex_destroy(&core->stats_lock);
     mem_free(core);
 }

@@ -5,8 +5,9 @@
  *      ^                    |
  *      +----preempt---------+   its blocks are dropped, its tokens kept: recomputed later
  *
- * num_computed runs ahead of the worker: it counts the tokens whose KV is computed once every
- * step that was scheduled has run.
+ * num_computed runs ahead of the workers: it counts the tokens whose KV is computed once every
+ * step in flight has run. A request may leave RUNNING while a step in flight still has a row for
+ * it; it keeps its slot until that step is back, for the workers still use it.
  *
  * Thread: core only.
  */
@@ -36,11 +37,12 @@ struct request {
     int32_t num_tokens;
     int32_t capacity;
 
-    int32_t num_computed;  /* tokens scheduled so far in this life */
+    int32_t num_computed;  /* tokens scheduled since it was last admitted */
+    int32_t num_placeholders; /* tokens that steps in flight will sample: they count as tokens
+                                 to compute, and nobody here knows them yet */
+    int32_t num_in_flight; /* steps in flight that have a row for it */
     int32_t num_cached;    /* of the prompt, found in the prefix cache at the first admission */
     int32_t num_preempted; /* how often */
-    bool in_flight;        /* part of a step whose output has not come back */
-    bool abort_wanted;
 
     block_id *blocks; /* at least ceil(num_computed / block_size) */
     int32_t num_blocks;
@@ -55,6 +57,12 @@ struct request *request_new(request_id id, const struct submission *submission,
                             int32_t max_model_len, int32_t block_size);
 void request_free(struct request *request); /* NULL is fine; its blocks must have been dropped */
 DEFINE_AUTO_FREE(request)
+
+/* Tokens there will be once every step in flight is back. */
+static inline int32_t request_num_expected(const struct request *request)
+{
+    return request->num_tokens + request->num_placeholders;
+}
 
 static inline int32_t request_num_output(const struct request *request)
 {

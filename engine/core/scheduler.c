@@ -5,6 +5,15 @@
 
 #include <string.h>
 
+/* Steps that are scheduled and have not come back. */
+enum { MAX_IN_FLIGHT = 2 };
+
+/* The requests behind the rows of a plan. */
+struct in_flight {
+    struct request **rows; /* in the plan's arena */
+    int32_t num_rows;
+};
+
 struct scheduler {
     struct scheduler_options options;
     struct block_pool *blocks;
@@ -12,8 +21,11 @@ struct scheduler {
     struct list_node running; /* in order of admission */
     int32_t num_running;
     int64_t num_preemptions;
+    struct in_flight in_flight[MAX_IN_FLIGHT]; /* oldest first */
+    int32_t num_in_flight;
+    struct list_node leaving; /* finished, but a step in flight has a row for them */
 
-    struct request **by_slot; /* [max_num_seqs] NULL: free */
+    struct request **by_slot; /* [num_slots] NULL: free */
     int32_t *free_slots;      /* a stack */
     int32_t num_free_slots;
     int32_t *finished_slots;  /* to be told to the workers with the next plan */
@@ -23,17 +35,18 @@ struct scheduler {
 struct scheduler *scheduler_new(const struct scheduler_options *options)
 {
     struct scheduler *scheduler = mem_new(struct scheduler);
-    size_t num_slots = (size_t)options->max_num_seqs;
+    int32_t num_slots = num_slots_for(options->max_num_seqs);
 
     ASSERT(options->max_num_seqs > 0 && options->max_num_batched_tokens > 0);
     scheduler->options = *options;
     scheduler->blocks = block_pool_new(options->num_blocks);
     wait_queue_init(&scheduler->waiting, options->policy);
     list_init(&scheduler->running);
-    scheduler->by_slot = mem_new_array(struct request *, num_slots);
-    scheduler->free_slots = mem_new_array(int32_t, num_slots);
-    scheduler->finished_slots = mem_new_array(int32_t, num_slots);
-    for (int32_t slot = options->max_num_seqs; slot-- > 0;)
+    list_init(&scheduler->leaving);
+    scheduler->by_slot = mem_new_array(struct request *, (size_t)num_slots);
+    scheduler->free_slots = mem_new_array(int32_t, (size_t)num_slots);
+    scheduler->finished_slots = mem_new_array(int32_t, (size_t)num_slots);
+    for (int32_t slot = num_slots; slot-- > 0;)
         scheduler->free_slots[scheduler->num_free_slots++] = slot;
     return scheduler;
 }
@@ -42,7 +55,7 @@ void scheduler_free(struct scheduler *scheduler)
 {
     if (!scheduler)
         return;
-    ASSERT(!scheduler_has_work(scheduler));
+    ASSERT(!scheduler_has_work(scheduler) && list_is_empty(&scheduler->leaving));
     block_pool_free(scheduler->blocks);
     mem_free(scheduler->by_slot);
     mem_free(scheduler->free_slots);
@@ -137,12 +150,14 @@ static void drop_slot(struct scheduler *scheduler, struct request *request)
     request->slot = -1;
 }
 
+/* Out of the running; the slot stays while the workers use it. */
 static void leave_running(struct scheduler *scheduler, struct request *request)
 {
     list_remove(&request->link);
     scheduler->num_running--;
     drop_blocks(scheduler, request);
-    drop_slot(scheduler, request);
+    if (request->num_in_flight == 0)
+        drop_slot(scheduler, request);
 }
 
 /* ---- schedule ------------------------------------------------------------------------------- */
@@ -208,13 +223,17 @@ static void preempt(struct scheduler *scheduler, struct plan *plan, struct reque
     wait_queue_add(&scheduler->waiting, victim);
 }
 
-/* How many tokens of the request this step may compute. */
+/* How many tokens of the request this step may compute; 0: none is missing, or the last that it may
+ * generate is on its way. */
 static int32_t tokens_wanted(const struct scheduler *scheduler, const struct request *request,
                              int32_t budget)
 {
-    int32_t wanted = request->num_tokens - request->num_computed;
+    int32_t expected = request_num_expected(request);
+    int32_t wanted = expected - request->num_computed;
     int32_t threshold = scheduler->options.long_prefill_token_threshold;
 
+    if (request->num_placeholders > 0 && expected - request->num_prompt >= request->max_tokens)
+        return 0;
     if (threshold > 0 && wanted > threshold)
         wanted = threshold;
     return MIN(wanted, budget);
@@ -264,6 +283,7 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
         if (blocks_for(scheduler, request->num_tokens) > block_pool_num_free(scheduler->blocks))
             return;
 
+        ASSERT(request->num_in_flight == 0); /* its last step came back before this one began */
         wait_queue_remove(&scheduler->waiting, request);
         list_push_back(&scheduler->running, &request->link);
         scheduler->num_running++;
@@ -351,8 +371,9 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
             block_ids += count;
         }
         request->num_computed += plan->num_scheduled[row];
-        request->in_flight = true;
-        samples[row] = request->num_computed == request->num_tokens;
+        request->num_in_flight++;
+        samples[row] = request->num_computed == request_num_expected(request);
+        request->num_placeholders += samples[row];
         out->total_num_scheduled_tokens += plan->num_scheduled[row];
     }
 }
@@ -373,11 +394,16 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
     if (!schedule_running(scheduler, &plan))
         schedule_waiting(scheduler, &plan);
     write_plan(scheduler, &plan, arena, plan_out);
+    if (plan.num_rows > 0) {
+        ASSERT(scheduler->num_in_flight < MAX_IN_FLIGHT);
+        scheduler->in_flight[scheduler->num_in_flight++] =
+            (struct in_flight){.rows = plan.rows, .num_rows = plan.num_rows};
+    }
 }
 
 /* ---- update --------------------------------------------------------------------------------- */
 
-/* The request is gone; whoever tells the client has added its event before. */
+/* The request is over; its last event has been added before. */
 static void end(struct scheduler *scheduler, struct request *request)
 {
     if (request->state == REQUEST_RUNNING)
@@ -385,7 +411,10 @@ static void end(struct scheduler *scheduler, struct request *request)
     else
         wait_queue_remove(&scheduler->waiting, request);
     request->state = REQUEST_FINISHED;
-    request_free(request);
+    if (request->num_in_flight == 0)
+        request_free(request);
+    else
+        list_push_back(&scheduler->leaving, &request->link);
 }
 
 static void end_with(struct scheduler *scheduler, struct request *request,
@@ -493,16 +522,29 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
 {
     int32_t i = 0, first_logprob = 0;
 
+    ASSERT(scheduler->num_in_flight > 0 && scheduler->in_flight[0].num_rows == plan->num_rows);
     TRY(check_answer(scheduler, plan, output));
-    for (int32_t row = 0; row < plan->num_rows; row++) {
-        struct request *request = scheduler->by_slot[plan->slots[row]];
 
-        request->in_flight = false;
-        if (request->abort_wanted)
-            end_with(scheduler, request, FINISH_ABORT, events);
-        else if (plan->samples[row])
-            take_token(scheduler, request, output, i, first_logprob, events);
-        if (plan->samples[row])
+    struct request **rows = scheduler->in_flight[0].rows;
+
+    scheduler->in_flight[0] = scheduler->in_flight[1];
+    scheduler->num_in_flight--;
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        struct request *request = rows[row];
+        bool samples = plan->samples[row];
+
+        request->num_in_flight--;
+        request->num_placeholders -= samples;
+        if (request->num_in_flight == 0 && request->state != REQUEST_RUNNING)
+            drop_slot(scheduler, request);
+        if (request->state != REQUEST_FINISHED) {
+            if (samples)
+                take_token(scheduler, request, output, i, first_logprob, events);
+        } else if (request->num_in_flight == 0) {
+            list_remove(&request->link);
+            request_free(request);
+        }
+        if (samples)
             first_logprob += output->logprob_counts[i++];
     }
     return OK;
@@ -525,11 +567,7 @@ void scheduler_abort(struct scheduler *scheduler, request_id id, struct output_b
 {
     struct request *request = find(scheduler, id);
 
-    if (!request)
-        return;
-    if (request->in_flight)
-        request->abort_wanted = true;
-    else
+    if (request)
         end_with(scheduler, request, FINISH_ABORT, events);
 }
 
@@ -552,29 +590,51 @@ void scheduler_end_all(struct scheduler *scheduler, enum status status, const ch
     end_all(scheduler, &scheduler->waiting.requests, status, text, events);
 }
 
+void scheduler_forget_in_flight(struct scheduler *scheduler)
+{
+    struct request *request;
+
+    for (int32_t step = 0; step < scheduler->num_in_flight; step++)
+        for (int32_t row = 0; row < scheduler->in_flight[step].num_rows; row++)
+            scheduler->in_flight[step].rows[row]->num_in_flight--;
+    scheduler->num_in_flight = 0;
+    LIST_FOR_EACH (request, &scheduler->leaving, link) {
+        list_remove(&request->link);
+        drop_slot(scheduler, request);
+        request_free(request);
+    }
+}
+
 /* ---- check ---------------------------------------------------------------------------------- */
 
 void scheduler_check(const struct scheduler *scheduler)
 {
     const struct request *request;
-    int32_t num_running = 0, num_waiting = 0, num_blocks = 0;
+    int32_t num_running = 0, num_waiting = 0, num_blocks = 0, num_slots = 0;
 
     block_pool_check(scheduler->blocks);
     LIST_FOR_EACH (request, &scheduler->running, link) {
         ASSERT(request->state == REQUEST_RUNNING);
         ASSERT(scheduler->by_slot[request->slot] == request);
-        ASSERT(request->num_computed <= request->num_tokens);
+        ASSERT(request->num_computed <= request_num_expected(request));
         ASSERT(request->num_blocks >= blocks_for(scheduler, request->num_computed));
         num_blocks += request->num_blocks;
+        num_slots++;
         num_running++;
     }
     LIST_FOR_EACH (request, &scheduler->waiting.requests, link) {
-        ASSERT(request->state == REQUEST_WAITING && request->slot == -1);
+        ASSERT(request->state == REQUEST_WAITING);
         ASSERT(request->num_blocks == 0 && request->num_computed == 0);
+        num_slots += request->slot >= 0;
         num_waiting++;
+    }
+    LIST_FOR_EACH (request, &scheduler->leaving, link) {
+        ASSERT(request->state == REQUEST_FINISHED && request->num_in_flight > 0);
+        ASSERT(request->num_blocks == 0);
+        num_slots++;
     }
     ASSERT(num_running == scheduler->num_running);
     ASSERT(num_waiting == scheduler->waiting.num_requests);
-    ASSERT(num_running + scheduler->num_free_slots == scheduler->options.max_num_seqs);
+    ASSERT(num_slots + scheduler->num_free_slots == num_slots_for(scheduler->options.max_num_seqs));
     ASSERT(num_blocks + scheduler_num_free_blocks(scheduler) == scheduler->options.num_blocks);
 }

@@ -46,25 +46,28 @@ int32_t scheduler_num_waiting(const struct scheduler *scheduler);
 int32_t scheduler_num_free_blocks(const struct scheduler *scheduler);
 int64_t scheduler_num_preemptions(const struct scheduler *scheduler);
 
-/* Builds the plan of the next step in the arena, and counts its tokens as computed. A plan
- * without rows may still name finished slots. */
+/* Builds the plan of the next step in the arena, and counts its tokens as computed. At most two steps
+ * may be in flight, a plan without rows is not one; the arena is to live until its step is back. */
 void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
                         struct scheduler_output *plan_out);
 
-/* A step came back: its tokens join their requests; requests that end are freed; events go to
+/* The oldest step in flight came back: its tokens join their requests; requests that end are freed; events go to
  * `events`. ERR_MISMATCH: the answer does not fit the plan; nothing was changed. */
 MUST_USE enum status scheduler_update_from_output(struct scheduler *scheduler,
                                                   const struct scheduler_output *plan,
                                                   const struct model_runner_output *output,
                                                   struct output_builder *events);
 
-/* Ends a request with FINISH_ABORT: at once, or when the step that it is part of comes back. An
- * unknown id is fine. */
+/* Ends a request with FINISH_ABORT; what a step in flight brings for it is dropped. An unknown id is
+ * fine. */
 void scheduler_abort(struct scheduler *scheduler, request_id id, struct output_builder *events);
 
 /* Ends every request: with FINISH_ABORT for ERR_ABORTED, else with FINISH_ERROR and these words. */
 void scheduler_end_all(struct scheduler *scheduler, enum status status, const char *text,
                        struct output_builder *events);
+
+/* The steps in flight will not come back: their ranks are gone. Before scheduler_end_all. */
+void scheduler_forget_in_flight(struct scheduler *scheduler);
 
 /* Walks everything and asserts that it agrees; core calls it when idle. */
 void scheduler_check(const struct scheduler *scheduler);

@@ -20,6 +20,8 @@ enum status mailbox_open(struct mailbox *mailbox, int32_t capacity)
 
 void mailbox_close(struct mailbox *mailbox)
 {
+    if (mailbox->capacity == 0)
+        return; /* zeroed: it was never opened */
     ASSERT(mailbox->num_mails == 0, "%d mails would be lost", mailbox->num_mails);
     close(mailbox->fd);
     pthread_mutex_destroy(&mailbox->lock);

@@ -27,7 +27,7 @@ struct mailbox {
 };
 
 MUST_USE enum status mailbox_open(struct mailbox *mailbox, int32_t capacity);
-/* The mails that are left are the caller's: pop them first. */
+/* The mails that are left are the caller's: pop them first. A zeroed mailbox is fine. */
 void mailbox_close(struct mailbox *mailbox);
 int mailbox_fd(const struct mailbox *mailbox);
 

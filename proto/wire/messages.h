@@ -91,6 +91,13 @@ struct scheduler_output {
     bool has_structured_output; /* SAMPLE brings a bitmask: nothing is sampled before it */
 };
 
+/* How many slots there are: as many requests as run may have left, while the step in flight still
+ * has rows for them. */
+static inline int32_t num_slots_for(int32_t max_num_seqs)
+{
+    return 2 * max_num_seqs;
+}
+
 /* Do the columns add up? ERR_MISMATCH names the row. Limits: slots in [0, max_slots), at most
  * max_tokens scheduled. Says nothing about what a worker knows of its slots. */
 MUST_USE enum status scheduler_output_check(const struct scheduler_output *plan, int32_t max_slots,
