@@ -157,6 +157,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
     TRY(check_config(&model->config));
     TRY(check_rope(&model->config, file));
     TRY(shard_init(&model->config, options->rank, options->world, &model->shard));
+    ASSERT(options->comm || options->world == 1);
     TRY(weights_load(&model->weights, dev, file, &model->shard, &model->architecture->tensors,
                      options));
 
