@@ -18,32 +18,21 @@ struct model {
 
 /* ---- loading -------------------------------------------------------------------------------- */
 
-/* What the kernels can't do, or what would not fit their 32-bit sizes. Heads, FFN and vocabulary
- * are shard_init's. */
+/* What the kernels can't do. Heads, FFN and vocabulary are shard_init's. */
 static enum status check_config(const struct model_config *config)
 {
-    int64_t largest = MAX((int64_t)config->num_heads * config->head_dim * 3,
-                          (int64_t)config->intermediate_size * 2);
-
-    if (config->num_layers < 1)
-        return fail(ERR_UNSUPPORTED, "a model of %d layers", config->num_layers);
     if (config->hidden_size < 32 || config->hidden_size % 32 != 0)
         return fail(ERR_UNSUPPORTED, "hidden size %d is not a multiple of 32", config->hidden_size);
     if (config->head_dim > 256)
         return fail(ERR_UNSUPPORTED, "a head of %d dimensions is more than 256", config->head_dim);
-    if (config->rope_dim < 2 || config->rope_dim % 2 != 0 || config->rope_dim > config->head_dim)
-        return fail(ERR_UNSUPPORTED, "%d rotated dimensions in a head of %d", config->rope_dim,
-                    config->head_dim);
-    if (largest > INT32_MAX)
-        return fail(ERR_UNSUPPORTED, "a layer of %lld columns", (long long)largest);
     return OK;
 }
 
-static enum status check_rope(const struct model_config *config, const struct model_file *file)
+static enum status check_rope(const struct model *model)
 {
-    if (config->rope_scaling == ROPE_SCALING_LLAMA3 &&
-        !model_file_tensor(file, "rope_freqs.weight"))
-        return fail(ERR_UNSUPPORTED, "llama3 RoPE scaling without tensor rope_freqs.weight");
+    if (model->config.rope_scaling == ROPE_SCALING_LLAMA3 && !model->weights.rope_factors)
+        return fail(ERR_UNSUPPORTED, "%s models have no llama3 RoPE scaling here",
+                    model->config.architecture);
     return OK;
 }
 
@@ -155,11 +144,11 @@ enum status model_load(struct device *dev, const struct model_file *file,
 
     TRY(architecture_find(model->config.architecture, &model->architecture));
     TRY(check_config(&model->config));
-    TRY(check_rope(&model->config, file));
     TRY(shard_init(&model->config, options->rank, options->world, &model->shard));
     ASSERT(options->comm || options->world == 1);
     TRY(weights_load(&model->weights, dev, file, &model->shard, &model->architecture->tensors,
                      options));
+    TRY(check_rope(model));
 
     take_workspaces(model); /* measures */
     TRY(slab_open(&model->workspaces, dev, "the workspaces of a step"));
