@@ -42,6 +42,8 @@ struct submission {
     const token_id *prompt;   /* copied */
     int32_t num_prompt;
     const struct sampling_params *params; /* copied; max_tokens < 1: as many as fit */
+    const char *cache_salt;   /* prefixes are shared with requests of the same salt alone; copied;
+                                 NULL: none */
     int32_t priority;         /* lower first under --scheduling-policy priority */
     /* Ids that end the generation besides params->stop_token_ids: the model's EOS and EOT.
      * Ignored under ignore_eos. Borrowed: the tokenizer's own list. */

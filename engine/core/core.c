@@ -67,15 +67,18 @@ static void count_events(struct engine_stats *stats, const struct output_node *n
 static void publish(struct core *core, const struct scheduler_output *plan)
 {
     struct output_node *node = output_builder_take(&core->events);
-    const struct scheduler *scheduler = core->scheduler;
     struct engine_stats *stats = &core->stats;
+    struct scheduler_stats now;
 
+    scheduler_get_stats(core->scheduler, &now);
     pthread_mutex_lock(&core->stats_lock);
     count_events(stats, node);
-    stats->num_running = scheduler_num_running(scheduler);
-    stats->num_waiting = scheduler_num_waiting(scheduler);
-    stats->num_preemptions = scheduler_num_preemptions(scheduler);
-    stats->num_kv_blocks_used = stats->num_kv_blocks - scheduler_num_free_blocks(scheduler);
+    stats->num_running = now.num_running;
+    stats->num_waiting = now.num_waiting;
+    stats->num_preemptions = now.num_preemptions;
+    stats->num_kv_blocks_used = stats->num_kv_blocks - now.num_free_blocks;
+    stats->prefix_cache_queries = now.num_cache_queries;
+    stats->prefix_cache_hits = now.num_cache_hits;
     if (plan) {
         stats->num_steps++;
         stats->iteration_tokens_sum += plan->total_num_scheduled_tokens;
@@ -312,6 +315,7 @@ enum status core_new(const struct core_options *options, struct core **out)
         .max_num_seqs = config->max_num_seqs,
         .max_num_batched_tokens = config->max_num_batched_tokens,
         .long_prefill_token_threshold = config->long_prefill_token_threshold,
+        .enable_prefix_caching = config->enable_prefix_caching,
         .enable_chunked_prefill = config->enable_chunked_prefill,
         .max_model_len = info->max_model_len,
         .num_blocks = info->num_kv_blocks,

@@ -47,10 +47,12 @@ struct request *request_new(request_id id, const struct submission *submission,
     const struct sampling_params *params = submission->params;
     int32_t room = max_model_len - submission->num_prompt;
     const char *name = submission->name ? submission->name : "";
+    const char *salt = submission->cache_salt ? submission->cache_salt : "";
 
     ASSERT(submission->num_prompt > 0 && room > 0);
     request->id = id;
     request->name = arena_strndup(&request->arena, name, strlen(name));
+    request->cache_salt = arena_strndup(&request->arena, salt, strlen(salt));
     request->priority = submission->priority;
     request->slot = -1;
     request->queued_ns = clock_now_ns();
@@ -65,6 +67,7 @@ struct request *request_new(request_id id, const struct submission *submission,
 
     request->max_blocks = (request->capacity + block_size - 1) / block_size;
     request->blocks = mem_new_array(block_id, (size_t)request->max_blocks);
+    request->hashes = mem_new_array(struct block_hash, (size_t)request->max_blocks);
     return request;
 }
 
@@ -76,6 +79,7 @@ void request_free(struct request *request)
            request->num_blocks);
     mem_free(request->tokens);
     mem_free(request->blocks);
+    mem_free(request->hashes);
     arena_close(&request->arena);
     mem_free(request);
 }

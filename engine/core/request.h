@@ -44,6 +44,11 @@ struct request {
     int32_t num_cached;    /* of the prompt, found in the prefix cache at the first admission */
     int32_t num_preempted; /* how often */
 
+    char *cache_salt;           /* "" for none */
+    struct block_hash *hashes;  /* [max_blocks] of its full blocks, as far as they are needed */
+    int32_t num_hashes;
+    int32_t num_known_blocks;   /* of blocks: the prefix cache knows them, or holds their double */
+
     block_id *blocks; /* at least ceil(num_computed / block_size) */
     int32_t num_blocks;
     int32_t max_blocks;

@@ -17,6 +17,8 @@ struct in_flight {
 struct scheduler {
     struct scheduler_options options;
     struct block_pool *blocks;
+    struct prefix_cache *cache; /* NULL: prefix caching is off */
+    int64_t num_cache_queries, num_cache_hits; /* tokens */
     struct wait_queue waiting;
     struct list_node running; /* in order of admission */
     int32_t num_running;
@@ -40,6 +42,10 @@ struct scheduler *scheduler_new(const struct scheduler_options *options)
     ASSERT(options->max_num_seqs > 0 && options->max_num_batched_tokens > 0);
     scheduler->options = *options;
     scheduler->blocks = block_pool_new(options->num_blocks);
+    if (options->enable_prefix_caching) {
+        scheduler->cache = prefix_cache_new(options->num_blocks, options->block_size);
+        block_pool_use_cache(scheduler->blocks, scheduler->cache);
+    }
     wait_queue_init(&scheduler->waiting, options->policy);
     list_init(&scheduler->running);
     list_init(&scheduler->leaving);
@@ -57,6 +63,7 @@ void scheduler_free(struct scheduler *scheduler)
         return;
     ASSERT(!scheduler_has_work(scheduler) && list_is_empty(&scheduler->leaving));
     block_pool_free(scheduler->blocks);
+    prefix_cache_free(scheduler->cache);
     mem_free(scheduler->by_slot);
     mem_free(scheduler->free_slots);
     mem_free(scheduler->finished_slots);
@@ -83,9 +90,16 @@ int32_t scheduler_num_free_blocks(const struct scheduler *scheduler)
     return block_pool_num_free(scheduler->blocks);
 }
 
-int64_t scheduler_num_preemptions(const struct scheduler *scheduler)
+void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_stats *out)
 {
-    return scheduler->num_preemptions;
+    *out = (struct scheduler_stats){
+        .num_running = scheduler->num_running,
+        .num_waiting = scheduler->waiting.num_requests,
+        .num_free_blocks = block_pool_num_free(scheduler->blocks),
+        .num_preemptions = scheduler->num_preemptions,
+        .num_cache_queries = scheduler->num_cache_queries,
+        .num_cache_hits = scheduler->num_cache_hits,
+    };
 }
 
 static int32_t blocks_for(const struct scheduler *scheduler, int32_t num_tokens)
@@ -130,8 +144,83 @@ static void drop_blocks(struct scheduler *scheduler, struct request *request)
 {
     block_pool_drop(scheduler->blocks, request->num_blocks, request->blocks);
     request->num_blocks = 0;
+    request->num_known_blocks = 0;
     request->num_computed = 0;
 }
+
+/* ---- prefixes ------------------------------------------------------------------------------- */
+
+/* Hashes of the request's first `num_blocks` blocks, which are full of tokens that are known. */
+static void hash_blocks(const struct scheduler *scheduler, struct request *request,
+                        int32_t num_blocks)
+{
+    for (int32_t i = request->num_hashes; i < num_blocks; i++)
+        request->hashes[i] =
+            prefix_cache_hash(scheduler->cache, i > 0 ? &request->hashes[i - 1] : NULL,
+                              request->tokens + (int64_t)i * scheduler->options.block_size,
+                              request->cache_salt);
+    request->num_hashes = MAX(request->num_hashes, num_blocks);
+}
+
+/* How many of the request's first blocks are cached; their ids go to its block table, not yet its.
+ * The last token is always computed: its logits are wanted. */
+static int32_t find_prefix(const struct scheduler *scheduler, struct request *request)
+{
+    int32_t block_size = scheduler->options.block_size, n = 0;
+    int32_t limit = (request->num_tokens - 1) / block_size;
+
+    if (!scheduler->cache)
+        return 0;
+    hash_blocks(scheduler, request, limit);
+    while (n < limit) {
+        block_id id = prefix_cache_find(scheduler->cache, &request->hashes[n],
+                                        request->tokens + (int64_t)n * block_size);
+
+        if (id < 0)
+            break;
+        request->blocks[n++] = id;
+    }
+    return n;
+}
+
+static void take_prefix(struct scheduler *scheduler, struct request *request, int32_t num_blocks)
+{
+    for (int32_t i = 0; i < num_blocks; i++)
+        block_pool_share(scheduler->blocks, request->blocks[i]);
+    request->num_blocks = request->num_known_blocks = num_blocks;
+    request->num_computed = num_blocks * scheduler->options.block_size;
+}
+
+/*
+ * Tells the cache of the blocks that have become full. Their KV may still be on its way: whoever finds
+ * them is computed after it, or in the same step, where every layer stores before it reads.
+ */
+static void cache_full_blocks(struct scheduler *scheduler, struct request *request)
+{
+    int32_t block_size = scheduler->options.block_size;
+    int32_t num_full = MIN(request->num_computed, request->num_tokens) / block_size;
+
+    if (!scheduler->cache)
+        return;
+    hash_blocks(scheduler, request, num_full);
+    for (int32_t i = request->num_known_blocks; i < num_full; i++)
+        prefix_cache_add(scheduler->cache, request->blocks[i], &request->hashes[i],
+                         request->tokens + (int64_t)i * block_size);
+    request->num_known_blocks = MAX(request->num_known_blocks, num_full);
+}
+
+/* Blocks that an admission would take from the free ones: new ones and revived ones. */
+static int32_t free_blocks_wanted(const struct scheduler *scheduler, const struct request *request,
+                                  int32_t num_cached_blocks)
+{
+    int32_t wanted = blocks_for(scheduler, request->num_tokens) - num_cached_blocks;
+
+    for (int32_t i = 0; i < num_cached_blocks; i++)
+        wanted += block_pool_is_free(scheduler->blocks, request->blocks[i]);
+    return wanted;
+}
+
+/* ---- slots ---------------------------------------------------------------------------------- */
 
 static void take_slot(struct scheduler *scheduler, struct request *request)
 {
@@ -160,11 +249,17 @@ static void leave_running(struct scheduler *scheduler, struct request *request)
         drop_slot(scheduler, request);
 }
 
+bool scheduler_reset_prefix_cache(struct scheduler *scheduler)
+{
+    return block_pool_reset_cache(scheduler->blocks);
+}
+
 /* ---- schedule ------------------------------------------------------------------------------- */
 
 /* A plan while it grows: columns as long as they can get. */
 struct plan {
-    struct request **rows; /* by row */
+    struct request **rows;
+    int32_t *num_computed; /* before this step */
     int32_t *num_scheduled;
     int32_t *num_new_blocks;
     bool *is_new;
@@ -176,27 +271,29 @@ static void add_row(struct plan *plan, struct request *request, int32_t num_toke
                     int32_t num_new_blocks, bool is_new)
 {
     plan->rows[plan->num_rows] = request;
+    plan->num_computed[plan->num_rows] = request->num_computed;
     plan->num_scheduled[plan->num_rows] = num_tokens;
     plan->num_new_blocks[plan->num_rows] = num_new_blocks;
     plan->is_new[plan->num_rows] = is_new;
     plan->num_rows++;
     plan->budget -= num_tokens;
+    request->num_computed += num_tokens;
 }
+
+#define REMOVE_ITEM(array, at, count)                                                              \
+    memmove((array) + (at), (array) + (at) + 1, sizeof *(array) * (size_t)((count) - (at) - 1))
 
 /* Takes a request's row back out of the plan, if it has one. */
 static void remove_row(struct plan *plan, const struct request *request)
 {
     for (int32_t row = plan->num_rows; row-- > 0;)
         if (plan->rows[row] == request) {
-            size_t behind = (size_t)(plan->num_rows - row - 1);
-
             plan->budget += plan->num_scheduled[row];
-            memmove(plan->rows + row, plan->rows + row + 1, behind * sizeof *plan->rows);
-            memmove(plan->num_scheduled + row, plan->num_scheduled + row + 1,
-                    behind * sizeof *plan->num_scheduled);
-            memmove(plan->num_new_blocks + row, plan->num_new_blocks + row + 1,
-                    behind * sizeof *plan->num_new_blocks);
-            memmove(plan->is_new + row, plan->is_new + row + 1, behind * sizeof *plan->is_new);
+            REMOVE_ITEM(plan->rows, row, plan->num_rows);
+            REMOVE_ITEM(plan->num_computed, row, plan->num_rows);
+            REMOVE_ITEM(plan->num_scheduled, row, plan->num_rows);
+            REMOVE_ITEM(plan->num_new_blocks, row, plan->num_rows);
+            REMOVE_ITEM(plan->is_new, row, plan->num_rows);
             plan->num_rows--;
             return;
         }
@@ -268,32 +365,52 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
     return preempted;
 }
 
+static void admit(struct scheduler *scheduler, struct request *request, int32_t num_cached_blocks)
+{
+    int32_t num_cached = num_cached_blocks * scheduler->options.block_size;
+
+    ASSERT(request->num_in_flight == 0); /* its last step came back before this one began */
+    wait_queue_remove(&scheduler->waiting, request);
+    list_push_back(&scheduler->running, &request->link);
+    scheduler->num_running++;
+    request->state = REQUEST_RUNNING;
+    take_slot(scheduler, request);
+    take_prefix(scheduler, request, num_cached_blocks);
+    if (request->scheduled_ns == 0) {
+        request->scheduled_ns = clock_now_ns();
+        request->num_cached = num_cached;
+        scheduler->num_cache_queries += scheduler->cache ? request->num_tokens : 0;
+        scheduler->num_cache_hits += num_cached;
+    }
+}
+
 static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
 {
     struct request *request;
 
     while (plan->budget > 0 && scheduler->num_running < scheduler->options.max_num_seqs &&
            (request = wait_queue_first(&scheduler->waiting))) {
-        int32_t num_tokens = tokens_wanted(scheduler, request, plan->budget);
+        int32_t num_cached_blocks = find_prefix(scheduler, request);
+        int32_t num_missing =
+            request->num_tokens - num_cached_blocks * scheduler->options.block_size;
 
-        if (!scheduler->options.enable_chunked_prefill && num_tokens < request->num_tokens)
+        if (!scheduler->options.enable_chunked_prefill && num_missing > plan->budget)
             return;
         /* Admitted only if all that it has to compute fits, not just the first chunk: else two
          * half-computed prompts could wait for each other's blocks. */
-        if (blocks_for(scheduler, request->num_tokens) > block_pool_num_free(scheduler->blocks))
+        if (free_blocks_wanted(scheduler, request, num_cached_blocks) >
+            block_pool_num_free(scheduler->blocks))
             return;
 
-        ASSERT(request->num_in_flight == 0); /* its last step came back before this one began */
-        wait_queue_remove(&scheduler->waiting, request);
-        list_push_back(&scheduler->running, &request->link);
-        scheduler->num_running++;
-        request->state = REQUEST_RUNNING;
-        take_slot(scheduler, request);
-        if (request->scheduled_ns == 0)
-            request->scheduled_ns = clock_now_ns();
-        if (grow_block_table(scheduler, request, num_tokens) != OK)
-            ASSERT(false, "%d blocks were free a moment ago", blocks_for(scheduler, num_tokens));
+        admit(scheduler, request, num_cached_blocks);
+
+        int32_t num_tokens = tokens_wanted(scheduler, request, plan->budget);
+
+        if (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK)
+            ASSERT(false, "%s", fail_text()); /* they were free a moment ago */
         add_row(plan, request, num_tokens, request->num_blocks, true);
+        /* Known at once: the next in line can share what this one computes. */
+        cache_full_blocks(scheduler, request);
     }
 }
 
@@ -330,7 +447,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         num_block_ids += plan->is_new[row] ? 0 : plan->num_new_blocks[row];
     }
 
-    int32_t *slots = NEW_COLUMN(int32_t, n), *num_computed = NEW_COLUMN(int32_t, n);
+    int32_t *slots = NEW_COLUMN(int32_t, n);
     int32_t *block_counts = NEW_COLUMN(int32_t, n), *block_ids = NEW_COLUMN(int32_t, num_block_ids);
     int32_t *finished = NEW_COLUMN(int32_t, num_finished);
     uint8_t *samples = NEW_COLUMN(uint8_t, n), *is_resumed = NEW_COLUMN(uint8_t, n);
@@ -343,7 +460,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         .num_new_requests = num_new,
         .num_rows = n,
         .slots = slots,
-        .num_computed_tokens = num_computed,
+        .num_computed_tokens = plan->num_computed,
         .num_scheduled_tokens = plan->num_scheduled,
         .samples = samples,
         .is_resumed = is_resumed,
@@ -359,7 +476,6 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         struct request *request = plan->rows[row];
 
         slots[row] = request->slot;
-        num_computed[row] = request->num_computed;
         if (plan->is_new[row]) {
             *new_requests++ = describe(request);
         } else {
@@ -370,7 +486,6 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
                    (size_t)count * sizeof *block_ids);
             block_ids += count;
         }
-        request->num_computed += plan->num_scheduled[row];
         request->num_in_flight++;
         samples[row] = request->num_computed == request_num_expected(request);
         request->num_placeholders += samples[row];
@@ -384,14 +499,20 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
     size_t max_rows = (size_t)scheduler->options.max_num_seqs;
     struct plan plan = {
         .rows = arena_alloc(arena, max_rows * sizeof *plan.rows),
+        .num_computed = arena_alloc(arena, max_rows * sizeof *plan.num_computed),
         .num_scheduled = arena_alloc(arena, max_rows * sizeof *plan.num_scheduled),
         .num_new_blocks = arena_alloc(arena, max_rows * sizeof *plan.num_new_blocks),
         .is_new = arena_alloc(arena, max_rows * sizeof *plan.is_new),
         .budget = scheduler->options.max_num_batched_tokens,
     };
 
+    bool preempted = schedule_running(scheduler, &plan);
+
+    /* Only now is it certain which of these rows will be computed. */
+    for (int32_t row = 0; row < plan.num_rows; row++)
+        cache_full_blocks(scheduler, plan.rows[row]);
     /* What was just preempted would be the first to be admitted again. */
-    if (!schedule_running(scheduler, &plan))
+    if (!preempted)
         schedule_waiting(scheduler, &plan);
     write_plan(scheduler, &plan, arena, plan_out);
     if (plan.num_rows > 0) {
@@ -511,6 +632,8 @@ static void take_token(struct scheduler *scheduler, struct request *request,
     event->stop_token = stop_token;
     if (output->logprob_counts[i] > 0)
         event->logprobs = copy_logprobs(arena, output, i, first_logprob);
+    if (request->state == REQUEST_RUNNING)
+        cache_full_blocks(scheduler, request);
     if (finish != FINISH_NONE)
         end(scheduler, request);
 }

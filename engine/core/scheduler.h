@@ -23,6 +23,7 @@ struct scheduler_options {
     int32_t max_num_seqs;           /* running requests at most */
     int32_t max_num_batched_tokens; /* tokens of a step at most */
     int32_t long_prefill_token_threshold; /* of one prompt in a step at most; 0: the budget alone */
+    bool enable_prefix_caching;
     bool enable_chunked_prefill;    /* false: a prompt is computed whole or not yet */
     int32_t max_model_len;
     int32_t num_blocks;
@@ -44,7 +45,17 @@ bool scheduler_has_work(const struct scheduler *scheduler);
 int32_t scheduler_num_running(const struct scheduler *scheduler);
 int32_t scheduler_num_waiting(const struct scheduler *scheduler);
 int32_t scheduler_num_free_blocks(const struct scheduler *scheduler);
-int64_t scheduler_num_preemptions(const struct scheduler *scheduler);
+
+struct scheduler_stats {
+    int32_t num_running, num_waiting;
+    int32_t num_free_blocks;
+    int64_t num_preemptions;
+    int64_t num_cache_queries, num_cache_hits; /* tokens of prompts, at their first admission */
+};
+
+void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_stats *out);
+/* Forgets all cached prefixes. false: requests are running, and nothing was done. */
+bool scheduler_reset_prefix_cache(struct scheduler *scheduler);
 
 /* Builds the plan of the next step in the arena, and counts its tokens as computed. At most two steps
  * may be in flight, a plan without rows is not one; the arena is to live until its step is back. */

@@ -20,12 +20,13 @@ void step_log_failure(const struct config *config, const struct scheduler *sched
                       const struct scheduler_output *plan, enum status status, const char *cause)
 {
     AUTO_CLOSE(bytes) struct bytes text = {0};
+    struct scheduler_stats stats;
     AUTO_MEM char *settings = config_to_json(config);
 
     log_error("step %" PRId64 " failed (%s): %s", step, status_name(status), cause);
-    bytes_printf(&text, "%d running, %d waiting, %d KV blocks free\n",
-                 scheduler_num_running(scheduler), scheduler_num_waiting(scheduler),
-                 scheduler_num_free_blocks(scheduler));
+    scheduler_get_stats(scheduler, &stats);
+    bytes_printf(&text, "%d running, %d waiting, %d KV blocks free\n", stats.num_running,
+                 stats.num_waiting, stats.num_free_blocks);
     message_body_print(&scheduler_output_type, plan, 0, &text);
     bytes_printf(&text, "configuration:\n");
     bytes_printf(&text, "%s\n", settings);

@@ -28,6 +28,7 @@ static const struct option options[] = {
     ROW(max_num_batched_tokens, OPTION_I32, "2048", "tokens in one step at most", .least = 1,
         .most = 1 << 20),
     ROW(enable_chunked_prefill, OPTION_BOOL, "true", "a long prompt may take several steps"),
+    ROW(enable_prefix_caching, OPTION_BOOL, "true", "reuse the KV of prefixes computed before"),
     ROW(async_scheduling, OPTION_BOOL, "true", "prepare a step while the one before runs"),
     ROW(long_prefill_token_threshold, OPTION_I32, "0",
         "tokens of one prompt in a step at most; 0: --max-num-batched-tokens", .most = 1 << 20),

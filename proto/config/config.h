@@ -31,6 +31,7 @@ struct config {
     int32_t max_num_seqs;
     int32_t max_num_batched_tokens;
     bool enable_chunked_prefill;
+    bool enable_prefix_caching;
     bool async_scheduling; /* a step is prepared while the one before runs */
     int32_t long_prefill_token_threshold; /* 0: off */
     char *scheduling_policy;

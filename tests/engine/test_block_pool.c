@@ -27,7 +27,7 @@ static void fresh_blocks_come_after_freed_ones(void **state)
     assert_int_equal(ids[3], 3);
     block_pool_drop(pool, 2, ids + 1);
     expect_ok(block_pool_take(pool, 3, ids + 4));
-    assert_int_equal(ids[4], 1);
+    assert_int_equal(ids[4], 1); /* of those the last of the list is dropped first */
     assert_int_equal(ids[5], 2);
     assert_int_equal(ids[6], 4);
     block_pool_check(pool);
