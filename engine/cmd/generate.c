@@ -38,7 +38,7 @@ struct run { /* one `tandem generate` */
 
     int64_t num_read;        /* requests, refused ones included: the next one's index */
     struct request *waiting; /* read, and refused by a full queue so far */
-    struct list_node live;        /* submitted and not finished */
+    struct list_node live;   /* submitted and not finished */
     int64_t num_failed;
     bool streams; /* text goes out as it comes: there is one sequence */
     struct totals totals;

@@ -29,7 +29,7 @@ static const struct option rows[] = {
     ROW(help, OPTION_BOOL, "false", "print this"),
 
     ROW(max_tokens, OPTION_TEXT, NULL,
-        "tokens to generate at most (--prompt: 256; requests: 16, chats as many as fit)",
+        "tokens at most (--prompt: 256; requests: 16, chats what fits)",
         .value = "N", .group = "Sampling, where a request does not say otherwise"),
     ROW(temperature, OPTION_TEXT, NULL,
         "0 takes the likeliest token (--prompt: 0; requests: 1)", .value = "T"),
@@ -124,6 +124,6 @@ void generate_options_help(struct bytes *out)
 {
     struct option_set own = option_set_of(NULL);
 
-    bytes_printf(out, "%s\n", usage);
+    bytes_printf(out, "%s", usage);
     config_help(&own, out);
 }
