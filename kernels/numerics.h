@@ -26,7 +26,7 @@ enum {
 /*
  * exp(x) = 2^n * (1 + r + r² * P(r)), n = round(x / ln 2), r = x - n * ln 2 in two parts.
  * P is the minimax polynomial of Cephes (S. Moshier, expf.c). Largest error found over all floats:
- * 1 ulp (tests/kernels/test_exp.c). Below EXP_LOWEST the result is 0, from EXP_HIGHEST on it stays.
+ * 1 ulp (tests/kernels/test_rows.c). Below EXP_LOWEST the result is 0, from EXP_HIGHEST on it stays.
  */
 #define EXP_LOWEST    -87.0f
 #define EXP_HIGHEST   88.0f

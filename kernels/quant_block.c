@@ -150,27 +150,13 @@ static void read_q6_k(const uint8_t *p, int group, struct quant_block *out)
 
 /* ---- the table --------------------------------------------------------------------------------- */
 
-static const struct type_row {
-    struct quant_form form;
-    void (*read)(const uint8_t *p, int group, struct quant_block *out);
-} types[NUM_TENSOR_TYPES] = {
-    [TYPE_Q4_0] = {{SCALE_PLAIN, 4, 8, false}, read_q4_0},
-    [TYPE_Q4_1] = {{SCALE_PLAIN, 4, 0, true}, read_q4_1},
-    [TYPE_Q5_0] = {{SCALE_PLAIN, 5, 16, false}, read_q5_0},
-    [TYPE_Q5_1] = {{SCALE_PLAIN, 5, 0, true}, read_q5_1},
-    [TYPE_Q8_0] = {{SCALE_PLAIN, 8, 0, false}, read_q8_0},
-    [TYPE_Q2_K] = {{SCALE_HALVES, 4, 0, true}, read_q2_k},
-    [TYPE_Q3_K] = {{SCALE_HALVES, 4, 4, false}, read_q3_k},
-    [TYPE_Q4_K] = {{SCALE_SUPER, 4, 0, true}, read_q4_k},
-    [TYPE_Q5_K] = {{SCALE_SUPER, 5, 0, true}, read_q5_k},
-    [TYPE_Q6_K] = {{SCALE_HALVES, 6, 32, false}, read_q6_k},
+static void (*const readers[NUM_TENSOR_TYPES])(const uint8_t *p, int group,
+                                               struct quant_block *out) = {
+    [TYPE_Q4_0] = read_q4_0, [TYPE_Q4_1] = read_q4_1, [TYPE_Q5_0] = read_q5_0,
+    [TYPE_Q5_1] = read_q5_1, [TYPE_Q8_0] = read_q8_0, [TYPE_Q2_K] = read_q2_k,
+    [TYPE_Q3_K] = read_q3_k, [TYPE_Q4_K] = read_q4_k, [TYPE_Q5_K] = read_q5_k,
+    [TYPE_Q6_K] = read_q6_k,
 };
-
-const struct quant_form *quant_form(enum tensor_type type)
-{
-    ASSERT((unsigned)type < NUM_TENSOR_TYPES, "tensor type %d", (int)type);
-    return &types[type].form;
-}
 
 void quant_block_read(enum tensor_type type, const void *row, int64_t index,
                       struct quant_block *out)
@@ -178,8 +164,8 @@ void quant_block_read(enum tensor_type type, const void *row, int64_t index,
     const struct tensor_type_info *info = tensor_type_info(type);
     int blocks_per_unit = info->block_elements / QUANT_BLOCK;
 
-    ASSERT(types[type].read, "%s has no blocks", info->name);
+    ASSERT(readers[type], "%s has no blocks", info->name);
     memset(out, 0, sizeof(*out));
-    types[type].read((const uint8_t *)row + index / blocks_per_unit * info->block_bytes,
-                     (int)(index % blocks_per_unit), out);
+    readers[type]((const uint8_t *)row + index / blocks_per_unit * info->block_bytes,
+                  (int)(index % blocks_per_unit), out);
 }

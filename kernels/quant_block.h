@@ -31,7 +31,7 @@ enum scale_kind { SCALE_NONE, SCALE_PLAIN, SCALE_SUPER, SCALE_HALVES };
 
 struct quant_form {
     enum scale_kind scales; /* SCALE_NONE: F32, F16, BF16 */
-    int code_bits;          /* 4, 5, 6 unsigned; 8 signed */
+    int code_bits;          /* 4, 5, 6 unsigned (Q2_K and Q3_K use 2 and 3 of them); 8 signed */
     int offset;             /* taken off each code, 0 where `has_min` or signed */
     bool has_min;           /* m (and min) mean something */
 };
@@ -42,7 +42,38 @@ struct quant_block {
     int8_t scale[2], min[2]; /* SCALE_SUPER uses [0] */
 };
 
-const struct quant_form *quant_form(enum tensor_type type);
+/* Constant for a constant type, so a kernel compiled for one type has no branches on it. */
+static inline struct quant_form quant_form(enum tensor_type type)
+{
+    static const struct quant_form forms[NUM_TENSOR_TYPES] = {
+        [TYPE_Q4_0] = {SCALE_PLAIN, 4, 8, false}, [TYPE_Q4_1] = {SCALE_PLAIN, 4, 0, true},
+        [TYPE_Q5_0] = {SCALE_PLAIN, 5, 16, false}, [TYPE_Q5_1] = {SCALE_PLAIN, 5, 0, true},
+        [TYPE_Q8_0] = {SCALE_PLAIN, 8, 0, false},
+        [TYPE_Q2_K] = {SCALE_HALVES, 4, 0, true}, [TYPE_Q3_K] = {SCALE_HALVES, 4, 4, false},
+        [TYPE_Q4_K] = {SCALE_SUPER, 4, 0, true}, [TYPE_Q5_K] = {SCALE_SUPER, 5, 0, true},
+        [TYPE_Q6_K] = {SCALE_HALVES, 6, 32, false},
+    };
+
+    return forms[type];
+}
+
+/* The weight of code i, as the matmul sees it. */
+static inline float quant_block_weight(struct quant_form form, const struct quant_block *w, int i)
+{
+    float d = half_to_float(w->d), m = half_to_float(w->m);
+    int h = i / 16, code = form.code_bits == 8 ? (int8_t)w->codes[i] : w->codes[i];
+
+    if (form.scales == SCALE_HALVES)
+        return __builtin_fmaf((float)(w->scale[h] * (code - form.offset)), d,
+                              -(m * (float)w->min[h]));
+    if (form.scales == SCALE_SUPER) {
+        d *= (float)w->scale[0];
+        m *= -(float)w->min[0];
+    } else if (!form.has_min) {
+        m = (float)-form.offset * d;
+    }
+    return __builtin_fmaf((float)code, d, m);
+}
 
 /* Block `index` (elements 32 * index and on) of the row of a GGUF tensor at `row`. */
 void quant_block_read(enum tensor_type type, const void *row, int64_t index,

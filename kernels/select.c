@@ -1,49 +1,84 @@
 #include "kernels/cpu/device.h"
+#include "kernels/cpu/table.h"
 #include "kernels/ref/ref.h"
 
 #include "proto/base/memory.h"
 
 #include <string.h>
 
-/* Best first. A row is a table of kernels and whether this CPU can run it. */
+static bool always(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+/* Best first. */
 static const struct isa_row {
     const struct kernels *kernels;
+    bool (*is_here)(void); /* this CPU runs them */
 } isas[] = {
-    {&kernels_ref},
+#if defined(__x86_64__)
+    {&kernels_avx512, has_avx512},
+    {&kernels_avx2, has_avx2},
+    {&kernels_sse2, always},
+#else
+    {&kernels_generic, always},
+#endif
+    {&kernels_ref, always},
 };
 
 const char *const *device_isas(void)
 {
     static const char *names[COUNT_OF(isas) + 1];
+    size_t n = 0;
 
     for (size_t i = 0; i < COUNT_OF(isas); i++)
-        names[i] = isas[i].kernels->name;
+        if (isas[i].is_here())
+            names[n++] = isas[i].kernels->name;
     return names;
 }
 
-/* NULL: none of that name. */
-static const struct kernels *find_isa(const char *name)
+/* The best that this CPU runs for `name` NULL, else the one of that name; NULL: none. */
+static const struct kernels *find_kernels(const char *name)
 {
     for (size_t i = 0; i < COUNT_OF(isas); i++)
-        if (!name || strcmp(name, isas[i].kernels->name) == 0)
+        if ((!name || strcmp(name, isas[i].kernels->name) == 0) && isas[i].is_here())
             return isas[i].kernels;
     return NULL;
 }
 
+static enum status fail_isa(const char *name)
+{
+    AUTO_CLOSE(bytes) struct bytes choices = {0};
+
+    for (const char *const *isa = device_isas(); *isa; isa++)
+        bytes_printf(&choices, " %s", *isa);
+    return fail(ERR_UNSUPPORTED, "this CPU has no \"%s\"; it has%s", name, bytes_text(&choices));
+}
+
 enum status device_open(const struct device_options *options, struct device **out)
 {
-    const struct kernels *kernels = find_isa(options->isa);
+    const struct kernels *kernels = find_kernels(options->isa);
 
     if (strcmp(options->name, "cpu") != 0)
-        return fail(ERR_UNSUPPORTED, "no device \"%s\" in this build: there is \"cpu\"", options->name);
+        return fail(ERR_UNSUPPORTED, "no device \"%s\" in this build: there is cpu", options->name);
     if (!kernels)
-        return fail(ERR_UNSUPPORTED, "instruction set \"%s\" is not here: there is ref", options->isa);
+        return fail_isa(options->isa);
     if (options->num_threads < 1)
-        return fail(ERR_INVALID, "%d threads", options->num_threads);
-
-    struct device *dev = mem_new(struct device);
-
-    dev->kernels = kernels;
-    *out = dev;
-    return OK;
+        return fail(ERR_INVALID, "%d threads: at least 1", options->num_threads);
+    return device_new(kernels, options->num_threads, out);
 }

@@ -1,15 +1,34 @@
 /*
  * device: what a CPU device is made of; for the kernels of this room.
  *
- * Thread: a device and all it owns belong to one thread.
+ * Thread: a device and all it owns belong to one thread; its team works for that one.
  */
 #ifndef KERNELS_CPU_DEVICE_H
 #define KERNELS_CPU_DEVICE_H
 
+#include "kernels/cpu/team.h"
 #include "kernels/kernels.h"
+
+/* Each thread's memory within one operation; nothing in it lasts. */
+enum { SCRATCH_BYTES = 512 << 10 };
 
 struct device {
     const struct kernels *kernels;
+    struct team *team;
+    char *scratch; /* num_threads * SCRATCH_BYTES */
 };
+
+/* A device that runs these kernels; ERR_IO or ERR_NO_MEMORY when the system lacks threads or room. */
+MUST_USE enum status device_new(const struct kernels *kernels, int32_t num_threads,
+                                struct device **out);
+
+/*
+ * Does items [0, count) by calls of part(args, first, end, scratch), one a thread, each with a
+ * contiguous share. Fewer than `grain` items a thread are not worth waking it, and are done
+ * here. How they are split must not show in the result.
+ */
+void device_run(struct device *dev, int64_t count, int64_t grain,
+                void (*part)(const void *args, int64_t first, int64_t end, void *scratch),
+                const void *args);
 
 #endif

@@ -1,28 +1,10 @@
 #include "kernels/quant_block.h"
 #include "kernels/ref/ref.h"
 
-#include <math.h>
-
-static float weight(const struct quant_form *form, const struct quant_block *w, int i)
-{
-    float d = half_to_float(w->d), m = half_to_float(w->m);
-    int h = i / 16, code = form->code_bits == 8 ? (int8_t)w->codes[i] : w->codes[i];
-
-    if (form->scales == SCALE_HALVES)
-        return fmaf((float)(w->scale[h] * (code - form->offset)), d, -(m * (float)w->min[h]));
-    if (form->scales == SCALE_SUPER) {
-        d *= (float)w->scale[0];
-        m *= -(float)w->min[0];
-    } else if (!form->has_min) {
-        m = (float)-form->offset * d;
-    }
-    return fmaf((float)code, d, m);
-}
-
 void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                    const struct matrix *w, int32_t first_id, float scale)
 {
-    const struct quant_form *form = quant_form(w->type);
+    struct quant_form form = quant_form(w->type);
 
     (void)dev;
     for (int32_t r = 0; r < rows; r++) {
@@ -32,12 +14,12 @@ void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t r
         for (int32_t i = 0; i < w->k; i++) {
             float x = 0;
 
-            if (here && form->scales == SCALE_NONE)
+            if (here && form.scales == SCALE_NONE)
                 x = ((const float *)w->data)[at * w->k + i];
             else if (here)
-                x = weight(form, (const struct quant_block *)w->data +
-                                     at * (w->k / QUANT_BLOCK) + i / QUANT_BLOCK,
-                           i % QUANT_BLOCK);
+                x = quant_block_weight(form, (const struct quant_block *)w->data +
+                                                 at * (w->k / QUANT_BLOCK) + i / QUANT_BLOCK,
+                                       i % QUANT_BLOCK);
             out[(int64_t)r * w->k + i] = here ? x * scale : 0;
         }
     }

@@ -9,7 +9,7 @@
 
 int64_t matrix_bytes_ref(enum tensor_type type, int32_t n, int32_t k)
 {
-    if (quant_form(type)->scales == SCALE_NONE)
+    if (quant_form(type).scales == SCALE_NONE)
         return (int64_t)n * k * (int64_t)sizeof(float);
     return (int64_t)n * (k / QUANT_BLOCK) * (int64_t)sizeof(struct quant_block);
 }
@@ -23,7 +23,7 @@ void matrix_pack_ref(struct device *dev, struct matrix *w, int32_t at, int32_t n
     for (int32_t r = 0; r < n; r++) {
         const char *row = (const char *)src + r * src_row_bytes;
 
-        if (quant_form(w->type)->scales == SCALE_NONE) {
+        if (quant_form(w->type).scales == SCALE_NONE) {
             tensor_dequantize(w->type, row, k0, w->k, (float *)w->data + (int64_t)(at + r) * w->k);
             continue;
         }
@@ -43,49 +43,49 @@ struct activation_block {
     const int16_t *sums;
 };
 
-static int dot(const struct quant_form *form, const struct quant_block *w, const int8_t *q,
+static int dot(struct quant_form form, const struct quant_block *w, const int8_t *q,
                int first, int count)
 {
     int sum = 0;
 
     for (int i = first; i < first + count; i++)
-        sum += (form->code_bits == 8 ? (int8_t)w->codes[i] : w->codes[i]) * q[i];
+        sum += (form.code_bits == 8 ? (int8_t)w->codes[i] : w->codes[i]) * q[i];
     return sum;
 }
 
-static float add_block(float acc, const struct quant_form *form, const struct quant_block *w,
+static float add_block(float acc, struct quant_form form, const struct quant_block *w,
                        const struct activation_block *a)
 {
     float d = half_to_float(w->d), m = half_to_float(w->m);
 
-    if (form->scales == SCALE_HALVES) {
+    if (form.scales == SCALE_HALVES) {
         int sum = 0, min = 0;
 
         for (int h = 0; h < 2; h++) {
-            sum += w->scale[h] * (dot(form, w, a->q, 16 * h, 16) - form->offset * a->sums[h]);
+            sum += w->scale[h] * (dot(form, w, a->q, 16 * h, 16) - form.offset * a->sums[h]);
             min += w->min[h] * a->sums[h];
         }
         acc = fmaf((float)sum, d * a->d, acc);
-        return form->has_min ? fmaf((float)min, -(m * a->d), acc) : acc;
+        return form.has_min ? fmaf((float)min, -(m * a->d), acc) : acc;
     }
-    if (form->scales == SCALE_SUPER) {
+    if (form.scales == SCALE_SUPER) {
         d *= (float)w->scale[0];
         m *= -(float)w->min[0];
-    } else if (!form->has_min) {
-        m = (float)-form->offset * d;
+    } else if (!form.has_min) {
+        m = (float)-form.offset * d;
     }
     acc = fmaf((float)dot(form, w, a->q, 0, QUANT_BLOCK), d * a->d, acc);
-    return form->has_min || form->offset ? fmaf(m, a->z, acc) : acc;
+    return form.has_min || form.offset ? fmaf(m, a->z, acc) : acc;
 }
 
 /* Columns [k0, k0 + k) of row r times column c of w, from zero. */
 static float dot_range(const struct activations *a, int32_t r, const struct matrix *w, int32_t c,
                        int32_t k0, int32_t k)
 {
-    const struct quant_form *form = quant_form(w->type);
+    struct quant_form form = quant_form(w->type);
     float acc = 0;
 
-    if (form->scales == SCALE_NONE) {
+    if (form.scales == SCALE_NONE) {
         const float *x = a->x + (int64_t)r * a->k, *row = (const float *)w->data + (int64_t)c * w->k;
 
         for (int32_t i = k0; i < k0 + k; i++)

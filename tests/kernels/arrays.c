@@ -2,6 +2,9 @@
 
 #include "tests/support/expect.h"
 
+#include "kernels/cpu/device.h"
+#include "kernels/cpu/table.h"
+
 #include "proto/base/memory.h"
 
 #include <math.h>
@@ -133,10 +136,32 @@ void matrix_close(struct matrix *w, struct device *dev)
     device_free(dev, w->data, device_kernels(dev)->matrix_bytes(w->type, w->n, w->k));
 }
 
+const char *const *tested_isas(void)
+{
+    static const char *isas[16];
+    int n = 0;
+
+    for (const char *const *isa = device_isas(); *isa; isa++)
+        if (strcmp(*isa, "ref") != 0)
+            isas[n++] = *isa;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        isas[n++] = "emu512";
+#endif
+    return isas;
+}
+
 struct device *open_device(const char *isa, int32_t num_threads)
 {
     struct device *dev;
 
+#if defined(__x86_64__)
+    if (isa && strcmp(isa, "emu512") == 0) {
+        expect_ok(device_new(&kernels_emu512, num_threads, &dev));
+        return dev;
+    }
+#endif
     expect_ok(device_open(&(struct device_options){"cpu", isa, num_threads}, &dev));
     return dev;
 }

@@ -1,0 +1,554 @@
+/*
+ * matmul of packed weights, for every type, with the arithmetic of quant_block.h.
+ *
+ * A tile is up to MAX_ROWS rows by one panel, through a chunk of k whose codes fit in the first
+ * cache: the first tile of a chunk unpacks the codes to bytes and leaves them there, the other
+ * rows' tiles read the bytes. When one tile holds all rows there is nothing to leave, and it runs
+ * through all of k at the speed of memory.
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/packed.h"
+
+#include "proto/base/memory.h"
+
+/* Rows × columns of accumulators that stay in registers. emu512 has none that wide. */
+#if defined(VEC_AVX512)
+#define MAX_ROWS 6
+#elif defined(VEC_AVX2)
+#define MAX_ROWS 4
+#else
+#define MAX_ROWS 2
+#endif
+
+enum {
+    SLICE_ROWS = 256, /* rows that go through a panel together: their activations stay in L2 */
+    CHUNK_BLOCKS = 18,
+    FLOAT_CHUNK = 128,
+    PREFETCH_BYTES = 8192,
+};
+
+/* A block of 32 that a storing tile leaves for the others. */
+struct expanded {
+    uint8_t codes[8 * GROUP_BYTES];
+    float d[PANEL], m[PANEL];       /* d_w and m_w; the super's own in SCALE_HALVES */
+    int16_t scales[PANEL][2], mins[PANEL][2]; /* SCALE_HALVES */
+};
+
+struct scratch {
+    _Alignas(64) struct expanded expanded[CHUNK_BLOCKS];
+    float partial[SLICE_ROWS][PANEL];   /* accumulators of groups, between chunks */
+    double edge[SLICE_ROWS][PANEL];     /* output of a panel with fewer than 32 columns */
+};
+_Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch of a matmul");
+
+struct tile {
+    /* weights */
+    const uint8_t *records; /* of the chunk */
+    const uint8_t *supers;  /* of the panel */
+    int32_t super_block;    /* the chunk's first block, counted from the start of supers[0] */
+    struct expanded *expanded;
+
+    /* activations: the tile's first row at the chunk's start */
+    const float *x;
+    const int8_t *q;
+    const float *d, *z;
+    const int16_t *sums;
+    int64_t k, num_blocks; /* strides */
+
+    int32_t count; /* records in the chunk */
+    bool begins;   /* accumulators begin at zero: the chunk is the first */
+    float *acc;
+    int64_t acc_stride;
+
+    /* matmul_groups; NULL otherwise */
+    double *sum;
+    int64_t sum_stride;
+    int32_t group, left;  /* records of a group; of the current one from here */
+    bool adds;            /* `sum` holds the sum of earlier groups */
+};
+
+/* ---- one record --------------------------------------------------------------------------------- */
+
+enum source { PACKED, PACKED_STORING, EXPANDED, NUM_SOURCES };
+
+/* Bit `from` of every byte to bit `to`; what crosses into other bytes is the caller's to mask. */
+INLINE vu move_bits(vi bytes, int from, int to)
+{
+    return from < to ? (vu)bytes << (to - from) : (vu)bytes >> (from - to);
+}
+
+/* The codes of k-group g, of the vector of columns that begins at `column`. */
+INLINE vi load_codes(int bits, enum source source, const uint8_t *codes, int g, int column)
+{
+    const uint8_t *at = codes + column * 4;
+
+    if (source == EXPANDED)
+        return vi_load(at + g * GROUP_BYTES);
+    if (bits == 8)
+        return signed_codes(vi_load(at + g * GROUP_BYTES));
+
+    vu code = (vu)vi_load(at + g % 4 * GROUP_BYTES) >> (g < 4 ? 0 : 4) & 0x0f0f0f0f;
+
+    if (bits == 5)
+        code |= move_bits(vi_load(at + 4 * GROUP_BYTES), g, 4) & 0x10101010;
+    else if (bits == 6)
+        code |= move_bits(vi_load(at + (4 + g / 4) * GROUP_BYTES), 2 * (g % 4), 4) & 0x30303030;
+    return (vi)code;
+}
+
+/* d_w and m_w of the vector of columns; the super's own d and m in SCALE_HALVES. */
+INLINE void load_scales(enum tensor_type type, const uint8_t *scales, const uint8_t *super,
+                        int column, vf *d_out, vf *m_out)
+{
+    const struct quant_form form = quant_form(type);
+    const uint16_t *halves = (const uint16_t *)(form.scales == SCALE_PLAIN ? scales : super);
+
+    *d_out = vf_load_half(halves + column);
+    *m_out = vf_set(0);
+    if (form.has_min)
+        *m_out = vf_load_half(halves + PANEL + column);
+    else if (form.offset && form.scales == SCALE_PLAIN)
+        *m_out = (float)-form.offset * *d_out;
+    if (form.scales == SCALE_SUPER) {
+        *d_out *= __builtin_convertvector(vi_load_u8(scales + column), vf);
+        *m_out *= -__builtin_convertvector(vi_load_u8(scales + PANEL + column), vf);
+    }
+}
+
+/* sum(u * a) of a block, in SCALE_HALVES with scales applied: R rows × C vectors of columns. */
+INLINE void dot_block(const int R, const int C, enum tensor_type type, enum source source,
+                      const struct tile *t, const uint8_t *codes, const vi *scales, int64_t b,
+                      int first_column, vi sum[MAX_ROWS][4])
+{
+    const struct quant_form form = quant_form(type);
+    const int bits = form.code_bits, halves = form.scales == SCALE_HALVES;
+    const int steps = halves && DOT_STEPS(bits) > 4 ? 4 : DOT_STEPS(bits);
+    struct expanded *store = source == PACKED ? NULL : &t->expanded[b];
+    const int8_t *q = t->q + b * QUANT_BLOCK;
+
+    if (bits == 8) {
+        UNROLL for (int r = 0; r < R; r++) {
+            const int16_t *sums = t->sums + 2 * (r * t->num_blocks + b);
+            vi start = signed_start(sums[0] + sums[1]);
+
+            UNROLL for (int c = 0; c < C; c++)
+                sum[r][c] = start;
+        }
+        UNROLL for (int g = 0; g < 8; g++)
+            UNROLL for (int c = 0; c < C; c++) {
+                int column = first_column + c * LANES;
+                vi code = load_codes(bits, source, codes, g, column);
+
+                if (source == PACKED_STORING)
+                    vi_store(store->codes + g * GROUP_BYTES + column * 4, code);
+                UNROLL for (int r = 0; r < R; r++)
+                    sum[r][c] = signed_step(sum[r][c], code, vi_broadcast(q + r * t->k + g * 4));
+            }
+        return;
+    }
+    UNROLL for (int g0 = 0; g0 < 8; g0 += steps) {
+        vi acc[MAX_ROWS][4];
+
+        UNROLL for (int g = g0; g < g0 + steps; g++)
+            UNROLL for (int c = 0; c < C; c++) {
+                int column = first_column + c * LANES;
+                vi code = load_codes(bits, source, codes, g, column);
+
+                if (source == PACKED_STORING)
+                    vi_store(store->codes + g * GROUP_BYTES + column * 4, code);
+                UNROLL for (int r = 0; r < R; r++)
+                    acc[r][c] = dot_step(g == g0 ? vi_set(0) : acc[r][c], code,
+                                         vi_broadcast(q + r * t->k + g * 4));
+            }
+        UNROLL for (int c = 0; c < C; c++)
+            UNROLL for (int r = 0; r < R; r++) {
+                vi part = halves ? dot_scale(acc[r][c], scales[c], g0 / 4) : dot_widen(acc[r][c]);
+
+                sum[r][c] = part + (g0 ? sum[r][c] : vi_set(0));
+            }
+    }
+}
+
+/* ---- a tile of a quantised type ------------------------------------------------------------------- */
+
+/* A finished group: rounded to the grid, and added to the others. */
+INLINE void add_group(const int R, const int C, const struct tile *t, int first_column, bool adds,
+                      vf f[MAX_ROWS][4])
+{
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++) {
+            double *sum = t->sum + r * t->sum_stride + first_column + c * LANES;
+            vd low = (vd_low(f[r][c]) + EXACT_MAGIC) - EXACT_MAGIC;
+            vd high = (vd_high(f[r][c]) + EXACT_MAGIC) - EXACT_MAGIC;
+
+            if (adds) {
+                low += vd_load(sum);
+                high += vd_load(sum + LANES / 2);
+            }
+            vd_store(sum, low);
+            vd_store(sum + LANES / 2, high);
+            f[r][c] = vf_set(0);
+        }
+}
+
+INLINE void begin_acc(const int R, const int C, const struct tile *t, int first_column,
+                      vf f[MAX_ROWS][4])
+{
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
+            f[r][c] = t->begins ? vf_set(0)
+                                : vf_load(t->acc + r * t->acc_stride + first_column + c * LANES);
+}
+
+INLINE void keep_acc(const int R, const int C, const struct tile *t, int first_column,
+                     vf f[MAX_ROWS][4])
+{
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
+            vf_store(t->acc + r * t->acc_stride + first_column + c * LANES, f[r][c]);
+}
+
+INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum source source,
+                         const struct tile *t, const int first_column)
+{
+    const struct quant_form form = quant_form(type);
+    const bool halves = form.scales == SCALE_HALVES;
+    const bool has_m = !halves && (form.has_min || form.offset);
+    const int record_bytes = packed_record_bytes(type);
+    int32_t left = t->left;
+    bool adds = t->adds;
+    vf f[MAX_ROWS][4];
+
+    begin_acc(R, C, t, first_column, f);
+    for (int64_t b = 0; b < t->count; b++) {
+        const uint8_t *record = t->records + b * record_bytes;
+        struct expanded *e = source == PACKED ? NULL : &t->expanded[b];
+        const uint8_t *packed_scales = record + packed_code_bytes(type);
+        vi sum[MAX_ROWS][4], scales[4], mins[4];
+
+        if (source == PACKED && first_column == 0)
+            for (int i = 0; i < record_bytes; i += 64)
+                __builtin_prefetch(record + PREFETCH_BYTES + i);
+        if (halves) {
+            UNROLL for (int c = 0; c < C; c++) {
+                int column = first_column + c * LANES;
+
+                scales[c] = source == EXPANDED ? vi_load(e->scales[column])
+                                               : vs_load_s8((const int8_t *)packed_scales + 2 * column);
+                mins[c] = !form.has_min ? vi_set(0)
+                          : source == EXPANDED
+                              ? vi_load(e->mins[column])
+                              : vs_load_s8((const int8_t *)packed_scales + 2 * PANEL + 2 * column);
+            }
+        }
+        dot_block(R, C, type, source, t, source == EXPANDED ? e->codes : record, scales, b,
+                  first_column, sum);
+        UNROLL for (int c = 0; c < C; c++) {
+            int column = first_column + c * LANES;
+            const uint8_t *super = t->supers + (t->super_block + b) / SUPER_BLOCKS *
+                                                   packed_super_bytes(type);
+            vf d, m;
+
+            if (source == EXPANDED) {
+                d = vf_load(e->d + column);
+                m = vf_load(e->m + column);
+            } else {
+                load_scales(type, packed_scales, super, column, &d, &m);
+            }
+            if (source == PACKED_STORING) {
+                vf_store(e->d + column, d);
+                vf_store(e->m + column, m);
+                if (halves)
+                    vi_store(e->scales[column], scales[c]);
+                if (halves && form.has_min)
+                    vi_store(e->mins[column], mins[c]);
+            }
+            UNROLL for (int r = 0; r < R; r++) {
+                int64_t at = r * t->num_blocks + b;
+                vf d_a = vf_set(t->d[at]);
+
+                if (halves) {
+                    vi sums = vi_broadcast(t->sums + 2 * at);
+
+                    if (form.offset)
+                        sum[r][c] -= form.offset * vs_dot(scales[c], sums);
+                    f[r][c] = vf_fma(__builtin_convertvector(sum[r][c], vf), d * d_a, f[r][c]);
+                    if (form.has_min)
+                        f[r][c] = vf_fma(__builtin_convertvector(vs_dot(mins[c], sums), vf),
+                                         -(m * d_a), f[r][c]);
+                } else {
+                    f[r][c] = vf_fma(__builtin_convertvector(sum[r][c], vf), d * d_a, f[r][c]);
+                    if (has_m)
+                        f[r][c] = vf_fma(m, vf_set(t->z[at]), f[r][c]);
+                }
+            }
+        }
+        if (t->sum && --left == 0) {
+            add_group(R, C, t, first_column, adds, f);
+            left = t->group;
+            adds = true;
+        }
+    }
+    keep_acc(R, C, t, first_column, f);
+}
+
+INLINE void tile_quantised(const int R, enum tensor_type type, enum source source,
+                           const struct tile *t)
+{
+    const int C = R == 1 && LANES < 16 ? 4 : 2;
+
+    for (int column = 0; column < PANEL; column += C * LANES)
+        tile_columns(R, C, type, source, t, column);
+}
+
+/* ---- a tile of a float type ------------------------------------------------------------------------ */
+
+INLINE vf load_weights(enum tensor_type type, const uint8_t *record, int column)
+{
+    if (type == TYPE_F16)
+        return vf_load_half((const uint16_t *)record + column);
+    if (type == TYPE_BF16)
+        return (vf)(vi_load_u16((const uint16_t *)record + column) << 16);
+    return vf_load((const float *)record + column);
+}
+
+INLINE void tile_float(const int R, enum tensor_type type, const struct tile *t)
+{
+    const int C = R == 1 && LANES < 16 ? 4 : 2;
+    const int record_bytes = type == TYPE_F32 ? 4 * PANEL : 2 * PANEL;
+
+    for (int first_column = 0; first_column < PANEL; first_column += C * LANES) {
+        int32_t left = t->left;
+        bool adds = t->adds;
+        vf f[MAX_ROWS][4];
+
+        begin_acc(R, C, t, first_column, f);
+        for (int64_t i = 0; i < t->count; i++) {
+            UNROLL for (int c = 0; c < C; c++) {
+                vf w = load_weights(type, t->records + i * record_bytes, first_column + c * LANES);
+
+                UNROLL for (int r = 0; r < R; r++)
+                    f[r][c] = vf_fma(vf_set(t->x[r * t->k + i]), w, f[r][c]);
+            }
+            if (t->sum && --left == 0) {
+                add_group(R, C, t, first_column, adds, f);
+                left = t->group;
+                adds = true;
+            }
+        }
+        keep_acc(R, C, t, first_column, f);
+    }
+}
+
+/* ---- every tile, compiled for its type and rows --------------------------------------------------- */
+
+#define QUANTISED(type, source, R)                                                                 \
+    static void type##_##source##_##R(const struct tile *t)                                        \
+    {                                                                                              \
+        tile_quantised(R, type, source, t);                                                        \
+    }
+#define FLOAT(type, R)                                                                             \
+    static void type##_##R(const struct tile *t)                                                   \
+    {                                                                                              \
+        tile_float(R, type, t);                                                                    \
+    }
+#if MAX_ROWS == 6
+#define ROWS(X, ...) X(__VA_ARGS__, 1) X(__VA_ARGS__, 2) X(__VA_ARGS__, 3) X(__VA_ARGS__, 4)       \
+                     X(__VA_ARGS__, 5) X(__VA_ARGS__, 6)
+#define ROW_LIST(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
+#define STORING_LIST(name) {[MAX_ROWS - 1] = name##_6}
+#define STORING(type) QUANTISED(type, PACKED_STORING, 6)
+#elif MAX_ROWS == 4
+#define ROWS(X, ...) X(__VA_ARGS__, 1) X(__VA_ARGS__, 2) X(__VA_ARGS__, 3) X(__VA_ARGS__, 4)
+#define ROW_LIST(name) {name##_1, name##_2, name##_3, name##_4}
+#define STORING_LIST(name) {[MAX_ROWS - 1] = name##_4}
+#define STORING(type) QUANTISED(type, PACKED_STORING, 4)
+#else
+#define ROWS(X, ...) X(__VA_ARGS__, 1) X(__VA_ARGS__, 2)
+#define ROW_LIST(name) {name##_1, name##_2}
+#define STORING_LIST(name) {[MAX_ROWS - 1] = name##_2}
+#define STORING(type) QUANTISED(type, PACKED_STORING, 2)
+#endif
+
+/* Types whose expanded blocks mean the same share the tiles that read them. */
+#define DEFINE_TYPE(type) ROWS(QUANTISED, type, PACKED) STORING(type)
+#define TYPE_LISTS(type, expanded)                                                                 \
+    [type] = {ROW_LIST(type##_PACKED), STORING_LIST(type##_PACKED_STORING),                        \
+              ROW_LIST(expanded##_EXPANDED)}
+
+ROWS(FLOAT, TYPE_F32)
+ROWS(FLOAT, TYPE_F16)
+ROWS(FLOAT, TYPE_BF16)
+DEFINE_TYPE(TYPE_Q4_0)
+DEFINE_TYPE(TYPE_Q4_1)
+DEFINE_TYPE(TYPE_Q5_0)
+DEFINE_TYPE(TYPE_Q5_1)
+DEFINE_TYPE(TYPE_Q8_0)
+DEFINE_TYPE(TYPE_Q2_K)
+DEFINE_TYPE(TYPE_Q3_K)
+DEFINE_TYPE(TYPE_Q4_K)
+DEFINE_TYPE(TYPE_Q5_K)
+DEFINE_TYPE(TYPE_Q6_K)
+ROWS(QUANTISED, TYPE_Q4_1, EXPANDED)
+ROWS(QUANTISED, TYPE_Q5_1, EXPANDED)
+ROWS(QUANTISED, TYPE_Q8_0, EXPANDED)
+ROWS(QUANTISED, TYPE_Q2_K, EXPANDED)
+ROWS(QUANTISED, TYPE_Q3_K, EXPANDED)
+ROWS(QUANTISED, TYPE_Q6_K, EXPANDED)
+
+static void (*const tiles[NUM_TENSOR_TYPES][NUM_SOURCES][MAX_ROWS])(const struct tile *) = {
+    [TYPE_F32] = {ROW_LIST(TYPE_F32), ROW_LIST(TYPE_F32), ROW_LIST(TYPE_F32)},
+    [TYPE_F16] = {ROW_LIST(TYPE_F16), ROW_LIST(TYPE_F16), ROW_LIST(TYPE_F16)},
+    [TYPE_BF16] = {ROW_LIST(TYPE_BF16), ROW_LIST(TYPE_BF16), ROW_LIST(TYPE_BF16)},
+    TYPE_LISTS(TYPE_Q4_0, TYPE_Q4_1),
+    TYPE_LISTS(TYPE_Q4_1, TYPE_Q4_1),
+    TYPE_LISTS(TYPE_Q5_0, TYPE_Q5_1),
+    TYPE_LISTS(TYPE_Q5_1, TYPE_Q5_1),
+    TYPE_LISTS(TYPE_Q8_0, TYPE_Q8_0),
+    TYPE_LISTS(TYPE_Q2_K, TYPE_Q2_K),
+    TYPE_LISTS(TYPE_Q3_K, TYPE_Q3_K),
+    TYPE_LISTS(TYPE_Q4_K, TYPE_Q4_1),
+    TYPE_LISTS(TYPE_Q5_K, TYPE_Q5_1),
+    TYPE_LISTS(TYPE_Q6_K, TYPE_Q6_K),
+};
+
+/* ---- from panels to tiles ------------------------------------------------------------------------- */
+
+struct job {
+    const struct activations *a;
+    const struct matrix *w;
+    float *out; /* matmul */
+    int64_t out_stride;
+    double *sum; /* matmul_groups */
+    int32_t group; /* records of a group; INT32_MAX: no groups */
+};
+
+/* Where one panel and slice of rows is written. */
+struct place {
+    float *acc;
+    int64_t acc_stride;
+    double *sum;
+    int64_t sum_stride;
+};
+
+static void do_slice(const struct job *job, int32_t panel, int32_t first_row, int32_t rows,
+                     const struct place *place, struct scratch *scratch)
+{
+    const struct matrix *w = job->w;
+    const struct activations *a = job->a;
+    bool is_float = quant_form(w->type).scales == SCALE_NONE;
+    int32_t num_records = packed_num_records(w->type, w->k);
+    int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
+    const uint8_t *supers = (const uint8_t *)w->data + panel * packed_panel_bytes(w->type, w->k);
+    const uint8_t *records = supers + packed_supers_bytes(w->type, w->k);
+    bool direct = rows <= MAX_ROWS;
+    int32_t chunk = direct ? num_records : is_float ? FLOAT_CHUNK : CHUNK_BLOCKS;
+
+    for (int32_t at = 0; at < num_records; at += chunk) {
+        /* After the storing tile, the others share the rows evenly. */
+        int32_t others = (rows - 1) / MAX_ROWS;
+
+        for (int32_t i = 0; i <= others; i++) {
+            int32_t rest = rows - MAX_ROWS;
+            int32_t r0 = i ? MAX_ROWS + rest * (i - 1) / others : 0;
+            int32_t r1 = i ? MAX_ROWS + rest * i / others : MIN(rows, MAX_ROWS);
+            int64_t row = first_row + r0, block = row * num_blocks + at;
+            struct tile t = {
+                .records = records + (int64_t)at * packed_record_bytes(w->type),
+                .supers = supers,
+                .super_block = w->first_block + at,
+                .expanded = scratch->expanded,
+                .x = a->x + row * a->k + (int64_t)at * unit,
+                .k = a->k,
+                .num_blocks = num_blocks,
+                .count = MIN(chunk, num_records - at),
+                .begins = at == 0,
+                .acc = place->acc + r0 * place->acc_stride,
+                .acc_stride = place->acc_stride,
+                .sum = place->sum ? place->sum + r0 * place->sum_stride : NULL,
+                .sum_stride = place->sum_stride,
+                .group = job->group,
+                .left = job->group - at % job->group,
+                .adds = at >= job->group,
+            };
+
+            if (!is_float) {
+                t.q = a->q + block * QUANT_BLOCK;
+                t.d = a->d + block;
+                t.z = a->z + block;
+                t.sums = a->sums + 2 * block;
+            }
+            tiles[w->type][direct ? PACKED : i ? EXPANDED : PACKED_STORING][r1 - r0 - 1](&t);
+        }
+    }
+}
+
+/* The last panel may have fewer than 32 columns: it goes through scratch. */
+static void do_edge(const struct job *job, int32_t panel, int32_t first_row, int32_t rows,
+                    struct scratch *scratch)
+{
+    int32_t n = job->w->n, column = panel * PANEL, width = n - column;
+    float *floats = (float *)scratch->edge;
+    struct place place = {.acc = job->sum ? scratch->partial[0] : floats,
+                          .acc_stride = PANEL,
+                          .sum = job->sum ? scratch->edge[0] : NULL,
+                          .sum_stride = PANEL};
+
+    do_slice(job, panel, first_row, rows, &place, scratch);
+    for (int64_t r = 0; r < rows; r++) {
+        if (job->sum)
+            memcpy(job->sum + (first_row + r) * n + column, scratch->edge[r],
+                   (size_t)width * sizeof(double));
+        else
+            memcpy(job->out + (first_row + r) * job->out_stride + column, floats + r * PANEL,
+                   (size_t)width * sizeof(float));
+    }
+}
+
+static void do_panels(const void *args, int64_t first, int64_t end, void *memory)
+{
+    const struct job *job = args;
+    struct scratch *scratch = memory;
+    int32_t n = job->w->n;
+
+    for (int32_t panel = (int32_t)first; panel < end; panel++)
+        for (int32_t row = 0; row < job->a->rows; row += SLICE_ROWS) {
+            int32_t rows = MIN((int32_t)SLICE_ROWS, job->a->rows - row), column = panel * PANEL;
+            struct place place = {.acc_stride = PANEL, .sum_stride = n};
+
+            if (column + PANEL > n) {
+                do_edge(job, panel, row, rows, scratch);
+                continue;
+            }
+            if (job->sum) {
+                place.acc = scratch->partial[0];
+                place.sum = job->sum + (int64_t)row * n + column;
+            } else {
+                place.acc = job->out + row * job->out_stride + column;
+                place.acc_stride = job->out_stride;
+            }
+            do_slice(job, panel, row, rows, &place, scratch);
+        }
+}
+
+static void run(struct device *dev, const struct job *job)
+{
+    ASSERT(job->a->k == job->w->k, "activations of %d columns, weights of %d", job->a->k, job->w->k);
+    if (job->a->rows)
+        device_run(dev, (job->w->n + PANEL - 1) / PANEL, job->a->rows == 1 ? 2 : 1, do_panels, job);
+}
+
+void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
+                    const struct matrix *w)
+{
+    run(dev, &(struct job){.a = a, .w = w, .out = out, .out_stride = out_stride, .group = INT32_MAX});
+}
+
+void KERNEL(matmul_groups)(struct device *dev, double *out, const struct activations *a,
+                           const struct matrix *w, int32_t group_k)
+{
+    ASSERT(group_k > 0 && group_k % QUANT_BLOCK == 0 && w->k % group_k == 0,
+           "groups of %d in %d columns", group_k, w->k);
+    run(dev, &(struct job){.a = a, .w = w, .sum = out,
+                           .group = packed_num_records(w->type, group_k)});
+}

@@ -1,0 +1,87 @@
+/*
+ * packed: how cpu/ lays a weight matrix out. One layout for every instruction set.
+ *
+ * 32 columns of W (rows of the file) are a panel, and a panel is one stream in order of k; panels
+ * follow each other, so a thread's share of them is contiguous.
+ *
+ * Float types: for each k, 32 elements of the source's type.
+ *
+ * Quantised types: first the super scales of SCALE_SUPER and SCALE_HALVES, one entry for each 256 of
+ * the source that the shard touches: half d[32] (, half m[32]). Then a record per block of 32:
+ *
+ *   codes   for k-group g = 0..7 (four elements of k) the bytes [32 columns][4]:
+ *           4 bits: 4 × 128 bytes, low nibbles g = 0..3, high nibbles g = 4..7
+ *           5 bits: and 128 bytes whose bit g is the fifth bit
+ *           6 bits: and 2 × 128 bytes, of which g takes two bits, 2 * (g % 4), of number g / 4
+ *           8 bits: 8 × 128 bytes, signed
+ *   scales  SCALE_PLAIN: half d[32] (, half m[32])
+ *           SCALE_SUPER: uint8 scale[32], uint8 min[32]
+ *           SCALE_HALVES: int8 scale[32][2] (, int8 min[32][2])
+ *
+ * So bits a weight: Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6, Q8_0 8.5, Q2_K 5.125, Q3_K 4.5625, Q4_K 4.625,
+ * Q5_K 5.625, Q6_K 6.5625.
+ *
+ * Thread: any (no state).
+ */
+#ifndef KERNELS_CPU_PACKED_H
+#define KERNELS_CPU_PACKED_H
+
+#include "kernels/kernels.h"
+#include "kernels/quant_block.h"
+
+enum { PANEL = 32, GROUP_BYTES = PANEL * 4 };
+
+static inline int packed_code_bytes(enum tensor_type type)
+{
+    int bits = quant_form(type).code_bits;
+
+    return bits == 8 ? 8 * GROUP_BYTES : (bits - 4 + 4) * GROUP_BYTES;
+}
+
+/* Of a record, or of one k of a float type. */
+static inline int packed_record_bytes(enum tensor_type type)
+{
+    struct quant_form form = quant_form(type);
+
+    if (form.scales == SCALE_NONE)
+        return PANEL * tensor_type_info(type)->block_bytes;
+    return packed_code_bytes(type) +
+           (form.scales == SCALE_SUPER || !form.has_min ? 2 * PANEL : 4 * PANEL);
+}
+
+static inline int packed_super_bytes(enum tensor_type type)
+{
+    struct quant_form form = quant_form(type);
+
+    if (form.scales == SCALE_NONE || form.scales == SCALE_PLAIN)
+        return 0;
+    return form.has_min ? 4 * PANEL : 2 * PANEL;
+}
+
+/* Bytes of all super scales of a panel, wherever in a 256 the shard begins. */
+static inline int64_t packed_supers_bytes(enum tensor_type type, int32_t k)
+{
+    int64_t most = (k / QUANT_BLOCK + 2 * (SUPER_BLOCKS - 1)) / SUPER_BLOCKS;
+
+    return most * packed_super_bytes(type);
+}
+
+/* Records are per element of k for float types. */
+static inline int32_t packed_num_records(enum tensor_type type, int32_t k)
+{
+    return quant_form(type).scales == SCALE_NONE ? k : k / QUANT_BLOCK;
+}
+
+static inline int64_t packed_panel_bytes(enum tensor_type type, int32_t k)
+{
+    return packed_supers_bytes(type, k) +
+           (int64_t)packed_num_records(type, k) * packed_record_bytes(type);
+}
+
+int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k);
+void matrix_pack_cpu(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
+                     int64_t src_row_bytes, int64_t k0);
+void embedding_cpu(struct device *dev, float *out, const int32_t *ids, int32_t rows,
+                   const struct matrix *w, int32_t first_id, float scale);
+
+#endif

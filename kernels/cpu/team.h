@@ -1,0 +1,28 @@
+/*
+ * team: threads that run one operation together, the caller among them.
+ *
+ * Between operations a thread spins for a bounded time, since the next kernel of a running step
+ * comes within microseconds, and then parks on a futex: an idle team costs nothing.
+ *
+ * Thread: team_run is called by one thread at a time, the owner's.
+ */
+#ifndef KERNELS_CPU_TEAM_H
+#define KERNELS_CPU_TEAM_H
+
+#include "proto/base/status.h"
+
+#include <stdint.h>
+
+struct team;
+
+/* num_threads - 1 threads are started; ERR_IO when the system refuses one. */
+MUST_USE enum status team_new(int32_t num_threads, struct team **out);
+void team_free(struct team *team); /* NULL is fine */
+
+int32_t team_num_threads(const struct team *team);
+
+/* Calls part(args, thread) for every thread in [0, num_threads), each on its own, and returns when
+ * all have returned. Thread 0 is the caller. */
+void team_run(struct team *team, void (*part)(void *args, int32_t thread), void *args);
+
+#endif

@@ -1,0 +1,417 @@
+/*
+ * vec: vectors of LANES floats or 32-bit integers, for kernels compiled once per instruction set.
+ *
+ * Arithmetic, comparison and shifts are GCC's vector extensions; what they lack is a function here,
+ * in portable form and, where an instruction set has an instruction for it, with that. Each file
+ * of cpu/ is compiled with one of VEC_AVX512, VEC_EMU512, VEC_AVX2, VEC_SSE2 or VEC_GENERIC defined,
+ * and names what it defines KERNEL(name): name_avx2. emu512 is the code of AVX-512 with portable
+ * functions, for tests on machines that have none.
+ *
+ * Every function gives the same bits on every instruction set.
+ */
+#ifndef KERNELS_CPU_VEC_H
+#define KERNELS_CPU_VEC_H
+
+#include "kernels/numerics.h"
+
+#include <string.h>
+
+#if defined(VEC_AVX512)
+#define VEC_NAME "avx512"
+#define KERNEL(name) name##_avx512
+#define LANES 16
+#elif defined(VEC_EMU512)
+#define VEC_NAME "emu512"
+#define KERNEL(name) name##_emu512
+#define LANES 16
+#elif defined(VEC_AVX2)
+#define VEC_NAME "avx2"
+#define KERNEL(name) name##_avx2
+#define LANES 8
+#elif defined(VEC_SSE2)
+#define VEC_NAME "sse2"
+#define KERNEL(name) name##_sse2
+#define LANES 4
+#else
+#define VEC_NAME "generic"
+#define KERNEL(name) name##_generic
+#define LANES 4
+#endif
+
+#if !defined(VEC_GENERIC)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline, unused))
+#if defined(VEC_AVX512) || defined(VEC_AVX2)
+#define UNROLL _Pragma("GCC unroll 16")
+#define SLOW INLINE
+#else
+#define UNROLL
+#define SLOW static __attribute__((noinline, unused)) /* for the sake of compile time */
+#endif
+
+typedef float vf __attribute__((vector_size(LANES * 4), may_alias));
+typedef int32_t vi __attribute__((vector_size(LANES * 4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4), may_alias));
+typedef int16_t vs __attribute__((vector_size(LANES * 4), may_alias)); /* 2 * LANES of them */
+typedef double vd __attribute__((vector_size(LANES * 4), may_alias));  /* LANES / 2 of them */
+
+/* ---- memory, of any alignment ---------------------------------------------------------------- */
+
+INLINE vf vf_load(const void *p)
+{
+    typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
+    return *(const unaligned *)p;
+}
+
+INLINE void vf_store(void *p, vf v)
+{
+    typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
+    *(unaligned *)p = v;
+}
+
+INLINE vi vi_load(const void *p)
+{
+    return (vi)vf_load(p);
+}
+
+INLINE void vi_store(void *p, vi v)
+{
+    vf_store(p, (vf)v);
+}
+
+INLINE vd vd_load(const double *p)
+{
+    return (vd)vf_load(p);
+}
+
+INLINE void vd_store(double *p, vd v)
+{
+    vf_store(p, (vf)v);
+}
+
+INLINE vf vf_set(float x)
+{
+    return x - (vf){0};
+}
+
+INLINE vi vi_set(int32_t x)
+{
+    return x + (vi){0};
+}
+
+/* The four bytes at p in every lane. */
+INLINE vi vi_broadcast(const void *p)
+{
+    int32_t x;
+
+    memcpy(&x, p, 4);
+    return vi_set(x);
+}
+
+/* LANES bytes, signed or not, and LANES 16-bit integers, as 32-bit integers. */
+INLINE vi vi_load_u8(const uint8_t *p)
+{
+    typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+    return __builtin_convertvector(*(const bytes *)p, vi);
+}
+
+INLINE vi vi_load_u16(const uint16_t *p)
+{
+    typedef uint16_t words __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+    return __builtin_convertvector(*(const words *)p, vi);
+}
+
+/* 2 * LANES signed bytes as 16-bit integers. */
+INLINE vi vs_load_s8(const int8_t *p)
+{
+    typedef int8_t bytes __attribute__((vector_size(LANES * 2), aligned(1), may_alias));
+    return (vi)__builtin_convertvector(*(const bytes *)p, vs);
+}
+
+/* ---- floats ------------------------------------------------------------------------------------ */
+
+INLINE vf vf_select(vi mask, vf yes, vf no)
+{
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+}
+
+/* a where a > b, else b. */
+INLINE vf vf_max(vf a, vf b)
+{
+    return vf_select(a > b, a, b);
+}
+
+INLINE vf vf_abs(vf a)
+{
+    return (vf)((vi)a & 0x7fffffff);
+}
+
+INLINE vd vd_low(vf v)
+{
+    typedef float half __attribute__((vector_size(LANES * 2)));
+    half low;
+
+    memcpy(&low, &v, sizeof(low));
+    return __builtin_convertvector(low, vd);
+}
+
+INLINE vd vd_high(vf v)
+{
+    typedef float half __attribute__((vector_size(LANES * 2)));
+    half high;
+
+    memcpy(&high, (const char *)&v + sizeof(high), sizeof(high));
+    return __builtin_convertvector(high, vd);
+}
+
+/* Two vectors of doubles as one of floats. */
+INLINE vf vf_round(vd low, vd high)
+{
+    typedef float half __attribute__((vector_size(LANES * 2)));
+    half parts[2] = {__builtin_convertvector(low, half), __builtin_convertvector(high, half)};
+    vf v;
+
+    memcpy(&v, parts, sizeof(v));
+    return v;
+}
+
+/* The sum of SUM_LANES partial sums, in the order of numerics.h. */
+INLINE float vf_sum_lanes(const vf *partial)
+{
+    float sums[SUM_LANES];
+
+    for (int v = 0; v < SUM_LANES / LANES; v++)
+        vf_store(sums + v * LANES, partial[v]);
+    UNROLL for (int width = SUM_LANES / 2; width; width /= 2)
+        UNROLL for (int i = 0; i < width; i++)
+            sums[i] += sums[i + width];
+    return sums[0];
+}
+
+/* a * b + c, rounded once. */
+#if defined(VEC_AVX512)
+INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+#elif defined(VEC_AVX2)
+INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+#elif defined(VEC_EMU512)
+SLOW vf vf_fma(vf a, vf b, vf c)
+{
+    __m256 x[2], y[2], z[2];
+
+    memcpy(x, &a, sizeof(a));
+    memcpy(y, &b, sizeof(b));
+    memcpy(z, &c, sizeof(c));
+    x[0] = _mm256_fmadd_ps(x[0], y[0], z[0]);
+    x[1] = _mm256_fmadd_ps(x[1], y[1], z[1]);
+    memcpy(&a, x, sizeof(a));
+    return a;
+}
+#elif defined(__FP_FAST_FMAF)
+SLOW vf vf_fma(vf a, vf b, vf c)
+{
+    for (int i = 0; i < LANES; i++)
+        a[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return a;
+}
+#else
+/*
+ * In doubles the product is exact. The sum is rounded to odd (to the neighbour with an odd last
+ * bit when it is not exact), so that rounding it again to a float does what one rounding does
+ * (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+ */
+INLINE vd vd_fma_to_odd(vd a, vd b, vd c)
+{
+    typedef int64_t vl __attribute__((vector_size(LANES * 4), may_alias));
+    vd p = a * b, sum = p + c, back = sum - p;
+    vd error = (p - (sum - back)) + (c - back);
+    vl inexact = error != 0, finite = ((vl)sum & 0x7ff0000000000000) != 0x7ff0000000000000;
+    vl even = ((vl)sum & 1) == 0;
+    vl away = ((vl)error ^ (vl)sum) >= 0; /* the exact sum is larger in magnitude */
+    vl step = (away & 1) | (~away & -1);
+
+    return (vd)((vl)sum + (step & inexact & even & finite));
+}
+
+SLOW vf vf_fma(vf a, vf b, vf c)
+{
+    return vf_round(vd_fma_to_odd(vd_low(a), vd_low(b), vd_low(c)),
+                    vd_fma_to_odd(vd_high(a), vd_high(b), vd_high(c)));
+}
+#endif
+
+/* exp as numerics.h states it. */
+SLOW vf vf_exp(vf x)
+{
+    vi zero = x < EXP_LOWEST;
+
+    x = vf_select(x > EXP_HIGHEST, vf_set(EXP_HIGHEST), x);
+
+    vf shifted = vf_fma(x, vf_set(EXP_LOG2_E), vf_set(EXP_ROUND)), n = shifted - EXP_ROUND;
+    vf r = vf_fma(n, vf_set(-EXP_LN2_LOW), vf_fma(n, vf_set(-EXP_LN2_HIGH), x));
+    vf p = vf_set(EXP_P0);
+
+    p = vf_fma(p, r, vf_set(EXP_P1));
+    p = vf_fma(p, r, vf_set(EXP_P2));
+    p = vf_fma(p, r, vf_set(EXP_P3));
+    p = vf_fma(p, r, vf_set(EXP_P4));
+    p = vf_fma(p, r, vf_set(EXP_P5));
+    p = vf_fma(p, r * r, r) + 1.0f;
+
+    vf power = (vf)(((vu)shifted + 127) << 23);
+
+    return (vf)(~zero & (vi)(p * power));
+}
+
+/* ---- halves -------------------------------------------------------------------------------------- */
+
+INLINE vf vf_load_half(const uint16_t *p)
+{
+#if defined(VEC_AVX512)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    vi h = vi_load_u16(p), magnitude = (h & 0x7fff) << 13;
+    vi special = magnitude >= 0x0f800000; /* infinity or NaN */
+    vi bits = (vi)((vf)magnitude * 0x1p112f) | (special & 0x7f800000);
+
+    return (vf)(bits | (h & 0x8000) << 16);
+#endif
+}
+
+/* Rounded to nearest even. */
+INLINE void vf_store_half(uint16_t *p, vf v)
+{
+#if defined(VEC_AVX512)
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(VEC_AVX2)
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < LANES; i++)
+        p[i] = float_to_half(v[i]);
+#endif
+}
+
+/* ---- dot products of bytes --------------------------------------------------------------------- */
+
+/* Lane: low 16 bits times low 16 bits plus high times high, all signed. */
+SLOW vi vs_dot(vi a, vi b)
+{
+#if defined(VEC_AVX512)
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(VEC_AVX2)
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(VEC_SSE2)
+    return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+#if !defined(VEC_AVX2)
+/* acc + the dot product of a lane's four unsigned bytes of w and its four signed bytes of a. */
+SLOW vi vi_dot_bytes(vi acc, vi w, vi a)
+{
+#if defined(VEC_AVX512)
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)a);
+#else
+    vi even = vs_dot(w & 0x00ff00ff, (vi)(((vs)a << 8) >> 8));
+
+    return acc + even + vs_dot((vi)((vu)w >> 8) & 0x00ff00ff, (vi)((vs)a >> 8));
+#endif
+}
+#endif
+
+/*
+ * A sum of several dot products of unsigned codes, in steps: AVX2 adds pairs in 16 bits, which
+ * must be widened before they overflow, and the others are 32 bits wide from the start.
+ */
+INLINE vi dot_step(vi acc, vi codes, vi a)
+{
+#if defined(VEC_AVX2)
+    acc = (vi)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)codes, (__m256i)a));
+    __asm__("" : "+x"(acc)); /* gcc 12 would put the additions off, and spill what they add */
+    return acc;
+#else
+    return vi_dot_bytes(acc, codes, a);
+#endif
+}
+
+/* How many steps of codes below 2^bits fit: 127 * 2 * (2^bits - 1) each in 16 bits signed. */
+#if defined(VEC_AVX2)
+#define DOT_STEPS(bits) ((bits) <= 4 ? 8 : (bits) == 5 ? 4 : 2)
+#else
+#define DOT_STEPS(bits) 8
+#endif
+
+INLINE vi dot_widen(vi acc)
+{
+#if defined(VEC_AVX2)
+    return vs_dot(acc, vi_set(0x00010001));
+#else
+    return acc;
+#endif
+}
+
+/* dot_widen(acc) times a scale: the lane's low (half 0) or high (half 1) 16 bits of `scales`. */
+INLINE vi dot_scale(vi acc, vi scales, int half)
+{
+#if defined(VEC_AVX2)
+    vi low = (scales & 0xffff) | scales << 16, high = (scales & ~0xffff) | (vi)((vu)scales >> 16);
+
+    return vs_dot(acc, half ? high : low);
+#else
+    return acc * (half ? scales >> 16 : (scales << 16) >> 16);
+#endif
+}
+
+/*
+ * Signed codes: sum = signed_start(sum of a over the whole block), then signed_step for each part
+ * of it. signed_codes makes of stored codes what signed_step reads.
+ */
+INLINE vi signed_start(int sum_a)
+{
+#if LANES == 16 /* dot products have one unsigned side: 128 is added to codes, and taken off here */
+    return vi_set(-128 * sum_a);
+#else
+    (void)sum_a;
+    return vi_set(0);
+#endif
+}
+
+INLINE vi signed_codes(vi codes)
+{
+#if LANES == 16
+    return codes ^ (int)0x80808080;
+#else
+    return codes;
+#endif
+}
+
+INLINE vi signed_step(vi sum, vi codes, vi a)
+{
+#if LANES == 16
+    return vi_dot_bytes(sum, codes, a);
+#elif defined(VEC_AVX2)
+    /* |codes| * (a with their sign): 128 * 127 * 2 fits 16 bits. */
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)codes),
+                                         _mm256_sign_epi8((__m256i)a, (__m256i)codes));
+    sum += vs_dot((vi)pairs, vi_set(0x00010001));
+    __asm__("" : "+x"(sum));
+    return sum;
+#else
+    vi even = vs_dot((vi)(((vs)codes << 8) >> 8), (vi)(((vs)a << 8) >> 8));
+
+    return sum + even + vs_dot((vi)((vs)codes >> 8), (vi)((vs)a >> 8));
+#endif
+}
+
+#endif

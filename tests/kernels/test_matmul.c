@@ -1,0 +1,293 @@
+#include "tests/kernels/arrays.h"
+#include "tests/support/expect.h"
+
+#include "proto/base/memory.h"
+
+/* Everything a test compares with: the specification's outputs. */
+struct problem {
+    enum tensor_type type;
+    int32_t rows, n, k, tensor_k, k0, group_k;
+    void *tensor;
+    struct activations a;
+    float *out;  /* [rows, n] */
+    double *sum; /* [rows, n] */
+};
+
+static void quantize(struct device *dev, struct activations *a)
+{
+    if (a->k % 32 == 0)
+        device_kernels(dev)->quantize(dev, a);
+}
+
+static void problem_init(struct problem *p)
+{
+    struct random random = {p->type * 1000 + p->rows + p->n + p->k};
+    struct device *dev = open_device("ref", 1);
+    struct matrix w;
+
+    p->tensor = random_weights(&random, p->type, p->n, p->tensor_k);
+    p->out = mem_new_array(float, p->rows * p->n);
+    p->sum = mem_new_array(double, p->rows * p->n);
+    activations_init(&p->a, &random, p->rows, p->k);
+    matrix_init(&w, dev, p->type, p->tensor, p->tensor_k, 0, p->n, p->k0, p->k);
+    quantize(dev, &p->a);
+    device_kernels(dev)->matmul(dev, p->out, p->n, &p->a, &w);
+    if (p->group_k)
+        device_kernels(dev)->matmul_groups(dev, p->sum, &p->a, &w, p->group_k);
+    matrix_close(&w, dev);
+    device_close(dev);
+}
+
+static void problem_close(struct problem *p)
+{
+    activations_close(&p->a);
+    mem_free(p->tensor);
+    mem_free(p->out);
+    mem_free(p->sum);
+}
+
+/* The outputs of one device on the first `rows` rows from row `first`, against the problem's. */
+static void check(struct problem *p, struct device *dev, const struct matrix *w, int32_t first,
+                  int32_t rows)
+{
+    const struct kernels *kernels = device_kernels(dev);
+    int64_t blocks = (int64_t)first * (p->k / 32);
+    struct activations a = {rows, p->k, p->a.x + (int64_t)first * p->k,
+                            p->a.q + blocks * 32, p->a.d + blocks, p->a.z + blocks,
+                            p->a.sums + 2 * blocks};
+    int64_t stride = p->n + 5;
+    float *out = mem_new_array(float, rows * stride);
+    double *sum = mem_new_array(double, rows * p->n);
+    char *what = mem_printf("%s %s %d x %d x %d (%d rows)", kernels->name,
+                            tensor_type_info(p->type)->name, p->rows, p->n, p->k, rows);
+
+    for (int64_t i = 0; i < rows * stride; i++)
+        out[i] = 12345;
+    kernels->matmul(dev, out, stride, &a, w);
+    for (int32_t r = 0; r < rows; r++) {
+        expect_same_floats(what, out + r * stride, p->out + (int64_t)(first + r) * p->n, p->n);
+        for (int i = 0; i < 5; i++)
+            assert_true(out[r * stride + p->n + i] == 12345); /* nothing beyond a row is touched */
+    }
+    if (p->group_k) {
+        kernels->matmul_groups(dev, sum, &a, w, p->group_k);
+        if (memcmp(sum, p->sum + (int64_t)first * p->n, (size_t)rows * p->n * sizeof(double)) != 0)
+            fail_msg("%s: groups of %d differ", what, p->group_k);
+    }
+    mem_free(what);
+    mem_free(out);
+    mem_free(sum);
+}
+
+static void check_isa(struct problem *p, const char *isa)
+{
+    struct device *dev = open_device(isa, 1), *two = open_device(isa, 2);
+    struct matrix w;
+
+    matrix_init(&w, dev, p->type, p->tensor, p->tensor_k, 0, p->n, p->k0, p->k);
+    check(p, dev, &w, 0, p->rows);
+    check(p, two, &w, 0, p->rows);
+    for (int32_t first = 0; first < p->rows; first += 1 + first * 2)
+        for (int32_t rows = 1; first + rows <= p->rows; rows += 1 + rows)
+            check(p, dev, &w, first, rows);
+    matrix_close(&w, dev);
+    device_close(dev);
+    device_close(two);
+}
+
+static void check_everywhere(struct problem p)
+{
+    problem_init(&p);
+    for (const char *const *isa = tested_isas(); *isa; isa++)
+        check_isa(&p, *isa);
+    problem_close(&p);
+}
+
+static void every_type_has_the_bits_of_the_specification(void **state)
+{
+    (void)state;
+    for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+        /* chunks, groups that end within a chunk and beyond one; a panel of 6 columns */
+        check_everywhere((struct problem){type, 19, 70, 1536, 1536, 0, 192, NULL});
+        check_everywhere((struct problem){type, 7, 32, 1536, 1536, 0, 768, NULL});
+        /* a shard that begins and ends inside a K type's 256 */
+        check_everywhere((struct problem){type, 9, 33, 224, 1024, 160, 32, NULL});
+        check_everywhere((struct problem){type, 1, 1, 32, 256, 32, 32, NULL});
+    }
+    check_everywhere((struct problem){TYPE_F32, 5, 40, 77, 77, 0, 0, NULL}); /* any k */
+}
+
+static void rows_of_any_batch_have_the_same_bits(void **state)
+{
+    (void)state;
+    check_everywhere((struct problem){TYPE_Q4_1, 300, 64, 576, 576, 0, 192, NULL});
+    check_everywhere((struct problem){TYPE_Q6_K, 260, 32, 512, 512, 0, 256, NULL});
+}
+
+/* Columns [n0, n) and [0, n0) on two devices are the columns of the whole. */
+static void a_column_shard_has_the_bits_of_the_whole(void **state)
+{
+    enum { ROWS = 10, N = 96, K = 256, N0 = 40 };
+    (void)state;
+    for (const char *const *isa = tested_isas(); *isa; isa++)
+        for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+            struct problem p = {type, ROWS, N, K, K, 0, 0, NULL};
+            struct device *dev = open_device(*isa, 1);
+            struct matrix w;
+            float out[ROWS * N];
+
+            problem_init(&p);
+            matrix_init(&w, dev, type, p.tensor, K, N0, N - N0, 0, K);
+            device_kernels(dev)->matmul(dev, out, N, &p.a, &w);
+            for (int r = 0; r < ROWS; r++)
+                expect_same_floats(*isa, out + r * N, p.out + r * N + N0, N - N0);
+            matrix_close(&w, dev);
+            problem_close(&p);
+            device_close(dev);
+        }
+}
+
+/* q, k and v side by side in one matrix. */
+static void several_tensors_pack_into_one_matrix(void **state)
+{
+    enum { ROWS = 5, N = 160, K = 64 };
+    (void)state;
+    for (const char *const *isa = tested_isas(); *isa; isa++) {
+        struct problem p = {TYPE_Q4_1, ROWS, N, K, K, 0, 0, NULL};
+        struct device *dev = open_device(*isa, 2);
+        const struct kernels *kernels = device_kernels(dev);
+        struct matrix w = {.type = p.type, .n = N, .k = K};
+        int64_t row_bytes = tensor_row_bytes(p.type, K);
+        float out[ROWS * N];
+
+        problem_init(&p);
+        expect_ok(device_alloc(dev, kernels->matrix_bytes(p.type, N, K), "qkv", &w.data));
+        kernels->matrix_pack(dev, &w, 96, 50, (char *)p.tensor + 96 * row_bytes, row_bytes, 0);
+        kernels->matrix_pack(dev, &w, 0, 96, p.tensor, row_bytes, 0);
+        kernels->matmul(dev, out, N, &p.a, &w);
+        for (int r = 0; r < ROWS; r++)
+            expect_same_floats(*isa, out + r * N, p.out + r * N, 146);
+        matrix_close(&w, dev);
+        problem_close(&p);
+        device_close(dev);
+    }
+}
+
+/*
+ * Ranks hold whole groups. With scales 1e-10 apart a float partial has bits far below the grid,
+ * and the sum of unrounded partials depends on the order: the test shows that too.
+ */
+static void sums_of_groups_are_exact_in_any_order(void **state)
+{
+    enum { ROWS = 8, N = 64, K = 768, GROUP = 96, GROUPS = K / GROUP };
+    bool unrounded_differs = false;
+
+    (void)state;
+    for (const char *const *isa = tested_isas(); *isa; isa++) {
+        struct random random = {77};
+        struct device *dev = open_device(*isa, 2);
+        const struct kernels *kernels = device_kernels(dev);
+        float *tensor = random_weights(&random, TYPE_F32, N, K);
+        double whole[ROWS * N], sum[ROWS * N] = {0}, part[ROWS * N], plain[2][ROWS * N] = {{0}};
+        struct activations a;
+        struct matrix w;
+
+        activations_init(&a, &random, ROWS, K);
+        for (int i = 0; i < ROWS * K; i++)
+            ((float *)a.x)[i] *= i % K / GROUP % 2 ? 1e-10f : 1;
+        matrix_init(&w, dev, TYPE_F32, tensor, K, 0, N, 0, K);
+        kernels->matmul_groups(dev, whole, &a, &w, GROUP);
+        matrix_close(&w, dev);
+        for (int i = 0; i < GROUPS; i++) {
+            int g = i * 5 % GROUPS; /* another order */
+            struct activations one = {ROWS, GROUP, NULL, NULL, NULL, NULL, NULL};
+            float *x = mem_new_array(float, ROWS * GROUP), out[ROWS * N];
+
+            for (int r = 0; r < ROWS; r++)
+                memcpy(x + r * GROUP, a.x + r * K + g * GROUP, GROUP * sizeof(float));
+            one.x = x;
+            matrix_init(&w, dev, TYPE_F32, tensor, K, 0, N, g * GROUP, GROUP);
+            kernels->matmul_groups(dev, part, &one, &w, GROUP);
+            kernels->matmul(dev, out, N, &one, &w);
+            for (int j = 0; j < ROWS * N; j++) {
+                sum[j] += part[j];
+                plain[0][j] += out[j];
+            }
+            matrix_close(&w, dev);
+
+            g = i;
+            for (int r = 0; r < ROWS; r++)
+                memcpy(x + r * GROUP, a.x + r * K + g * GROUP, GROUP * sizeof(float));
+            matrix_init(&w, dev, TYPE_F32, tensor, K, 0, N, g * GROUP, GROUP);
+            kernels->matmul(dev, out, N, &one, &w);
+            for (int j = 0; j < ROWS * N; j++)
+                plain[1][j] += out[j];
+            matrix_close(&w, dev);
+            mem_free(x);
+        }
+        assert_memory_equal(sum, whole, sizeof(sum));
+        unrounded_differs |= memcmp(plain[0], plain[1], sizeof(plain[0])) != 0;
+        mem_free(tensor);
+        activations_close(&a);
+        device_close(dev);
+    }
+    assert_true(unrounded_differs);
+}
+
+static void embeddings_have_the_bits_of_the_specification(void **state)
+{
+    enum { ROWS = 9, N = 100, K = 96 };
+    (void)state;
+    for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+        struct random random = {type + 5};
+        char *tensor = random_weights(&random, type, N, 256);
+        int32_t ids[ROWS] = {0, 7, 8, 39, 40, 106, 107, 5000, -1};
+        float want[ROWS * K], out[ROWS * K];
+
+        for (const char *const *isa = tested_isas(); *isa; isa++) {
+            struct device *ref = open_device("ref", 1), *dev = open_device(*isa, 2);
+            struct matrix w;
+
+            matrix_init(&w, ref, type, tensor, 256, 0, N, 160, K);
+            device_kernels(ref)->embedding(ref, want, ids, ROWS, &w, 7, 3);
+            matrix_close(&w, ref);
+            matrix_init(&w, dev, type, tensor, 256, 0, N, 160, K);
+            device_kernels(dev)->embedding(dev, out, ids, ROWS, &w, 7, 3);
+            matrix_close(&w, dev);
+            expect_same_floats(*isa, out, want, ROWS * K);
+            device_close(ref);
+            device_close(dev);
+        }
+        mem_free(tensor);
+    }
+}
+
+/* Bits a weight of a tensor of 1024 × 1024, super scales and all. */
+static void packed_sizes_are_near_the_files(void **state)
+{
+    struct device *dev = open_device(NULL, 1);
+
+    (void)state;
+    for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+        double file = (double)tensor_row_bytes(type, 1024) / 128;
+        double packed = (double)device_kernels(dev)->matrix_bytes(type, 1024, 1024) / (1024 * 128);
+
+        print_message("# %s: %.3f bits a weight, %.3f in the file\n", tensor_type_info(type)->name,
+                      packed, file);
+        if (type != TYPE_Q2_K && type != TYPE_Q3_K) /* stored with codes of 4 bits */
+            assert_true(packed < file * 1.04);
+        assert_true(packed < 8.51 || type < TYPE_Q4_0);
+    }
+    device_close(dev);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(every_type_has_the_bits_of_the_specification),
+    cmocka_unit_test(rows_of_any_batch_have_the_same_bits),
+    cmocka_unit_test(a_column_shard_has_the_bits_of_the_whole),
+    cmocka_unit_test(several_tensors_pack_into_one_matrix),
+    cmocka_unit_test(sums_of_groups_are_exact_in_any_order),
+    cmocka_unit_test(embeddings_have_the_bits_of_the_specification),
+    cmocka_unit_test(packed_sizes_are_near_the_files),
+};
+TEST_MAIN(tests)
