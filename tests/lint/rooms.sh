@@ -67,6 +67,19 @@ rooms_say_how_to_add_to_them() {
     done
 }
 
+the_build_knows_every_source() { # a merge can lose a row, and a test with it
+    list_files '*.c' '*.py' | while read -r file; do
+        local room=${file%%/*} name=${file#*/}
+        case $name in
+        main.c) continue ;; # the program itself, in the top meson.build
+        fuzz/fuzz_*) name=${name#fuzz/fuzz_} ;;
+        system/test_*) name=${name#system/test_} ;;
+        *.py) continue ;;
+        esac
+        grep -qE "'${name%.*}(\.c)?'" "$room/meson.build" || echo "$file: is not built"
+    done
+}
+
 rules=(includes_fit_the_rooms the_top_level_holds_only_what_belongs_there
     no_file_names_a_path_of_one_machine headers_open_with_a_comment rooms_say_how_to_add_to_them)
 failed=0
