@@ -30,12 +30,12 @@ phase() {
 
 # The packages of some groups of deploy/packages.txt that this machine lacks.
 packages_missing() {
-    local groups=" $* " group name _
-    while read -r group name _; do
-        [[ $group == \#* || $groups != *" $group "* ]] && continue
-        [[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) == installed* ]] ||
-            echo "$name"
-    done <deploy/packages.txt
+    local wanted
+    mapfile -t wanted < <(awk -v groups=" $* " '!/^#/ && index(groups, " " $1 " ") { print $2 }' \
+        deploy/packages.txt)
+    comm -23 <(printf '%s\n' "${wanted[@]}" | sort) \
+        <(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null |
+            awk '$2 == "installed" { print $1 }' | sort -u)
 }
 
 as_root() {
