@@ -2,18 +2,23 @@
 
 #include "engine/core/core.h"
 #include "engine/executor/executor.h"
+#include "proto/base/log.h"
 #include "proto/base/mailbox.h"
+#include "proto/base/trace.h"
 #include "proto/config/config.h"
 #include "proto/model/model_file.h"
 
 #include <stdatomic.h>
+#include <unistd.h>
 
 /* Outputs that may wait for the front: one a step. A front that does not poll for so long is gone. */
 enum { MAX_OUTPUTS = 1 << 20 };
 
 struct engine {
+    const struct config *config;
     struct core *core;
     struct mailbox outputs;
+    bool is_one_process;
     int32_t max_model_len;
     int32_t vocab_size;
     int32_t block_size;
@@ -38,12 +43,16 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     AUTO_FREE(engine) struct engine *engine = mem_new(struct engine);
     AUTO_FREE(executor) struct executor *executor = NULL;
 
+    engine->config = config;
+    if (config->trace)
+        TRY(trace_start(TRACE_SPANS));
     TRY(mailbox_open(&engine->outputs, MAX_OUTPUTS));
     TRY(executor_open(&(struct executor_options){.config = config,
                                                  .model = model,
                                                  .progress = progress,
                                                  .user = user},
                       &executor));
+    engine->is_one_process = executor->ops == &executor_uniproc;
     engine->max_model_len = executor->info.max_model_len;
     engine->vocab_size = model_file_config(model)->vocab_size;
     engine->block_size = config->block_size;
@@ -57,6 +66,29 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     return OK;
 }
 
+/* Every process has written its part when it ended; one file is made of them. */
+static void merge_traces(const struct engine *engine)
+{
+    const struct config *config = engine->config;
+    const char **parts = mem_new_array(const char *, (size_t)config->tp + 1);
+
+    for (int32_t rank = 0; rank < config->tp; rank++)
+        parts[rank + 1] = mem_printf("%s.worker.%d", config->trace, rank);
+    parts[0] = mem_printf("%s.engine", config->trace);
+
+    /* A rank in this process has its spans in the engine's part. */
+    int32_t num_parts = engine->is_one_process ? 1 : config->tp + 1;
+
+    if (trace_write(parts[0], "engine") != OK ||
+        trace_merge(parts, num_parts, config->trace) != OK)
+        log_error("%s", fail_text());
+    for (int32_t i = 0; i <= config->tp; i++) {
+        unlink(parts[i]);
+        mem_free((char *)parts[i]);
+    }
+    mem_free(parts);
+}
+
 void engine_free(struct engine *engine)
 {
     if (!engine)
@@ -65,6 +97,8 @@ void engine_free(struct engine *engine)
     for (struct engine_output *output; (output = engine_poll(engine));)
         engine_output_free(output);
     mailbox_close(&engine->outputs);
+    if (engine->core && engine->config->trace)
+        merge_traces(engine);
     mem_free(engine);
 }
 
