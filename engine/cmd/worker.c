@@ -36,7 +36,7 @@ static void help(const struct option_set *set)
            bytes_text(&text));
 }
 
-static enum status run(const struct worker_settings *settings)
+static enum status check(const struct worker_settings *settings)
 {
     if (!settings->engine)
         return fail(ERR_INVALID, "--engine is missing: where is the engine?");
@@ -46,11 +46,7 @@ static enum status run(const struct worker_settings *settings)
     if (settings->world > 1 && !settings->comm)
         return fail(ERR_INVALID, "--comm is missing: %d ranks need memory to share",
                     settings->world);
-    return worker_main(&(struct worker_main_options){.engine = settings->engine,
-                                                     .comm_path = settings->comm,
-                                                     .rank = settings->rank,
-                                                     .world = settings->world,
-                                                     .epoch = (uint32_t)settings->epoch});
+    return OK;
 }
 
 int cmd_worker(int argc, char **argv)
@@ -66,10 +62,18 @@ int cmd_worker(int argc, char **argv)
     options_init(&set);
     status = options_parse(&set, 1, argc, argv, NULL, NULL);
     if (status == OK)
-        status = run(&settings);
-    /* worker_main has said so; what it was not told yet is said here. */
-    if (status == ERR_INVALID)
+        status = check(&settings);
+    if (status != OK) {
         fprintf(stderr, "tandem worker: %s\n", fail_text());
+        options_close(&set);
+        return 2;
+    }
+    /* What goes wrong from here on is told to the engine. */
+    status = worker_main(&(struct worker_main_options){.engine = settings.engine,
+                                                       .comm_path = settings.comm,
+                                                       .rank = settings.rank,
+                                                       .world = settings.world,
+                                                       .epoch = (uint32_t)settings.epoch});
     options_close(&set);
-    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+    return status == OK ? 0 : 1;
 }

@@ -1,5 +1,7 @@
 #include "engine/executor/executor.h"
 
+#include "proto/model/shard.h"
+
 #include <string.h>
 #include <unistd.h>
 
@@ -25,7 +27,9 @@ enum status executor_choose(const struct config *config, const struct executor_o
 enum status executor_open(const struct executor_options *options, struct executor **out)
 {
     const struct executor_ops *ops;
+    struct shard shard;
 
+    TRY(shard_init(model_file_config(options->model), 0, options->config->tp, &shard));
     TRY(executor_choose(options->config, &ops));
     return ops->open(options, out);
 }
@@ -46,6 +50,12 @@ static double mib(int64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
+/* Digits enough that a size never reads as 0. */
+static int digits(int64_t bytes)
+{
+    return bytes < 10 << 20 ? 3 : 0;
+}
+
 enum status executor_plan_kv(const struct config *config, int32_t max_model_len, int32_t num_ranks,
                              int64_t block_bytes_per_rank, int64_t available_bytes,
                              int32_t *num_blocks_out)
@@ -61,9 +71,10 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
         return *num_blocks_out = config->num_gpu_blocks_override, OK;
     if (num_blocks < needed)
         return fail(ERR_NO_MEMORY,
-                    "one request of --max-model-len %d tokens needs %.0f MiB of KV cache, there are "
-                    "%.0f MiB; lower --max-model-len to %lld or raise --kv-cache-memory",
-                    max_model_len, mib(needed * block_bytes), mib(budget),
+                    "one request of --max-model-len %d tokens needs %.*f MiB of KV cache, there are "
+                    "%.*f MiB; lower --max-model-len to %lld or raise --kv-cache-memory",
+                    max_model_len, digits(needed * block_bytes), mib(needed * block_bytes),
+                    digits(budget), mib(budget),
                     (long long)(num_blocks * config->block_size));
 
     /* More than every running request at full length can never be used. */

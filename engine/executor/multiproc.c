@@ -161,16 +161,16 @@ static enum status multiproc_wait(struct executor *executor, int fd)
 
 static void stop_ranks(struct multiproc *multiproc)
 {
-    int64_t deadline_ns = clock_deadline_ns(STOP_TIMEOUT_MS);
+    bool were_ready = rendezvous_is_complete(&multiproc->link.rendezvous);
+    int64_t deadline_ns = clock_deadline_ns(were_ready ? STOP_TIMEOUT_MS : 0);
 
-    /* A rank that does not hear it any more is killed below. */
-    if (multiproc->num_started == multiproc->link.world &&
-        link_send_all(&multiproc->link, &shutdown_type, -1, NULL) != OK)
+    /* A rank that does not hear it any more, or does not listen yet, is killed below. */
+    if (were_ready && link_send_all(&multiproc->link, &shutdown_type, -1, NULL) != OK)
         log_debug("shutdown: %s", fail_text());
     for (int32_t rank = 0; rank < multiproc->num_started; rank++) {
         int status;
 
-        if (!child_wait(&multiproc->children[rank], deadline_ns, &status))
+        if (!child_wait(&multiproc->children[rank], deadline_ns, &status) && were_ready)
             log_warn("rank %d does not stop, and is killed", rank);
         child_close(&multiproc->children[rank]);
     }
@@ -179,6 +179,7 @@ static void stop_ranks(struct multiproc *multiproc)
 static void multiproc_free(struct executor *executor)
 {
     struct multiproc *multiproc = of(executor);
+    AUTO_MEM char *sentence = mem_strdup(fail_text()); /* why, if a failure brought us here */
 
     if (multiproc->num_started > 0)
         stop_ranks(multiproc);
@@ -190,6 +191,7 @@ static void multiproc_free(struct executor *executor)
         run_dir_close(&multiproc->run_dir);
     mem_free(multiproc->children);
     mem_free(multiproc);
+    (void)fail(OK, "%s", sentence);
 }
 
 const struct executor_ops executor_multiproc = {

@@ -5,7 +5,7 @@
  * name, its tensor table and its forward pass, written over worker/layers and struct kernels.
  *
  * Tensor parallelism: attention heads, FFN groups and the vocabulary are dealt out in whole
- * units (shard.c), even or not; KV heads are replicated where a rank's heads reach into them.
+ * units (proto/model/shard.h), even or not; KV heads are replicated where a rank's heads reach into them.
  * Column-parallel layers are exact by nature, row-parallel sums are exact on a grid (kernels.h),
  * so the logits have the same bits for every world size.
  *
@@ -19,22 +19,7 @@
 #include "kernels/kernels.h"
 #include "proto/base/memory.h"
 #include "proto/model/model_file.h"
-
-/* What rank `rank` of `world` holds. Ranges of whole units. */
-struct shard {
-    int32_t rank, world;
-    int32_t first_head, num_heads;
-    int32_t first_kv_head, num_kv_heads; /* all that its heads read: ranges of ranks may overlap */
-    int32_t first_group, num_groups;     /* FFN groups of group_columns columns */
-    int32_t group_columns;
-    int32_t first_token, num_tokens;     /* vocabulary rows */
-};
-
-/* The largest world size the model can be split into; 0: none, and fail_text() says why. */
-int32_t shard_max_world(const struct model_config *config);
-/* ERR_INVALID says the largest --tp; ERR_UNSUPPORTED names the size that has no whole units. */
-MUST_USE enum status shard_init(const struct model_config *config, int32_t rank, int32_t world,
-                                struct shard *shard_out);
+#include "proto/model/shard.h"
 
 struct model_options {
     int32_t rank, world;

@@ -1,10 +1,6 @@
-/*
- * shard: how heads, FFN groups and the vocabulary are dealt out to ranks.
- *
- * The units depend on the model alone, never on the world: row-parallel sums are rounded once a
- * unit, so the same units give the same bits for every world size.
- */
-#include "worker/models/model.h"
+#include "proto/model/shard.h"
+
+#include "proto/base/memory.h"
 
 enum {
     COLUMN_UNIT = 32,     /* a block of quantised activations */

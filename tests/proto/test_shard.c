@@ -1,6 +1,6 @@
 #include "tests/support/expect.h"
 
-#include "worker/models/model.h"
+#include "proto/model/shard.h"
 
 static const struct model_config smollm2 = {.num_heads = 9,
                                             .num_kv_heads = 3,
