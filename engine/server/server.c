@@ -130,7 +130,6 @@ static void watch_engine(struct server *server)
         server->steps_seen_ns = clock_now_ns();
     }
     if (stats.phase == PHASE_FAILED && server->outcome == OK) {
-        log_error("the engine has failed: %s", stats.failure);
         set_outcome(server, ERR_INTERNAL, stats.failure);
         begin_drain(server, LAST_WORDS_MS);
     }

@@ -84,6 +84,18 @@ class Answers(unittest.TestCase):
             together = list(pool.map(stream, prompts))
         assert together == alone, [i for i in range(32) if together[i] != alone[i]]
 
+    def test_streams_say_what_generate_says(self):
+        prompts = [f"Offline {i}" for i in range(32)]
+        ask = {"temperature": 0, "max_tokens": 16, "ignore_eos": True}
+        requests = tandem.write_lines("requests.jsonl", [{"prompt": p, **ask} for p in prompts])
+        code, out, err = tandem.run("generate", "--model", model(), "--requests", requests, "--json")
+        assert code == 0, err
+        offline = {line["index"]: line["text"] for line in map(json.loads, out.splitlines())}
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            online = list(pool.map(
+                lambda prompt: shared().complete(prompt, **ask)["choices"][0]["text"], prompts))
+        assert online == [offline[i] for i in range(32)]
+
     def test_tokens_of_a_text_make_the_text_again(self):
         status, _, answer = shared().post("/tokenize", {"prompt": "Grüße, 世界",
                                                         "return_token_strs": True})
