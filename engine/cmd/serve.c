@@ -47,8 +47,7 @@ static struct option_set serve_option_set(struct serve_options *options)
     return (struct option_set){option_rows, COUNT_OF(option_rows), options};
 }
 
-/* ---- limits
- * ---------------------------------------------------------------------------------------- */
+/* ---- limits ---------------------------------------------------------------------------------- */
 
 static struct http_limits http_limits_of(const struct serve_options *options)
 {
@@ -77,8 +76,7 @@ static void raise_file_limit(int num_connections)
                  (unsigned long long)limit.rlim_cur, num_connections);
 }
 
-/* ---- who may ask
- * ----------------------------------------------------------------------------------- */
+/* ---- who may ask ----------------------------------------------------------------------------- */
 
 static enum status check_access(const struct config *config, const struct serve_options *options,
                                 const struct http_server *http)
@@ -93,8 +91,7 @@ static enum status check_access(const struct config *config, const struct serve_
                 config->host);
 }
 
-/* ---- one serve
- * ------------------------------------------------------------------------------------- */
+/* ---- one serve ------------------------------------------------------------------------------- */
 
 /* On a terminal: one line that is written over. */
 static void show_phase(void *user, const char *words, double fraction)

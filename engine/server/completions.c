@@ -17,8 +17,7 @@ static struct completion *completion_of(struct post *post)
     return CONTAINER_OF(post, struct completion, post);
 }
 
-/* ---- metrics
- * -------------------------------------------------------------------------------------- */
+/* ---- metrics --------------------------------------------------------------------------------- */
 
 static double seconds(int64_t from_ns, int64_t to_ns)
 {
@@ -68,8 +67,7 @@ static void observe_end(struct completion *completion, int32_t sequence)
                             (output->num_tokens - 1));
 }
 
-/* ---- the answer
- * ----------------------------------------------------------------------------------- */
+/* ---- the answer ------------------------------------------------------------------------------ */
 
 static void on_sequence(void *user, struct generation *generation, int32_t sequence)
 {
@@ -140,8 +138,7 @@ void completions_send(struct server *server)
     }
 }
 
-/* ---- a completion's life
- * --------------------------------------------------------------------------- */
+/* ---- a completion's life --------------------------------------------------------------------- */
 
 static void answer_completion(struct post *post)
 {

@@ -83,8 +83,7 @@ struct http_server {
     size_t all_bodies_bytes;
 };
 
-/* ---- words ------------------------------------------------------------------------------------
- */
+/* ---- words ----------------------------------------------------------------------------------- */
 
 static const struct {
     int code;
@@ -116,8 +115,7 @@ static const char *reason_of(int code)
     return "Unknown";
 }
 
-/* ---- connections --------------------------------------------------------------------------------
- */
+/* ---- connections ----------------------------------------------------------------------------- */
 
 static void set_deadline(struct connection *connection, int ms)
 {
@@ -221,8 +219,7 @@ static void end_answer(struct connection *connection)
                         BEV_TRIG_IGNORE_WATERMARKS | BEV_OPT_DEFER_CALLBACKS);
 }
 
-/* ---- answers ------------------------------------------------------------------------------------
- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 static void write_head(struct connection *connection, int code, const char *content_type,
                        const char *framing, const char *headers)
@@ -336,8 +333,7 @@ bool http_is_streaming(const struct http_exchange *exchange)
     return exchange->streaming;
 }
 
-/* ---- requests -----------------------------------------------------------------------------------
- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 const char *http_method(const struct http_exchange *exchange)
 {
@@ -529,8 +525,7 @@ static void read_more(struct connection *connection)
     }
 }
 
-/* ---- events -------------------------------------------------------------------------------------
- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 static void on_read(struct bufferevent *bev, void *user)
 {
@@ -673,8 +668,7 @@ static void on_accept_again(evutil_socket_t fd, short what, void *user)
         evconnlistener_enable(server->listener);
 }
 
-/* ---- the server
- * ----------------------------------------------------------------------------------- */
+/* ---- the server ------------------------------------------------------------------------------ */
 
 static bool address_is_loopback(const struct sockaddr *address)
 {

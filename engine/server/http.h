@@ -69,8 +69,7 @@ void http_close(struct http_server *server);
 void http_server_free(struct http_server *server); /* closes too; NULL is fine */
 DEFINE_AUTO_FREE(http_server)
 
-/* ---- the request: valid as long as the exchange
- * -------------------------------------------------- */
+/* ---- the request: valid as long as the exchange ---------------------------------------------- */
 
 const char *http_method(const struct http_exchange *exchange);
 const char *http_path(const struct http_exchange *exchange);
@@ -86,8 +85,7 @@ int64_t http_started_ns(const struct http_exchange *exchange);
 void http_set_user(struct http_exchange *exchange, void *user);
 void *http_user(const struct http_exchange *exchange);
 
-/* ---- the answer
- * ----------------------------------------------------------------------------------- */
+/* ---- the answer ------------------------------------------------------------------------------ */
 
 /* A header of the answer, before it begins. Control bytes in `value` are left out. */
 void http_add_header(struct http_exchange *exchange, const char *name, const char *value);

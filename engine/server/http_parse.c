@@ -215,8 +215,7 @@ const char *http_head_find(const struct http_head *head, const char *name)
     return NULL;
 }
 
-/* ---- chunked bodies -----------------------------------------------------------------------------
- */
+/* ---- chunked bodies -------------------------------------------------------------------------- */
 
 static int hex_digit(uint8_t byte)
 {

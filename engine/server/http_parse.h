@@ -45,8 +45,7 @@ void http_head_close(struct http_head *head); /* a zeroed head is fine */
 /* The value of the first header of this name, in any case, or NULL. */
 const char *http_head_find(const struct http_head *head, const char *name);
 
-/* ---- chunked bodies -----------------------------------------------------------------------------
- */
+/* ---- chunked bodies -------------------------------------------------------------------------- */
 
 enum http_chunk_state {
     CHUNK_SIZE,      /* hex digits */

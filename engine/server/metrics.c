@@ -43,8 +43,7 @@ struct metrics {
     int64_t finished[FINISH_ERROR + 1];
 };
 
-/* ---- histograms ---------------------------------------------------------------------------------
- */
+/* ---- histograms ------------------------------------------------------------------------------ */
 
 static const struct {
     const char *name, *help;
@@ -95,8 +94,7 @@ void metrics_count_finish(struct metrics *metrics, enum finish_reason reason)
     metrics->finished[reason]++;
 }
 
-/* ---- the page -----------------------------------------------------------------------------------
- */
+/* ---- the page -------------------------------------------------------------------------------- */
 
 static void print_about(struct bytes *out, const char *name, const char *type, const char *help)
 {
@@ -204,8 +202,7 @@ void metrics_print(const struct metrics *metrics, const struct engine_stats *sta
         print_histogram(metrics, i, out);
 }
 
-/* ---- life
- * ----------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 /* A label's value: backslash, quote and newline are escaped. */
 static char *make_label(const char *model_name)

@@ -19,8 +19,7 @@ struct post_kind {
     enum status (*read)(struct post *post, const json_t *json, const char **param_out);
     /* It was read well: answer it, now or later, and then post_free. */
     void (*answer)(struct post *post);
-    /* Between answer and its end: tell the client why there is no more. NULL: there is no between.
-     */
+    /* Between answer and its end: tell the client why there is no more. NULL: no such time. */
     void (*cut)(struct post *post, enum status why, const char *sentence);
     /* What it owns besides. The exchange is not its any more. */
     void (*close)(struct post *post);

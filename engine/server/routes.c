@@ -20,8 +20,7 @@ static void reply_json(struct server *server, struct http_exchange *exchange, js
     server_reply(server, exchange, 200, "application/json", &body);
 }
 
-/* ---- small answers ------------------------------------------------------------------------------
- */
+/* ---- small answers --------------------------------------------------------------------------- */
 
 static void health_get(struct server *server, struct http_exchange *exchange)
 {
@@ -62,8 +61,7 @@ static void metrics_get(struct server *server, struct http_exchange *exchange)
     server_reply(server, exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }
 
-/* ---- the table ----------------------------------------------------------------------------------
- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 enum access { ANYONE, KEY }; /* with --api-key: who may ask */
 
@@ -107,8 +105,7 @@ static const struct endpoint *find_endpoint(const char *method, const char *path
     return NULL;
 }
 
-/* ---- who asks
- * ------------------------------------------------------------------------------------ */
+/* ---- who asks -------------------------------------------------------------------------------- */
 
 /* In a time that depends on the length of what was given alone. */
 static bool is_key(const char *given, const char *key)
@@ -148,8 +145,7 @@ static void add_request_id(struct http_exchange *exchange)
     http_add_header(exchange, "X-Request-Id", id);
 }
 
-/* ---- dispatch
- * ------------------------------------------------------------------------------------ */
+/* ---- dispatch -------------------------------------------------------------------------------- */
 
 static void refuse_method(struct server *server, struct http_exchange *exchange, const char *allow)
 {

@@ -19,8 +19,7 @@ enum {
     STALL_MS = 60000,     /* requests run, and no step ends: the core loop hangs */
 };
 
-/* ---- answers
- * -------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 void server_log_access(const struct http_exchange *exchange, int code)
 {
@@ -79,8 +78,7 @@ void server_reply_refusal(struct server *server, struct http_exchange *exchange,
     server_reply(server, exchange, code, "application/json", &body);
 }
 
-/* ---- health
- * --------------------------------------------------------------------------------------- */
+/* ---- health ---------------------------------------------------------------------------------- */
 
 enum status server_health(const struct server *server)
 {
@@ -151,7 +149,6 @@ static void watch_drain(struct server *server)
     char sentence[96];
     snprintf(sentence, sizeof(sentence), "the server ended before %d requests were answered",
              server->num_posts);
-    log_warn("%s", sentence);
     set_outcome(server, ERR_TIMEOUT, sentence);
     posts_cut(server, ERR_CLOSED, "the server is shutting down and could not finish this");
     server->drain_deadline_ns = clock_deadline_ns(LAST_WORDS_MS);
@@ -171,8 +168,7 @@ static void on_watch(evutil_socket_t fd, short what, void *user)
     event_add(server->watch, &wait);
 }
 
-/* ---- events
- * ---------------------------------------------------------------------------------------- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 static void on_front(evutil_socket_t fd, short what, void *user)
 {
@@ -222,8 +218,7 @@ static void on_gone(void *user, struct http_exchange *exchange)
         post_gone(post);
 }
 
-/* ---- life
- * ------------------------------------------------------------------------------------------ */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static void server_close(struct server *server)
 {

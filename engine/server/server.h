@@ -29,8 +29,7 @@ struct server_options {
 MUST_USE enum status server_run(struct front *front, struct http_server *http,
                                 const struct server_options *options);
 
-/* ---- inside the room
- * ----------------------------------------------------------------------------- */
+/* ---- inside the room ------------------------------------------------------------------------- */
 
 struct server {
     struct event_base *base;

@@ -13,8 +13,7 @@ static struct tokenization *tokenization_of(struct post *post)
     return CONTAINER_OF(post, struct tokenization, post);
 }
 
-/* ---- fields
- * ---------------------------------------------------------------------------------------- */
+/* ---- fields ---------------------------------------------------------------------------------- */
 
 static enum status read_bool(const json_t *body, const char *name, bool otherwise, bool *out,
                              const char **param_out)
@@ -73,8 +72,7 @@ static void put_json(struct tokenization *tokenization, json_t *json)
     json_decref(json);
 }
 
-/* ---- text to tokens
- * --------------------------------------------------------------------------------- */
+/* ---- text to tokens -------------------------------------------------------------------------- */
 
 static enum status encode_prompt(const struct openai_model *model, json_t *body,
                                  struct token_list *tokens, const char **param_out)
@@ -145,8 +143,7 @@ static enum status read_tokenize(struct post *post, const json_t *json, const ch
     return OK;
 }
 
-/* ---- tokens to text
- * --------------------------------------------------------------------------------- */
+/* ---- tokens to text -------------------------------------------------------------------------- */
 
 static enum status read_tokens(const struct openai_model *model, const json_t *list,
                                struct token_list *out)
@@ -185,8 +182,7 @@ static enum status read_detokenize(struct post *post, const json_t *json, const 
     return OK;
 }
 
-/* ---- both
- * -------------------------------------------------------------------------------------------- */
+/* ---- both ------------------------------------------------------------------------------------ */
 
 static void answer_tokenization(struct post *post)
 {
