@@ -62,23 +62,29 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
 {
     int64_t block_bytes = block_bytes_per_rank * num_ranks;
     int64_t needed = ((int64_t)max_model_len + config->block_size - 1) / config->block_size;
-    int64_t budget = config->kv_cache_memory, num_blocks;
+    int64_t num_blocks = config->num_gpu_blocks_override, budget = config->kv_cache_memory;
 
-    if (budget <= 0)
-        budget = MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
-    num_blocks = budget / block_bytes;
-    if (config->num_gpu_blocks_override > 0)
-        return *num_blocks_out = config->num_gpu_blocks_override, OK;
-    if (num_blocks < needed)
+    if (num_blocks == 0) {
+        if (budget == 0)
+            budget = MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
+        num_blocks = budget / block_bytes;
+        if (num_blocks < needed)
+            return fail(ERR_NO_MEMORY,
+                        "one request of --max-model-len %d tokens needs %.*f MiB of KV cache, there "
+                        "are %.*f MiB; lower --max-model-len to %lld or raise --kv-cache-memory",
+                        max_model_len, digits(needed * block_bytes), mib(needed * block_bytes),
+                        digits(budget), mib(budget), (long long)(num_blocks * config->block_size));
+
+        /* More than every running request at full length can never be used. */
+        num_blocks = MIN(num_blocks, needed * config->max_num_seqs);
+    }
+    if (num_blocks > available_bytes / block_bytes)
         return fail(ERR_NO_MEMORY,
-                    "one request of --max-model-len %d tokens needs %.*f MiB of KV cache, there are "
-                    "%.*f MiB; lower --max-model-len to %lld or raise --kv-cache-memory",
-                    max_model_len, digits(needed * block_bytes), mib(needed * block_bytes),
-                    digits(budget), mib(budget),
-                    (long long)(num_blocks * config->block_size));
-
-    /* More than every running request at full length can never be used. */
-    num_blocks = MIN(num_blocks, needed * config->max_num_seqs);
+                    "%lld KV blocks need %.*f MiB, %.*f MiB of memory are free; lower %s",
+                    (long long)num_blocks, digits(num_blocks * block_bytes),
+                    mib(num_blocks * block_bytes), digits(available_bytes), mib(available_bytes),
+                    config->num_gpu_blocks_override ? "--num-gpu-blocks-override"
+                                                    : "--kv-cache-memory");
     *num_blocks_out = (int32_t)MIN(num_blocks, (int64_t)INT32_MAX / config->block_size);
     return OK;
 }

@@ -8,20 +8,18 @@
  */
 #include "kernels/kernels.h"
 
+#include "kernels/cpu/futex.h"
 #include "proto/base/memory.h"
 
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { MAX_WORLD = 1024, SPINS = 4000, LINE = 64 };
+enum { MAX_WORLD = 1024, LINE = 64 };
 
 static const uint64_t MAGIC = 0x316d6d6f636e6174; /* "tancomm1" */
 
@@ -151,7 +149,7 @@ enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm
         .shared = shared,
         .shared_bytes = (size_t)stat.st_size,
         /* A rank that spins takes the core that another rank needs to catch up. */
-        .num_spins = world <= sysconf(_SC_NPROCESSORS_ONLN) ? SPINS : 0,
+        .num_spins = world <= sysconf(_SC_NPROCESSORS_ONLN) ? FUTEX_SPINS : 0,
     };
     *out = comm;
     return OK;
@@ -167,26 +165,13 @@ void comm_close(struct comm *comm)
 
 /* ---- waiting -------------------------------------------------------------------------------- */
 
-static void futex_wake(_Atomic uint32_t *word)
-{
-    syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
-}
-
-/* With a timeout, since an abort can come between the caller's look and the kernel's. */
-static void futex_wait(_Atomic uint32_t *word, uint32_t expected)
-{
-    struct timespec timeout = {.tv_nsec = 50 * 1000 * 1000};
-
-    syscall(SYS_futex, word, FUTEX_WAIT, expected, &timeout, NULL, 0);
-}
-
 void comm_abort(struct comm *comm)
 {
     if (!comm)
         return;
     atomic_store(&comm->shared->is_aborted, 1);
     for (int32_t rank = 0; rank < comm->world; rank++)
-        futex_wake(&comm->shared->lanes[rank].posted);
+        futex_wake_all(&comm->shared->lanes[rank].posted, true);
 }
 
 /* Exchange numbers wrap: a rank is at most one exchange away from another. */
@@ -195,21 +180,16 @@ static bool has_posted(const struct lane *lane, uint32_t exchange)
     return (int32_t)(atomic_load_explicit(&lane->posted, memory_order_acquire) - exchange) >= 0;
 }
 
-static void cpu_pause(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
 static enum status wait_for(const struct comm *comm, int32_t rank)
 {
+    /* An abort can come between our look and the kernel's: so not for ever. */
+    const struct timespec at_most = {.tv_nsec = 50 * 1000 * 1000};
     struct lane *lane = &comm->shared->lanes[rank];
 
     for (int32_t spins = 0; spins < comm->num_spins; spins++) {
         if (has_posted(lane, comm->exchange))
             return OK;
-        cpu_pause();
+        cpu_relax();
     }
     atomic_fetch_add(&lane->num_waiting, 1);
     for (;;) {
@@ -217,7 +197,7 @@ static enum status wait_for(const struct comm *comm, int32_t rank)
 
         if ((int32_t)(posted - comm->exchange) >= 0 || atomic_load(&comm->shared->is_aborted))
             break;
-        futex_wait(&lane->posted, posted);
+        futex_wait(&lane->posted, posted, true, &at_most);
     }
     atomic_fetch_sub(&lane->num_waiting, 1);
     if (!has_posted(lane, comm->exchange))
@@ -238,7 +218,7 @@ static enum status exchange(struct comm *comm, const void *data, size_t bytes)
     memcpy(buffer_of(comm, comm->rank, comm->exchange), data, bytes);
     atomic_store(&lane->posted, comm->exchange);
     if (atomic_load(&lane->num_waiting) > 0)
-        futex_wake(&lane->posted);
+        futex_wake_all(&lane->posted, true);
     for (int32_t rank = 0; rank < comm->world; rank++)
         if (rank != comm->rank)
             TRY(wait_for(comm, rank));
