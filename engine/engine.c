@@ -21,7 +21,7 @@ struct engine {
     bool is_one_process;
     int32_t max_model_len;
     int32_t vocab_size;
-    int32_t block_size;
+    int32_t block_size, num_blocks;
     request_id last_id;
     _Atomic bool is_draining;
 };
@@ -56,6 +56,7 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     engine->max_model_len = executor->info.max_model_len;
     engine->vocab_size = model_file_config(model)->vocab_size;
     engine->block_size = config->block_size;
+    engine->num_blocks = executor->info.num_kv_blocks;
     TRY(core_new(&(struct core_options){.config = config,
                                         .executor = executor,
                                         .outputs = &engine->outputs,
@@ -121,8 +122,7 @@ static enum status check_prompt(const struct engine *engine, const struct submis
 enum status engine_submit(struct engine *engine, const struct submission *submission,
                           request_id *id_out)
 {
-    struct request *request;
-    enum status status;
+    AUTO_FREE(request) struct request *request = NULL;
 
     if (atomic_load(&engine->is_draining))
         return fail(ERR_CLOSED, "the engine is shutting down");
@@ -131,11 +131,9 @@ enum status engine_submit(struct engine *engine, const struct submission *submis
                                  MAX_LOGPROBS));
     request = request_new(engine->last_id + 1, submission, engine->max_model_len,
                           engine->block_size);
-    status = core_add(engine->core, request);
-    if (status != OK) {
-        request_free(request);
-        return status;
-    }
+    TRY(request_check_fits(request, engine->num_blocks, engine->block_size));
+    TRY(core_add(engine->core, request));
+    request = NULL; /* core's now */
     *id_out = ++engine->last_id;
     return OK;
 }

@@ -53,9 +53,9 @@ struct submission {
 
 /*
  * Queues a request. Refused at once, with the numbers: ERR_INVALID (empty prompt, token out of the
- * vocabulary, prompt longer than max_model_len - 1, a sampling parameter out of range), ERR_FULL (the
- * queue's limit, or a request that the KV cache could never hold is ERR_INVALID), ERR_CLOSED (the
- * engine has failed or is draining).
+ * vocabulary, prompt longer than max_model_len - 1, a sampling parameter out of range, more than the
+ * KV cache could ever hold), ERR_FULL (the queue's limit), ERR_CLOSED (the engine is draining). One
+ * that a failing engine can take no more ends with FINISH_ERROR.
  */
 MUST_USE enum status engine_submit(struct engine *engine, const struct submission *submission,
                                    request_id *id_out);

@@ -54,6 +54,15 @@ bool block_pool_is_free(const struct block_pool *pool, block_id id)
     return pool->blocks[id].users == 0;
 }
 
+int64_t block_pool_num_users(const struct block_pool *pool)
+{
+    int64_t n = 0;
+
+    for (block_id id = 0; id < pool->num_touched; id++)
+        n += pool->blocks[id].users;
+    return n;
+}
+
 static block_id id_of(const struct block_pool *pool, const struct list_node *node)
 {
     return (block_id)(LIST_ITEM(node, struct block, link) - pool->blocks);

@@ -27,6 +27,9 @@ int32_t block_pool_num_free(const struct block_pool *pool);
 int32_t block_pool_num_blocks(const struct block_pool *pool);
 bool block_pool_is_free(const struct block_pool *pool, block_id id);
 
+/* Users of all blocks together. */
+int64_t block_pool_num_users(const struct block_pool *pool);
+
 /* Takes `n` blocks, all or none. ERR_FULL leaves the pool untouched. */
 MUST_USE enum status block_pool_take(struct block_pool *pool, int32_t n, block_id *ids_out);
 

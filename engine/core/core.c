@@ -15,7 +15,7 @@
 /* Orders that may wait for a step to end: more than any front has requests open. */
 enum { MAX_ORDERS = 1 << 20 };
 
-enum order_kind { ORDER_ADD, ORDER_ABORT, ORDER_STOP };
+enum order_kind { ORDER_ADD, ORDER_ABORT };
 
 /* From the front. */
 struct order {
@@ -37,9 +37,8 @@ struct core {
     struct core_options options;
     struct executor *executor;
     struct scheduler *scheduler;
-    struct mailbox orders;
+    struct mailbox orders; /* shut: core is to stop */
     pthread_t thread;
-    bool stops;
     bool has_failed;
     struct step steps[2]; /* by id & 1 */
     int64_t next_step;
@@ -210,21 +209,18 @@ static void fail_engine(struct core *core, enum status status)
 
 /* ---- in ------------------------------------------------------------------------------------- */
 
-static void add(struct core *core, struct request *request)
+/* An engine that has failed tells whoever comes too late for engine_submit to refuse it. */
+static void refuse(struct core *core, struct request *request)
 {
-    enum status status = core->has_failed ? fail(ERR_CLOSED, "the engine has failed: %s",
-                                                 core->stats.failure)
-                                          : scheduler_add(core->scheduler, request);
+    struct engine_event *event = output_builder_add(&core->events, request);
+    char text[sizeof core->stats.failure + 32];
+    int length = snprintf(text, sizeof text, "the engine has failed: %s", core->stats.failure);
 
-    if (status != OK) {
-        struct engine_event *event = output_builder_add(&core->events, request);
-
-        event->finish = FINISH_ERROR;
-        event->error = status;
-        event->error_text =
-            arena_strndup(output_builder_arena(&core->events), fail_text(), strlen(fail_text()));
-        request_free(request);
-    }
+    event->finish = FINISH_ERROR;
+    event->error = ERR_CLOSED;
+    event->error_text =
+        arena_strndup(output_builder_arena(&core->events), text, (size_t)length);
+    request_free(request);
 }
 
 static void obey(struct core *core)
@@ -236,13 +232,13 @@ static void obey(struct core *core)
 
         switch (order->kind) {
         case ORDER_ADD:
-            add(core, order->request);
+            if (core->has_failed)
+                refuse(core, order->request);
+            else
+                scheduler_add(core->scheduler, order->request);
             break;
         case ORDER_ABORT:
             scheduler_abort(core->scheduler, order->id, &core->events);
-            break;
-        case ORDER_STOP:
-            core->stops = true;
         }
         mem_free(order);
     }
@@ -258,9 +254,13 @@ static void wait_for_orders(struct core *core)
     if (core->has_failed) {
         while (poll(&orders, 1, -1) < 0)
             ASSERT(errno == EINTR);
-    } else if (executor_wait(core->executor, orders.fd) != OK) {
-        log_error("%s", fail_text());
-        fail_engine(core, ERR_CLOSED);
+    } else {
+        enum status status = executor_wait(core->executor, orders.fd);
+
+        if (status != OK) {
+            log_error("%s", fail_text());
+            fail_engine(core, status);
+        }
     }
 }
 
@@ -282,8 +282,10 @@ static void *core_loop(void *user)
 
     trace_name_thread("core");
     for (;;) {
+        bool stops = mailbox_is_shut(&core->orders); /* then no order comes behind those below */
+
         obey(core);
-        if (core->stops)
+        if (stops)
             break;
         if (scheduler_has_work(core->scheduler) || core->in_flight)
             run_step(core);
@@ -350,8 +352,7 @@ void core_free(struct core *core)
     if (!core)
         return;
     if (core->executor) {
-        if (give_order(core, (struct order){.kind = ORDER_STOP}) != OK)
-            ASSERT(false, "%s", fail_text());
+        mailbox_shut(&core->orders);
         pthread_join(core->thread, NULL);
     }
     mailbox_close(&core->orders);

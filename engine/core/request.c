@@ -84,6 +84,19 @@ void request_free(struct request *request)
     mem_free(request);
 }
 
+enum status request_check_fits(const struct request *request, int32_t num_blocks,
+                               int32_t block_size)
+{
+    int32_t needed = (request_max_computed(request) + block_size - 1) / block_size;
+
+    if (needed > num_blocks)
+        return fail(ERR_INVALID,
+                    "the request needs %d KV blocks of %d tokens for %d prompt and %d output tokens; "
+                    "the KV cache has %d",
+                    needed, block_size, request->num_prompt, request->max_tokens, num_blocks);
+    return OK;
+}
+
 enum finish_reason request_append(struct request *request, token_id token,
                                   token_id *stop_token_out)
 {

@@ -63,6 +63,16 @@ struct request *request_new(request_id id, const struct submission *submission,
 void request_free(struct request *request); /* NULL is fine; its blocks must have been dropped */
 DEFINE_AUTO_FREE(request)
 
+/* ERR_INVALID: a KV cache of so many blocks could not hold it even alone. Any thread. */
+MUST_USE enum status request_check_fits(const struct request *request, int32_t num_blocks,
+                                        int32_t block_size);
+
+/* Tokens that will be computed at most: the last one that is generated never is. */
+static inline int32_t request_max_computed(const struct request *request)
+{
+    return request->capacity - 1;
+}
+
 /* Tokens there will be once every step in flight is back. */
 static inline int32_t request_num_expected(const struct request *request)
 {

@@ -109,19 +109,10 @@ static int32_t blocks_for(const struct scheduler *scheduler, int32_t num_tokens)
     return (num_tokens + block_size - 1) / block_size;
 }
 
-enum status scheduler_add(struct scheduler *scheduler, struct request *request)
+void scheduler_add(struct scheduler *scheduler, struct request *request)
 {
-    /* The last token that is generated is never computed. */
-    int32_t needed = blocks_for(scheduler, request->capacity - 1);
-
-    if (needed > scheduler->options.num_blocks)
-        return fail(ERR_INVALID,
-                    "the request needs %d KV blocks of %d tokens for %d prompt and %d output tokens; "
-                    "the KV cache has %d",
-                    needed, scheduler->options.block_size, request->num_prompt, request->max_tokens,
-                    scheduler->options.num_blocks);
+    ASSERT(blocks_for(scheduler, request_max_computed(request)) <= scheduler->options.num_blocks);
     wait_queue_add(&scheduler->waiting, request);
-    return OK;
 }
 
 /* ---- blocks and slots ----------------------------------------------------------------------- */
@@ -320,19 +311,27 @@ static void preempt(struct scheduler *scheduler, struct plan *plan, struct reque
     wait_queue_add(&scheduler->waiting, victim);
 }
 
+/* Tokens of one request in a step at most. A request that is alone takes nobody's turn. */
+static int32_t chunk_limit(const struct scheduler *scheduler)
+{
+    const struct scheduler_options *options = &scheduler->options;
+    bool is_alone = scheduler->num_running + scheduler->waiting.num_requests == 1;
+
+    if (is_alone || !options->enable_chunked_prefill || options->long_prefill_token_threshold == 0)
+        return options->max_num_batched_tokens;
+    return options->long_prefill_token_threshold;
+}
+
 /* How many tokens of the request this step may compute; 0: none is missing, or the last that it may
  * generate is on its way. */
 static int32_t tokens_wanted(const struct scheduler *scheduler, const struct request *request,
                              int32_t budget)
 {
     int32_t expected = request_num_expected(request);
-    int32_t wanted = expected - request->num_computed;
-    int32_t threshold = scheduler->options.long_prefill_token_threshold;
+    int32_t wanted = MIN(expected - request->num_computed, chunk_limit(scheduler));
 
     if (request->num_placeholders > 0 && expected - request->num_prompt >= request->max_tokens)
         return 0;
-    if (threshold > 0 && wanted > threshold)
-        wanted = threshold;
     return MIN(wanted, budget);
 }
 
@@ -369,7 +368,6 @@ static void admit(struct scheduler *scheduler, struct request *request, int32_t 
 {
     int32_t num_cached = num_cached_blocks * scheduler->options.block_size;
 
-    ASSERT(request->num_in_flight == 0); /* its last step came back before this one began */
     wait_queue_remove(&scheduler->waiting, request);
     list_push_back(&scheduler->running, &request->link);
     scheduler->num_running++;
@@ -390,6 +388,9 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
 
     while (plan->budget > 0 && scheduler->num_running < scheduler->options.max_num_seqs &&
            (request = wait_queue_first(&scheduler->waiting))) {
+        if (request->num_in_flight > 0)
+            return; /* preempted a moment ago: its token, and its slot, are still to come back */
+
         int32_t num_cached_blocks = find_prefix(scheduler, request);
         int32_t num_missing =
             request->num_tokens - num_cached_blocks * scheduler->options.block_size;
@@ -515,12 +516,13 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
     /* What was just preempted would be the first to be admitted again. */
     if (!preempted)
         schedule_waiting(scheduler, &plan);
+    *plan_out = (struct scheduler_output){0};
+    if (plan.num_rows == 0)
+        return; /* nobody will see it: the slots that are free are told with the next one */
     write_plan(scheduler, &plan, arena, plan_out);
-    if (plan.num_rows > 0) {
-        ASSERT(scheduler->num_in_flight < MAX_IN_FLIGHT);
-        scheduler->in_flight[scheduler->num_in_flight++] =
-            (struct in_flight){.rows = plan.rows, .num_rows = plan.num_rows};
-    }
+    ASSERT(scheduler->num_in_flight < MAX_IN_FLIGHT);
+    scheduler->in_flight[scheduler->num_in_flight++] =
+        (struct in_flight){.rows = plan.rows, .num_rows = plan.num_rows};
 }
 
 /* ---- update --------------------------------------------------------------------------------- */
@@ -533,10 +535,12 @@ static void end(struct scheduler *scheduler, struct request *request)
     else
         wait_queue_remove(&scheduler->waiting, request);
     request->state = REQUEST_FINISHED;
-    if (request->num_in_flight == 0)
-        request_free(request);
-    else
+    if (request->num_in_flight > 0) {
         list_push_back(&scheduler->leaving, &request->link);
+        return;
+    }
+    drop_slot(scheduler, request);
+    request_free(request);
 }
 
 static void end_with(struct scheduler *scheduler, struct request *request,
@@ -734,7 +738,8 @@ void scheduler_forget_in_flight(struct scheduler *scheduler)
 void scheduler_check(const struct scheduler *scheduler)
 {
     const struct request *request;
-    int32_t num_running = 0, num_waiting = 0, num_blocks = 0, num_slots = 0;
+    int32_t num_running = 0, num_waiting = 0, num_slots = 0;
+    int64_t num_blocks = 0;
 
     block_pool_check(scheduler->blocks);
     LIST_FOR_EACH (request, &scheduler->running, link) {
@@ -749,6 +754,7 @@ void scheduler_check(const struct scheduler *scheduler)
     LIST_FOR_EACH (request, &scheduler->waiting.requests, link) {
         ASSERT(request->state == REQUEST_WAITING);
         ASSERT(request->num_blocks == 0 && request->num_computed == 0);
+        ASSERT((request->slot >= 0) == (request->num_in_flight > 0));
         num_slots += request->slot >= 0;
         num_waiting++;
     }
@@ -760,5 +766,5 @@ void scheduler_check(const struct scheduler *scheduler)
     ASSERT(num_running == scheduler->num_running);
     ASSERT(num_waiting == scheduler->waiting.num_requests);
     ASSERT(num_slots + scheduler->num_free_slots == num_slots_for(scheduler->options.max_num_seqs));
-    ASSERT(num_blocks + scheduler_num_free_blocks(scheduler) == scheduler->options.num_blocks);
+    ASSERT(num_blocks == block_pool_num_users(scheduler->blocks));
 }

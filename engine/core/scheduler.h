@@ -22,7 +22,8 @@ struct output_builder;
 struct scheduler_options {
     int32_t max_num_seqs;           /* running requests at most */
     int32_t max_num_batched_tokens; /* tokens of a step at most */
-    int32_t long_prefill_token_threshold; /* of one prompt in a step at most; 0: the budget alone */
+    int32_t long_prefill_token_threshold; /* of one prompt in a step at most, unless it is alone; 0: the
+                                             budget */
     bool enable_prefix_caching;
     bool enable_chunked_prefill;    /* false: a prompt is computed whole or not yet */
     int32_t max_model_len;
@@ -37,9 +38,9 @@ struct scheduler *scheduler_new(const struct scheduler_options *options);
 void scheduler_free(struct scheduler *scheduler);
 DEFINE_AUTO_FREE(scheduler)
 
-/* Takes the request: it is freed when it has finished. ERR_INVALID: the KV cache could not hold
- * it even alone; then the request stays the caller's. */
-MUST_USE enum status scheduler_add(struct scheduler *scheduler, struct request *request);
+/* Takes the request, which the KV cache can hold (request_check_fits); it is freed when it has
+ * finished. */
+void scheduler_add(struct scheduler *scheduler, struct request *request);
 
 bool scheduler_has_work(const struct scheduler *scheduler);
 int32_t scheduler_num_running(const struct scheduler *scheduler);
@@ -62,8 +63,8 @@ bool scheduler_reset_prefix_cache(struct scheduler *scheduler);
 void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
                         struct scheduler_output *plan_out);
 
-/* The oldest step in flight came back: its tokens join their requests; requests that end are freed; events go to
- * `events`. ERR_MISMATCH: the answer does not fit the plan; nothing was changed. */
+/* The oldest step in flight came back: its tokens join their requests; requests that end are freed;
+ * events go to `events`. ERR_MISMATCH: the answer does not fit the plan; nothing was changed. */
 MUST_USE enum status scheduler_update_from_output(struct scheduler *scheduler,
                                                   const struct scheduler_output *plan,
                                                   const struct model_runner_output *output,
