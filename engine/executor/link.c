@@ -50,6 +50,12 @@ enum status link_send_all(struct link *link, const struct message_type *type, in
 
 /* ---- hearing -------------------------------------------------------------------------------- */
 
+/* A status as a rank sent it. */
+static enum status status_of(int32_t code)
+{
+    return code > OK && code < NUM_STATUS ? (enum status)code : ERR_INTERNAL;
+}
+
 static int32_t rank_of(const struct link *link, const char *peer)
 {
     for (int32_t rank = 0; rank < link->world; rank++) {
@@ -86,11 +92,9 @@ static enum status take(struct link *link, const struct received *received,
         message_out->type = NULL;
     } else if (message_out->type == &fault_type) {
         const struct fault *fault = message_out->body;
-        enum status code = fault->code > OK && fault->code < NUM_STATUS ? (enum status)fault->code
-                                                                         : ERR_INTERNAL;
 
         message_out->type = NULL;
-        return fail(code, "rank %d: %s", rank, fault->text);
+        return fail(status_of(fault->code), "rank %d: %s", rank, fault->text);
     }
     return OK;
 }
@@ -235,7 +239,7 @@ enum status link_call_all(struct link *link, const char *name, const char *args,
             return fail(ERR_MISMATCH, "rank %d: %s instead of the reply to %s", rank,
                         message.type->name, name);
         if (reply->status != OK)
-            return fail((enum status)reply->status, "rank %d: %s: %s", rank, name, reply->text);
+            return fail(status_of(reply->status), "rank %d: %s: %s", rank, name, reply->text);
     }
     return OK;
 }
