@@ -2,6 +2,7 @@
 
 #include "proto/base/clock.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 enum { NUM_STAGING = 2 };
@@ -11,6 +12,7 @@ struct slot {
     bool is_used;
     int32_t num_prompt;
     int32_t num_known;    /* tokens that came over the wire */
+    int32_t num_expected; /* num_known, and what the staged steps sample */
     int32_t num_computed; /* tokens whose KV is there once the staged steps have run */
     int32_t num_blocks;
     struct arena arena; /* what params points to */
@@ -23,6 +25,7 @@ struct input_batch {
     int32_t num_kv_blocks;
     int32_t max_blocks;    /* of one request */
     struct slot *slots;    /* [num_slots] */
+    uint8_t *marks;        /* [num_slots] what the plan in hand says of a slot */
     int32_t *tokens;       /* [num_slots, max_model_len] */
     int32_t *block_tables; /* [num_slots, max_blocks] */
     size_t tokens_bytes, block_tables_bytes, staged_tables_bytes;
@@ -52,6 +55,7 @@ enum status input_batch_new(const struct input_batch_limits *limits, struct inpu
     batch->num_slots = (int32_t)num_slots;
     batch->max_blocks = (limits->max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
     batch->slots = mem_new_array(struct slot, num_slots);
+    batch->marks = mem_new_array(uint8_t, num_slots);
     batch->tokens_bytes = num_slots * (size_t)limits->max_model_len * sizeof(int32_t);
     batch->block_tables_bytes = num_slots * (size_t)batch->max_blocks * sizeof(int32_t);
     batch->staged_tables_bytes = num_seqs * (size_t)batch->max_blocks * sizeof(int32_t);
@@ -83,6 +87,7 @@ void input_batch_free(struct input_batch *batch)
     for (int32_t slot = 0; batch->slots && slot < batch->num_slots; slot++)
         arena_close(&batch->slots[slot].arena);
     mem_free(batch->slots);
+    mem_free(batch->marks);
     mem_unmap(batch->tokens, batch->tokens_bytes);
     mem_unmap(batch->block_tables, batch->block_tables_bytes);
     for (int i = 0; i < NUM_STAGING; i++) {
@@ -104,12 +109,15 @@ void input_batch_set_num_blocks(struct input_batch *batch, int32_t num_blocks)
 
 /* ---- does the plan fit? --------------------------------------------------------------------- */
 
-static bool is_listed(const int32_t *list, int32_t n, int32_t value)
+enum mark { IS_FINISHED = 1, IS_NEW = 2, HAS_ROW = 4 };
+
+/* false: it was said before. */
+static bool mark(const struct input_batch *batch, int32_t slot, enum mark mark)
 {
-    for (int32_t i = 0; i < n; i++)
-        if (list[i] == value)
-            return true;
-    return false;
+    bool is_first = !(batch->marks[slot] & mark);
+
+    batch->marks[slot] |= mark;
+    return is_first;
 }
 
 static const struct new_request *find_new(const struct scheduler_output *plan, int32_t slot)
@@ -130,17 +138,24 @@ static enum status check_ids(const int32_t *ids, int32_t n, int32_t limit, const
     return OK;
 }
 
-static enum status check_new(const struct input_batch *batch, const struct scheduler_output *plan,
-                             const struct new_request *request)
+static enum status check_finished(const struct input_batch *batch, int32_t slot)
+{
+    if (!batch->slots[slot].is_used)
+        return fail(ERR_MISMATCH, "slot %d is to be forgotten, and is not known here", slot);
+    if (!mark(batch, slot, IS_FINISHED))
+        return fail(ERR_MISMATCH, "slot %d is to be forgotten twice", slot);
+    return OK;
+}
+
+static enum status check_new(const struct input_batch *batch, const struct new_request *request)
 {
     const struct input_batch_limits *limits = &batch->limits;
     int32_t slot = request->slot;
 
-    if (slot < 0 || slot >= batch->num_slots)
-        return fail(ERR_MISMATCH, "slot %d is not in [0, %d)", slot, batch->num_slots);
-    if (batch->slots[slot].is_used &&
-        !is_listed(plan->finished_slots, plan->num_finished_slots, slot))
+    if (batch->slots[slot].is_used && !(batch->marks[slot] & IS_FINISHED))
         return fail(ERR_MISMATCH, "slot %d is given to a new request while it is in use", slot);
+    if (!mark(batch, slot, IS_NEW))
+        return fail(ERR_MISMATCH, "slot %d is given to two new requests", slot);
     if (request->num_prompt_token_ids < 1 ||
         (int64_t)request->num_prompt_token_ids + request->num_output_token_ids >
             limits->max_model_len)
@@ -163,29 +178,51 @@ static enum status check_new(const struct input_batch *batch, const struct sched
                      slot);
 }
 
+/* Are these tokens of the slot there, and is what is sampled the one behind them all? */
+static enum status check_tokens(const struct scheduler_output *plan, int32_t row, int64_t end,
+                                int32_t num_expected)
+{
+    if (end > num_expected)
+        return fail(ERR_MISMATCH,
+                    "row %d: %" PRId64 " tokens of slot %d are wanted, %d are known or on their way",
+                    row, end, plan->slots[row], num_expected);
+    if (plan->samples[row] && end != num_expected)
+        return fail(ERR_MISMATCH, "row %d: slot %d samples behind %" PRId64 " tokens of %d", row,
+                    plan->slots[row], end, num_expected);
+    return OK;
+}
+
 static enum status check_row(const struct input_batch *batch, const struct scheduler_output *plan,
                              int32_t row, const int32_t *new_block_ids)
 {
-    const struct slot *slot = &batch->slots[plan->slots[row]];
-    const struct new_request *request = find_new(plan, plan->slots[row]);
+    int32_t id = plan->slots[row];
+    const struct slot *slot = &batch->slots[id];
+    const struct new_request *request = find_new(plan, id);
     int32_t num_blocks = request ? request->num_block_ids : slot->num_blocks;
     int64_t end = (int64_t)plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
 
-    if (!request && (!slot->is_used ||
-                     is_listed(plan->finished_slots, plan->num_finished_slots, plan->slots[row])))
-        return fail(ERR_MISMATCH, "row %d: slot %d is not known here", row, plan->slots[row]);
+    if (!mark(batch, id, HAS_ROW))
+        return fail(ERR_MISMATCH, "row %d: slot %d has a row already", row, id);
+    if (!request && (!slot->is_used || (batch->marks[id] & IS_FINISHED)))
+        return fail(ERR_MISMATCH, "row %d: slot %d is not known here", row, id);
     if (!request && slot->num_computed != plan->num_computed_tokens[row])
         return fail(ERR_MISMATCH, "row %d: %d tokens of slot %d are computed here, the plan says %d",
-                    row, slot->num_computed, plan->slots[row], plan->num_computed_tokens[row]);
+                    row, slot->num_computed, id, plan->num_computed_tokens[row]);
+    TRY(check_tokens(plan, row, end,
+                     request ? request->num_prompt_token_ids + request->num_output_token_ids
+                             : slot->num_expected));
+    if (plan->new_block_counts[row] > batch->max_blocks - num_blocks)
+        return fail(ERR_MISMATCH, "row %d: %d blocks more than %d, at most %d", row,
+                    plan->new_block_counts[row], num_blocks, batch->max_blocks);
     num_blocks += plan->new_block_counts[row];
-    if (end > batch->limits.max_model_len || num_blocks > batch->max_blocks)
-        return fail(ERR_MISMATCH, "row %d: %ld tokens in %d blocks, at most %d in %d", row, (long)end,
-                    num_blocks, batch->limits.max_model_len, batch->max_blocks);
+    if (end > batch->limits.max_model_len)
+        return fail(ERR_MISMATCH, "row %d: %" PRId64 " tokens, at most %d", row, end,
+                    batch->limits.max_model_len);
     if (end > (int64_t)num_blocks * KV_BLOCK_TOKENS)
-        return fail(ERR_MISMATCH, "row %d: %ld tokens do not fit in %d blocks", row, (long)end,
+        return fail(ERR_MISMATCH, "row %d: %" PRId64 " tokens do not fit in %d blocks", row, end,
                     num_blocks);
     return check_ids(new_block_ids, plan->new_block_counts[row], batch->num_kv_blocks, "KV block",
-                     plan->slots[row]);
+                     id);
 }
 
 static enum status check_plan(const struct input_batch *batch, const struct scheduler_output *plan)
@@ -193,15 +230,23 @@ static enum status check_plan(const struct input_batch *batch, const struct sche
     const int32_t *block_ids = plan->new_block_ids;
 
     TRY(scheduler_output_check(plan, batch->num_slots, batch->limits.max_batched_tokens));
+    if (plan->num_rows < 1)
+        return fail(ERR_MISMATCH, "a step without rows");
     if (plan->num_rows > batch->limits.max_num_seqs)
         return fail(ERR_MISMATCH, "%d rows, at most %d", plan->num_rows,
                     batch->limits.max_num_seqs);
+    memset(batch->marks, 0, (size_t)batch->num_slots);
+    for (int32_t i = 0; i < plan->num_finished_slots; i++)
+        TRY(check_finished(batch, plan->finished_slots[i]));
     for (int32_t i = 0; i < plan->num_new_requests; i++)
-        TRY(check_new(batch, plan, &plan->new_requests[i]));
+        TRY(check_new(batch, &plan->new_requests[i]));
     for (int32_t row = 0; row < plan->num_rows; row++) {
         TRY(check_row(batch, plan, row, block_ids));
         block_ids += plan->new_block_counts[row];
     }
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        if (!(batch->marks[plan->new_requests[i].slot] & HAS_ROW))
+            return fail(ERR_MISMATCH, "slot %d is new and has no row", plan->new_requests[i].slot);
     return OK;
 }
 
@@ -231,6 +276,7 @@ static void add_request(struct input_batch *batch, const struct new_request *req
     slot->is_used = true;
     slot->num_prompt = request->num_prompt_token_ids;
     slot->num_known = request->num_prompt_token_ids + request->num_output_token_ids;
+    slot->num_expected = slot->num_known;
     slot->num_blocks = request->num_block_ids;
     copy_i32(tokens, request->prompt_token_ids, request->num_prompt_token_ids);
     copy_i32(tokens + slot->num_prompt, request->output_token_ids, request->num_output_token_ids);
@@ -265,6 +311,7 @@ static void stage_row(struct input_batch *batch, struct staged_step *staged,
     staged->batch.rows = batch->row_starts[which][row + 1] = at + n;
 
     if (plan->samples[row]) {
+        slot->num_expected = first + n + 1;
         staged->sample_rows[staged->num_samples] = at + n - 1;
         staged->samples[staged->num_samples++] =
             (struct staged_sample){.row = at + n - 1, .slot = slot_id, .position = first + n};

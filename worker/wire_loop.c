@@ -72,7 +72,7 @@ static enum status on_prepare_inputs(struct wire *wire, const struct message *me
 
     /* The engine knows from rank 0 that the step before the last is over; here its end may be a
      * moment away. */
-    while (!worker_has_room(wire->worker, message->header.step))
+    while (worker_awaits_collect(wire->worker, message->header.step))
         TRY(tell_answer(wire, true, &output));
     return worker_prepare_inputs(wire->worker, message->header.step, message->body);
 }
@@ -105,18 +105,15 @@ static const struct {
 
 static enum status run_call(struct wire *wire, const struct call *call)
 {
-    json_t *args = json_loads(call->args, 0, NULL);
-    enum status status = ERR_NOT_FOUND;
-
     for (size_t i = 0; i < COUNT_OF(calls); i++)
         if (strcmp(calls[i].name, call->name) == 0) {
-            status = calls[i].run(wire, args);
-            goto done;
+            json_t *args = json_loads(call->args, 0, NULL); /* NULL has no members either */
+            enum status status = calls[i].run(wire, args);
+
+            json_decref(args);
+            return status;
         }
-    (void)fail(status, "no call is named '%.64s'", call->name);
-done:
-    json_decref(args);
-    return status;
+    return fail(ERR_NOT_FOUND, "no call is named '%.64s'", call->name);
 }
 
 static enum status on_call(struct wire *wire, const struct message *message)
@@ -301,7 +298,8 @@ enum status worker_main(const struct worker_main_options *options)
     log_set_role("worker", options->rank);
     config_init(&wire.config);
     status = join_and_serve(&wire);
-    if (status != OK && status != ERR_CLOSED) {
+    /* ERR_ABORTED: another rank has failed, and has told its own reason. */
+    if (status != OK && status != ERR_CLOSED && status != ERR_ABORTED) {
         AUTO_MEM char *cause = mem_strdup(fail_text());
 
         /* The engine says it in its log, with the step. */
@@ -313,6 +311,8 @@ enum status worker_main(const struct worker_main_options *options)
         (void)fail(status, "%s", cause);
     }
     write_trace(&wire);
+    if (wire.worker)
+        worker_abort(wire.worker); /* its device, or another's, may wait for a rank that is gone */
     worker_free(wire.worker);
     model_file_free(wire.model);
     config_close(&wire.config);

@@ -458,9 +458,9 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
 /* ---- the wire thread: steps ----------------------------------------------------------------- */
 
-bool worker_has_room(const struct worker *worker, int64_t step)
+bool worker_awaits_collect(const struct worker *worker, int64_t step)
 {
-    return worker->steps[step & 1].phase == PHASE_EMPTY;
+    return worker->steps[step & 1].phase == PHASE_SAMPLING;
 }
 
 enum status worker_prepare_inputs(struct worker *worker, int64_t step,
@@ -474,7 +474,7 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
     if (step < 0 || (worker->next_step >= 0 && step != worker->next_step))
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared, step %" PRId64 " is next", step,
                     worker->next_step);
-    if (!worker_has_room(worker, step))
+    if (slot->phase != PHASE_EMPTY)
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared while step %" PRId64 " runs", step,
                     step - NUM_STEPS);
     TRY(input_batch_stage(worker->batch, step, plan));

@@ -58,8 +58,8 @@ bool worker_is_loaded(const struct worker *worker);
 /* Sizes the KV cache; once, before the first step. */
 MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);
 
-/* false: both staging slots are taken by steps whose answers have not been collected. */
-bool worker_has_room(const struct worker *worker, int64_t step);
+/* true: the staging slot of this step is that of one whose answer comes, and is to be collected first. */
+bool worker_awaits_collect(const struct worker *worker, int64_t step);
 
 /*
  * Stages a step. The plan is checked against this worker's state and limits (slots, blocks,

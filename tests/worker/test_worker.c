@@ -1,0 +1,387 @@
+/* One rank through its door, on a tiny model, with a real device thread. */
+#include "tests/support/expect.h"
+
+#include "tests/support/plan_sheet.h"
+#include "tests/support/tiny_model.h"
+#include "worker/worker.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+enum { NUM_BLOCKS = 16, NUM_PROMPT = 20 };
+
+static char model_path[64];
+static int32_t prompt[NUM_PROMPT];
+static const int32_t blocks[] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+static int make_model(void **state)
+{
+    (void)state;
+    snprintf(model_path, sizeof model_path, "/tmp/tandem-test-worker-%d.gguf", (int)getpid());
+    tiny_model_write(model_path, NULL);
+    for (int32_t i = 0; i < NUM_PROMPT; i++)
+        prompt[i] = 40 + i * 3;
+    return 0;
+}
+
+static int remove_model(void **state)
+{
+    (void)state;
+    return unlink(model_path);
+}
+
+struct rank {
+    struct model_file *file;
+    struct worker *worker;
+};
+
+static void start_loading(struct rank *rank)
+{
+    expect_ok(model_file_open(model_path, &rank->file));
+    expect_ok(worker_new(&(struct worker_options){.world = 1,
+                                                  .num_threads = 1,
+                                                  .max_num_seqs = 4,
+                                                  .max_batched_tokens = 64,
+                                                  .max_model_len = 128},
+                         rank->file, &rank->worker));
+}
+
+static void start(struct rank *rank)
+{
+    struct worker_memory memory;
+
+    start_loading(rank);
+    expect_ok(worker_wait_loaded(rank->worker, &memory));
+    assert_true(memory.weight_bytes > 0 && memory.kv_block_bytes > 0);
+    expect_ok(worker_initialize_kv_cache(rank->worker, NUM_BLOCKS));
+}
+
+static void stop(struct rank *rank)
+{
+    worker_free(rank->worker);
+    model_file_free(rank->file);
+}
+
+/* Step 0: one request, its whole prompt. */
+static void write_prefill(struct plan_sheet *sheet, const struct sampling_params *params)
+{
+    plan_sheet_begin(sheet);
+    plan_sheet_new(sheet,
+                   &(struct new_request){.prompt_token_ids = prompt,
+                                         .num_prompt_token_ids = NUM_PROMPT,
+                                         .block_ids = blocks,
+                                         .num_block_ids = 4},
+                   params, NUM_PROMPT, true);
+}
+
+/* Step n > 0: its token n. */
+static void write_decode(struct plan_sheet *sheet, int64_t step)
+{
+    plan_sheet_begin(sheet);
+    plan_sheet_row(sheet, 0, NUM_PROMPT + (int32_t)step - 1, 1, true, 0, 0);
+}
+
+static void write_step(struct plan_sheet *sheet, int64_t step)
+{
+    if (step == 0)
+        write_prefill(sheet, NULL);
+    else
+        write_decode(sheet, step);
+}
+
+static int32_t collect(struct rank *rank, int64_t step)
+{
+    const struct model_runner_output *output;
+    int64_t answered;
+
+    expect_ok(worker_collect(rank->worker, true, &answered, &output));
+    assert_int_equal(answered, step);
+    expect_ok(model_runner_output_check(output));
+    assert_int_equal(output->num_sampled, 1);
+    assert_int_equal(output->slots[0], 0);
+    return output->sampled_token_ids[0];
+}
+
+static void prepare_and_execute(struct rank *rank, int64_t step)
+{
+    struct plan_sheet sheet;
+
+    write_step(&sheet, step);
+    expect_ok(worker_prepare_inputs(rank->worker, step, &sheet.plan));
+    plan_sheet_begin(&sheet); /* it has copied what it needs */
+    expect_ok(worker_execute_model(rank->worker, step));
+}
+
+static void a_step_staged_while_another_runs_has_its_token(void **state)
+{
+    enum { NUM_STEPS = 24 };
+    struct rank alone = {0}, ahead = {0};
+    int32_t tokens[NUM_STEPS];
+
+    (void)state;
+    start(&alone);
+    for (int64_t step = 0; step < NUM_STEPS; step++) {
+        prepare_and_execute(&alone, step);
+        expect_ok(worker_sample(alone.worker, step, NULL));
+        tokens[step] = collect(&alone, step);
+    }
+    stop(&alone);
+
+    start(&ahead);
+    prepare_and_execute(&ahead, 0);
+    expect_ok(worker_sample(ahead.worker, 0, NULL));
+    for (int64_t step = 1; step < NUM_STEPS; step++) {
+        prepare_and_execute(&ahead, step); /* nobody knows the token of the step before */
+        assert_int_equal(collect(&ahead, step - 1), tokens[step - 1]);
+        expect_ok(worker_sample(ahead.worker, step, NULL));
+    }
+    assert_int_equal(collect(&ahead, NUM_STEPS - 1), tokens[NUM_STEPS - 1]);
+    stop(&ahead);
+}
+
+static void calls_out_of_order_are_refused_and_do_no_harm(void **state)
+{
+    const struct model_runner_output *output;
+    struct rank rank = {0};
+    struct plan_sheet sheet;
+    struct worker_memory memory;
+    int64_t step;
+
+    (void)state;
+    start_loading(&rank);
+    assert_false(worker_is_loaded(rank.worker));
+    expect_fails(worker_initialize_kv_cache(rank.worker, NUM_BLOCKS), ERR_MISMATCH, "after loading");
+    expect_ok(worker_wait_loaded(rank.worker, &memory));
+    assert_true(worker_is_loaded(rank.worker));
+    write_prefill(&sheet, NULL);
+    expect_fails(worker_prepare_inputs(rank.worker, 0, &sheet.plan), ERR_MISMATCH,
+                 "before the KV cache was sized");
+    expect_fails(worker_initialize_kv_cache(rank.worker, 0), ERR_MISMATCH, "1 block or more");
+    expect_ok(worker_initialize_kv_cache(rank.worker, NUM_BLOCKS));
+    expect_fails(worker_initialize_kv_cache(rank.worker, NUM_BLOCKS), ERR_MISMATCH, "once");
+
+    expect_fails(worker_prepare_inputs(rank.worker, -1, &sheet.plan), ERR_MISMATCH, "step -1");
+    expect_fails(worker_execute_model(rank.worker, 0), ERR_MISMATCH,
+                 "execute_model of step 0, which is not due");
+    expect_fails(worker_sample(rank.worker, 0, NULL), ERR_MISMATCH,
+                 "sample of step 0, which is not due");
+    expect_ok(worker_prepare_inputs(rank.worker, 0, &sheet.plan));
+    expect_fails(worker_prepare_inputs(rank.worker, 0, &sheet.plan), ERR_MISMATCH,
+                 "step 0 is prepared, step 1 is next");
+    expect_fails(worker_sample(rank.worker, 0, NULL), ERR_MISMATCH, "sample of step 0");
+    expect_fails(worker_execute_model(rank.worker, 2), ERR_MISMATCH, "execute_model of step 2");
+    expect_ok(worker_execute_model(rank.worker, 0));
+    expect_fails(worker_execute_model(rank.worker, 0), ERR_MISMATCH, "execute_model of step 0");
+
+    write_decode(&sheet, 1);
+    expect_ok(worker_prepare_inputs(rank.worker, 1, &sheet.plan));
+    write_decode(&sheet, 2);
+    expect_fails(worker_prepare_inputs(rank.worker, 2, &sheet.plan), ERR_MISMATCH,
+                 "step 2 is prepared while step 0 runs");
+    expect_ok(worker_collect(rank.worker, false, &step, &output));
+    assert_null(output);
+
+    expect_ok(worker_sample(rank.worker, 0, NULL));
+    collect(&rank, 0);
+    expect_ok(worker_execute_model(rank.worker, 1));
+    expect_ok(worker_sample(rank.worker, 1, NULL));
+    collect(&rank, 1);
+    stop(&rank);
+}
+
+static void a_refused_plan_leaves_the_step_to_be_prepared(void **state)
+{
+    struct rank rank = {0};
+    struct plan_sheet sheet;
+
+    (void)state;
+    start(&rank);
+    write_prefill(&sheet, NULL);
+    sheet.new_requests[0].slot = sheet.slots[0] = 99;
+    expect_fails(worker_prepare_inputs(rank.worker, 0, &sheet.plan), ERR_MISMATCH, "slot 99");
+    prepare_and_execute(&rank, 0);
+    expect_ok(worker_sample(rank.worker, 0, NULL));
+    collect(&rank, 0);
+    stop(&rank);
+}
+
+/* ---- masks ---------------------------------------------------------------------------------- */
+
+static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
+{
+    struct rank rank = {0};
+    struct plan_sheet sheet;
+
+    (void)state;
+    start(&rank);
+
+    int32_t vocab_size = model_file_config(rank.file)->vocab_size, words = (vocab_size + 31) / 32;
+    int32_t slot = 0, allowed = 77;
+    uint32_t *bits = mem_new_array(uint32_t, (size_t)words);
+    struct grammar_output grammar = {.slots = &slot,
+                                     .num_rows = 1,
+                                     .words_per_row = words,
+                                     .bitmask = (const uint8_t *)bits,
+                                     .num_bitmask_bytes = words * 4};
+    struct grammar_output none = {0};
+
+    bits[allowed / 32] = 1u << (allowed % 32);
+    write_prefill(&sheet, NULL);
+    sheet.plan.has_structured_output = true;
+    expect_ok(worker_prepare_inputs(rank.worker, 0, &sheet.plan));
+    expect_ok(worker_execute_model(rank.worker, 0));
+    expect_fails(worker_sample(rank.worker, 0, NULL), ERR_MISMATCH,
+                 "0 bitmask rows came, some were announced");
+    expect_fails(worker_sample(rank.worker, 0, &none), ERR_MISMATCH, "0 bitmask rows came");
+    slot = 1;
+    expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH,
+                 "a bitmask is for slot 1, which does not sample");
+    slot = 0;
+    grammar.words_per_row--;
+    expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH, "words a row");
+    grammar.words_per_row++;
+    expect_ok(worker_sample(rank.worker, 0, &grammar));
+    memset(bits, 0xff, (size_t)words * 4); /* it was copied */
+    assert_int_equal(collect(&rank, 0), allowed);
+
+    write_decode(&sheet, 1);
+    expect_ok(worker_prepare_inputs(rank.worker, 1, &sheet.plan));
+    expect_ok(worker_execute_model(rank.worker, 1));
+    expect_fails(worker_sample(rank.worker, 1, &grammar), ERR_MISMATCH,
+                 "1 bitmask rows came, none were announced");
+    expect_ok(worker_sample(rank.worker, 1, NULL));
+    collect(&rank, 1);
+    mem_free(bits);
+    stop(&rank);
+}
+
+static void a_mask_that_allows_nothing_samples_no_token(void **state)
+{
+    struct rank rank = {0};
+    struct plan_sheet sheet;
+    int32_t slot = 0;
+
+    (void)state;
+    start(&rank);
+
+    int32_t words = (model_file_config(rank.file)->vocab_size + 31) / 32;
+    uint32_t *bits = mem_new_array(uint32_t, (size_t)words);
+
+    write_prefill(&sheet, NULL);
+    sheet.plan.has_structured_output = true;
+    expect_ok(worker_prepare_inputs(rank.worker, 0, &sheet.plan));
+    expect_ok(worker_execute_model(rank.worker, 0));
+    /* The next step is under way when the row turns out to have no token. */
+    write_decode(&sheet, 1);
+    expect_ok(worker_prepare_inputs(rank.worker, 1, &sheet.plan));
+    expect_ok(worker_sample(rank.worker, 0,
+                            &(struct grammar_output){.slots = &slot,
+                                                     .num_rows = 1,
+                                                     .words_per_row = words,
+                                                     .bitmask = (const uint8_t *)bits,
+                                                     .num_bitmask_bytes = words * 4}));
+    assert_int_equal(collect(&rank, 0), -1);
+    expect_ok(worker_execute_model(rank.worker, 1));
+    expect_ok(worker_sample(rank.worker, 1, NULL));
+    collect(&rank, 1);
+    mem_free(bits);
+    stop(&rank);
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+static void the_answer_is_announced_by_the_descriptor(void **state)
+{
+    struct rank rank = {0};
+    struct sampling_params params;
+    struct plan_sheet sheet;
+    const struct model_runner_output *output;
+    int64_t step, ns;
+
+    (void)state;
+    start(&rank);
+    worker_progress(rank.worker, &step, &ns);
+    assert_int_equal(step, -1);
+    sampling_params_init(&params);
+    params.logprobs = 3;
+    write_prefill(&sheet, &params);
+    expect_ok(worker_prepare_inputs(rank.worker, 0, &sheet.plan));
+    expect_ok(worker_execute_model(rank.worker, 0));
+    expect_ok(worker_sample(rank.worker, 0, NULL));
+
+    struct pollfd fd = {.fd = worker_output_fd(rank.worker), .events = POLLIN};
+
+    assert_int_equal(poll(&fd, 1, 20000), 1);
+    expect_ok(worker_collect(rank.worker, false, &step, &output));
+    assert_non_null(output);
+    expect_ok(model_runner_output_check(output));
+    assert_int_equal(output->logprob_counts[0], 4);
+    assert_int_equal(output->logprob_token_ids[0], output->sampled_token_ids[0]);
+    assert_true(output->sampled_token_ranks[0] >= 1);
+    assert_true(output->logprobs[1] >= output->logprobs[2]);
+    assert_true(output->execute_ns > 0 && output->sample_ns > 0 && output->prepare_ns > 0);
+    assert_int_equal(poll(&fd, 1, 0), 0);
+    stop(&rank);
+}
+
+static void a_worker_may_be_freed_at_any_moment(void **state)
+{
+    (void)state;
+    for (int moment = 0; moment < 6; moment++) {
+        struct rank rank = {0};
+        struct plan_sheet sheet;
+
+        if (moment == 0) {
+            start_loading(&rank);
+        } else {
+            start(&rank);
+            write_prefill(&sheet, NULL);
+            if (moment > 1)
+                expect_ok(worker_prepare_inputs(rank.worker, 0, &sheet.plan));
+            if (moment > 2)
+                expect_ok(worker_execute_model(rank.worker, 0));
+            if (moment > 3)
+                expect_ok(worker_sample(rank.worker, 0, NULL));
+            if (moment > 4)
+                prepare_and_execute(&rank, 1);
+        }
+        stop(&rank);
+    }
+    worker_free(NULL);
+}
+
+static void a_rank_that_cannot_load_says_why(void **state)
+{
+    struct rank rank = {0};
+    struct worker_memory memory;
+
+    (void)state;
+    expect_ok(model_file_open(model_path, &rank.file));
+    expect_ok(worker_new(&(struct worker_options){.world = 1,
+                                                  .num_threads = 1,
+                                                  .isa = "abacus",
+                                                  .max_num_seqs = 4,
+                                                  .max_batched_tokens = 64,
+                                                  .max_model_len = 128},
+                         rank.file, &rank.worker));
+    assert_int_not_equal(worker_wait_loaded(rank.worker, &memory), OK);
+    assert_non_null(strstr(fail_text(), "abacus"));
+    assert_false(worker_is_loaded(rank.worker));
+    stop(&rank);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(a_step_staged_while_another_runs_has_its_token),
+    cmocka_unit_test(calls_out_of_order_are_refused_and_do_no_harm),
+    cmocka_unit_test(a_refused_plan_leaves_the_step_to_be_prepared),
+    cmocka_unit_test(nothing_is_sampled_without_the_mask_that_is_due),
+    cmocka_unit_test(a_mask_that_allows_nothing_samples_no_token),
+    cmocka_unit_test(the_answer_is_announced_by_the_descriptor),
+    cmocka_unit_test(a_worker_may_be_freed_at_any_moment),
+    cmocka_unit_test(a_rank_that_cannot_load_says_why),
+};
+
+int main(void)
+{
+    return cmocka_run_group_tests(tests, make_model, remove_model);
+}
