@@ -471,8 +471,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         .num_new_block_ids = num_block_ids,
     };
     memcpy(finished, scheduler->finished_slots, (size_t)num_finished * sizeof *finished);
-    if (n > 0) /* a plan without rows goes nowhere: the next one tells the workers */
-        scheduler->num_finished_slots = 0;
+    scheduler->num_finished_slots = 0;
 
     for (int32_t row = 0; row < n; row++) {
         struct request *request = plan->rows[row];

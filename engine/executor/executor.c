@@ -42,6 +42,12 @@ enum status executor_max_model_len(const struct config *config, const struct mod
                     "--max-model-len %d is more than the %d positions the model was trained for",
                     config->max_model_len, model->max_position);
     *out = config->max_model_len > 0 ? config->max_model_len : model->max_position;
+    /* config_check can say so only of a length that was given. */
+    if (!config->enable_chunked_prefill && *out > config->max_num_batched_tokens)
+        return fail(ERR_INVALID,
+                    "--max-num-batched-tokens is %d, without chunked prefill it must be at least the "
+                    "model's length, %d; lower it by --max-model-len",
+                    config->max_num_batched_tokens, *out);
     return OK;
 }
 
