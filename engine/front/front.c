@@ -6,8 +6,10 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 struct front {
+    char *name; /* of the model, for clients */
     struct model_file *model;
     struct tokenizer *tokenizer;
     struct template *chat_template;
@@ -45,6 +47,16 @@ static enum status open_template(const struct config *config, const struct model
     if (template_new(bytes_text(&source), source.size, out) != OK)
         return fail(ERR_INVALID, "%s: %s", config->chat_template, fail_text());
     return OK;
+}
+
+/* "SmolLM2-135M-Instruct.Q4_1" of a path that ends in that and .gguf. */
+static char *name_of_file(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    const char *dot = strrchr(name, '.');
+    size_t size = dot && strcasecmp(dot, ".gguf") == 0 ? (size_t)(dot - name) : strlen(name);
+
+    return mem_strndup(name, size);
 }
 
 struct text_job { /* tokenizer and template, made while the ranks load */
@@ -98,9 +110,10 @@ enum status front_open(const struct config *config,
         return fail(status, "%s", sentence);
     }
     TRY(end_text_job(&job));
+    front->name = config->served_model_name ? mem_strdup(config->served_model_name)
+                                            : name_of_file(config->model);
     front->openai = (struct openai_model){
-        .name = config->served_model_name ? config->served_model_name
-                                          : model_file_config(front->model)->name,
+        .name = front->name,
         .tokenizer = front->tokenizer,
         .chat_template = front->chat_template,
         .max_model_len = engine_max_model_len(front->engine),
@@ -119,6 +132,7 @@ void front_free(struct front *front)
     template_free(front->chat_template);
     tokenizer_free(front->tokenizer);
     model_file_free(front->model);
+    mem_free(front->name);
     mem_free(front);
 }
 
