@@ -11,10 +11,10 @@
 
 #include "proto/base/memory.h"
 
-/* Rows × columns of accumulators that stay in registers. emu512 has none that wide. */
-#if defined(VEC_AVX512)
+/* So that rows × columns of accumulators stay in registers. */
+#if UNROLLED && LANES == 16
 #define MAX_ROWS 6
-#elif defined(VEC_AVX2)
+#elif UNROLLED && LANES == 8
 #define MAX_ROWS 4
 #else
 #define MAX_ROWS 2

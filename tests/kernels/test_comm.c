@@ -16,7 +16,7 @@ static int comm_fd;
 
 static const char *comm_path(void)
 {
-    static char path[32];
+    static _Thread_local char path[32];
 
     snprintf(path, sizeof path, "/proc/self/fd/%d", comm_fd);
     return path;

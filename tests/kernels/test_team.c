@@ -1,0 +1,86 @@
+#include "tests/support/expect.h"
+
+#include "kernels/cpu/team.h"
+
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_THREADS = 4, ROUNDS = 3000 };
+
+struct round {
+    int number;
+    int seen[MAX_THREADS]; /* each thread writes its own, unlocked */
+};
+
+static void note_round(void *args, int32_t thread)
+{
+    struct round *round = args;
+
+    round->seen[thread] = round->number;
+}
+
+static void every_thread_has_done_its_part_when_team_run_returns(void **state)
+{
+    (void)state;
+    for (int32_t n = 1; n <= MAX_THREADS; n++) {
+        struct round round = {0};
+        struct team *team;
+
+        expect_ok(team_new(n, &team));
+        assert_int_equal(team_num_threads(team), n);
+        for (round.number = 1; round.number <= ROUNDS; round.number++) {
+            if (round.number % 500 == 0)
+                usleep(2000); /* long enough for all to park */
+            team_run(team, note_round, &round);
+            for (int i = 0; i < n; i++)
+                assert_int_equal(round.seen[i], round.number);
+        }
+        team_free(team);
+    }
+}
+
+/* The caller finishes long before the others, and parks too. */
+static void work_late(void *args, int32_t thread)
+{
+    if (thread) {
+        usleep(5000);
+        note_round(args, thread);
+    }
+}
+
+static void the_caller_waits_for_late_threads(void **state)
+{
+    struct round round = {.number = 1};
+    struct team *team;
+
+    (void)state;
+    expect_ok(team_new(3, &team));
+    team_run(team, work_late, &round);
+    assert_int_equal(round.seen[1], 1);
+    assert_int_equal(round.seen[2], 1);
+    team_free(team);
+}
+
+static void an_idle_team_uses_no_processor(void **state)
+{
+    struct round round = {.number = 1};
+    struct team *team;
+
+    (void)state;
+    expect_ok(team_new(MAX_THREADS, &team));
+    team_run(team, note_round, &round);
+    usleep(20000); /* they park */
+
+    clock_t before = clock();
+
+    usleep(300000);
+    assert_true(clock() - before < CLOCKS_PER_SEC / 100);
+    team_free(team);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(every_thread_has_done_its_part_when_team_run_returns),
+    cmocka_unit_test(the_caller_waits_for_late_threads),
+    cmocka_unit_test(an_idle_team_uses_no_processor),
+};
+TEST_MAIN(tests)
