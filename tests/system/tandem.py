@@ -25,9 +25,9 @@ def path(name):
 
 
 def make_tiny_model(name="tiny.gguf", architecture="llama", chat_template=CHAT_TEMPLATE,
-                    max_position=256):
+                    max_position=256, num_heads=4, num_kv_heads=2):
     subprocess.run([os.environ["TANDEM_MAKE_TINY_MODEL"], path(name), architecture, chat_template,
-                    str(max_position)], check=True)
+                    str(max_position), str(num_heads), str(num_kv_heads)], check=True)
     return path(name)
 
 

@@ -1,0 +1,66 @@
+"""One answer: the bits of a request's answer depend on nothing but the request.
+
+Not on the number of ranks, the executor, who else runs, nor on how the scheduler cuts its steps: the
+lines that generate prints, token ids and logprobs of nine digits, are compared as text. The tiny model
+has 9 heads over 3 KV heads, which no number of ranks but 3 divides.
+"""
+import os
+import unittest
+
+import tandem
+
+NUM_REQUESTS = 32
+MODEL = tandem.make_tiny_model("nine.gguf", num_heads=9, num_kv_heads=3)
+
+
+def requests(num_requests, num_prompt, max_tokens):
+    """Half of them greedy, half of them drawn; some share the beginnings of their prompts."""
+    return [{
+        "prompt_token_ids": [30 + t if t < 40 and i % 4 == 0 else 20 + (i * 13 + t * 7) % 200
+                             for t in range(1 + i * 37 % num_prompt)],
+        "max_tokens": max_tokens + i % 5,
+        "ignore_eos": True,
+        "logprobs": 2,
+        "temperature": 0.9 if i % 2 else 0,
+        "seed": 1000 + i,
+        "top_k": 50 if i % 4 == 1 else 0,
+    } for i in range(num_requests)]
+
+
+class OneAnswer(unittest.TestCase):
+    def ask(self, model, path, *options):
+        """The lines of the answers, in order of the requests."""
+        rc, out, err = tandem.run("generate", "--model", model, "--requests", path, "--json",
+                                  *options, timeout=300)
+        self.assertEqual(rc, 0, err)
+        return sorted(out.splitlines(), key=lambda line: int(line.split(",")[0].split(":")[1]))
+
+    def compare(self, model, path, rows):
+        alone = self.ask(model, path, "--max-num-seqs", 1, "--no-async-scheduling",
+                         "--no-enable-prefix-caching")
+        self.assertGreater(len(set(alone)), 1)
+        for row in rows:
+            with self.subTest(row=row):
+                self.assertEqual(self.ask(model, path, *row.split()), alone)
+
+    def test_ranks_and_steps_do_not_change_an_answer(self):
+        rows = [f"--tp {tp} --max-num-seqs {min(tokens, 32)} --max-num-batched-tokens {tokens}"
+                for tp in (1, 2, 3, 4, 5) for tokens in (7, 64, 512)]
+        rows += ["--executor multiproc", "--executor multiproc --max-num-seqs 1",
+                 "--tp 3 --max-num-seqs 1", "--tp 2 --no-async-scheduling",
+                 "--tp 2 --num-gpu-blocks-override 12 --max-num-seqs 16"]
+        self.compare(MODEL, tandem.write_lines("tiny.jsonl", requests(NUM_REQUESTS, 90, 6)), rows)
+
+    @unittest.skipUnless("TANDEM_TEST_MODELS" in os.environ,
+                         "TANDEM_TEST_MODELS names no folder of weights")
+    def test_ranks_and_steps_do_not_change_an_answer_of_real_weights(self):
+        model = os.path.join(os.environ["TANDEM_TEST_MODELS"], "SmolLM2-135M-Instruct.Q4_1.gguf")
+        rows = ["--tp 1 --max-num-seqs 7 --max-num-batched-tokens 7",
+                "--tp 3 --max-num-seqs 32 --max-num-batched-tokens 64",
+                "--tp 5 --max-num-seqs 32 --max-num-batched-tokens 512"]
+        self.compare(model, tandem.write_lines("real.jsonl", requests(6, 24, 3)),
+                     [row + " --max-model-len 256" for row in rows])
+
+
+if __name__ == "__main__":
+    unittest.main()

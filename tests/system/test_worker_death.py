@@ -1,0 +1,130 @@
+"""Whoever is killed, everyone is told, by name, and nothing is left behind."""
+import glob
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+import tandem
+from server import Server, children_of, wait_for
+
+MODEL = tandem.make_tiny_model("death.gguf", max_position=32768)
+RANKS = 3
+
+
+def is_there(pid):
+    """A zombie is gone: it waits for its parent alone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def shared_memory():
+    return set(glob.glob("/dev/shm/*tandem*"))
+
+
+class Generate:
+    """tandem generate with one short request and 20 long ones, seen at work."""
+
+    def __init__(self):
+        self.run_dir = tempfile.mkdtemp(prefix="tandem-test-run-")
+        self.shm = shared_memory()
+        lines = [{"prompt": "hello", "max_tokens": 1}]
+        lines += [{"prompt": "hello", "max_tokens": 30000, "ignore_eos": True}] * 20
+        self.process = subprocess.Popen(
+            [tandem.PROGRAM, "generate", "--model", MODEL, "--tp", str(RANKS), "--json",
+             "--run-dir", self.run_dir, "--requests", tandem.write_lines("death.jsonl", lines)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert b"token_ids" in self.process.stdout.readline()
+        self.ranks = children_of(self.process.pid)
+        assert len(self.ranks) == RANKS
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        self.process.wait()
+        for name in os.listdir(self.run_dir):
+            for file in os.listdir(os.path.join(self.run_dir, name)):
+                os.unlink(os.path.join(self.run_dir, name, file))
+            os.rmdir(os.path.join(self.run_dir, name))
+        os.rmdir(self.run_dir)
+
+    def rank(self, number):
+        """The process of this rank: its command line says so."""
+        for pid in self.ranks:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            if words[words.index(b"--rank") + 1] == b"%d" % number:
+                return pid
+        raise AssertionError(f"no rank {number} in {self.ranks}")
+
+    def nothing_is_left(self):
+        wait_for("no process", lambda: not any(is_there(pid) for pid in self.ranks), 3)
+        assert shared_memory() <= self.shm, shared_memory()
+
+
+class UnderLoad(unittest.TestCase):
+    def test_a_killed_rank_is_named_to_every_request(self):
+        for number in range(RANKS):
+            with self.subTest(rank=number), Generate() as run:
+                killed = time.monotonic()
+                os.kill(run.rank(number), signal.SIGKILL)
+                line = run.process.stdout.readline()
+                told = time.monotonic() - killed
+                lines = [json.loads(line) for line in [line, *run.process.stdout]]
+                err = run.process.stderr.read().decode()
+                self.assertNotEqual(run.process.wait(5), 0, err)
+                run.nothing_is_left()
+                self.assertEqual(os.listdir(run.run_dir), [])
+                self.assertEqual(len(lines), 20)
+                for line in lines:
+                    self.assertRegex(line["error"]["message"],  # whichever is noticed first
+                                     rf"rank {number}( .*has died|: .*is not connected)")
+                self.assertLess(told, 1)
+                self.assertNotIn("assertion failed", err)
+
+    def test_ranks_do_not_outlive_their_engine(self):
+        with Generate() as run:
+            run.process.kill()
+            run.nothing_is_left()
+
+    @unittest.skipUnless("TANDEM_TEST_SLOW" in os.environ, "takes 12 s: TANDEM_TEST_SLOW is unset")
+    def test_a_stopped_rank_is_named_by_its_silence(self):
+        with Generate() as run:
+            stopped = time.monotonic()
+            os.kill(run.rank(1), signal.SIGSTOP)
+            line = json.loads(run.process.stdout.readline())
+            self.assertIn("rank 1 has been silent for", line["error"]["message"])
+            self.assertLess(time.monotonic() - stopped, 13)
+            run.process.stdout.read()
+            self.assertNotEqual(run.process.wait(5), 0)
+            run.nothing_is_left()
+
+
+class Idle(unittest.TestCase):
+    def test_a_rank_killed_while_nothing_runs_is_noticed(self):
+        for number in range(2):
+            with self.subTest(rank=number), Server("--tp", "2") as server:
+                server.complete()
+                ranks = children_of(server.process.pid)
+                killed = time.monotonic()
+                os.kill(ranks[number], signal.SIGKILL)
+                wait_for("the end of the server", lambda: server.process.poll() is not None, 5)
+                self.assertLess(time.monotonic() - killed, 3)
+                self.assertNotEqual(server.process.returncode, 0)
+                self.assertRegex(server.log_text(), r"rank \d \(process %d\) has died" %
+                                 ranks[number])
+                wait_for("no orphans", lambda: not any(is_there(pid) for pid in ranks), 3)
+
+
+if __name__ == "__main__":
+    unittest.main()
