@@ -37,15 +37,19 @@ enum status link_send_all(struct link *link, const struct message_type *type, in
                           const void *body)
 {
     AUTO_FREE(frame) struct frame *frame = frame_new();
+    AUTO_MEM char *cause = NULL;
+    enum status status = OK;
 
     TRY(message_encode(type, link->epoch, step, body, &frame->bytes));
     for (int32_t rank = 0; rank < link->world; rank++) {
-        enum status status = channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame);
+        enum status sent = channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame);
 
-        if (status != OK)
-            return fail(status, "rank %d: %s", rank, fail_text());
+        if (sent != OK && status == OK) {
+            status = sent;
+            cause = mem_printf("rank %d: %s", rank, fail_text());
+        }
     }
-    return OK;
+    return status == OK ? OK : fail(status, "%s", cause);
 }
 
 /* ---- hearing -------------------------------------------------------------------------------- */

@@ -32,7 +32,7 @@ MUST_USE enum status link_open(const char *endpoint, int32_t world, uint32_t epo
                                struct link *out);
 void link_close(struct link *link);
 
-/* One encode, one send to each rank. The failure names the rank. */
+/* One encode, one send to each rank, those behind one that is gone too. The failure names the first. */
 MUST_USE enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
                                    const void *body);
 

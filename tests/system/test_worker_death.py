@@ -83,6 +83,7 @@ class UnderLoad(unittest.TestCase):
                 lines = [json.loads(line) for line in [line, *run.process.stdout]]
                 err = run.process.stderr.read().decode()
                 self.assertNotEqual(run.process.wait(5), 0, err)
+                self.assertLess(time.monotonic() - killed, 1.5)  # the other ranks were told to stop
                 run.nothing_is_left()
                 self.assertEqual(os.listdir(run.run_dir), [])
                 self.assertEqual(len(lines), 20)
