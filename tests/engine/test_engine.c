@@ -10,7 +10,7 @@
 #include <poll.h>
 #include <unistd.h>
 
-enum { NUM_REQUESTS = 32, MAX_PROMPT = 90, MAX_OUTPUT = 24 };
+enum { NUM_REQUESTS = 32, MAX_PROMPT = 90, MAX_MODEL_LEN = 256 };
 
 /* ---- an engine ------------------------------------------------------------------------------ */
 
@@ -74,8 +74,8 @@ struct question {
 
 struct reply {
     request_id id;
-    int32_t tokens[MAX_OUTPUT];
-    float logprobs[MAX_OUTPUT];
+    int32_t tokens[MAX_MODEL_LEN];
+    float logprobs[MAX_MODEL_LEN];
     int32_t num_tokens;
     enum finish_reason finish;
     int32_t num_ends;
@@ -91,7 +91,7 @@ static void write_questions(struct question *questions)
         for (int32_t t = 0; t < q->num_prompt; t++)
             q->prompt[t] = t < 40 && i % 4 == 0 ? 30 + t : 20 + (i * 13 + t * 7) % 200;
         sampling_params_init(&q->params);
-        q->params.max_tokens = 4 + i % (MAX_OUTPUT - 4);
+        q->params.max_tokens = 4 + i % 20;
         q->params.ignore_eos = true;
         q->params.logprobs = 0;
         q->params.temperature = i & 1 ? 0.9f : 0;
@@ -121,7 +121,7 @@ static void take_event(const struct engine_event *event, struct reply *replies, 
         assert_int_equal(reply->num_ends, 0);
         assert_true(event->now_ns >= event->queued_ns);
         for (int32_t t = 0; t < event->num_tokens; t++) {
-            assert_true(reply->num_tokens < MAX_OUTPUT);
+            assert_true(reply->num_tokens < MAX_MODEL_LEN);
             if (event->logprobs)
                 reply->logprobs[reply->num_tokens] = event->logprobs[t].logprob;
             reply->tokens[reply->num_tokens++] = event->tokens[t];
