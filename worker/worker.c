@@ -132,6 +132,7 @@ static enum status load(struct worker *worker)
                                            .progress = options->progress,
                                            .user = options->user},
                    &worker->model));
+    model_file_drop_pages(worker->file);
     if (options->rank == 0) {
         worker->logits_bytes = sizeof(float) * (size_t)options->max_num_seqs * (size_t)vocab_size;
         TRY(mem_map(worker->logits_bytes, "the logits", &p));

@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 struct worker_settings {
     char *engine;
@@ -68,6 +69,8 @@ int cmd_worker(int argc, char **argv)
         options_close(&set);
         return 2;
     }
+    /* ps would call us "exe": the engine starts us as /proc/self/exe, to be sure of its own build. */
+    prctl(PR_SET_NAME, "tandem-worker");
     /* What goes wrong from here on is told to the engine. */
     status = worker_main(&(struct worker_main_options){.engine = settings.engine,
                                                        .comm_path = settings.comm,

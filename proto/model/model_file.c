@@ -107,6 +107,12 @@ void model_file_free(struct model_file *file)
 
 /* ---- the view -------------------------------------------------------------------------------- */
 
+void model_file_drop_pages(const struct model_file *file)
+{
+    if (file->map)
+        madvise((void *)file->map, file->map_bytes, MADV_DONTNEED);
+}
+
 const struct model_config *model_file_config(const struct model_file *file)
 {
     return &file->config;

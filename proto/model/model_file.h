@@ -87,6 +87,10 @@ MUST_USE enum status model_file_open(const char *path, struct model_file **out);
 void model_file_free(struct model_file *file); /* NULL is fine */
 DEFINE_AUTO_FREE(model_file)
 
+/* Gives the pages read so far back to the system: the weights have been packed. Everything stays valid
+ * and is read again where it is touched. */
+void model_file_drop_pages(const struct model_file *file);
+
 const struct model_config *model_file_config(const struct model_file *file);
 const struct vocabulary *model_file_vocabulary(const struct model_file *file);
 
