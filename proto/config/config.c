@@ -81,9 +81,6 @@ enum status config_check(const struct config *config)
         return fail(ERR_INVALID, "--max-num-batched-tokens is %d, without chunked prefill it must "
                     "be at least --max-model-len, %d", config->max_num_batched_tokens,
                     config->max_model_len);
-    if (config->max_num_batched_tokens < config->max_num_seqs)
-        return fail(ERR_INVALID, "--max-num-batched-tokens %d is less than --max-num-seqs %d",
-                    config->max_num_batched_tokens, config->max_num_seqs);
     return OK;
 }
 
