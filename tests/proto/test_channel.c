@@ -160,6 +160,8 @@ static void the_death_of_a_peer_is_noticed_at_once(void **state)
         usleep(500);
     printf("# kill -9 noticed after %.1f ms\n", clock_ms(clock_now_ns() - killed));
     assert_int_equal(channel_num_disconnects(f->engine), 1);
+    while (channel_send(f->engine, "0:1", frame) == OK && clock_now_ns() < deadline)
+        usleep(500);
     expect_fails(channel_send(f->engine, "0:1", frame), ERR_CLOSED, "not connected");
     waitpid(pid, NULL, 0);
     close(ends[0]);
