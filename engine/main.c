@@ -13,6 +13,7 @@ static const struct command {
     {"generate", cmd_generate, "prompts in, text out"},
     {"serve", cmd_serve, "answer OpenAI's HTTP API"},
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
+    {"bench", cmd_bench, "parts of the engine, measured without a model"},
     {"worker", cmd_worker, "one rank of an engine, which starts it itself"},
 };
 

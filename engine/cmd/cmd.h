@@ -6,6 +6,7 @@
 #ifndef ENGINE_CMD_CMD_H
 #define ENGINE_CMD_CMD_H
 
+int cmd_bench(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);

@@ -1,0 +1,34 @@
+/*
+ * bench: parts of the engine, measured alone. `tandem bench NAME` runs a row.
+ *
+ * A bench has options, figures that it promises, and a function that fills them in. Figures are
+ * medians unless their name says otherwise.
+ */
+#ifndef ENGINE_BENCH_BENCH_H
+#define ENGINE_BENCH_BENCH_H
+
+#include "proto/config/option.h"
+
+enum { BENCH_MAX_FIGURES = 8, BENCH_MAX_RUNNING = 16384, BENCH_MAX_RANKS = 64 };
+
+struct figure {
+    const char *name; /* the JSON key; ends in its unit */
+    int decimals;
+    const char *help;
+};
+
+struct bench {
+    const char *name;
+    const char *help; /* NULL: a part of another bench, not for people */
+    const struct option *options;
+    size_t num_options;
+    size_t settings_bytes; /* of the struct that the options fill */
+    const struct figure *figures;
+    int num_figures;
+    /* figures_out: [num_figures], in the order of `figures` */
+    enum status (*run)(const void *settings, double *figures_out);
+};
+
+extern const struct bench bench_admit, bench_null_worker, bench_rpc, bench_step, bench_wire;
+
+#endif

@@ -1,0 +1,133 @@
+#include "engine/bench/bench.h"
+#include "engine/cmd/cmd.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct bench *const benches[] = {
+    &bench_step, &bench_admit, &bench_wire, &bench_rpc, &bench_null_worker,
+};
+
+struct print_settings {
+    bool json;
+};
+
+static const struct option print_options[] = {
+    OPTION(struct print_settings, json, OPTION_BOOL, NULL, "the figures as one line of JSON"),
+};
+
+/* ---- help ------------------------------------------------------------------------------------ */
+
+static int print_help(FILE *out)
+{
+    fputs("usage: tandem bench NAME [OPTION]...\n\n"
+          "Measures a part of the engine on this machine, without a model.\n\n",
+          out);
+    for (size_t i = 0; i < COUNT_OF(benches); i++)
+        if (benches[i]->help)
+            fprintf(out, "  %-8s %s\n", benches[i]->name, benches[i]->help);
+    fputs("\nTimes are medians, unless a name says otherwise.\n"
+          "'tandem bench NAME --help' tells a bench's options and figures.\n",
+          out);
+    return 0;
+}
+
+static int print_bench_help(const struct bench *bench, const struct option_set *sets)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+
+    options_help(sets, 2, &text);
+    printf("usage: tandem bench %s [OPTION]...\n\nMeasures %s.\n\n%s\n", bench->name,
+           bench->help ? bench->help : "nothing: a part of another bench", bytes_text(&text));
+    for (int i = 0; i < bench->num_figures; i++)
+        printf("  %-32s %s\n", bench->figures[i].name, bench->figures[i].help);
+    return 0;
+}
+
+static bool asks_for_help(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return true;
+    return false;
+}
+
+/* ---- one bench ------------------------------------------------------------------------------- */
+
+static void print_json(const struct bench *bench, const double *values)
+{
+    for (int i = 0; i < bench->num_figures; i++)
+        printf("%s\"%s\": %.*f", i ? ", " : "{", bench->figures[i].name,
+               bench->figures[i].decimals, values[i]);
+    puts("}");
+}
+
+static void print_figures(const struct bench *bench, const double *values)
+{
+    for (int i = 0; i < bench->num_figures; i++)
+        printf("%-12s %10.*f  %s\n", bench->figures[i].name, bench->figures[i].decimals, values[i],
+               bench->figures[i].help);
+}
+
+static enum status run_bench(const struct bench *bench, const struct option_set *sets, int argc,
+                             char **argv)
+{
+    const struct print_settings *print = sets[1].target;
+    double values[BENCH_MAX_FIGURES];
+
+    TRY(options_parse(sets, 2, argc, argv, NULL, NULL));
+    TRY(bench->run(sets[0].target, values));
+    if (bench->num_figures > 0)
+        (print->json ? print_json : print_figures)(bench, values);
+    return OK;
+}
+
+/* argv[0] is the bench's name. */
+static int bench_main(const struct bench *bench, int argc, char **argv)
+{
+    AUTO_MEM void *settings = mem_alloc(bench->settings_bytes);
+    struct print_settings print = {0};
+    struct option_set sets[] = {
+        {bench->options, bench->num_options, settings},
+        {print_options, COUNT_OF(print_options), &print},
+    };
+    enum status status;
+
+    if (asks_for_help(argc, argv))
+        return print_bench_help(bench, sets);
+    options_init(&sets[0]);
+    status = run_bench(bench, sets, argc, argv);
+    if (status != OK)
+        fprintf(stderr, "tandem bench %s: %s\n", bench->name, fail_text());
+    options_close(&sets[0]);
+    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+}
+
+static int refuse_unknown(const char *name)
+{
+    const char *names[COUNT_OF(benches) + 1] = {NULL}, *nearest;
+
+    for (size_t i = 0, n = 0; i < COUNT_OF(benches); i++)
+        if (benches[i]->help)
+            names[n++] = benches[i]->name;
+    nearest = nearest_word(name, names);
+    fprintf(stderr, "tandem bench: '%.64s' is no bench", name);
+    if (nearest)
+        fprintf(stderr, "; did you mean '%s'?", nearest);
+    fputs("\n'tandem bench --help' lists them.\n", stderr);
+    return 2;
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stderr);
+        return 2;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+        return print_help(stdout);
+    for (size_t i = 0; i < COUNT_OF(benches); i++)
+        if (strcmp(benches[i]->name, argv[1]) == 0)
+            return bench_main(benches[i], argc - 1, argv + 1);
+    return refuse_unknown(argv[1]);
+}
