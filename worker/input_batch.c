@@ -314,7 +314,10 @@ static void stage_row(struct input_batch *batch, struct staged_step *staged,
         slot->num_expected = first + n + 1;
         staged->sample_rows[staged->num_samples] = at + n - 1;
         staged->samples[staged->num_samples++] =
-            (struct staged_sample){.row = at + n - 1, .slot = slot_id, .position = first + n};
+            (struct staged_sample){.row = at + n - 1,
+                                   .slot = slot_id,
+                                   .position = first + n,
+                                   .needs_bitmask = plan->needs_bitmask[row]};
     }
 }
 
@@ -335,7 +338,6 @@ enum status input_batch_stage(struct input_batch *batch, int64_t step,
 
     staged->step = step;
     staged->num_samples = 0;
-    staged->needs_bitmask = plan->has_structured_output;
     staged->batch = (struct batch_view){
         .num_requests = plan->num_rows,
         .row_start = batch->row_starts[which],

@@ -29,6 +29,7 @@ struct staged_sample {
     int32_t row;      /* of the step: whose logits */
     int32_t slot;
     int32_t position; /* of the token that is drawn */
+    bool needs_bitmask;
 };
 
 /* A step, ready to run. */
@@ -40,7 +41,6 @@ struct staged_step {
     struct staged_sample *samples;
     int32_t *sample_rows; /* [num_samples] the rows alone, as model_forward wants them */
     int32_t num_samples;
-    bool needs_bitmask;
     int64_t prepare_ns, execute_ns;
 };
 

@@ -506,31 +506,32 @@ enum status worker_execute_model(struct worker *worker, int64_t step)
     return OK;
 }
 
-/* Each mask goes beside the row of the step that it is for. */
+/* Each mask goes beside the row of the step that it is for: nothing is sampled unmasked where a mask
+ * was due. */
 static enum status take_bitmasks(struct worker *worker, const struct staged_step *staged,
                                  struct step_slot *slot, const struct grammar_output *grammar)
 {
-    int32_t num_masks = grammar ? grammar->num_rows : 0, used = 0;
+    int32_t num_masks = grammar ? grammar->num_rows : 0, num_due = 0;
+    uint8_t *bits = NULL;
 
-    memset(slot->bitmasks, 0, sizeof *slot->bitmasks * (size_t)staged->num_samples);
-    if (staged->needs_bitmask != (num_masks > 0))
-        return fail(ERR_MISMATCH, "step %" PRId64 ": %d bitmask rows came, %s were announced",
-                    staged->step, num_masks, staged->needs_bitmask ? "some" : "none");
-    if (num_masks == 0)
-        return OK;
-
-    TRY(grammar_output_check(grammar, model_file_config(worker->file)->vocab_size));
-    arena_reset(&slot->grammar_arena);
-    uint8_t *bits = arena_alloc(&slot->grammar_arena, (size_t)grammar->num_bitmask_bytes);
-
-    memcpy(bits, grammar->bitmask, (size_t)grammar->num_bitmask_bytes);
-    for (int32_t i = 0; i < staged->num_samples && used < num_masks; i++)
-        if (staged->samples[i].slot == grammar->slots[used])
-            slot->bitmasks[i] =
-                (const uint32_t *)bits + (int64_t)used++ * grammar->words_per_row;
-    if (used < num_masks)
-        return fail(ERR_MISMATCH, "step %" PRId64 ": a bitmask is for slot %d, which does not sample",
-                    staged->step, grammar->slots[used]);
+    if (num_masks > 0) {
+        TRY(grammar_output_check(grammar, model_file_config(worker->file)->vocab_size));
+        arena_reset(&slot->grammar_arena);
+        bits = arena_alloc(&slot->grammar_arena, (size_t)grammar->num_bitmask_bytes);
+        memcpy(bits, grammar->bitmask, (size_t)grammar->num_bitmask_bytes);
+    }
+    for (int32_t i = 0; i < staged->num_samples; i++) {
+        slot->bitmasks[i] = NULL;
+        if (!staged->samples[i].needs_bitmask)
+            continue;
+        if (num_due == num_masks || grammar->slots[num_due] != staged->samples[i].slot)
+            return fail(ERR_MISMATCH, "step %" PRId64 ": no bitmask came for slot %d, which needs one",
+                        staged->step, staged->samples[i].slot);
+        slot->bitmasks[i] = (const uint32_t *)bits + (int64_t)num_due++ * grammar->words_per_row;
+    }
+    if (num_due < num_masks)
+        return fail(ERR_MISMATCH, "step %" PRId64 ": a bitmask came for slot %d, which needs none",
+                    staged->step, grammar->slots[num_due]);
     return OK;
 }
 

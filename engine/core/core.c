@@ -76,14 +76,12 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     stats->num_waiting = now.num_waiting;
     stats->num_preemptions = now.num_preemptions;
     stats->num_kv_blocks_used = stats->num_kv_blocks - now.num_free_blocks;
+    stats->prompt_tokens = now.num_prompt_tokens;
     stats->prefix_cache_queries = now.num_cache_queries;
     stats->prefix_cache_hits = now.num_cache_hits;
     if (plan) {
         stats->num_steps++;
         stats->iteration_tokens_sum += plan->total_num_scheduled_tokens;
-        for (int32_t i = 0; i < plan->num_new_requests; i++)
-            if (plan->new_requests[i].num_output_token_ids == 0)
-                stats->prompt_tokens += plan->new_requests[i].num_prompt_token_ids;
     }
     pthread_mutex_unlock(&core->stats_lock);
 

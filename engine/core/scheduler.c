@@ -18,6 +18,7 @@ struct scheduler {
     struct scheduler_options options;
     struct block_pool *blocks;
     struct prefix_cache *cache; /* NULL: prefix caching is off */
+    int64_t num_prompt_tokens;
     int64_t num_cache_queries, num_cache_hits; /* tokens */
     struct wait_queue waiting;
     struct list_node running; /* in order of admission */
@@ -97,6 +98,7 @@ void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_sta
         .num_waiting = scheduler->waiting.num_requests,
         .num_free_blocks = block_pool_num_free(scheduler->blocks),
         .num_preemptions = scheduler->num_preemptions,
+        .num_prompt_tokens = scheduler->num_prompt_tokens,
         .num_cache_queries = scheduler->num_cache_queries,
         .num_cache_hits = scheduler->num_cache_hits,
     };
@@ -377,6 +379,7 @@ static void admit(struct scheduler *scheduler, struct request *request, int32_t 
     if (request->scheduled_ns == 0) {
         request->scheduled_ns = clock_now_ns();
         request->num_cached = num_cached;
+        scheduler->num_prompt_tokens += request->num_prompt;
         scheduler->num_cache_queries += scheduler->cache ? request->num_tokens : 0;
         scheduler->num_cache_hits += num_cached;
     }
@@ -451,7 +454,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
     int32_t *slots = NEW_COLUMN(int32_t, n);
     int32_t *block_counts = NEW_COLUMN(int32_t, n), *block_ids = NEW_COLUMN(int32_t, num_block_ids);
     int32_t *finished = NEW_COLUMN(int32_t, num_finished);
-    uint8_t *samples = NEW_COLUMN(uint8_t, n), *is_resumed = NEW_COLUMN(uint8_t, n);
+    uint8_t *samples = NEW_COLUMN(uint8_t, n);
     struct new_request *new_requests = NEW_COLUMN(struct new_request, num_new);
 
     *out = (struct scheduler_output){
@@ -464,9 +467,8 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         .num_computed_tokens = plan->num_computed,
         .num_scheduled_tokens = plan->num_scheduled,
         .samples = samples,
-        .is_resumed = is_resumed,
+        .needs_bitmask = NEW_COLUMN(uint8_t, n),
         .new_block_counts = block_counts,
-        .new_token_counts = NEW_COLUMN(int32_t, n),
         .new_block_ids = block_ids,
         .num_new_block_ids = num_block_ids,
     };

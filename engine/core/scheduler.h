@@ -51,6 +51,7 @@ struct scheduler_stats {
     int32_t num_running, num_waiting;
     int32_t num_free_blocks;
     int64_t num_preemptions;
+    int64_t num_prompt_tokens; /* of admitted requests, computed or found in the prefix cache */
     int64_t num_cache_queries, num_cache_hits; /* tokens of prompts, at their first admission */
 };
 

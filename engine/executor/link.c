@@ -11,11 +11,18 @@
 /* A worker beats every 500 ms. Silence this long means that its process hangs or is stopped. */
 static const int64_t SILENCE_MAX_NS = (int64_t)10 * 1000000000;
 
+/* A process that has lost its connection is about to end. */
+enum { EXPLAIN_MS = 100 };
+
+/* What is polled: these, then each rank's process. */
+enum { FD_CHANNEL, FD_MONITOR, FD_EXTRA, FD_RANKS };
+
 enum status link_open(const char *endpoint, int32_t world, uint32_t epoch, struct link *out)
 {
     *out = (struct link){.world = world, .epoch = epoch};
     rendezvous_init(&out->rendezvous, world, epoch);
     out->ranks = mem_new_array(struct link_rank, (size_t)world);
+    out->poll_fds = mem_new_array(struct pollfd, FD_RANKS + (size_t)world);
     for (int32_t rank = 0; rank < world; rank++) {
         out->ranks[rank].pidfd = -1;
         out->ranks[rank].heard_ns = clock_now_ns();
@@ -29,27 +36,9 @@ void link_close(struct link *link)
     rendezvous_close(&link->rendezvous);
     channel_free(link->channel);
     mem_free(link->ranks);
+    mem_free(link->poll_fds);
     arena_close(&link->arena);
     arena_close(&link->output);
-}
-
-enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
-                          const void *body)
-{
-    AUTO_FREE(frame) struct frame *frame = frame_new();
-    AUTO_MEM char *cause = NULL;
-    enum status status = OK;
-
-    TRY(message_encode(type, link->epoch, step, body, &frame->bytes));
-    for (int32_t rank = 0; rank < link->world; rank++) {
-        enum status sent = channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame);
-
-        if (sent != OK && status == OK) {
-            status = sent;
-            cause = mem_printf("rank %d: %s", rank, fail_text());
-        }
-    }
-    return status == OK ? OK : fail(status, "%s", cause);
 }
 
 /* ---- hearing -------------------------------------------------------------------------------- */
@@ -117,27 +106,24 @@ static enum status check_silence(const struct link *link)
     return OK;
 }
 
-enum { FD_CHANNEL, FD_MONITOR, FD_EXTRA, FD_RANKS };
-
 /* Parks; says which rank's process has ended (-1: none), and whether `fd` is readable. */
 static bool park(const struct link *link, int fd, int64_t deadline_ns, int32_t *ended_out)
 {
-    struct pollfd fds[FD_RANKS + 64];
-    int32_t num_watched = MIN(link->world, (int32_t)COUNT_OF(fds) - FD_RANKS);
+    struct pollfd *fds = link->poll_fds;
     int64_t check_ns = clock_deadline_ns(1000);
 
     fds[FD_CHANNEL] = (struct pollfd){.fd = channel_fd(link->channel), .events = POLLIN};
     fds[FD_MONITOR] = (struct pollfd){.fd = channel_monitor_fd(link->channel), .events = POLLIN};
     fds[FD_EXTRA] = (struct pollfd){.fd = fd, .events = POLLIN};
-    for (int32_t rank = 0; rank < num_watched; rank++)
+    for (int32_t rank = 0; rank < link->world; rank++)
         fds[FD_RANKS + rank] = (struct pollfd){.fd = link->ranks[rank].pidfd, .events = POLLIN};
 
     *ended_out = -1;
-    if (poll(fds, FD_RANKS + (nfds_t)num_watched, clock_left_ms(MIN(deadline_ns, check_ns))) < 0) {
+    if (poll(fds, FD_RANKS + (nfds_t)link->world, clock_left_ms(MIN(deadline_ns, check_ns))) < 0) {
         ASSERT(errno == EINTR);
         return false;
     }
-    for (int32_t rank = 0; rank < num_watched; rank++)
+    for (int32_t rank = 0; rank < link->world; rank++)
         if (fds[FD_RANKS + rank].revents)
             *ended_out = rank;
     return fds[FD_EXTRA].revents != 0;
@@ -169,6 +155,41 @@ enum status link_hear(struct link *link, int fd, int64_t deadline_ns, struct mes
             return fail(ERR_TIMEOUT, "the ranks did not answer in time");
         is_readable = park(link, fd, deadline_ns, &ended);
     }
+}
+
+/* ---- sending -------------------------------------------------------------------------------- */
+
+/* Why a rank can't be sent to: what it, or its end, has to say; else the failure of the send. */
+static enum status explain(struct link *link, int32_t rank, enum status status)
+{
+    AUTO_MEM char *sentence = mem_strdup(fail_text());
+    struct message message;
+    int32_t ignored;
+    enum status heard;
+
+    do
+        heard = link_hear(link, -1, clock_deadline_ns(EXPLAIN_MS), &message, &ignored);
+    while (heard == OK);
+    return heard == ERR_TIMEOUT ? fail(status, "rank %d: %s", rank, sentence) : heard;
+}
+
+enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
+                          const void *body)
+{
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+    int32_t failed_rank = -1;
+    enum status status = OK;
+
+    TRY(message_encode(type, link->epoch, step, body, &frame->bytes));
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        enum status sent = channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame);
+
+        if (sent != OK && status == OK) {
+            status = sent;
+            failed_rank = rank;
+        }
+    }
+    return status == OK ? OK : explain(link, failed_rank, status);
 }
 
 /* ---- joining -------------------------------------------------------------------------------- */

@@ -23,6 +23,7 @@ struct link {
     uint32_t epoch;
     int32_t world;
     struct link_rank *ranks; /* [world] */
+    struct pollfd *poll_fds;
     struct arena arena;      /* of the message heard last */
     struct arena output;     /* of the answer collected last */
     int64_t num_calls;

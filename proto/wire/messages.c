@@ -27,13 +27,10 @@ static const struct field scheduler_output_fields[] = {
     FIELD_COLUMN(PLAN, num_computed_tokens, num_rows, FIELD_I32S),
     FIELD_COLUMN(PLAN, num_scheduled_tokens, num_rows, FIELD_I32S),
     FIELD_COLUMN(PLAN, samples, num_rows, FIELD_BYTES),
-    FIELD_COLUMN(PLAN, is_resumed, num_rows, FIELD_BYTES),
+    FIELD_COLUMN(PLAN, needs_bitmask, num_rows, FIELD_BYTES),
     FIELD_COLUMN(PLAN, new_block_counts, num_rows, FIELD_I32S),
-    FIELD_COLUMN(PLAN, new_token_counts, num_rows, FIELD_I32S),
     FIELD_LIST(PLAN, new_block_ids, num_new_block_ids, FIELD_I32S, MAX_BLOCKS),
-    FIELD_LIST(PLAN, new_token_ids, num_new_token_ids, FIELD_I32S, MAX_TOKENS, .is_private = true),
     FIELD(PLAN, total_num_scheduled_tokens, FIELD_I32),
-    FIELD(PLAN, has_structured_output, FIELD_BOOL),
 };
 #undef PLAN
 const struct message_type scheduler_output_type =
@@ -177,9 +174,10 @@ static enum status check_row(const struct scheduler_output *plan, int32_t row, i
     if (plan->num_scheduled_tokens[row] < 1 || plan->num_scheduled_tokens[row] > max_tokens)
         return fail(ERR_MISMATCH, "row %d schedules %d tokens; a step has 1 to %d", row,
                     plan->num_scheduled_tokens[row], max_tokens);
-    if (plan->new_block_counts[row] < 0 || plan->new_token_counts[row] < 0)
-        return fail(ERR_MISMATCH, "row %d has %d new blocks and %d new tokens", row,
-                    plan->new_block_counts[row], plan->new_token_counts[row]);
+    if (plan->new_block_counts[row] < 0)
+        return fail(ERR_MISMATCH, "row %d has %d new blocks", row, plan->new_block_counts[row]);
+    if (plan->needs_bitmask[row] && !plan->samples[row])
+        return fail(ERR_MISMATCH, "row %d needs a bitmask and does not sample", row);
     return OK;
 }
 
@@ -194,20 +192,18 @@ static enum status check_sum(const char *what, int64_t sum, int64_t wanted)
 enum status scheduler_output_check(const struct scheduler_output *plan, int32_t max_slots,
                                    int32_t max_tokens)
 {
-    int64_t num_scheduled = 0, num_blocks = 0, num_tokens = 0;
+    int64_t num_scheduled = 0, num_blocks = 0;
 
     for (int32_t row = 0; row < plan->num_rows; row++) {
         TRY(check_row(plan, row, max_slots, max_tokens));
         num_scheduled += plan->num_scheduled_tokens[row];
         num_blocks += plan->new_block_counts[row];
-        num_tokens += plan->new_token_counts[row];
     }
     if (num_scheduled > max_tokens)
         return fail(ERR_MISMATCH, "the step has %" PRId64 " tokens, at most %d fit", num_scheduled,
                     max_tokens);
     TRY(check_sum("scheduled tokens", num_scheduled, plan->total_num_scheduled_tokens));
     TRY(check_sum("new blocks", num_blocks, plan->num_new_block_ids));
-    TRY(check_sum("new tokens", num_tokens, plan->num_new_token_ids));
     for (int32_t i = 0; i < plan->num_new_requests; i++)
         if (plan->new_requests[i].slot < 0 || plan->new_requests[i].slot >= max_slots)
             return fail(ERR_MISMATCH, "new request %s has slot %d; slots are 0 to %d",

@@ -64,7 +64,8 @@ struct new_request {
 /*
  * What to compute in one step. A row is a request; rows are in batch order, and every
  * column has num_rows elements. `new_requests` describes the slots that are new, each
- * of which is also a row: their tokens and blocks are in new_requests, not in the columns.
+ * of which is also a row: their tokens and blocks are in new_requests, not in the columns. A request that
+ * comes back from preemption is new again. What a worker sampled itself needs no wire.
  */
 struct scheduler_output {
     const int32_t *finished_slots; /* forget these first */
@@ -77,18 +78,13 @@ struct scheduler_output {
     const int32_t *num_computed_tokens;  /* tokens whose KV is there before this step */
     const int32_t *num_scheduled_tokens; /* >= 1: tokens to compute now */
     const uint8_t *samples;              /* 1: the last scheduled token's logits are sampled */
-    const uint8_t *is_resumed;           /* 1: came back from preemption: its new blocks replace
-                                            its table, its new tokens are all that it has */
+    const uint8_t *needs_bitmask;        /* 1: SAMPLE brings a bitmask for it, and it is not
+                                            sampled without */
     const int32_t *new_block_counts;     /* of new_block_ids, row by row */
-    const int32_t *new_token_counts;     /* of new_token_ids; 0 where the worker knows them: what
-                                            it sampled itself needs no wire */
     const int32_t *new_block_ids;        /* appended to the row's block table */
     int32_t num_new_block_ids;
-    const int32_t *new_token_ids;
-    int32_t num_new_token_ids;
 
     int32_t total_num_scheduled_tokens;
-    bool has_structured_output; /* SAMPLE brings a bitmask: nothing is sampled before it */
 };
 
 /* How many slots there are: as many requests as run may have left, while the step in flight still

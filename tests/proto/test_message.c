@@ -120,7 +120,7 @@ static void a_column_that_is_shorter_than_its_neighbours_is_refused(void **state
     AUTO_CLOSE(arena) struct arena arena = {0};
     AUTO_CLOSE(bytes) struct bytes frame = {0};
     struct message message;
-    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 13);
+    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 10);
 
     msgpack_pack_nil(&packer);
     msgpack_pack_array(&packer, 0);
@@ -140,7 +140,7 @@ static void a_count_takes_no_memory_before_its_bytes_are_there(void **state)
     AUTO_CLOSE(arena) struct arena arena = {0};
     AUTO_CLOSE(bytes) struct bytes frame = {0};
     struct message message;
-    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 13);
+    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 10);
 
     msgpack_pack_nil(&packer);
     msgpack_pack_array(&packer, 60); /* requests, of at least 7 bytes each */

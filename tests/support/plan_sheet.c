@@ -10,9 +10,8 @@ void plan_sheet_begin(struct plan_sheet *sheet)
         .num_computed_tokens = sheet->num_computed,
         .num_scheduled_tokens = sheet->num_scheduled,
         .samples = sheet->samples,
-        .is_resumed = sheet->is_resumed,
+        .needs_bitmask = sheet->needs_bitmask,
         .new_block_counts = sheet->block_counts,
-        .new_token_counts = sheet->token_counts,
         .new_block_ids = sheet->block_ids,
     };
 }

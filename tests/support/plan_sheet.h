@@ -15,8 +15,8 @@ struct plan_sheet {
     int32_t finished[SHEET_ROWS];
     struct new_request new_requests[SHEET_ROWS];
     int32_t slots[SHEET_ROWS], num_computed[SHEET_ROWS], num_scheduled[SHEET_ROWS];
-    uint8_t samples[SHEET_ROWS], is_resumed[SHEET_ROWS];
-    int32_t block_counts[SHEET_ROWS], token_counts[SHEET_ROWS];
+    uint8_t samples[SHEET_ROWS], needs_bitmask[SHEET_ROWS];
+    int32_t block_counts[SHEET_ROWS];
     int32_t block_ids[SHEET_BLOCKS];
 };
 

@@ -41,15 +41,11 @@ static const struct scheduler_output scheduler_output = {
     .num_computed_tokens = INTS(70000, 12, 0, 0),
     .num_scheduled_tokens = INTS(1, 3, 4, 1),
     .samples = BYTES_OF(1, 1, 0, 1),
-    .is_resumed = BYTES_OF(0, 1, 0, 0),
+    .needs_bitmask = BYTES_OF(0, 1, 0, 0),
     .new_block_counts = INTS(0, 2, 0, 0),
-    .new_token_counts = INTS(0, 3, 0, 0),
     .new_block_ids = INTS(11, 12),
     .num_new_block_ids = 2,
-    .new_token_ids = INTS(5, 6, 7),
-    .num_new_token_ids = 3,
     .total_num_scheduled_tokens = 9,
-    .has_structured_output = true,
 };
 
 static const struct scheduler_output nothing_to_do = {0};

@@ -227,15 +227,15 @@ static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
 
     bits[allowed / 32] = 1u << (allowed % 32);
     write_prefill(&sheet, NULL);
-    sheet.plan.has_structured_output = true;
+    sheet.needs_bitmask[0] = 1;
     expect_ok(worker_prepare_inputs(rank.worker, 0, &sheet.plan));
     expect_ok(worker_execute_model(rank.worker, 0));
     expect_fails(worker_sample(rank.worker, 0, NULL), ERR_MISMATCH,
-                 "0 bitmask rows came, some were announced");
-    expect_fails(worker_sample(rank.worker, 0, &none), ERR_MISMATCH, "0 bitmask rows came");
+                 "no bitmask came for slot 0, which needs one");
+    expect_fails(worker_sample(rank.worker, 0, &none), ERR_MISMATCH, "no bitmask came for slot 0");
     slot = 1;
     expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH,
-                 "a bitmask is for slot 1, which does not sample");
+                 "no bitmask came for slot 0");
     slot = 0;
     grammar.words_per_row--;
     expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH, "words a row");
@@ -248,7 +248,7 @@ static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
     expect_ok(worker_prepare_inputs(rank.worker, 1, &sheet.plan));
     expect_ok(worker_execute_model(rank.worker, 1));
     expect_fails(worker_sample(rank.worker, 1, &grammar), ERR_MISMATCH,
-                 "1 bitmask rows came, none were announced");
+                 "a bitmask came for slot 0, which needs none");
     expect_ok(worker_sample(rank.worker, 1, NULL));
     collect(&rank, 1);
     mem_free(bits);
@@ -268,7 +268,7 @@ static void a_mask_that_allows_nothing_samples_no_token(void **state)
     uint32_t *bits = mem_new_array(uint32_t, (size_t)words);
 
     write_prefill(&sheet, NULL);
-    sheet.plan.has_structured_output = true;
+    sheet.needs_bitmask[0] = 1;
     expect_ok(worker_prepare_inputs(rank.worker, 0, &sheet.plan));
     expect_ok(worker_execute_model(rank.worker, 0));
     /* The next step is under way when the row turns out to have no token. */
