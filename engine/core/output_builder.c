@@ -8,7 +8,7 @@ static struct output_node *node_of(struct output_builder *builder)
 {
     if (!builder->node) {
         builder->node = mem_new(struct output_node);
-        builder->capacity = 0;
+        builder->now_ns = clock_now_ns();
     }
     return builder->node;
 }
@@ -18,23 +18,29 @@ struct arena *output_builder_arena(struct output_builder *builder)
     return &node_of(builder)->arena;
 }
 
+void output_builder_reserve(struct output_builder *builder, int32_t more)
+{
+    struct engine_output *output = &node_of(builder)->output;
+    int32_t wanted = output->num_events + more;
+    struct engine_event *larger;
+
+    if (wanted <= builder->capacity)
+        return;
+    builder->capacity = MAX(wanted, builder->capacity * 2);
+    larger = arena_alloc(output_builder_arena(builder),
+                         sizeof *larger * (size_t)builder->capacity);
+    if (output->num_events > 0)
+        memcpy(larger, output->events, sizeof *larger * (size_t)output->num_events);
+    output->events = larger;
+}
+
 struct engine_event *output_builder_add(struct output_builder *builder,
                                         const struct request *request)
 {
-    struct output_node *node = node_of(builder);
-    struct engine_event *events = (struct engine_event *)node->output.events;
+    output_builder_reserve(builder, 1);
 
-    if (node->output.num_events == builder->capacity) {
-        int32_t capacity = builder->capacity ? builder->capacity * 2 : 8;
-        struct engine_event *larger = arena_alloc(&node->arena, sizeof *larger * (size_t)capacity);
-
-        if (builder->capacity)
-            memcpy(larger, events, sizeof *larger * (size_t)builder->capacity);
-        node->output.events = events = larger;
-        builder->capacity = capacity;
-    }
-
-    struct engine_event *event = &events[node->output.num_events++];
+    struct engine_output *output = &builder->node->output;
+    struct engine_event *event = (struct engine_event *)&output->events[output->num_events++];
 
     *event = (struct engine_event){
         .id = request->id,
@@ -42,7 +48,7 @@ struct engine_event *output_builder_add(struct output_builder *builder,
         .num_cached_tokens = request->num_cached,
         .queued_ns = request->queued_ns,
         .scheduled_ns = request->scheduled_ns,
-        .now_ns = clock_now_ns(),
+        .now_ns = builder->now_ns,
     };
     return event;
 }

@@ -11,6 +11,7 @@
 struct output_builder {
     struct output_node *node; /* NULL until the first event */
     int32_t capacity;
+    int64_t now_ns; /* of the first event, and so of all: a step brings them at once */
 };
 
 /* An engine_output on its way through a mailbox, with the memory of all its events. */
@@ -22,6 +23,8 @@ struct output_node {
 
 /* The arena that an event's arrays are to live in. */
 struct arena *output_builder_arena(struct output_builder *builder);
+/* Room for so many more events at once. */
+void output_builder_reserve(struct output_builder *builder, int32_t more);
 /* Adds an event about `request`, its id and times filled in. Valid until the next add. */
 struct engine_event *output_builder_add(struct output_builder *builder,
                                         const struct request *request);

@@ -123,10 +123,11 @@ void scheduler_add(struct scheduler *scheduler, struct request *request)
 static enum status grow_block_table(struct scheduler *scheduler, struct request *request,
                                     int32_t num_tokens)
 {
-    int32_t more = blocks_for(scheduler, num_tokens) - request->num_blocks;
+    int32_t more;
 
-    if (more <= 0)
+    if (num_tokens <= request->num_blocks * scheduler->options.block_size)
         return OK;
+    more = blocks_for(scheduler, num_tokens) - request->num_blocks;
     ASSERT(request->num_blocks + more <= request->max_blocks);
     TRY(block_pool_take(scheduler->blocks, more, request->blocks + request->num_blocks));
     request->num_blocks += more;
@@ -190,16 +191,17 @@ static void take_prefix(struct scheduler *scheduler, struct request *request, in
  */
 static void cache_full_blocks(struct scheduler *scheduler, struct request *request)
 {
-    int32_t block_size = scheduler->options.block_size;
-    int32_t num_full = MIN(request->num_computed, request->num_tokens) / block_size;
+    int32_t block_size = scheduler->options.block_size, num_full;
+    int32_t num_tokens = MIN(request->num_computed, request->num_tokens);
 
-    if (!scheduler->cache)
+    if (!scheduler->cache || num_tokens < (request->num_known_blocks + 1) * block_size)
         return;
+    num_full = num_tokens / block_size;
     hash_blocks(scheduler, request, num_full);
     for (int32_t i = request->num_known_blocks; i < num_full; i++)
         prefix_cache_add(scheduler->cache, request->blocks[i], &request->hashes[i],
                          request->tokens + (int64_t)i * block_size);
-    request->num_known_blocks = MAX(request->num_known_blocks, num_full);
+    request->num_known_blocks = num_full;
 }
 
 /* Blocks that an admission would take from the free ones: new ones and revived ones. */
@@ -612,32 +614,42 @@ static const struct token_logprobs *copy_logprobs(struct arena *arena,
     return logprobs;
 }
 
-/* Sampled row i of the answer joins its request. */
+/* The sampled tokens, beside the events that will point to them. */
+static const token_id *copy_tokens(const struct model_runner_output *output,
+                                   struct output_builder *events)
+{
+    size_t bytes = (size_t)output->num_sampled * sizeof(token_id);
+
+    if (bytes == 0)
+        return NULL;
+    output_builder_reserve(events, output->num_sampled);
+    return memcpy(arena_alloc(output_builder_arena(events), bytes), output->sampled_token_ids,
+                  bytes);
+}
+
+/* Sampled row i of the answer joins its request; `token` is its copy. */
 static void take_token(struct scheduler *scheduler, struct request *request,
                        const struct model_runner_output *output, int32_t i, int32_t first_logprob,
-                       struct output_builder *events)
+                       const token_id *token, struct output_builder *events)
 {
-    token_id token = output->sampled_token_ids[i], *copy, stop_token;
+    token_id stop_token;
 
-    if (token < 0) {
+    if (*token < 0) {
         end_with_error(scheduler, request, ERR_INTERNAL,
                        "no token can be sampled: all are excluded, or the logits are not numbers",
                        events);
         return;
     }
 
-    enum finish_reason finish = request_append(request, token, &stop_token);
+    enum finish_reason finish = request_append(request, *token, &stop_token);
     struct engine_event *event = output_builder_add(events, request);
-    struct arena *arena = output_builder_arena(events);
 
-    copy = arena_alloc(arena, sizeof *copy);
-    *copy = token;
-    event->tokens = copy;
+    event->tokens = token;
     event->num_tokens = 1;
     event->finish = finish;
     event->stop_token = stop_token;
     if (output->logprob_counts[i] > 0)
-        event->logprobs = copy_logprobs(arena, output, i, first_logprob);
+        event->logprobs = copy_logprobs(output_builder_arena(events), output, i, first_logprob);
     if (request->state == REQUEST_RUNNING)
         cache_full_blocks(scheduler, request);
     if (finish != FINISH_NONE)
@@ -655,6 +667,7 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
     TRY(check_answer(scheduler, plan, output));
 
     struct request **rows = scheduler->in_flight[0].rows;
+    const token_id *tokens = copy_tokens(output, events);
 
     scheduler->in_flight[0] = scheduler->in_flight[1];
     scheduler->num_in_flight--;
@@ -668,7 +681,7 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
             drop_slot(scheduler, request);
         if (request->state != REQUEST_FINISHED) {
             if (samples)
-                take_token(scheduler, request, output, i, first_logprob, events);
+                take_token(scheduler, request, output, i, first_logprob, &tokens[i], events);
         } else if (request->num_in_flight == 0) {
             list_remove(&request->link);
             request_free(request);
