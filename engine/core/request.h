@@ -20,41 +20,39 @@
 
 enum request_state { REQUEST_WAITING, REQUEST_RUNNING, REQUEST_FINISHED };
 
+/* What every step reads of every request comes first: it shares two cache lines. */
 struct request {
     struct list_node link; /* in the wait queue or among the running */
-    enum request_state state;
     request_id id;
-    char *name; /* the client's, or "" */
-    int32_t priority;
+    enum request_state state;
     int32_t slot; /* its number on the wire while workers know it, else -1 */
 
-    struct arena arena; /* holds params' arrays and name */
-    struct sampling_params params;
-    int32_t max_tokens;            /* of output, what fits the model's length included */
-
-    token_id *tokens; /* prompt, then output */
     int32_t num_prompt;
     int32_t num_tokens;
-    int32_t capacity;
-
-    int32_t num_computed;  /* tokens scheduled since it was last admitted */
+    int32_t max_tokens;       /* of output, what fits the model's length included */
+    int32_t num_computed;     /* tokens scheduled since it was last admitted */
     int32_t num_placeholders; /* tokens that steps in flight will sample: they count as tokens
                                  to compute, and nobody here knows them yet */
-    int32_t num_in_flight; /* steps in flight that have a row for it */
-    int32_t num_cached;    /* of the prompt, found in the prefix cache at the first admission */
-    int32_t num_preempted; /* how often */
-
-    char *cache_salt;           /* "" for none */
-    struct block_hash *hashes;  /* [max_blocks] of its full blocks, as far as they are needed */
-    int32_t num_hashes;
-    int32_t num_known_blocks;   /* of blocks: the prefix cache knows them, or holds their double */
-
-    block_id *blocks; /* at least ceil(num_computed / block_size) */
+    int32_t num_in_flight;    /* steps in flight that have a row for it */
     int32_t num_blocks;
-    int32_t max_blocks;
+    int32_t num_known_blocks; /* of blocks: the prefix cache knows them, or holds their double */
+    int32_t num_cached;       /* of the prompt, found in the prefix cache at the first admission */
+    int32_t capacity;         /* of tokens */
 
+    token_id *tokens;           /* prompt, then output */
+    block_id *blocks;           /* at least ceil(num_computed / block_size) */
+    struct block_hash *hashes;  /* [max_blocks] of its full blocks, as far as they are needed */
     int64_t queued_ns;
     int64_t scheduled_ns; /* first scheduled; 0: not yet */
+
+    int32_t num_hashes;
+    int32_t max_blocks;
+    int32_t num_preempted; /* how often */
+    int32_t priority;
+    struct arena arena; /* holds params' arrays and the texts */
+    struct sampling_params params;
+    char *name;       /* the client's, or "" */
+    char *cache_salt; /* "" for none */
 };
 
 /* Copies the submission. max_model_len bounds max_tokens; block_size: tokens of a KV block. */
