@@ -153,10 +153,10 @@ static enum status run(const void *settings, double *figures_out)
     while (!worker.stops) {
         if (clock_now_ns() >= worker.beat_at_ns)
             TRY(beat(&worker));
-        if (channel_num_disconnects(worker.channel) > 0)
-            return fail(ERR_CLOSED, "the engine is gone");
         if (channel_recv(worker.channel, &received))
             TRY(handle(&worker, &received));
+        else if (channel_num_disconnects(worker.channel) > 0)
+            return fail(ERR_CLOSED, "the engine is gone");
         else
             park(&worker);
     }
