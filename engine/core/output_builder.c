@@ -58,7 +58,10 @@ struct output_node *output_builder_take(struct output_builder *builder)
     struct output_node *node = builder->node;
 
     *builder = (struct output_builder){0};
-    return node;
+    if (!node || node->output.num_events > 0)
+        return node;
+    engine_output_free(&node->output); /* room was made, and nothing came */
+    return NULL;
 }
 
 void engine_output_free(struct engine_output *output)

@@ -145,6 +145,7 @@ static void take_events(struct bench *b)
 
     if (!node)
         return;
+    assert_true(node->output.num_events > 0); /* the front is not woken for nothing */
     for (int32_t i = 0; i < node->output.num_events; i++) {
         const struct engine_event *event = &node->output.events[i];
         struct outcome *outcome = outcome_of(b, event->id);
