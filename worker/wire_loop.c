@@ -262,12 +262,14 @@ static enum status serve(struct wire *wire)
             TRY(is_ready ? tell_answers(wire) : tell_ready(wire));
             is_ready = true;
         }
+        if (channel_recv(wire->channel, &received)) {
+            TRY(handle(wire, &received));
+            continue;
+        }
+        /* A look that costs a system call, so only when nothing has come. */
         if (channel_num_disconnects(wire->channel) > 0)
             return fail(ERR_CLOSED, "the engine is gone");
-        if (channel_recv(wire->channel, &received))
-            TRY(handle(wire, &received));
-        else
-            park(wire);
+        park(wire);
     }
     return OK;
 }
