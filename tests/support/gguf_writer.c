@@ -136,7 +136,8 @@ void gguf_save(const struct bytes *bytes, const char *path)
     FILE *f = fopen(path, "wb");
 
     ASSERT(f != NULL, "%s: %m", path);
-    ASSERT(fwrite(bytes->data, 1, bytes->size, f) == bytes->size, "%s: %m", path);
+    ASSERT(bytes->size == 0 || fwrite(bytes->data, 1, bytes->size, f) == bytes->size, "%s: %m",
+           path);
     ASSERT(fclose(f) == 0, "%s: %m", path);
 }
 
