@@ -205,6 +205,8 @@ const struct kernels *device_kernels(const struct device *dev);
 /* Memory of the device, zeroed, 64-byte aligned; ERR_NO_MEMORY names `what` and the size. */
 MUST_USE enum status device_alloc(struct device *dev, int64_t bytes, const char *what, void **out);
 void device_free(struct device *dev, void *p, int64_t bytes);
+/* All of it is about to be written; memory that is not is better taken page by page, as it is touched. */
+void device_expect_full(struct device *dev, void *p, int64_t bytes);
 
 /* ISA names this CPU can run, best first, NULL-terminated. Always ends with "ref". */
 const char *const *device_isas(void);

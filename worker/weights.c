@@ -243,6 +243,7 @@ enum status weights_load(struct weights *weights, struct device *dev, const stru
     *weights = (struct weights){.layers = mem_new_array(struct layer, loader.config->num_layers)};
     load_all(&loader, options); /* measures */
     TRY(slab_open(&weights->slab, dev, "the weights"));
+    device_expect_full(dev, weights->slab.base, weights->slab.bytes);
     load_all(&loader, options);
     return OK;
 }

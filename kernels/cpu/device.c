@@ -48,6 +48,12 @@ enum status device_alloc(struct device *dev, int64_t bytes, const char *what, vo
     return mem_map((size_t)bytes, what, out);
 }
 
+void device_expect_full(struct device *dev, void *p, int64_t bytes)
+{
+    (void)dev;
+    mem_expect_full(p, (size_t)bytes);
+}
+
 void device_free(struct device *dev, void *p, int64_t bytes)
 {
     (void)dev;

@@ -84,10 +84,14 @@ enum status mem_map(size_t bytes, const char *what, void **out)
     char *base_end = base + ((padded + 4095) & ~(size_t)4095);
     if (base_end > aligned + page_bytes)
         munmap(aligned + page_bytes, (size_t)(base_end - aligned - page_bytes));
-    if (align == HUGE_PAGE)
-        madvise(aligned, page_bytes, MADV_HUGEPAGE);
     *out = aligned;
     return OK;
+}
+
+void mem_expect_full(void *p, size_t bytes)
+{
+    if (bytes >= HUGE_PAGE)
+        madvise(p, bytes & ~(size_t)4095, MADV_HUGEPAGE);
 }
 
 void mem_unmap(void *p, size_t bytes)

@@ -31,11 +31,13 @@ char *mem_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 #define mem_new_array(type, n) ((type *)mem_array((n), sizeof(type)))
 #define mem_free(p)            free(p)
 
-/* ---- pages: zeroed, 2 MiB aligned when large --------------------------------------------- */
+/* ---- pages: zeroed, 2 MiB aligned when large; untouched ones cost nothing ------------------ */
 
 /* ERR_NO_MEMORY names `what` and the size. Freed by mem_unmap with the same size. */
 MUST_USE enum status mem_map(size_t bytes, const char *what, void **out);
 void mem_unmap(void *p, size_t bytes);
+/* All of it is about to be written: big pages pay. (Where only parts ever are, they waste.) */
+void mem_expect_full(void *p, size_t bytes);
 
 /* ---- arena: many small allocations, freed together ---------------------------------------- */
 
