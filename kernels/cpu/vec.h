@@ -43,9 +43,15 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) /* gcc's way to say so */
+#define SANITIZED 1
+#elif defined(__has_feature) /* clang's */
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
 /* Where speed is not the point, loops stay loops: unrolled tiles take a sanitizer minutes each. */
-#if (defined(VEC_AVX512) || defined(VEC_AVX2)) && !defined(__SANITIZE_ADDRESS__) &&               \
-    !defined(__SANITIZE_THREAD__)
+#if (defined(VEC_AVX512) || defined(VEC_AVX2)) && !defined(SANITIZED)
 #define UNROLLED 1
 #define UNROLL _Pragma("GCC unroll 16")
 #define SLOW INLINE
