@@ -1,6 +1,7 @@
 /* main: which subcommand runs. */
 #include "engine/cmd/cmd.h"
 #include "proto/base/memory.h"
+#include "proto/config/option.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -33,40 +34,16 @@ static int print_version(void)
     return 0;
 }
 
-/* How many letters must be changed, added or dropped (Levenshtein's distance); b has at most 31. */
-static size_t distance(const char *a, const char *b)
-{
-    size_t row[32], length = strlen(b);
-
-    for (size_t k = 0; k <= length; k++)
-        row[k] = k;
-    for (size_t i = 1; a[i - 1]; i++) {
-        size_t diagonal = row[0];
-
-        row[0] = i;
-        for (size_t k = 1; k <= length; k++) {
-            size_t changed = diagonal + (a[i - 1] != b[k - 1]);
-            size_t added_or_dropped = MIN(row[k], row[k - 1]) + 1;
-
-            diagonal = row[k];
-            row[k] = MIN(changed, added_or_dropped);
-        }
-    }
-    return row[length];
-}
-
 static int refuse_unknown(const char *name)
 {
-    const struct command *closest = &commands[0];
+    const char *names[COUNT_OF(commands) + 1] = {NULL}, *nearest;
 
+    for (size_t i = 0; i < COUNT_OF(commands); i++)
+        names[i] = commands[i].name;
+    nearest = nearest_word(name, names);
     fprintf(stderr, "tandem: '%.64s' is no command", name);
-    if (strlen(name) < 32) {
-        for (size_t i = 1; i < COUNT_OF(commands); i++)
-            if (distance(commands[i].name, name) < distance(closest->name, name))
-                closest = &commands[i];
-        if (distance(closest->name, name) <= 3)
-            fprintf(stderr, "; did you mean '%s'?", closest->name);
-    }
+    if (nearest)
+        fprintf(stderr, "; did you mean '%s'?", nearest);
     fputs("\n'tandem --help' lists the commands.\n", stderr);
     return 2;
 }

@@ -52,10 +52,12 @@ static char *variable_of(const char *key)
     return name;
 }
 
-/* Letters to insert, drop or change to make `b` of `a`; words of 63 letters at most. */
+enum { MAX_WORD = 63 };
+
+/* Letters to insert, drop or change to make `b` of `a`, which have MAX_WORD letters at most. */
 static size_t distance(const char *a, const char *b)
 {
-    size_t row[64], a_size = MIN(strlen(a), (size_t)63), b_size = MIN(strlen(b), (size_t)63);
+    size_t row[MAX_WORD + 1], a_size = strlen(a), b_size = strlen(b);
 
     for (size_t k = 0; k <= b_size; k++)
         row[k] = k;
@@ -79,8 +81,8 @@ const char *nearest_word(const char *word, const char *const *words)
     size_t best = strlen(word) / 3 + 2; /* further away it is not a slip of the finger */
     const char *nearest = NULL;
 
-    for (; *words; words++)
-        if (distance(word, *words) < best) {
+    for (; *words && strlen(word) <= MAX_WORD; words++)
+        if (strlen(*words) <= MAX_WORD && distance(word, *words) < best) {
             best = distance(word, *words);
             nearest = *words;
         }
