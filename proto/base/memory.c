@@ -175,7 +175,7 @@ void *bytes_reserve(struct bytes *bytes, size_t size)
     size_t wanted;
 
     ASSERT(!add_overflows(bytes->size, size, &wanted));
-    if (wanted > bytes->capacity) {
+    if (wanted > bytes->capacity || !bytes->data) { /* never NULL: callers add to it */
         size_t capacity = bytes->capacity ? bytes->capacity : 64;
 
         while (capacity < wanted)
