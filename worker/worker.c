@@ -506,6 +506,20 @@ enum status worker_execute_model(struct worker *worker, int64_t step)
     return OK;
 }
 
+static enum status check_bitmask(const struct staged_step *staged,
+                                 const struct staged_sample *sample,
+                                 const struct grammar_output *grammar, int32_t at)
+{
+    if (at >= (grammar ? grammar->num_rows : 0) || grammar->slots[at] != sample->slot)
+        return fail(ERR_MISMATCH, "step %" PRId64 ": no bitmask came for slot %d, which needs one",
+                    staged->step, sample->slot);
+    if (grammar->positions[at] != sample->position)
+        return fail(ERR_MISMATCH,
+                    "step %" PRId64 ": the bitmask of slot %d is for position %d, its token comes at %d",
+                    staged->step, sample->slot, grammar->positions[at], sample->position);
+    return OK;
+}
+
 /* Each mask goes beside the row of the step that it is for: nothing is sampled unmasked where a mask
  * was due. */
 static enum status take_bitmasks(struct worker *worker, const struct staged_step *staged,
@@ -524,9 +538,7 @@ static enum status take_bitmasks(struct worker *worker, const struct staged_step
         slot->bitmasks[i] = NULL;
         if (!staged->samples[i].needs_bitmask)
             continue;
-        if (num_due == num_masks || grammar->slots[num_due] != staged->samples[i].slot)
-            return fail(ERR_MISMATCH, "step %" PRId64 ": no bitmask came for slot %d, which needs one",
-                        staged->step, staged->samples[i].slot);
+        TRY(check_bitmask(staged, &staged->samples[i], grammar, num_due));
         slot->bitmasks[i] = (const uint32_t *)bits + (int64_t)num_due++ * grammar->words_per_row;
     }
     if (num_due < num_masks)
@@ -541,7 +553,8 @@ enum status worker_sample(struct worker *worker, int64_t step,
     struct step_slot *slot = &worker->steps[step & 1];
 
     TRY(check_phase(worker, step, PHASE_EXECUTING, "sample"));
-    TRY(take_bitmasks(worker, input_batch_staged(worker->batch, step), slot, grammar));
+    if (worker->options.rank == 0) /* the others don't sample */
+        TRY(take_bitmasks(worker, input_batch_staged(worker->batch, step), slot, grammar));
     slot->phase = PHASE_SAMPLING;
     slot->sample.step = step;
     command(worker, &slot->sample);

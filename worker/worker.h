@@ -70,8 +70,8 @@ MUST_USE enum status worker_prepare_inputs(struct worker *worker, int64_t step,
                                            const struct scheduler_output *plan);
 /* ERR_MISMATCH: that step is not the one staged next. */
 MUST_USE enum status worker_execute_model(struct worker *worker, int64_t step);
-/* grammar: NULL, or the masks of rows that need one; copied. ERR_MISMATCH likewise, and when a row
- * that was announced to need a mask has none. */
+/* grammar: NULL, or the masks of rows that need one; copied. ERR_MISMATCH likewise, and on rank 0, which
+ * samples, when a row that was announced to need a mask has none, or that of another position. */
 MUST_USE enum status worker_sample(struct worker *worker, int64_t step,
                                    const struct grammar_output *grammar);
 

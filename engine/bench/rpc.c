@@ -76,11 +76,9 @@ static void null_ranks_close(struct null_ranks *ranks)
 static enum status run_step(struct link *link, const struct decode_step *step,
                             const struct model_runner_output **answer_out)
 {
-    static const struct grammar_output no_masks;
-
     TRY(link_send_all(link, &scheduler_output_type, step->id, &step->plan));
     TRY(link_send_all(link, &execute_model_type, step->id, NULL));
-    TRY(link_send_all(link, &grammar_output_type, step->id, &no_masks));
+    TRY(link_sample(link, step->id, NULL));
     return link_collect(link, step->id, clock_deadline_ns(STEP_TIMEOUT_MS), answer_out);
 }
 

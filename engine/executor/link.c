@@ -173,15 +173,16 @@ static enum status explain(struct link *link, int32_t rank, enum status status)
     return heard == ERR_TIMEOUT ? fail(status, "rank %d: %s", rank, sentence) : heard;
 }
 
-enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
-                          const void *body)
+/* To the ranks from first_rank up to end_rank. */
+static enum status send_to(struct link *link, int32_t first_rank, int32_t end_rank,
+                           const struct message_type *type, int64_t step, const void *body)
 {
     AUTO_FREE(frame) struct frame *frame = frame_new();
     int32_t failed_rank = -1;
     enum status status = OK;
 
     TRY(message_encode(type, link->epoch, step, body, &frame->bytes));
-    for (int32_t rank = 0; rank < link->world; rank++) {
+    for (int32_t rank = first_rank; rank < end_rank; rank++) {
         enum status sent = channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame);
 
         if (sent != OK && status == OK) {
@@ -190,6 +191,22 @@ enum status link_send_all(struct link *link, const struct message_type *type, in
         }
     }
     return status == OK ? OK : explain(link, failed_rank, status);
+}
+
+enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
+                          const void *body)
+{
+    return send_to(link, 0, link->world, type, step, body);
+}
+
+enum status link_sample(struct link *link, int64_t step, const struct grammar_output *grammar)
+{
+    static const struct grammar_output no_masks;
+
+    if (!grammar)
+        return link_send_all(link, &grammar_output_type, step, &no_masks);
+    TRY(send_to(link, 0, 1, &grammar_output_type, step, grammar));
+    return send_to(link, 1, link->world, &grammar_output_type, step, &no_masks);
 }
 
 /* ---- joining -------------------------------------------------------------------------------- */

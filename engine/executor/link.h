@@ -37,6 +37,10 @@ void link_close(struct link *link);
 MUST_USE enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
                                    const void *body);
 
+/* SAMPLE to all. The masks (NULL: no row needs one) go to rank 0 alone, which samples. */
+MUST_USE enum status link_sample(struct link *link, int64_t step,
+                                 const struct grammar_output *grammar);
+
 /*
  * Waits for the next message of any rank. message_out->type is NULL when `fd` (-1: none) became readable
  * instead. Heartbeats are noted here. A fault, a process that ended, a rank that has been silent for too

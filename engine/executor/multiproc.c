@@ -134,10 +134,7 @@ static enum status multiproc_execute_model(struct executor *executor, int64_t st
 static enum status multiproc_sample(struct executor *executor, int64_t step,
                                     const struct grammar_output *grammar)
 {
-    static const struct grammar_output no_masks;
-
-    return link_send_all(&of(executor)->link, &grammar_output_type, step,
-                         grammar ? grammar : &no_masks);
+    return link_sample(&of(executor)->link, step, grammar);
 }
 
 static enum status multiproc_collect(struct executor *executor, int64_t step,

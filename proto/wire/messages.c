@@ -39,6 +39,7 @@ const struct message_type scheduler_output_type =
 
 static const struct field grammar_output_fields[] = {
     FIELD_LIST(struct grammar_output, slots, num_rows, FIELD_I32S, MAX_ROWS),
+    FIELD_COLUMN(struct grammar_output, positions, num_rows, FIELD_I32S),
     FIELD(struct grammar_output, words_per_row, FIELD_I32),
     FIELD_LIST(struct grammar_output, bitmask, num_bitmask_bytes, FIELD_BYTES, MAX_BITMASK_BYTES),
 };

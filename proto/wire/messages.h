@@ -99,10 +99,15 @@ static inline int32_t num_slots_for(int32_t max_num_seqs)
 MUST_USE enum status scheduler_output_check(const struct scheduler_output *plan, int32_t max_slots,
                                             int32_t max_tokens);
 
-/* Which tokens a row may sample: 1 bits of little-endian 32-bit words, one row a masked slot. */
+/*
+ * Which tokens a row may sample: 1 bits of little-endian 32-bit words, one row a masked slot. A mask
+ * belongs to one state of one grammar, that before the token at its position; a worker refuses it for
+ * any other. Only rank 0 samples: the others get no rows.
+ */
 struct grammar_output {
     const int32_t *slots; /* in batch order; a row that is not here is not masked */
     int32_t num_rows;
+    const int32_t *positions; /* of the token that the mask is for, in its request */
     int32_t words_per_row;
     const uint8_t *bitmask; /* 4-byte aligned when decoded */
     int32_t num_bitmask_bytes;

@@ -52,6 +52,7 @@ static const struct scheduler_output nothing_to_do = {0};
 static const struct grammar_output grammar_output = {
     .slots = INTS(3),
     .num_rows = 1,
+    .positions = INTS(17),
     .words_per_row = 2,
     .bitmask = BYTES_OF(255, 0, 1, 2, 3, 4, 5, 6),
     .num_bitmask_bytes = 8,

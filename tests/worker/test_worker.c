@@ -216,10 +216,11 @@ static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
     start(&rank);
 
     int32_t vocab_size = model_file_config(rank.file)->vocab_size, words = (vocab_size + 31) / 32;
-    int32_t slot = 0, allowed = 77;
+    int32_t slot = 0, allowed = 77, position = NUM_PROMPT;
     uint32_t *bits = mem_new_array(uint32_t, (size_t)words);
     struct grammar_output grammar = {.slots = &slot,
                                      .num_rows = 1,
+                                     .positions = &position,
                                      .words_per_row = words,
                                      .bitmask = (const uint8_t *)bits,
                                      .num_bitmask_bytes = words * 4};
@@ -240,6 +241,10 @@ static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
     grammar.words_per_row--;
     expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH, "words a row");
     grammar.words_per_row++;
+    position++;
+    expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH,
+                 "the bitmask of slot 0 is for position");
+    position--;
     expect_ok(worker_sample(rank.worker, 0, &grammar));
     memset(bits, 0xff, (size_t)words * 4); /* it was copied */
     assert_int_equal(collect(&rank, 0), allowed);
@@ -259,7 +264,7 @@ static void a_mask_that_allows_nothing_samples_no_token(void **state)
 {
     struct rank rank = {0};
     struct plan_sheet sheet;
-    int32_t slot = 0;
+    int32_t slot = 0, position = NUM_PROMPT;
 
     (void)state;
     start(&rank);
@@ -277,6 +282,7 @@ static void a_mask_that_allows_nothing_samples_no_token(void **state)
     expect_ok(worker_sample(rank.worker, 0,
                             &(struct grammar_output){.slots = &slot,
                                                      .num_rows = 1,
+                                                     .positions = &position,
                                                      .words_per_row = words,
                                                      .bitmask = (const uint8_t *)bits,
                                                      .num_bitmask_bytes = words * 4}));
