@@ -63,6 +63,7 @@ enum status engine_new(const struct config *config, const struct model_file *mod
                                         .vocab_size = engine->vocab_size},
                  &engine->core));
     executor = NULL; /* core's now */
+    TRY(core_start(engine->core));
     *out = give(engine);
     return OK;
 }
@@ -132,10 +133,23 @@ enum status engine_submit(struct engine *engine, const struct submission *submis
     request = request_new(engine->last_id + 1, submission, engine->max_model_len,
                           engine->block_size);
     TRY(request_check_fits(request, engine->num_blocks, engine->block_size));
-    TRY(core_add(engine->core, request));
+    request->grammar = submission->grammar;
+
+    enum status status = core_add(engine->core, request);
+
+    if (status != OK) {
+        request->grammar = NULL; /* still the caller's */
+        return status;
+    }
     request = NULL; /* core's now */
     *id_out = ++engine->last_id;
     return OK;
+}
+
+void engine_set_grammar(struct engine *engine, request_id id, struct grammar *grammar,
+                        enum status status, const char *text)
+{
+    core_set_grammar(engine->core, id, grammar, status, text);
 }
 
 void engine_abort(struct engine *engine, request_id id)

@@ -19,6 +19,7 @@ typedef int64_t request_id; /* from 1 up, in the order of submission */
 
 struct config; /* proto/config/config.h */
 struct engine;
+struct grammar; /* engine/grammar/grammar.h */
 struct model_file;
 
 enum engine_phase { PHASE_STARTING, PHASE_LOADING, PHASE_READY, PHASE_DRAINING, PHASE_FAILED };
@@ -49,6 +50,9 @@ struct submission {
      * Ignored under ignore_eos. Borrowed: the tokenizer's own list. */
     const token_id *eos_ids;
     int32_t num_eos_ids;
+    struct grammar *grammar; /* what the output is to follow; NULL: anything. Taken with the request */
+    bool awaits_grammar;     /* it is being compiled: the request waits, without holding up others, until
+                                engine_set_grammar brings it */
 };
 
 /*
@@ -59,6 +63,10 @@ struct submission {
  */
 MUST_USE enum status engine_submit(struct engine *engine, const struct submission *submission,
                                    request_id *id_out);
+/* Takes the grammar that a request awaits. With a status other than OK the request ends with FINISH_ERROR,
+ * that status and these words. An id that awaits none is fine: it may be aborted. */
+void engine_set_grammar(struct engine *engine, request_id id, struct grammar *grammar,
+                        enum status status, const char *text);
 /* Ends a request: its last event has FINISH_ABORT. An unknown or finished id is fine. */
 void engine_abort(struct engine *engine, request_id id);
 /* Refuses new requests from now on; those inside go on. */
@@ -109,11 +117,16 @@ void engine_output_free(struct engine_output *output); /* NULL is fine */
 
 /* ---- about -------------------------------------------------------------------------------------- */
 
+/* capacity: for room; deferred: for something of its own, a grammar. */
+enum waiting_reason { WAITING_CAPACITY, WAITING_DEFERRED, NUM_WAITING_REASONS };
+
 struct engine_stats {
     enum engine_phase phase;
     char failure[256];          /* PHASE_FAILED: why */
     int32_t num_ranks, num_ranks_alive;
-    int32_t num_running, num_waiting;
+    int32_t num_running;
+    int32_t num_waiting; /* those whose grammar is not there yet included */
+    int32_t num_waiting_by_reason[NUM_WAITING_REASONS];
     int32_t num_kv_blocks, num_kv_blocks_used;
     int32_t max_model_len;
     int64_t num_steps;

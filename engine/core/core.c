@@ -1,6 +1,7 @@
 #include "engine/core/core.h"
 
 #include "engine/core/step_log.h"
+#include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 #include "proto/base/mailbox.h"
@@ -15,7 +16,7 @@
 /* Orders that may wait for a step to end: more than any front has requests open. */
 enum { MAX_ORDERS = 1 << 20 };
 
-enum order_kind { ORDER_ADD, ORDER_ABORT };
+enum order_kind { ORDER_ADD, ORDER_SET_GRAMMAR, ORDER_ABORT };
 
 /* From the front. */
 struct order {
@@ -23,6 +24,9 @@ struct order {
     enum order_kind kind;
     struct request *request;
     request_id id;
+    struct grammar *grammar; /* ORDER_SET_GRAMMAR, with the next two */
+    enum status status;
+    char *text; /* owned */
 };
 
 /* One step on its way through the verbs. */
@@ -30,6 +34,7 @@ struct step {
     int64_t id;
     struct arena arena; /* the plan's */
     struct scheduler_output plan;
+    struct grammar_output masks;
     const struct model_runner_output *output; /* once collected */
 };
 
@@ -39,6 +44,7 @@ struct core {
     struct scheduler *scheduler;
     struct mailbox orders; /* shut: core is to stop */
     pthread_t thread;
+    bool has_thread; /* else whoever calls core_turn is core's thread */
     bool has_failed;
     struct step steps[2]; /* by id & 1 */
     int64_t next_step;
@@ -73,7 +79,9 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     pthread_mutex_lock(&core->stats_lock);
     count_events(stats, node);
     stats->num_running = now.num_running;
-    stats->num_waiting = now.num_waiting;
+    stats->num_waiting = now.num_waiting + now.num_deferred;
+    stats->num_waiting_by_reason[WAITING_CAPACITY] = now.num_waiting;
+    stats->num_waiting_by_reason[WAITING_DEFERRED] = now.num_deferred;
     stats->num_preemptions = now.num_preemptions;
     stats->num_kv_blocks_used = stats->num_kv_blocks - now.num_free_blocks;
     stats->prompt_tokens = now.num_prompt_tokens;
@@ -97,6 +105,7 @@ static struct step *begin_step(struct core *core)
 
     arena_reset(&step->arena);
     step->id = core->next_step;
+    step->masks = (struct grammar_output){0};
     return step;
 }
 
@@ -129,10 +138,23 @@ static enum status execute_model(struct core *core, struct step *step)
     return executor_execute_model(core->executor, step->id);
 }
 
+/* The masks of a step's rows, all of whose tokens are known by now. */
+static void grammar_bitmask(struct core *core, struct step *step)
+{
+    int64_t begin_ns = trace_begin();
+
+    scheduler_grammar_bitmask(core->scheduler, &step->plan, &step->arena, &step->masks);
+    trace_end("grammar_bitmask", begin_ns, step->id);
+}
+
 static enum status sample(struct core *core, struct step *step)
 {
+    int64_t begin_ns = trace_begin();
+
     core->current = step;
-    return executor_sample(core->executor, step->id, NULL);
+    TRY(executor_sample(core->executor, step->id, step->masks.num_rows > 0 ? &step->masks : NULL));
+    trace_end("sample", begin_ns, step->id);
+    return OK;
 }
 
 static enum status collect(struct core *core, struct step *step)
@@ -164,27 +186,39 @@ static enum status core_step(struct core *core)
         return OK;
     TRY(prepare_inputs(core, step));
     TRY(execute_model(core, step));
+    if (scheduler_num_masks(&step->plan) > 0)
+        grammar_bitmask(core, step); /* while the model runs */
     TRY(sample(core, step));
     TRY(collect(core, step));
     return update_from_output(core, step);
 }
 
-/* One step stays in flight: the ranks have step N + 1, and its "go", before they answer step N. */
+/*
+ * One step stays in flight: the ranks have step N + 1, and its "go", before they answer step N. Masks of
+ * step N + 1 depend on the tokens of step N, so its forward pass starts without them, and they are
+ * filled, and sent, while it runs. A step without masks may sample as soon as it has run.
+ */
 static enum status core_step_async(struct core *core)
 {
     struct step *next = begin_step(core), *last = core->in_flight;
     bool has_next = schedule(core, next);
+    bool has_masks = has_next && scheduler_num_masks(&next->plan) > 0;
 
     if (has_next) {
         TRY(prepare_inputs(core, next));
         TRY(execute_model(core, next));
+        if (!has_masks)
+            TRY(sample(core, next));
     }
     if (last) {
         TRY(collect(core, last));
         TRY(update_from_output(core, last));
     }
     core->in_flight = has_next ? next : NULL;
-    return has_next ? sample(core, next) : OK;
+    if (!has_masks)
+        return OK;
+    grammar_bitmask(core, next);
+    return sample(core, next);
 }
 
 /* ---- failure -------------------------------------------------------------------------------- */
@@ -221,6 +255,12 @@ static void refuse(struct core *core, struct request *request)
     request_free(request);
 }
 
+static void free_order(struct order *order)
+{
+    mem_free(order->text);
+    mem_free(order);
+}
+
 static void obey(struct core *core)
 {
     struct mail *mail;
@@ -235,10 +275,14 @@ static void obey(struct core *core)
             else
                 scheduler_add(core->scheduler, order->request);
             break;
+        case ORDER_SET_GRAMMAR:
+            scheduler_set_grammar(core->scheduler, order->id, order->grammar, order->status,
+                                  order->text, &core->events);
+            break;
         case ORDER_ABORT:
             scheduler_abort(core->scheduler, order->id, &core->events);
         }
-        mem_free(order);
+        free_order(order);
     }
     publish(core, NULL);
 }
@@ -274,26 +318,39 @@ static void run_step(struct core *core)
     fail_engine(core, status);
 }
 
+static bool has_work(const struct core *core)
+{
+    return scheduler_has_work(core->scheduler) || core->in_flight;
+}
+
+bool core_turn(struct core *core)
+{
+    obey(core);
+    if (!has_work(core))
+        return false;
+    run_step(core);
+    return true;
+}
+
+/* Nobody gives orders any more. */
+static void finish(struct core *core)
+{
+    obey(core);
+    scheduler_forget_in_flight(core->scheduler);
+    scheduler_end_all(core->scheduler, ERR_ABORTED, "the engine stops", &core->events);
+    publish(core, NULL);
+    executor_free(core->executor);
+}
+
 static void *core_loop(void *user)
 {
     struct core *core = user;
 
     trace_name_thread("core");
-    for (;;) {
-        bool stops = mailbox_is_shut(&core->orders); /* then no order comes behind those below */
-
-        obey(core);
-        if (stops)
-            break;
-        if (scheduler_has_work(core->scheduler) || core->in_flight)
-            run_step(core);
-        else
+    while (!mailbox_is_shut(&core->orders))
+        if (!core_turn(core))
             wait_for_orders(core);
-    }
-    scheduler_forget_in_flight(core->scheduler);
-    scheduler_end_all(core->scheduler, ERR_ABORTED, "the engine stops", &core->events);
-    publish(core, NULL);
-    executor_free(core->executor);
+    finish(core);
     return NULL;
 }
 
@@ -325,11 +382,15 @@ enum status core_new(const struct core_options *options, struct core **out)
     });
     TRY(mailbox_open(&core->orders, MAX_ORDERS));
     core->executor = options->executor;
-    if (pthread_create(&core->thread, NULL, core_loop, core) != 0) {
-        core->executor = NULL; /* still the caller's */
-        return fail(ERR_IO, "no thread for the core: %m");
-    }
     *out = give(core);
+    return OK;
+}
+
+enum status core_start(struct core *core)
+{
+    if (pthread_create(&core->thread, NULL, core_loop, core) != 0)
+        return fail(ERR_IO, "no thread for the core: %m");
+    core->has_thread = true;
     return OK;
 }
 
@@ -341,7 +402,7 @@ static enum status give_order(struct core *core, struct order order)
     *copy = order;
     status = mailbox_push(&core->orders, &copy->mail);
     if (status != OK)
-        mem_free(copy);
+        free_order(copy);
     return status;
 }
 
@@ -351,7 +412,10 @@ void core_free(struct core *core)
         return;
     if (core->executor) {
         mailbox_shut(&core->orders);
-        pthread_join(core->thread, NULL);
+        if (core->has_thread)
+            pthread_join(core->thread, NULL);
+        else
+            finish(core);
     }
     mailbox_close(&core->orders);
     scheduler_free(core->scheduler);
@@ -364,6 +428,19 @@ void core_free(struct core *core)
 enum status core_add(struct core *core, struct request *request)
 {
     return give_order(core, (struct order){.kind = ORDER_ADD, .request = request});
+}
+
+void core_set_grammar(struct core *core, request_id id, struct grammar *grammar,
+                      enum status status, const char *text)
+{
+    struct order order = {.kind = ORDER_SET_GRAMMAR, .id = id, .grammar = grammar, .status = status};
+
+    order.text = status == OK ? NULL : mem_strdup(text);
+    if (give_order(core, order) != OK) {
+        /* Such a box is worked off by nobody: the engine stops, and ends the request. */
+        log_warn("request %ld gets no grammar: %s", (long)id, fail_text());
+        grammar_free(grammar);
+    }
 }
 
 void core_abort(struct core *core, request_id id)

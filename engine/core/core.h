@@ -6,7 +6,9 @@
  * It hears the front through one mailbox, and answers through another. A step that fails, on any
  * side, is printed in full (step_log), every request gets an error, and the engine has failed.
  *
- * Thread: core_new, core_send and core_free by the front; everything else happens on core's own.
+ * Thread: core_new, core_start, core_add, core_set_grammar, core_abort and core_free by the front;
+ * everything else happens on core's own. A core that is never started has no thread: the front takes
+ * its turns, one by one (simulations, tests).
  */
 #ifndef ENGINE_CORE_CORE_H
 #define ENGINE_CORE_CORE_H
@@ -26,12 +28,19 @@ struct core_options {
 
 /* Takes the executor, which is freed on core's thread; on failure it stays the caller's. */
 MUST_USE enum status core_new(const struct core_options *options, struct core **out);
+/* Starts its thread. */
+MUST_USE enum status core_start(struct core *core);
+/* Without a thread: obeys the orders that have come, and runs one step. false: there was none to run. */
+bool core_turn(struct core *core);
 /* Aborts what is left and waits for the thread. NULL is fine. */
 void core_free(struct core *core);
 DEFINE_AUTO_FREE(core)
 
 /* Takes the request; ERR_FULL: it stays the caller's. */
 MUST_USE enum status core_add(struct core *core, struct request *request);
+/* See engine_set_grammar. */
+void core_set_grammar(struct core *core, request_id id, struct grammar *grammar,
+                      enum status status, const char *text);
 void core_abort(struct core *core, request_id id);
 
 /* A snapshot; any thread. */

@@ -1,5 +1,6 @@
 #include "engine/core/request.h"
 
+#include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
 
 #include <string.h>
@@ -54,6 +55,7 @@ struct request *request_new(request_id id, const struct submission *submission,
     request->name = arena_strndup(&request->arena, name, strlen(name));
     request->cache_salt = arena_strndup(&request->arena, salt, strlen(salt));
     request->priority = submission->priority;
+    request->awaits_grammar = submission->awaits_grammar;
     request->slot = -1;
     request->queued_ns = clock_now_ns();
 
@@ -80,6 +82,7 @@ void request_free(struct request *request)
     mem_free(request->tokens);
     mem_free(request->blocks);
     mem_free(request->hashes);
+    grammar_free(request->grammar);
     arena_close(&request->arena);
     mem_free(request);
 }

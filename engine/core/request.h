@@ -38,6 +38,7 @@ struct request {
     int32_t num_known_blocks; /* of blocks: the prefix cache knows them, or holds their double */
     int32_t num_cached;       /* of the prompt, found in the prefix cache at the first admission */
     int32_t capacity;         /* of tokens */
+    struct grammar *grammar;  /* which tokens may come next; owned; NULL: any */
 
     token_id *tokens;           /* prompt, then output */
     block_id *blocks;           /* at least ceil(num_computed / block_size) */
@@ -49,13 +50,14 @@ struct request {
     int32_t max_blocks;
     int32_t num_preempted; /* how often */
     int32_t priority;
+    bool awaits_grammar; /* not to be scheduled before it is there */
     struct arena arena; /* holds params' arrays and the texts */
     struct sampling_params params;
     char *name;       /* the client's, or "" */
     char *cache_salt; /* "" for none */
 };
 
-/* Copies the submission. max_model_len bounds max_tokens; block_size: tokens of a KV block. */
+/* Copies the submission, but for its grammar. max_model_len bounds max_tokens; block_size: tokens of a KV block. */
 struct request *request_new(request_id id, const struct submission *submission,
                             int32_t max_model_len, int32_t block_size);
 void request_free(struct request *request); /* NULL is fine; its blocks must have been dropped */

@@ -1,8 +1,10 @@
 #include "engine/core/scheduler.h"
 
 #include "engine/core/output_builder.h"
+#include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* Steps that are scheduled and have not come back. */
@@ -26,6 +28,8 @@ struct scheduler {
     int64_t num_preemptions;
     struct in_flight in_flight[MAX_IN_FLIGHT]; /* oldest first */
     int32_t num_in_flight;
+    struct list_node deferred; /* wait for their grammars, in order of arrival */
+    int32_t num_deferred;
     struct list_node leaving; /* finished, but a step in flight has a row for them */
 
     struct request **by_slot; /* [num_slots] NULL: free */
@@ -49,6 +53,7 @@ struct scheduler *scheduler_new(const struct scheduler_options *options)
     }
     wait_queue_init(&scheduler->waiting, options->policy);
     list_init(&scheduler->running);
+    list_init(&scheduler->deferred);
     list_init(&scheduler->leaving);
     scheduler->by_slot = mem_new_array(struct request *, (size_t)num_slots);
     scheduler->free_slots = mem_new_array(int32_t, (size_t)num_slots);
@@ -62,7 +67,8 @@ void scheduler_free(struct scheduler *scheduler)
 {
     if (!scheduler)
         return;
-    ASSERT(!scheduler_has_work(scheduler) && list_is_empty(&scheduler->leaving));
+    ASSERT(!scheduler_has_work(scheduler) && scheduler->num_deferred == 0 &&
+           list_is_empty(&scheduler->leaving));
     block_pool_free(scheduler->blocks);
     prefix_cache_free(scheduler->cache);
     mem_free(scheduler->by_slot);
@@ -96,6 +102,7 @@ void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_sta
     *out = (struct scheduler_stats){
         .num_running = scheduler->num_running,
         .num_waiting = scheduler->waiting.num_requests,
+        .num_deferred = scheduler->num_deferred,
         .num_free_blocks = block_pool_num_free(scheduler->blocks),
         .num_preemptions = scheduler->num_preemptions,
         .num_prompt_tokens = scheduler->num_prompt_tokens,
@@ -114,6 +121,11 @@ static int32_t blocks_for(const struct scheduler *scheduler, int32_t num_tokens)
 void scheduler_add(struct scheduler *scheduler, struct request *request)
 {
     ASSERT(blocks_for(scheduler, request_max_computed(request)) <= scheduler->options.num_blocks);
+    if (request->awaits_grammar) {
+        list_push_back(&scheduler->deferred, &request->link);
+        scheduler->num_deferred++;
+        return;
+    }
     wait_queue_add(&scheduler->waiting, request);
 }
 
@@ -456,7 +468,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
     int32_t *slots = NEW_COLUMN(int32_t, n);
     int32_t *block_counts = NEW_COLUMN(int32_t, n), *block_ids = NEW_COLUMN(int32_t, num_block_ids);
     int32_t *finished = NEW_COLUMN(int32_t, num_finished);
-    uint8_t *samples = NEW_COLUMN(uint8_t, n);
+    uint8_t *samples = NEW_COLUMN(uint8_t, n), *needs_bitmask = NEW_COLUMN(uint8_t, n);
     struct new_request *new_requests = NEW_COLUMN(struct new_request, num_new);
 
     *out = (struct scheduler_output){
@@ -469,7 +481,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         .num_computed_tokens = plan->num_computed,
         .num_scheduled_tokens = plan->num_scheduled,
         .samples = samples,
-        .needs_bitmask = NEW_COLUMN(uint8_t, n),
+        .needs_bitmask = needs_bitmask,
         .new_block_counts = block_counts,
         .new_block_ids = block_ids,
         .num_new_block_ids = num_block_ids,
@@ -493,6 +505,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         }
         request->num_in_flight++;
         samples[row] = request->num_computed == request_num_expected(request);
+        needs_bitmask[row] = samples[row] && request->grammar;
         request->num_placeholders += samples[row];
         out->total_num_scheduled_tokens += plan->num_scheduled[row];
     }
@@ -528,13 +541,73 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
         (struct in_flight){.rows = plan.rows, .num_rows = plan.num_rows};
 }
 
+/* ---- grammar_bitmask ------------------------------------------------------------------------ */
+
+int32_t scheduler_num_masks(const struct scheduler_output *plan)
+{
+    int32_t n = 0;
+
+    for (int32_t row = 0; row < plan->num_rows; row++)
+        n += plan->needs_bitmask[row];
+    return n;
+}
+
+/* A request that has finished since is sampled all the same, and its token thrown away. */
+static void fill_mask(const struct request *request, uint32_t *words, int32_t num_words)
+{
+    if (request->state == REQUEST_FINISHED)
+        memset(words, 0xff, (size_t)num_words * sizeof *words);
+    else
+        grammar_fill_bitmask(request->grammar, words, num_words);
+}
+
+void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct scheduler_output *plan,
+                               struct arena *arena, struct grammar_output *out)
+{
+    int32_t num_masks = scheduler_num_masks(plan), i = 0;
+    int32_t num_words = grammar_num_words(scheduler->options.vocab_size);
+    size_t bytes = (size_t)num_masks * (size_t)num_words * sizeof(uint32_t);
+    int32_t *slots = arena_alloc(arena, (size_t)num_masks * sizeof *slots);
+    int32_t *positions = arena_alloc(arena, (size_t)num_masks * sizeof *positions);
+    uint32_t *words = arena_alloc(arena, bytes);
+
+    ASSERT(scheduler->num_in_flight == 1 && scheduler->in_flight[0].num_rows == plan->num_rows);
+    ASSERT(bytes <= MAX_BITMASK_BYTES, "%zu bytes of masks", bytes);
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        const struct request *request = scheduler->in_flight[0].rows[row];
+
+        if (!plan->needs_bitmask[row])
+            continue;
+        slots[i] = plan->slots[row];
+        positions[i] = plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
+        ASSERT(request->state == REQUEST_FINISHED || positions[i] == request->num_tokens);
+        fill_mask(request, words + (int64_t)i++ * num_words, num_words);
+    }
+    *out = (struct grammar_output){
+        .slots = slots,
+        .num_rows = num_masks,
+        .positions = positions,
+        .words_per_row = num_words,
+        .bitmask = (const uint8_t *)words,
+        .num_bitmask_bytes = (int32_t)bytes,
+    };
+}
+
 /* ---- update --------------------------------------------------------------------------------- */
+
+static void leave_deferred(struct scheduler *scheduler, struct request *request)
+{
+    list_remove(&request->link);
+    scheduler->num_deferred--;
+}
 
 /* The request is over; its last event has been added before. */
 static void end(struct scheduler *scheduler, struct request *request)
 {
     if (request->state == REQUEST_RUNNING)
         leave_running(scheduler, request);
+    else if (request->awaits_grammar)
+        leave_deferred(scheduler, request);
     else
         wait_queue_remove(&scheduler->waiting, request);
     request->state = REQUEST_FINISHED;
@@ -640,6 +713,14 @@ static void take_token(struct scheduler *scheduler, struct request *request,
                        events);
         return;
     }
+    if (request->grammar && !grammar_accept(request->grammar, *token)) {
+        char text[96];
+
+        snprintf(text, sizeof text, "the grammar does not allow token %d, output token %d, which was sampled",
+                 *token, request_num_output(request));
+        end_with_error(scheduler, request, ERR_INTERNAL, text, events);
+        return;
+    }
 
     enum finish_reason finish = request_append(request, *token, &stop_token);
     struct engine_event *event = output_builder_add(events, request);
@@ -692,17 +773,45 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
     return OK;
 }
 
-static struct request *find(const struct scheduler *scheduler, request_id id)
+static struct request *find_in(const struct list_node *requests, request_id id)
 {
     struct request *request;
 
-    LIST_FOR_EACH (request, &scheduler->running, link)
-        if (request->id == id)
-            return request;
-    LIST_FOR_EACH (request, &scheduler->waiting.requests, link)
+    LIST_FOR_EACH (request, requests, link)
         if (request->id == id)
             return request;
     return NULL;
+}
+
+static struct request *find(const struct scheduler *scheduler, request_id id)
+{
+    const struct list_node *const places[] = {
+        &scheduler->running,
+        &scheduler->waiting.requests,
+        &scheduler->deferred,
+    };
+    struct request *request = NULL;
+
+    for (size_t i = 0; i < COUNT_OF(places) && !request; i++)
+        request = find_in(places[i], id);
+    return request;
+}
+
+void scheduler_set_grammar(struct scheduler *scheduler, request_id id, struct grammar *grammar,
+                           enum status status, const char *text, struct output_builder *events)
+{
+    struct request *request = find_in(&scheduler->deferred, id);
+
+    if (!request) {
+        grammar_free(grammar);
+    } else if (status != OK) {
+        end_with_error(scheduler, request, status, text, events);
+    } else {
+        leave_deferred(scheduler, request);
+        request->awaits_grammar = false;
+        request->grammar = grammar;
+        wait_queue_add(&scheduler->waiting, request); /* where it would be had it come with it */
+    }
 }
 
 void scheduler_abort(struct scheduler *scheduler, request_id id, struct output_builder *events)
@@ -730,6 +839,7 @@ void scheduler_end_all(struct scheduler *scheduler, enum status status, const ch
 {
     end_all(scheduler, &scheduler->running, status, text, events);
     end_all(scheduler, &scheduler->waiting.requests, status, text, events);
+    end_all(scheduler, &scheduler->deferred, status, text, events);
 }
 
 void scheduler_forget_in_flight(struct scheduler *scheduler)
@@ -752,7 +862,7 @@ void scheduler_forget_in_flight(struct scheduler *scheduler)
 void scheduler_check(const struct scheduler *scheduler)
 {
     const struct request *request;
-    int32_t num_running = 0, num_waiting = 0, num_slots = 0;
+    int32_t num_running = 0, num_waiting = 0, num_deferred = 0, num_slots = 0;
     int64_t num_blocks = 0;
 
     block_pool_check(scheduler->blocks);
@@ -772,6 +882,10 @@ void scheduler_check(const struct scheduler *scheduler)
         num_slots += request->slot >= 0;
         num_waiting++;
     }
+    LIST_FOR_EACH (request, &scheduler->deferred, link) {
+        ASSERT(request->awaits_grammar && request->num_blocks == 0 && request->slot < 0);
+        num_deferred++;
+    }
     LIST_FOR_EACH (request, &scheduler->leaving, link) {
         ASSERT(request->state == REQUEST_FINISHED && request->num_in_flight > 0);
         ASSERT(request->num_blocks == 0);
@@ -779,6 +893,7 @@ void scheduler_check(const struct scheduler *scheduler)
     }
     ASSERT(num_running == scheduler->num_running);
     ASSERT(num_waiting == scheduler->waiting.num_requests);
+    ASSERT(num_deferred == scheduler->num_deferred);
     ASSERT(num_slots + scheduler->num_free_slots == num_slots_for(scheduler->options.max_num_seqs));
     ASSERT(num_blocks == block_pool_num_users(scheduler->blocks));
 }

@@ -42,6 +42,11 @@ DEFINE_AUTO_FREE(scheduler)
  * finished. */
 void scheduler_add(struct scheduler *scheduler, struct request *request);
 
+/* The grammar that a request awaits, or why there is none: see engine_set_grammar. Takes it. */
+void scheduler_set_grammar(struct scheduler *scheduler, request_id id, struct grammar *grammar,
+                           enum status status, const char *text, struct output_builder *events);
+
+/* A request can be scheduled, or runs. Those that await a grammar are no work. */
 bool scheduler_has_work(const struct scheduler *scheduler);
 int32_t scheduler_num_running(const struct scheduler *scheduler);
 int32_t scheduler_num_waiting(const struct scheduler *scheduler);
@@ -49,6 +54,7 @@ int32_t scheduler_num_free_blocks(const struct scheduler *scheduler);
 
 struct scheduler_stats {
     int32_t num_running, num_waiting;
+    int32_t num_deferred; /* wait for their grammars; not among num_waiting */
     int32_t num_free_blocks;
     int64_t num_preemptions;
     int64_t num_prompt_tokens; /* of admitted requests, computed or found in the prefix cache */
@@ -63,6 +69,14 @@ bool scheduler_reset_prefix_cache(struct scheduler *scheduler);
  * may be in flight, a plan without rows is not one; the arena is to live until its step is back. */
 void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
                         struct scheduler_output *plan_out);
+
+/* How many rows of the plan, which is the newest in flight, need a mask to be sampled. */
+int32_t scheduler_num_masks(const struct scheduler_output *plan);
+
+/* Their masks, in the plan's arena. It must be the only step in flight: a mask depends on the tokens of
+ * all steps before. */
+void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct scheduler_output *plan,
+                               struct arena *arena, struct grammar_output *out);
 
 /* The oldest step in flight came back: its tokens join their requests; requests that end are freed;
  * events go to `events`. ERR_MISMATCH: the answer does not fit the plan; nothing was changed. */
