@@ -48,6 +48,12 @@ struct sequence_route {
     request_id id; /* 0: not submitted */
 };
 
+/* What stands before and behind the text in a sequence's stream events; openai_answer.c's. */
+struct event_ends {
+    char *text; /* NULL until the first event */
+    size_t begin_bytes, end_bytes;
+};
+
 struct generation;
 /* `sequence` has brought something: text, tokens, its end. May free the generation. */
 typedef void generation_listener(void *user, struct generation *generation, int32_t sequence);
@@ -67,6 +73,7 @@ struct generation {
 
     struct output_processor *outputs; /* [num_sequences] */
     int32_t num_sequences, num_finished;
+    struct event_ends *event_ends; /* [num_sequences] */
 
     /* ---- front.c's: who is told, and of what ---- */
     generation_listener *listener;

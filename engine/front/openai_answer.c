@@ -2,17 +2,54 @@
 #include "engine/text/utf8.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* JSON has no infinities: what vLLM says of a token that cannot come. */
 #define LEAST_LOGPROB -9999.0
 
-/* ---- JSON to bytes ---------------------------------------------------------------------------- */
+/* ---- JSON to bytes ----------------------------------------------------------------------------
+ */
 
 static int append_json(const char *text, size_t size, void *out)
 {
     bytes_append(out, text, size);
     return 0;
+}
+
+/* What JSON writes for a byte of a string that it does not write as it is; NULL: as it is. */
+static const char *escape_of(uint8_t byte, char room[8])
+{
+    static const char short_escapes[256] = {
+        ['"'] = '"',  ['\\'] = '\\', ['\b'] = 'b', ['\f'] = 'f',
+        ['\n'] = 'n', ['\r'] = 'r',  ['\t'] = 't',
+    };
+
+    if (short_escapes[byte])
+        snprintf(room, 8, "\\%c", short_escapes[byte]);
+    else if (byte < 0x20)
+        snprintf(room, 8, "\\u%04X", byte);
+    else
+        return NULL;
+    return room;
+}
+
+/* The inside of a JSON string; text is UTF-8. */
+static void put_escaped(const char *text, size_t size, struct bytes *out)
+{
+    const char *end = text + size, *escape;
+    char room[8];
+
+    for (const char *from = text; text < end; from = text) {
+        escape = NULL;
+        while (text < end && !(escape = escape_of((uint8_t)*text, room)))
+            text++;
+        bytes_append(out, from, (size_t)(text - from));
+        if (escape) {
+            bytes_append(out, escape, strlen(escape));
+            text++;
+        }
+    }
 }
 
 /* Takes `json`. 9 digits restore a float's bits. */
@@ -40,7 +77,8 @@ static json_t *any_text(const char *text)
     return json_stringn(bytes_text(&whole), whole.size);
 }
 
-/* ---- logprobs ---------------------------------------------------------------------------------- */
+/* ---- logprobs ----------------------------------------------------------------------------------
+ */
 
 static json_t *logprob_json(float logprob)
 {
@@ -79,8 +117,8 @@ static json_t *chat_logprobs(const struct openai_model *model,
         json_t *tops = json_array();
 
         for (int32_t k = 0; k < of_token->num_top; k++)
-            json_array_append_new(tops, chat_token(model, of_token->top[k].token,
-                                                   of_token->top[k].logprob));
+            json_array_append_new(
+                tops, chat_token(model, of_token->top[k].token, of_token->top[k].logprob));
         json_object_set_new(entry, "top_logprobs", tops);
         json_array_append_new(content, entry);
     }
@@ -158,12 +196,12 @@ static json_t *logprobs_json(const struct openai_model *model, const struct gene
 {
     if (!output->logprobs)
         return json_null();
-    return generation->endpoint == OPENAI_CHAT
-               ? chat_logprobs(model, output, first)
-               : completion_logprobs(model, output, first, offset);
+    return generation->endpoint == OPENAI_CHAT ? chat_logprobs(model, output, first)
+                                               : completion_logprobs(model, output, first, offset);
 }
 
-/* ---- parts of answers --------------------------------------------------------------------------- */
+/* ---- parts of answers ---------------------------------------------------------------------------
+ */
 
 static json_t *usage_json(const struct generation *generation)
 {
@@ -173,7 +211,8 @@ static json_t *usage_json(const struct generation *generation)
         const struct output_processor *output = &generation->outputs[i];
 
         completion += output->num_tokens;
-        if (i % generation->params.n == 0) { /* a prompt counts once, however often it is answered */
+        if (i % generation->params.n ==
+            0) { /* a prompt counts once, however often it is answered */
             prompt += output->num_prompt_tokens;
             cached += output->num_cached_tokens;
         }
@@ -246,7 +285,8 @@ static json_t *answer_head(const struct generation *generation, const char *obje
     return head;
 }
 
-/* ---- whole answers ------------------------------------------------------------------------------- */
+/* ---- whole answers
+ * ------------------------------------------------------------------------------- */
 
 static json_t *choice_json(const struct openai_model *model, const struct generation *generation,
                            int32_t sequence)
@@ -260,13 +300,12 @@ static json_t *choice_json(const struct openai_model *model, const struct genera
     generation_text(model, generation, sequence, &text);
     content = json_stringn(bytes_text(&text), text.size);
     if (generation->endpoint == OPENAI_CHAT)
-        json_object_set_new(choice, "message",
-                            json_pack("{s:s, s:o, s:n}", "role", "assistant", "content", content,
-                                      "refusal"));
+        json_object_set_new(
+            choice, "message",
+            json_pack("{s:s, s:o, s:n}", "role", "assistant", "content", content, "refusal"));
     else
         json_object_set_new(choice, "text", content);
-    json_object_set_new(choice, "logprobs",
-                        logprobs_json(model, generation, output, 0, &offset));
+    json_object_set_new(choice, "logprobs", logprobs_json(model, generation, output, 0, &offset));
     set_finish(choice, output);
     if (generation->return_token_ids) {
         json_object_set_new(choice, "token_ids", ids_json(output->tokens, output->num_tokens));
@@ -298,7 +337,8 @@ const struct output_processor *generation_failure(const struct generation *gener
     return NULL;
 }
 
-/* ---- streams --------------------------------------------------------------------------------------- */
+/* ---- streams
+ * --------------------------------------------------------------------------------------- */
 
 /* Takes `choices`. */
 static void put_chunk(const struct generation *generation, json_t *choices, bool last,
@@ -316,8 +356,8 @@ static void put_chunk(const struct generation *generation, json_t *choices, bool
 }
 
 /* A choice that brings `size` bytes of text. */
-static json_t *delta_choice(const struct generation *generation, int32_t sequence,
-                            const char *text, size_t size)
+static json_t *delta_choice(const struct generation *generation, int32_t sequence, const char *text,
+                            size_t size)
 {
     json_t *choice = json_pack("{s:i}", "index", sequence);
     json_t *content = json_stringn(text, size);
@@ -350,17 +390,63 @@ void openai_stream_start(const struct openai_model *model, struct generation *ge
     }
 }
 
+/*
+ * Most events differ in their text alone. So the event of a text that is only a mark is written
+ * once for a sequence, and cut where the mark is; a stream is then these two ends with texts
+ * between.
+ */
+static void make_event_ends(const struct generation *generation, int32_t sequence,
+                            struct event_ends *ends)
+{
+    static const char mark[] = "\x7f\x7f text \x7f\x7f"; /* JSON writes it as it is */
+    AUTO_CLOSE(bytes) struct bytes event = {0};
+    json_t *choice = delta_choice(generation, sequence, mark, sizeof mark - 1);
+
+    put_chunk(generation, json_pack("[o]", choice), false, &event);
+
+    const char *begin = bytes_text(&event), *at = begin;
+
+    /* The last one: a model's name may be anything, and comes before the choices. */
+    for (const char *next = begin; (next = strstr(next, mark)); next++)
+        at = next;
+    ASSERT(at > begin);
+    ends->begin_bytes = (size_t)(at - begin);
+    ends->end_bytes = event.size - ends->begin_bytes - (sizeof mark - 1);
+    ends->text = mem_strndup(begin, ends->begin_bytes + ends->end_bytes);
+    memcpy(ends->text + ends->begin_bytes, at + sizeof mark - 1, ends->end_bytes);
+}
+
+static void put_text_event(struct generation *generation, int32_t sequence, const char *text,
+                           size_t size, struct bytes *out)
+{
+    struct event_ends *ends = &generation->event_ends[sequence];
+
+    if (!ends->text)
+        make_event_ends(generation, sequence, ends);
+    bytes_append(out, ends->text, ends->begin_bytes);
+    put_escaped(text, size, out);
+    bytes_append(out, ends->text + ends->begin_bytes, ends->end_bytes);
+}
+
 static void put_news(const struct openai_model *model, struct generation *generation,
                      int32_t sequence, struct bytes *out)
 {
     struct output_processor *output = &generation->outputs[sequence];
-    json_t *choice =
-        delta_choice(generation, sequence, bytes_text(&output->text) + output->text_sent,
-                     output->text.size - output->text_sent);
+    const char *text = bytes_text(&output->text) + output->text_sent;
+    size_t size = output->text.size - output->text_sent;
 
-    json_object_set_new(choice, "logprobs",
-                        logprobs_json(model, generation, output, output->tokens_sent,
-                                      &output->characters_sent));
+    if (!output->logprobs && !generation->return_token_ids && !generation->continuous_usage) {
+        put_text_event(generation, sequence, text, size, out);
+        output->text_sent = output->text.size;
+        output->tokens_sent = output->num_tokens;
+        return;
+    }
+
+    json_t *choice = delta_choice(generation, sequence, text, size);
+
+    json_object_set_new(
+        choice, "logprobs",
+        logprobs_json(model, generation, output, output->tokens_sent, &output->characters_sent));
     if (generation->return_token_ids)
         json_object_set_new(choice, "token_ids",
                             ids_json(output->tokens + output->tokens_sent,
@@ -407,7 +493,8 @@ void openai_stream_end(const struct generation *generation, struct bytes *out)
     bytes_printf(out, "data: [DONE]\n\n");
 }
 
-/* ---- refusals --------------------------------------------------------------------------------------- */
+/* ---- refusals
+ * --------------------------------------------------------------------------------------- */
 
 int openai_http_status(enum status status)
 {
@@ -433,7 +520,7 @@ static const char *error_type(int http_status)
         int http_status;
         const char *type;
     } rows[] = {
-        {401, "AuthenticationError"},     {404, "NotFoundError"},  {429, "RateLimitError"},
+        {401, "AuthenticationError"},     {404, "NotFoundError"}, {429, "RateLimitError"},
         {503, "ServiceUnavailableError"}, {504, "TimeoutError"},
     };
 

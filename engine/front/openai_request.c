@@ -504,6 +504,7 @@ static void prepare_outputs(struct generation *generation, const struct tokenize
     generation->num_sequences = generation->num_prompts * params->n;
     generation->outputs = mem_new_array(struct output_processor, generation->num_sequences);
     generation->routes = mem_new_array(struct sequence_route, generation->num_sequences);
+    generation->event_ends = mem_new_array(struct event_ends, generation->num_sequences);
     for (int32_t i = 0; i < generation->num_sequences; i++)
         output_processor_init(
             &generation->outputs[i],
@@ -554,8 +555,10 @@ void generation_free(struct generation *generation)
 {
     if (!generation)
         return;
-    for (int32_t i = 0; i < generation->num_sequences; i++)
+    for (int32_t i = 0; i < generation->num_sequences; i++) {
         output_processor_close(&generation->outputs[i]);
+        mem_free(generation->event_ends[i].text);
+    }
     for (int32_t i = 0; i < generation->num_prompts; i++) {
         token_list_close(&generation->prompts[i].tokens);
         mem_free(generation->prompts[i].text);
@@ -563,6 +566,7 @@ void generation_free(struct generation *generation)
     mem_free(generation->outputs);
     mem_free(generation->prompts);
     mem_free(generation->routes);
+    mem_free(generation->event_ends);
     mem_free(generation->model);
     arena_close(&generation->arena);
     mem_free(generation);

@@ -77,8 +77,6 @@ static void on_sequence(void *user, struct generation *generation, int32_t seque
     observe_tokens(completion, sequence);
     if (generation->outputs[sequence].finish != FINISH_NONE)
         observe_end(completion, sequence);
-    if (generation->stream)
-        openai_stream_delta(front_model(server->front), generation, sequence, &completion->events);
     if (!completion->node.next)
         list_push_back(&server->unsent, &completion->node);
 }
@@ -111,10 +109,24 @@ static void end_stream(struct completion *completion)
     http_stream_end(give(completion->post.exchange));
 }
 
+/* All that a poll of the engine has brought goes out as one event a sequence: when steps come faster
+ * than they can be told, events grow, and nobody falls behind. */
+static void gather_events(struct completion *completion)
+{
+    struct generation *generation = completion->generation;
+    const struct openai_model *model = front_model(completion->post.server->front);
+
+    for (int32_t i = 0; i < generation->num_sequences; i++)
+        openai_stream_delta(model, generation, i, &completion->events);
+}
+
 static void send_news(struct completion *completion)
 {
     const struct generation *generation = completion->generation;
     bool finished = generation->num_finished == generation->num_sequences;
+
+    if (generation->stream)
+        gather_events(completion);
 
     if (!finished) {
         if (generation->stream)

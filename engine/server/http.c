@@ -14,6 +14,8 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum {
@@ -293,20 +295,47 @@ void http_stream_begin(struct http_exchange *exchange, int code, const char *con
                bytes_text(&exchange->headers));
 }
 
+/* Straight to the socket while nothing waits before it: one system call, where a buffer costs a
+ * round of the event loop. What the socket does not take, and a failure's discovery, is left to the
+ * loop. */
+static void write_parts(struct connection *connection, const struct iovec *parts, int num_parts)
+{
+    struct evbuffer *out = bufferevent_get_output(connection->bev);
+    struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)num_parts};
+    ssize_t sent = 0;
+
+    if (evbuffer_get_length(out) == 0)
+        sent = sendmsg(bufferevent_getfd(connection->bev), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+    size_t skip = sent > 0 ? (size_t)sent : 0;
+
+    for (int i = 0; i < num_parts; i++) {
+        size_t n = MIN(skip, parts[i].iov_len);
+
+        if (n < parts[i].iov_len)
+            evbuffer_add(out, (const char *)parts[i].iov_base + n, parts[i].iov_len - n);
+        skip -= n;
+    }
+}
+
 void http_stream_write(struct http_exchange *exchange, const void *data, size_t size)
 {
     struct connection *connection = exchange->connection;
     struct evbuffer *out = bufferevent_get_output(connection->bev);
-    bool chunked = exchange->head.minor_version >= 1;
+    struct iovec body = {(void *)data, size};
+    char chunk_size[24];
 
     ASSERT(exchange->streaming);
     if (!size || connection->dropped) /* an empty chunk would end the stream */
         return;
-    if (chunked)
-        evbuffer_add_printf(out, "%zx\r\n", size);
-    evbuffer_add(out, data, size);
-    if (chunked)
-        evbuffer_add(out, "\r\n", 2);
+    if (exchange->head.minor_version >= 1) {
+        int n = snprintf(chunk_size, sizeof chunk_size, "%zx\r\n", size);
+
+        write_parts(connection,
+                    (struct iovec[]){{chunk_size, (size_t)n}, body, {(void *)"\r\n", 2}}, 3);
+    } else {
+        write_parts(connection, &body, 1);
+    }
 
     size_t limit = connection->server->limits.stream_buffer_bytes;
     if (evbuffer_get_length(out) > limit) {

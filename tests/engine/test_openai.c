@@ -75,7 +75,8 @@ static void expect_prompt(const struct generation *generation, int32_t i, const 
 static void a_completion_has_openais_defaults(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g =
+    AUTO_FREE(generation)
+    struct generation *g =
         generation_of(OPENAI_COMPLETIONS, "{\"prompt\": \"hello\", \"model\": \"small\"}");
 
     assert_int_equal(g->num_sequences, 1);
@@ -105,8 +106,8 @@ static void prompts_come_in_five_shapes(void **state)
     };
 
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        AUTO_FREE(generation) struct generation *g =
-            generation_of(OPENAI_COMPLETIONS, rows[i].body);
+        AUTO_FREE(generation)
+        struct generation *g = generation_of(OPENAI_COMPLETIONS, rows[i].body);
 
         assert_int_equal(g->num_prompts, rows[i].count);
         expect_prompt(g, 0, rows[i].first);
@@ -117,7 +118,8 @@ static void prompts_come_in_five_shapes(void **state)
 static void a_chat_goes_through_the_template(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g = generation_of(
+    AUTO_FREE(generation)
+    struct generation *g = generation_of(
         OPENAI_EITHER,
         "{\"messages\": [{\"role\": \"system\", \"content\": \"\"},"
         " {\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"x\"},"
@@ -135,7 +137,8 @@ static void a_chat_goes_through_the_template(void **state)
 static void a_chat_may_leave_the_answer_open(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g =
+    AUTO_FREE(generation)
+    struct generation *g =
         generation_of(OPENAI_CHAT, "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}],"
                                    " \"add_generation_prompt\": false}");
 
@@ -145,9 +148,11 @@ static void a_chat_may_leave_the_answer_open(void **state)
 static void sequences_have_seeds_of_their_own(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g = generation_of(
-        OPENAI_COMPLETIONS, "{\"prompt\": [\"a\", \"b\"], \"n\": 3, \"seed\": 7, \"priority\": 2,"
-                            " \"stop_token_ids\": [5]}");
+    AUTO_FREE(generation)
+    struct generation *g =
+        generation_of(OPENAI_COMPLETIONS,
+                      "{\"prompt\": [\"a\", \"b\"], \"n\": 3, \"seed\": 7, \"priority\": 2,"
+                      " \"stop_token_ids\": [5]}");
     struct submission submission;
     struct sampling_params params;
 
@@ -167,15 +172,18 @@ static void sequences_have_seeds_of_their_own(void **state)
 static void a_seed_that_is_not_given_is_random(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *a = generation_of(OPENAI_EITHER, "{\"prompt\": \"a\"}");
-    AUTO_FREE(generation) struct generation *b = generation_of(OPENAI_EITHER, "{\"prompt\": \"a\"}");
+    AUTO_FREE(generation)
+    struct generation *a = generation_of(OPENAI_EITHER, "{\"prompt\": \"a\"}");
+    AUTO_FREE(generation)
+    struct generation *b = generation_of(OPENAI_EITHER, "{\"prompt\": \"a\"}");
 
     assert_true(a->params.seed >= 0);
     assert_true(a->params.seed != b->params.seed); /* fails once in 2^53 runs */
     assert_string_not_equal(a->id, b->id);
 }
 
-/* ---- what is refused ---------------------------------------------------------------------------- */
+/* ---- what is refused ----------------------------------------------------------------------------
+ */
 
 #define CHAT(fields) "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]" fields "}"
 #define TEXT(fields) "{\"prompt\": \"x\"" fields "}"
@@ -196,7 +204,8 @@ static void refusals_name_the_field_and_the_reason(void **state)
         {"{\"prompt\": \"\\ud800\"}", ERR_INVALID, NULL, "at line 1"},
         {"{\"n\": 1, \"n\": 2}", ERR_INVALID, NULL, "duplicate"},
         {"[]", ERR_INVALID, NULL, "an object is expected"},
-        {"{\"prompt\": \"x\", \"seed\": 99999999999999999999}", ERR_INVALID, NULL, "too big integer"},
+        {"{\"prompt\": \"x\", \"seed\": 99999999999999999999}", ERR_INVALID, NULL,
+         "too big integer"},
         /* fields */
         {TEXT(", \"temprature\": 1"), ERR_INVALID, "temprature",
          "Unknown field `temprature`; did you mean `temperature`?"},
@@ -240,7 +249,8 @@ static void refusals_name_the_field_and_the_reason(void **state)
         {"{\"prompt\": {}}", ERR_INVALID, "prompt", "prompt must be a string, an array"},
         {"{\"prompt\": [\"a\", 1]}", ERR_INVALID, "prompt", "element 1 does not fit"},
         {"{\"prompt\": [1, \"a\"]}", ERR_INVALID, "prompt", "prompt[1] must be a token id"},
-        {"{\"prompt\": [265]}", ERR_INVALID, "prompt", "Token id 265 is out of vocabulary (size 265)"},
+        {"{\"prompt\": [265]}", ERR_INVALID, "prompt",
+         "Token id 265 is out of vocabulary (size 265)"},
         {"{\"prompt\": [-1]}", ERR_INVALID, "prompt", "Token id -1 is out of vocabulary"},
         {"{\"prompt\": [true]}", ERR_INVALID, "prompt", "element 0 does not fit"},
         {"{\"prompt\": \"a\", \"prompt_token_ids\": [1]}", ERR_INVALID, "prompt_token_ids",
@@ -266,8 +276,9 @@ static void refusals_name_the_field_and_the_reason(void **state)
         struct generation *generation = NULL;
         const char *param;
 
-        expect_fails(read_body(OPENAI_EITHER, rows[i].body, strlen(rows[i].body), &generation,
-                               &param), rows[i].status, rows[i].text);
+        expect_fails(
+            read_body(OPENAI_EITHER, rows[i].body, strlen(rows[i].body), &generation, &param),
+            rows[i].status, rows[i].text);
         assert_null(generation);
         if (!rows[i].param != !param || (param && strcmp(param, rows[i].param) != 0))
             fail_msg("%s: the field at fault is %s", rows[i].body, param ? param : "none");
@@ -302,10 +313,12 @@ static void a_model_without_template_has_no_chat(void **state)
     json_decref(body);
 }
 
-/* ---- what is answered ----------------------------------------------------------------------------- */
+/* ---- what is answered
+ * ----------------------------------------------------------------------------- */
 
 /* Gives a sequence two tokens, "hello" and half of "é", and an end. */
-static void generate_into(struct generation *generation, int32_t sequence, enum finish_reason finish)
+static void generate_into(struct generation *generation, int32_t sequence,
+                          enum finish_reason finish)
 {
     const struct top_logprob top[] = {{SMALL_HELLO, -0.5f}, {0xc3, -1.1f}};
     struct token_logprobs logprobs[] = {{-0.5f, 1, 2, top}, {-1.1f, 2, 2, top}};
@@ -337,7 +350,8 @@ static void expect_answer(struct bytes *answer, const struct generation *generat
         bytes_printf(&plain, "ID");
         at = strstr(hit, created);
         assert_non_null(at);
-        bytes_append(&plain, hit + strlen(generation->id), (size_t)(at - hit) - strlen(generation->id));
+        bytes_append(&plain, hit + strlen(generation->id),
+                     (size_t)(at - hit) - strlen(generation->id));
         bytes_printf(&plain, "\"created\":0");
         at += strlen(created);
     }
@@ -348,7 +362,8 @@ static void expect_answer(struct bytes *answer, const struct generation *generat
 static void a_completion_is_answered_whole(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g = generation_of(
+    AUTO_FREE(generation)
+    struct generation *g = generation_of(
         OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"n\": 2, \"logprobs\": 1, \"seed\": 5}");
     AUTO_CLOSE(bytes) struct bytes answer = {0};
 
@@ -374,7 +389,8 @@ static void a_completion_is_answered_whole(void **state)
 static void a_chat_is_answered_whole(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g = generation_of(
+    AUTO_FREE(generation)
+    struct generation *g = generation_of(
         OPENAI_CHAT, CHAT(", \"temperature\": 0, \"logprobs\": true, \"top_logprobs\": 1,"
                           " \"return_token_ids\": true"));
     AUTO_CLOSE(bytes) struct bytes answer = {0};
@@ -398,7 +414,8 @@ static void a_chat_is_answered_whole(void **state)
 static void echo_gives_the_prompt_back(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g = generation_of(
+    AUTO_FREE(generation)
+    struct generation *g = generation_of(
         OPENAI_COMPLETIONS, "{\"prompt\": [\"a\", \"b\"], \"echo\": true, \"temperature\": 0}");
     AUTO_CLOSE(bytes) struct bytes answer = {0}, stream = {0};
 
@@ -421,9 +438,10 @@ static void echo_gives_the_prompt_back(void **state)
 static void a_chat_streams_role_deltas_end_usage_done(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g = generation_of(
-        OPENAI_CHAT, CHAT(", \"temperature\": 0, \"stream\": true,"
-                          " \"stream_options\": {\"include_usage\": true}"));
+    AUTO_FREE(generation)
+    struct generation *g =
+        generation_of(OPENAI_CHAT, CHAT(", \"temperature\": 0, \"stream\": true,"
+                                        " \"stream_options\": {\"include_usage\": true}"));
     AUTO_CLOSE(bytes) struct bytes stream = {0};
     struct engine_event hello = {
         .num_tokens = 1, .tokens = (token_id[]){SMALL_HELLO}, .stop_token = -1};
@@ -437,23 +455,62 @@ static void a_chat_streams_role_deltas_end_usage_done(void **state)
     openai_stream_delta(&model, g, 0, &stream);
     openai_stream_delta(&model, g, 0, &stream);
     openai_stream_end(g, &stream);
-    expect_answer(&stream, g,
-                  CHUNK("{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}," OPEN,
-                        NO_USAGE)
-                  CHUNK("{\"index\":0,\"delta\":{\"content\":\"hello\"}," OPEN, NO_USAGE)
-                  CHUNK("{\"index\":0,\"delta\":{\"content\":\"hello\"}," OPEN, NO_USAGE)
-                  CHUNK("{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\","
-                        "\"stop_reason\":195}", NO_USAGE)
-                  CHUNK("", ",\"usage\":{\"prompt_tokens\":7,\"total_tokens\":10,"
-                        "\"completion_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":1}}")
-                  "data: [DONE]\n\n");
+    expect_answer(
+        &stream, g,
+        CHUNK("{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}," OPEN, NO_USAGE)
+            CHUNK("{\"index\":0,\"delta\":{\"content\":\"hello\"}," OPEN, NO_USAGE)
+                CHUNK("{\"index\":0,\"delta\":{\"content\":\"hello\"}," OPEN, NO_USAGE)
+                    CHUNK("{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\","
+                          "\"stop_reason\":195}",
+                          NO_USAGE) CHUNK("", ",\"usage\":{\"prompt_tokens\":7,\"total_tokens\":10,"
+                                              "\"completion_tokens\":3,\"prompt_tokens_details\":{"
+                                              "\"cached_tokens\":1}}") "data: [DONE]\n\n");
+}
+
+static void streamed_text_is_escaped_as_json_has_it(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation)
+    struct generation *g =
+        generation_of(OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"stream\": true}");
+    AUTO_CLOSE(bytes) struct bytes stream = {0};
+    token_id tokens[130] = {0};
+    char text[131] = {0};
+
+    /* The small vocabulary has the bytes first. */
+    for (int i = 0; i < 128; i++)
+        tokens[i] = text[i] = (char)i;
+    memcpy(text + 128, "\xc3\xa9", 2);
+    tokens[128] = 0xc3;
+    tokens[129] = 0xa9;
+
+    struct engine_event event = {.num_tokens = 130, .tokens = tokens, .stop_token = -1};
+    json_auto_t *wanted = json_stringn(text, 130);
+    AUTO_MEM char *wanted_text = json_dumps(wanted, JSON_ENCODE_ANY);
+
+    /* A name that looks like what the texts are cut by. */
+    mem_free(g->model);
+    g->model = mem_strdup("\x7f\x7f text \x7f\x7f");
+    for (int i = 0; i < 2; i++) {
+        stream.size = 0;
+        assert_false(output_processor_push(&g->outputs[0], &event));
+        openai_stream_delta(&model, g, 0, &stream);
+
+        json_auto_t *json = json_loads(bytes_text(&stream) + strlen("data: "),
+                                       JSON_DISABLE_EOF_CHECK | JSON_ALLOW_NUL, NULL);
+
+        assert_non_null(json);
+        assert_string_equal(json_string_value(json_object_get(json, "model")), g->model);
+        assert_non_null(strstr(bytes_text(&stream), wanted_text));
+    }
 }
 
 static void streamed_logprobs_go_on_where_they_were(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g = generation_of(
-        OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"logprobs\": 0, \"stream\": true}");
+    AUTO_FREE(generation)
+    struct generation *g =
+        generation_of(OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"logprobs\": 0, \"stream\": true}");
     AUTO_CLOSE(bytes) struct bytes stream = {0};
 
     generate_into(g, 0, FINISH_NONE);
@@ -469,7 +526,8 @@ static void streamed_logprobs_go_on_where_they_were(void **state)
 static void a_failure_in_a_stream_is_told_once(void **state)
 {
     (void)state;
-    AUTO_FREE(generation) struct generation *g =
+    AUTO_FREE(generation)
+    struct generation *g =
         generation_of(OPENAI_COMPLETIONS, "{\"prompt\": \"x\", \"stream\": true}");
     AUTO_CLOSE(bytes) struct bytes stream = {0};
 
@@ -489,9 +547,10 @@ static void errors_are_json_whatever_they_say(void **state)
     AUTO_CLOSE(bytes) struct bytes error = {0};
 
     openai_error(ERR_INVALID, "cut \"\xc3", "n", &error);
-    assert_string_equal(bytes_text(&error),
-                        "{\"error\":{\"message\":\"cut \\\"\xef\xbf\xbd\",\"type\":\"BadRequestError\","
-                        "\"param\":\"n\",\"code\":400}}");
+    assert_string_equal(
+        bytes_text(&error),
+        "{\"error\":{\"message\":\"cut \\\"\xef\xbf\xbd\",\"type\":\"BadRequestError\","
+        "\"param\":\"n\",\"code\":400}}");
 }
 
 static const struct CMUnitTest tests[] = {
@@ -508,6 +567,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_chat_is_answered_whole),
     cmocka_unit_test(echo_gives_the_prompt_back),
     cmocka_unit_test(a_chat_streams_role_deltas_end_usage_done),
+    cmocka_unit_test(streamed_text_is_escaped_as_json_has_it),
     cmocka_unit_test(streamed_logprobs_go_on_where_they_were),
     cmocka_unit_test(a_failure_in_a_stream_is_told_once),
     cmocka_unit_test(errors_are_json_whatever_they_say),
