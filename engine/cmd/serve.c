@@ -107,7 +107,10 @@ static enum status serve(const struct config *config, const struct serve_options
     AUTO_FREE(http_server) struct http_server *http = NULL;
     AUTO_FREE(front) struct front *front = NULL;
     struct http_limits limits = http_limits_of(options);
-    struct server_options server_options = {options->api_key, (int)(options->drain_timeout * 1000)};
+    struct server_options server_options = {
+        .api_key = options->api_key,
+        .drain_ms = (int)(options->drain_timeout * 1000),
+    };
     enum log_level level;
     int64_t started_ns = clock_now_ns();
 

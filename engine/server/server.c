@@ -280,7 +280,8 @@ enum status server_run(struct front *front, struct http_server *http,
     list_init(&server.unsent);
     signal(SIGPIPE, SIG_IGN);
     TRY(server_open(&server));
-    printf("tandem: serving %s on %s\n", front_model(front)->name, http_url(http));
+    if (!options->is_quiet)
+        printf("tandem: serving %s on %s\n", front_model(front)->name, http_url(http));
     fflush(stdout);
     event_base_dispatch(server.base);
     return server.outcome == OK ? OK : fail(server.outcome, "%s", server.outcome_text);

@@ -18,6 +18,7 @@
 struct server_options {
     const char *api_key; /* NULL: everybody may ask */
     int drain_ms;        /* what runs at SIGTERM may take that long */
+    bool is_quiet;       /* does not tell stdout where it serves */
 };
 
 /*
