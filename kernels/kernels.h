@@ -24,6 +24,7 @@
 
 #include "proto/base/status.h"
 #include "proto/model/quant.h"
+#include "proto/model/sim.h"
 
 #include <stdint.h>
 
@@ -111,8 +112,17 @@ struct attention_args {
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
+/* One token to draw on a device. */
+struct draw_args {
+    int32_t vocab_size;
+    uint64_t seed;           /* of the request */
+    int32_t previous;        /* the token before */
+    int32_t position;        /* of the token that is drawn */
+    const uint32_t *bitmask; /* bit t % 32 of word t / 32 set: token t is allowed; NULL: all are */
+};
+
 struct kernels {
-    const char *name; /* "ref", "sse2", "avx2", "avx512", "cuda" */
+    const char *name; /* "ref", "sse2", "avx2", "avx512", "sim", "cuda" */
 
     /* Packed size of W: [n, k] of this type; -1: this type has no kernel here. */
     int64_t (*matrix_bytes)(enum tensor_type type, int32_t n, int32_t k);
@@ -183,6 +193,9 @@ struct kernels {
     /* Copies rows[i] of x: [*, n] to row i of out. */
     void (*gather_rows)(struct device *dev, float *out, const float *x, const int32_t *rows,
                         int32_t count, int32_t n);
+
+    /* A token without logits; -1: the mask allows none. NULL where there are logits to sample from. */
+    int32_t (*draw)(struct device *dev, const struct draw_args *args);
 };
 
 /* 2^-24: partial sums of row-parallel matmuls are multiples of this. */
@@ -191,9 +204,10 @@ struct kernels {
 /* ---- devices ---------------------------------------------------------------------------------- */
 
 struct device_options {
-    const char *name;    /* "cpu", later "cuda" */
+    const char *name;    /* "cpu", "sim", later "cuda" */
     const char *isa;     /* NULL: the best this CPU has; "ref", "sse2", "avx2", "avx512" force one */
     int32_t num_threads; /* CPU: threads of one op, the caller included; >= 1 */
+    const struct sim_device *sim; /* "sim": what it is like; copied */
 };
 
 /* ERR_UNSUPPORTED says which instruction sets there are. TANDEM_ISA in the environment is read
@@ -207,6 +221,21 @@ MUST_USE enum status device_alloc(struct device *dev, int64_t bytes, const char 
 void device_free(struct device *dev, void *p, int64_t bytes);
 /* All of it is about to be written; memory that is not is better taken page by page, as it is touched. */
 void device_expect_full(struct device *dev, void *p, int64_t bytes);
+
+/* Memory that is left, for KV. On a CPU it is the machine's, which all ranks share. */
+int64_t device_available_bytes(const struct device *dev);
+
+/*
+ * A place in the order of what was launched. A device may run behind its caller: what is launched runs
+ * later, and a mark tells when the device gets there. A CPU's kernels have run when their calls return.
+ */
+struct device_mark {
+    int64_t ns; /* the device's own */
+};
+void device_mark(struct device *dev, struct device_mark *mark_out);
+/* true: everything before the mark has run; ns_out: when the last of it ended, CLOCK_MONOTONIC. false: not
+ * yet; ns_out: when to ask again. */
+bool device_has_passed(const struct device *dev, const struct device_mark *mark, int64_t *ns_out);
 
 /* ISA names this CPU can run, best first, NULL-terminated. Always ends with "ref". */
 const char *const *device_isas(void);
@@ -223,6 +252,8 @@ const char *const *device_isas(void);
 MUST_USE enum status comm_create(const char *path, int32_t world, int64_t max_bytes);
 /* max_bytes: of one rank's contribution to one call; longer arrays go in pieces. */
 MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm **out);
+/* Ranks whose devices only take time: nothing is exchanged, and sums stay as they are. */
+MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct comm **out);
 void comm_close(struct comm *comm); /* NULL is fine */
 void comm_abort(struct comm *comm);
 

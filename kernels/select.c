@@ -1,6 +1,7 @@
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/table.h"
 #include "kernels/ref/ref.h"
+#include "kernels/sim/sim.h"
 
 #include "proto/base/memory.h"
 
@@ -80,15 +81,35 @@ static enum status fail_isa(const char *name)
     return fail(ERR_UNSUPPORTED, "this CPU has no \"%s\"; it has%s", name, bytes_text(&choices));
 }
 
-enum status device_open(const struct device_options *options, struct device **out)
+static enum status open_cpu(const struct device_options *options, struct device **out)
 {
     const struct kernels *kernels = find_kernels(options->isa);
 
-    if (strcmp(options->name, "cpu") != 0)
-        return fail(ERR_UNSUPPORTED, "no device \"%s\" in this build: there is cpu", options->name);
     if (!kernels)
         return fail_isa(options->isa);
     if (options->num_threads < 1)
         return fail(ERR_INVALID, "%d threads: at least 1", options->num_threads);
-    return device_new(kernels, options->num_threads, out);
+    return cpu_device_new(kernels, options->num_threads, out);
+}
+
+static enum status open_sim(const struct device_options *options, struct device **out)
+{
+    ASSERT(options->sim);
+    return sim_device_new(options->sim, out);
+}
+
+static const struct {
+    const char *name;
+    enum status (*open)(const struct device_options *options, struct device **out);
+} kinds[] = {
+    {"cpu", open_cpu},
+    {"sim", open_sim},
+};
+
+enum status device_open(const struct device_options *options, struct device **out)
+{
+    for (size_t i = 0; i < COUNT_OF(kinds); i++)
+        if (strcmp(kinds[i].name, options->name) == 0)
+            return kinds[i].open(options, out);
+    return fail(ERR_UNSUPPORTED, "no device \"%s\" in this build: there is cpu", options->name);
 }

@@ -21,6 +21,7 @@ struct wire {
     struct channel *channel;
     struct arena arena; /* of the message in hand */
     struct config config;
+    struct sim_device sim; /* with --sim */
     struct model_file *model;
     struct worker *worker;
     int64_t start_ns;
@@ -217,17 +218,21 @@ static enum status start(struct wire *wire)
     const struct worker_main_options *options = &wire->options;
     const struct config *config = &wire->config;
     enum log_level level;
+    int32_t tp;
 
     TRY(log_parse_level(config->log_level, &level));
     log_set_level(level);
     if (config->trace)
         TRY(trace_start(TRACE_SPANS));
     trace_name_thread("wire");
-    TRY(model_file_open(config->model, &wire->model));
+    TRY(model_file_open(config_model_path(config), &wire->model));
+    if (config->sim)
+        TRY(sim_file_read(config->sim, &wire->sim, &tp));
     return worker_new(&(struct worker_options){.rank = options->rank,
                                                .world = options->world,
                                                .num_threads = config->threads,
                                                .isa = config->isa,
+                                               .sim = config->sim ? &wire->sim : NULL,
                                                .comm_path = options->comm_path,
                                                .max_num_seqs = config->max_num_seqs,
                                                .max_batched_tokens = config->max_num_batched_tokens,

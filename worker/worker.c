@@ -36,6 +36,7 @@ struct answer {
     int64_t step; /* -1: of loading, or of the KV cache */
     enum status status;
     char text[1024]; /* of a failure */
+    struct device_mark due; /* not to be given before the device gets here */
     struct arena arena;
     struct model_runner_output output;
 };
@@ -47,6 +48,7 @@ struct step_slot {
     enum step_phase phase;
     struct command execute, sample;
     struct answer answer;
+    struct device_mark begin, executed, sample_begin; /* the device thread's */
     struct arena grammar_arena;
     const uint32_t **bitmasks; /* [max_num_seqs] by sample: NULL where none is due */
 };
@@ -74,26 +76,15 @@ struct worker {
     float *logits; /* rank 0: [max_num_seqs, vocab_size] */
     size_t logits_bytes;
     double *exchange; /* [max_num_seqs] sampled tokens on their way to the other ranks */
+    struct answer *pending[NUM_STEPS]; /* launched, in order of steps, and not answered */
+    int32_t num_pending;
+    int64_t last_end_ns; /* of the device's last step; 0: it has had none */
     bool has_failed;
 
     _Atomic int64_t device_step, device_since_ns; /* for the heartbeat */
 };
 
 /* ---- the device thread ---------------------------------------------------------------------- */
-
-static int64_t available_memory(void)
-{
-    int64_t kib = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "re");
-
-    while (f && kib == 0 && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %" SCNd64, &kib) != 1)
-            kib = 0;
-    if (f)
-        fclose(f);
-    return kib * 1024;
-}
 
 /* Rank 0 sets the shared memory up; the others may be here first. */
 static enum status join_ranks(const struct worker_options *options, struct comm **out)
@@ -116,12 +107,14 @@ static enum status load(struct worker *worker)
     int32_t vocab_size = model_file_config(worker->file)->vocab_size;
     void *p;
 
-    TRY(device_open(&(struct device_options){.name = "cpu",
+    TRY(device_open(&(struct device_options){.name = options->sim ? "sim" : "cpu",
                                              .isa = options->isa,
-                                             .num_threads = options->num_threads},
+                                             .num_threads = options->num_threads,
+                                             .sim = options->sim},
                     &worker->device));
     if (options->world > 1)
-        TRY(join_ranks(options, &worker->comm));
+        TRY(options->sim ? comm_open_sim(worker->device, options->world, &worker->comm)
+                         : join_ranks(options, &worker->comm));
     TRY(model_load(worker->device, worker->file,
                    &(struct model_options){.rank = options->rank,
                                            .world = options->world,
@@ -133,7 +126,7 @@ static enum status load(struct worker *worker)
                                            .user = options->user},
                    &worker->model));
     model_file_drop_pages(worker->file);
-    if (options->rank == 0) {
+    if (options->rank == 0 && !device_kernels(worker->device)->draw) {
         worker->logits_bytes = sizeof(float) * (size_t)options->max_num_seqs * (size_t)vocab_size;
         TRY(mem_map(worker->logits_bytes, "the logits", &p));
         worker->logits = p;
@@ -144,7 +137,7 @@ static enum status load(struct worker *worker)
         .weight_bytes = model_weight_bytes(worker->model),
         .workspace_bytes = model_workspace_bytes(worker->model),
         .kv_block_bytes = model_kv_block_bytes(worker->model),
-        .available_bytes = available_memory(),
+        .available_bytes = device_available_bytes(worker->device),
     };
     return OK;
 }
@@ -175,10 +168,15 @@ static enum status execute_model(struct worker *worker, int64_t step)
 {
     struct staged_step *staged = input_batch_staged(worker->batch, step);
 
+    struct step_slot *slot = &worker->steps[step & 1];
+
     ASSERT(staged->step == step);
     input_batch_fill_ids(worker->batch, staged);
-    return model_forward(worker->model, &staged->batch, staged->ids, staged->sample_rows,
-                         staged->num_samples, worker->logits);
+    device_mark(worker->device, &slot->begin);
+    TRY(model_forward(worker->model, &staged->batch, staged->ids, staged->sample_rows,
+                      staged->num_samples, worker->logits));
+    device_mark(worker->device, &slot->executed);
+    return OK;
 }
 
 /* The columns of the answer while it grows. */
@@ -204,12 +202,35 @@ static void add_logprobs(struct output_columns *columns, int32_t i,
     columns->num_logprobs += 1 + result->num_top;
 }
 
+/* On a device that has no logits. */
+static struct sampler_result draw_row(struct worker *worker, const struct staged_sample *sample,
+                                      const int32_t *tokens, const uint32_t *bitmask)
+{
+    const struct kernels *kernels = device_kernels(worker->device);
+
+    return (struct sampler_result){
+        .token = kernels->draw(
+            worker->device,
+            &(struct draw_args){
+                .vocab_size = model_file_config(worker->file)->vocab_size,
+                .seed = (uint64_t)input_batch_params(worker->batch, sample->slot)->seed,
+                .previous = tokens[sample->position - 1],
+                .position = sample->position,
+                .bitmask = bitmask,
+            }),
+        .rank = 1,
+    };
+}
+
 static struct sampler_result sample_row(struct worker *worker, const struct staged_sample *sample,
                                         int32_t i, const uint32_t *bitmask)
 {
     int32_t vocab_size = model_file_config(worker->file)->vocab_size, num_prompt;
     const int32_t *tokens = input_batch_tokens(worker->batch, sample->slot, &num_prompt);
     struct sampler_result result;
+
+    if (!worker->logits)
+        return draw_row(worker, sample, tokens, bitmask);
 
     sampler_run(worker->sampler, worker->logits + (int64_t)i * vocab_size,
                 &(struct sampler_row){
@@ -286,6 +307,7 @@ static enum status sample(struct worker *worker, int64_t step)
         .num_rows = staged->batch.num_requests,
     };
     memset(worker->exchange, 0, sizeof(double) * (size_t)staged->num_samples);
+    device_mark(worker->device, &slot->sample_begin);
     if (worker->options.rank == 0)
         sample_rows(worker, staged, slot);
 
@@ -294,62 +316,101 @@ static enum status sample(struct worker *worker, int64_t step)
     for (int32_t i = 0; i < staged->num_samples; i++)
         input_batch_append_token(worker->batch, &staged->samples[i],
                                  (int32_t)worker->exchange[i]);
+    device_mark(worker->device, &slot->answer.due);
     return OK;
 }
 
+/* Rank 0's answers have tokens, so they wait for the device; the others only say that they are in step. */
+static bool is_due(const struct worker *worker, const struct answer *answer, int64_t *ns_out)
+{
+    bool has_passed = device_has_passed(worker->device, &answer->due, ns_out);
+
+    return has_passed || worker->options.rank > 0;
+}
+
+/* Where the time of a step went, by the device's own clock. */
+static void note_times(struct worker *worker, struct step_slot *slot, int64_t end_ns)
+{
+    const struct staged_step *staged = input_batch_staged(worker->batch, slot->answer.step);
+    struct model_runner_output *output = &slot->answer.output;
+
+    output->prepare_ns = staged->prepare_ns;
+    output->execute_ns = slot->executed.ns - slot->begin.ns;
+    output->sample_ns = end_ns - slot->sample_begin.ns;
+    output->idle_ns = slot->sample_begin.ns - slot->executed.ns;
+    if (worker->last_end_ns > 0)
+        output->idle_ns += slot->begin.ns - worker->last_end_ns;
+    worker->last_end_ns = end_ns;
+    if (!trace_is_on())
+        return;
+    trace_add("execute_model", slot->begin.ns, slot->executed.ns, staged->step);
+    trace_add("sample", slot->sample_begin.ns, end_ns, staged->step);
+}
+
+/* Gives the answers of steps that the device has finished; says when to look for the next one. */
+static int64_t answer_finished_steps(struct worker *worker)
+{
+    int64_t ns = INT64_MAX;
+
+    while (worker->num_pending > 0 && is_due(worker, worker->pending[0], &ns)) {
+        struct answer *answer = worker->pending[0];
+
+        worker->pending[0] = worker->pending[1];
+        worker->num_pending--;
+        note_times(worker, &worker->steps[answer->step & 1], ns);
+        reply(worker, answer, answer->step, OK);
+        ns = INT64_MAX;
+    }
+    return ns;
+}
+
+/* Runs the step, or launches it where the device runs behind. */
 static void run_step(struct worker *worker, const struct command *command)
 {
     struct step_slot *slot = &worker->steps[command->step & 1];
-    struct model_runner_output *output = &slot->answer.output;
     bool executes = command->verb == VERB_EXECUTE_MODEL;
-    int64_t start_ns = clock_now_ns();
     enum status status;
 
     if (worker->has_failed)
         return; /* the engine has been told, and will take this rank down */
-    atomic_store_explicit(&worker->device_since_ns, start_ns, memory_order_relaxed);
+    atomic_store_explicit(&worker->device_since_ns, clock_now_ns(), memory_order_relaxed);
     atomic_store_explicit(&worker->device_step, command->step, memory_order_relaxed);
-    if (executes) {
-        status = execute_model(worker, command->step);
-        trace_end("execute_model", trace_is_on() ? start_ns : 0, command->step);
-        input_batch_staged(worker->batch, command->step)->execute_ns = clock_now_ns() - start_ns;
-    } else {
-        struct staged_step *staged = input_batch_staged(worker->batch, command->step);
-
-        status = sample(worker, command->step);
-        trace_end("sample", trace_is_on() ? start_ns : 0, command->step);
-        output->prepare_ns = staged->prepare_ns;
-        output->execute_ns = staged->execute_ns;
-        output->sample_ns = clock_now_ns() - start_ns;
-    }
+    status = executes ? execute_model(worker, command->step) : sample(worker, command->step);
     atomic_store_explicit(&worker->device_step, -1, memory_order_relaxed);
-    if (!executes || status != OK)
+    if (status != OK) {
         reply(worker, &slot->answer, command->step, status);
+    } else if (!executes) {
+        slot->answer.step = command->step;
+        ASSERT(worker->num_pending < NUM_STEPS);
+        worker->pending[worker->num_pending++] = &slot->answer;
+    }
+}
+
+static void obey(struct worker *worker, const struct command *command)
+{
+    if (command->verb == VERB_INITIALIZE_KV_CACHE)
+        reply(worker, &worker->setup, -1, model_alloc_kv(worker->model, command->num_blocks));
+    else
+        run_step(worker, command);
 }
 
 static void *device_loop(void *user)
 {
     struct worker *worker = user;
-    bool stopped = false;
+    enum status status;
 
     trace_name_thread("device");
-    reply(worker, &worker->setup, -1, load(worker));
-    while (!stopped) {
-        struct mail *mail = mailbox_wait(&worker->commands, clock_deadline_ns(-1));
-        const struct command *command = MAIL_ITEM(mail, struct command, mail);
+    status = load(worker);
+    reply(worker, &worker->setup, -1, status);
+    for (int64_t look_ns = INT64_MAX;;) {
+        struct mail *mail = mailbox_wait(&worker->commands, look_ns);
+        const struct command *command = mail ? MAIL_ITEM(mail, struct command, mail) : NULL;
 
-        switch (command->verb) {
-        case VERB_INITIALIZE_KV_CACHE:
-            reply(worker, &worker->setup, -1,
-                  model_alloc_kv(worker->model, command->num_blocks));
+        if (command && command->verb == VERB_STOP)
             break;
-        case VERB_EXECUTE_MODEL:
-        case VERB_SAMPLE:
-            run_step(worker, command);
-            break;
-        case VERB_STOP:
-            stopped = true;
-        }
+        if (command)
+            obey(worker, command);
+        look_ns = answer_finished_steps(worker);
     }
     unload(worker);
     return NULL;

@@ -17,6 +17,7 @@
 
 #include "proto/base/memory.h"
 #include "proto/model/model_file.h"
+#include "proto/model/sim.h"
 #include "proto/wire/messages.h"
 
 struct worker;
@@ -25,6 +26,7 @@ struct worker_options {
     int32_t rank, world;
     int32_t num_threads;        /* of the device, its own thread included */
     const char *isa;            /* NULL: the best there is */
+    const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
     const char *comm_path;      /* shared file of the ranks, NULL when world is 1 */
     int32_t max_num_seqs;
     int32_t max_batched_tokens;

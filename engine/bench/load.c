@@ -23,6 +23,7 @@
 struct load_settings {
     char *model, *sim;
     int32_t clients, prompt_tokens, tokens, seconds;
+    char *executor;
     bool http, async_scheduling;
 };
 
@@ -37,6 +38,8 @@ static enum status parse_config(const struct load_settings *settings, struct con
         settings->sim ? settings->sim : settings->model,
         (char *)"--max-num-seqs",
         seqs,
+        (char *)"--executor",
+        settings->executor,
         (char *)"--log-level",
         (char *)"warn",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
@@ -220,6 +223,7 @@ static const struct option options[] = {
     ROW(prompt_tokens, OPTION_I32, "16", "of each request", .least = 1, .most = 1 << 16),
     ROW(tokens, OPTION_I32, "512", "that each is answered with", .least = 1, .most = 1 << 16),
     ROW(seconds, OPTION_I32, "5", "while which requests begin", .least = 1, .most = 3600),
+    ROW(executor, OPTION_WORD, "multiproc", "where the ranks run", .words = "uniproc multiproc"),
     ROW(http, OPTION_BOOL, "false", "clients stream completions over HTTP"),
     ROW(async_scheduling, OPTION_BOOL, "true", "a step is prepared while the one before runs"),
 };

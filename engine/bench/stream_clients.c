@@ -14,7 +14,8 @@
 
 enum { READ_BYTES = 64 << 10, TAIL_BYTES = 256, CONNECT_MS = 5000, SILENCE_MS = 30000 };
 
-static const char EVENT[] = "data: ", DONE[] = "data: [DONE]", USAGE[] = "\"completion_tokens\":";
+static const char EVENT[] = "data: ", LAST_CHUNK[] = "\r\n0\r\n\r\n",
+                  USAGE[] = "\"completion_tokens\":";
 
 struct client {
     int fd;
@@ -125,7 +126,7 @@ static enum status take(struct stream_clients *all, struct client *client, const
             return fail(ERR_IO, "a client was answered: %.*s", (int)strcspn(text, "\r\n"), text);
         client->is_answered = true;
     }
-    if (strstr(text, DONE))
+    if (size >= strlen(LAST_CHUNK) && strcmp(text + size - strlen(LAST_CHUNK), LAST_CHUNK) == 0)
         return end_answer(all, client, text);
     client->tail_bytes = MIN(size, (size_t)TAIL_BYTES);
     memcpy(client->tail, text + size - client->tail_bytes, client->tail_bytes);

@@ -85,7 +85,7 @@ static enum status gather_params(struct generate_options *options)
 
 static enum status check(const struct config *config, const struct generate_options *options)
 {
-    if (!config->model)
+    if (!config_model_path(config))
         return fail(ERR_INVALID, "--model FILE is missing");
     if (!options->prompt && !options->requests)
         return fail(ERR_INVALID, "--prompt TEXT or --requests FILE is missing");

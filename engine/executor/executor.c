@@ -72,7 +72,8 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
 
     if (num_blocks == 0) {
         if (budget == 0)
-            budget = MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
+            budget = config->sim ? available_bytes / 10 * 9
+                                 : MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
         num_blocks = budget / block_bytes;
         if (num_blocks < needed)
             return fail(ERR_NO_MEMORY,

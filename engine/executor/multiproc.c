@@ -81,6 +81,8 @@ static enum status size_kv_cache(struct multiproc *multiproc,
         block_bytes = MAX(block_bytes, ranks[rank].ready.kv_block_bytes);
         available = MIN(available, ranks[rank].ready.free_bytes);
     }
+    if (options->config->sim) /* each rank has a device's memory to itself */
+        available *= multiproc->link.world;
     TRY(executor_plan_kv(options->config, info->max_model_len, info->num_ranks, block_bytes,
                          available, &info->num_kv_blocks));
     snprintf(args, sizeof args, "{\"num_blocks\": %d}", info->num_kv_blocks);

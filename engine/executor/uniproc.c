@@ -11,6 +11,7 @@
 struct uniproc {
     struct executor executor;
     struct worker *worker;
+    struct sim_device sim; /* with --sim */
 };
 
 static struct uniproc *of(struct executor *executor)
@@ -30,6 +31,7 @@ static enum status uniproc_open(const struct executor_options *options, struct e
     const struct config *config = options->config;
     struct executor_info *info = &executor->info;
     struct worker_memory memory;
+    int32_t tp;
 
     executor->ops = &executor_uniproc;
     if (config->tp != 1)
@@ -37,9 +39,12 @@ static enum status uniproc_open(const struct executor_options *options, struct e
                     config->tp);
     info->num_ranks = 1;
     TRY(executor_max_model_len(config, model_file_config(options->model), &info->max_model_len));
+    if (config->sim)
+        TRY(sim_file_read(config->sim, &of(executor)->sim, &tp));
     TRY(worker_new(&(struct worker_options){.world = 1,
                                             .num_threads = executor_threads(config),
                                             .isa = config->isa,
+                                            .sim = config->sim ? &of(executor)->sim : NULL,
                                             .max_num_seqs = config->max_num_seqs,
                                             .max_batched_tokens = config->max_num_batched_tokens,
                                             .max_model_len = info->max_model_len},

@@ -100,7 +100,7 @@ enum status front_open(const struct config *config,
     struct text_job job = {.config = config, .front = front};
     enum status status;
 
-    TRY(model_file_open(config->model, &front->model));
+    TRY(model_file_open(config_model_path(config), &front->model));
     start_text_job(&job);
     status = engine_new(config, front->model, progress, user, &front->engine);
     if (status != OK) { /* whatever the text has met, this came first */
@@ -111,7 +111,7 @@ enum status front_open(const struct config *config,
     }
     TRY(end_text_job(&job));
     front->name = config->served_model_name ? mem_strdup(config->served_model_name)
-                                            : name_of_file(config->model);
+                                            : name_of_file(config_model_path(config));
     front->openai = (struct openai_model){
         .name = front->name,
         .tokenizer = front->tokenizer,

@@ -422,5 +422,5 @@ void KERNEL(attention)(struct device *dev, const struct attention_args *args)
     ASSERT(args->kv->head_dim <= MAX_HEAD_DIM && args->kv->head_dim % 16 == 0, "head_dim %d",
            args->kv->head_dim);
     ASSERT(args->num_heads <= MAX_HEADS, "%d heads", args->num_heads);
-    device_run(dev, team_num_threads(dev->team), 1, attend_units, &attention);
+    device_run(dev, team_num_threads(cpu_device_of(dev)->team), 1, attend_units, &attention);
 }

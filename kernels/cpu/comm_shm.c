@@ -2,11 +2,11 @@
  * comm_shm: sums across the ranks of one host, through memory that they share.
  *
  * Every call is a number of exchanges. In exchange n each rank copies its contribution into its
- * buffer n & 1, posts n, and waits until all have posted n; then it may read every rank's buffer. Two
- * buffers are enough: a rank posts n only after it has read what exchange n - 1 brought, so when all have
- * posted n, nobody reads buffer (n + 1) & 1 any more.
+ * buffer n & 1, posts n, and waits until all have posted n; then it may read every rank's buffer.
+ * Two buffers are enough: a rank posts n only after it has read what exchange n - 1 brought, so
+ * when all have posted n, nobody reads buffer (n + 1) & 1 any more.
  */
-#include "kernels/kernels.h"
+#include "kernels/comm.h"
 
 #include "kernels/cpu/futex.h"
 #include "proto/base/memory.h"
@@ -25,7 +25,8 @@ static const uint64_t MAGIC = 0x316d6d6f636e6174; /* "tancomm1" */
 
 /* One rank's place. Written by that rank, but for num_waiting. */
 struct lane {
-    _Alignas(LINE) _Atomic uint32_t posted; /* the last exchange; also the futex that others wait on */
+    _Alignas(
+        LINE) _Atomic uint32_t posted; /* the last exchange; also the futex that others wait on */
     _Atomic uint32_t num_waiting;
 };
 
@@ -37,8 +38,9 @@ struct shared {
     struct lane lanes[]; /* [world], then the buffers: [world][2][buffer_bytes] */
 };
 
-struct comm {
-    int32_t rank, world;
+struct comm_shm {
+    struct comm comm;
+    int32_t rank;
     int64_t buffer_bytes;
     struct shared *shared;
     size_t shared_bytes;
@@ -56,11 +58,19 @@ static size_t total_bytes(int32_t world, int64_t buffer_bytes)
     return buffers_offset(world) + (size_t)world * 2 * (size_t)buffer_bytes;
 }
 
-static void *buffer_of(const struct comm *comm, int32_t rank, uint32_t exchange)
+static void *buffer_of(const struct comm_shm *shm, int32_t rank, uint32_t exchange)
 {
     size_t index = (size_t)rank * 2 + (exchange & 1);
 
-    return (char *)comm->shared + buffers_offset(comm->world) + index * (size_t)comm->buffer_bytes;
+    return (char *)shm->shared + buffers_offset(shm->comm.world) +
+           index * (size_t)shm->buffer_bytes;
+}
+
+static const struct comm_ops shm_ops;
+
+static struct comm_shm *of(struct comm *comm)
+{
+    return CONTAINER_OF(comm, struct comm_shm, comm);
 }
 
 /* ---- open and close ------------------------------------------------------------------------- */
@@ -140,38 +150,38 @@ enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm
         return status;
     }
 
-    struct comm *comm = mem_new(struct comm);
+    struct comm_shm *shm = mem_new(struct comm_shm);
 
-    *comm = (struct comm){
+    *shm = (struct comm_shm){
+        .comm = {.ops = &shm_ops, .world = world},
         .rank = rank,
-        .world = world,
         .buffer_bytes = shared->buffer_bytes,
         .shared = shared,
         .shared_bytes = (size_t)stat.st_size,
         /* A rank that spins takes the core that another rank needs to catch up. */
         .num_spins = world <= sysconf(_SC_NPROCESSORS_ONLN) ? FUTEX_SPINS : 0,
     };
-    *out = comm;
+    *out = &shm->comm;
     return OK;
 }
 
-void comm_close(struct comm *comm)
+static void shm_close(struct comm *comm)
 {
-    if (!comm)
-        return;
-    munmap(comm->shared, comm->shared_bytes);
-    mem_free(comm);
+    struct comm_shm *shm = of(comm);
+
+    munmap(shm->shared, shm->shared_bytes);
+    mem_free(shm);
 }
 
 /* ---- waiting -------------------------------------------------------------------------------- */
 
-void comm_abort(struct comm *comm)
+static void shm_abort(struct comm *comm)
 {
-    if (!comm)
-        return;
-    atomic_store(&comm->shared->is_aborted, 1);
-    for (int32_t rank = 0; rank < comm->world; rank++)
-        futex_wake_all(&comm->shared->lanes[rank].posted, true);
+    struct comm_shm *shm = of(comm);
+
+    atomic_store(&shm->shared->is_aborted, 1);
+    for (int32_t rank = 0; rank < shm->comm.world; rank++)
+        futex_wake_all(&shm->shared->lanes[rank].posted, true);
 }
 
 /* Exchange numbers wrap: a rank is at most one exchange away from another. */
@@ -180,14 +190,14 @@ static bool has_posted(const struct lane *lane, uint32_t exchange)
     return (int32_t)(atomic_load_explicit(&lane->posted, memory_order_acquire) - exchange) >= 0;
 }
 
-static enum status wait_for(const struct comm *comm, int32_t rank)
+static enum status wait_for(const struct comm_shm *shm, int32_t rank)
 {
     /* An abort can come between our look and the kernel's: so not for ever. */
     const struct timespec at_most = {.tv_nsec = 50 * 1000 * 1000};
-    struct lane *lane = &comm->shared->lanes[rank];
+    struct lane *lane = &shm->shared->lanes[rank];
 
-    for (int32_t spins = 0; spins < comm->num_spins; spins++) {
-        if (has_posted(lane, comm->exchange))
+    for (int32_t spins = 0; spins < shm->num_spins; spins++) {
+        if (has_posted(lane, shm->exchange))
             return OK;
         cpu_relax();
     }
@@ -195,53 +205,48 @@ static enum status wait_for(const struct comm *comm, int32_t rank)
     for (;;) {
         uint32_t posted = atomic_load(&lane->posted);
 
-        if ((int32_t)(posted - comm->exchange) >= 0 || atomic_load(&comm->shared->is_aborted))
+        if ((int32_t)(posted - shm->exchange) >= 0 || atomic_load(&shm->shared->is_aborted))
             break;
         futex_wait(&lane->posted, posted, true, &at_most);
     }
     atomic_fetch_sub(&lane->num_waiting, 1);
-    if (!has_posted(lane, comm->exchange))
-        return fail(ERR_ABORTED, "rank %d waited for rank %d, and was told to stop", comm->rank,
+    if (!has_posted(lane, shm->exchange))
+        return fail(ERR_ABORTED, "rank %d waited for rank %d, and was told to stop", shm->rank,
                     rank);
     return OK;
 }
 
 /* Posts this rank's `bytes` bytes and waits for everybody's. */
-static enum status exchange(struct comm *comm, const void *data, size_t bytes)
+static enum status exchange(struct comm_shm *shm, const void *data, size_t bytes)
 {
-    struct lane *lane = &comm->shared->lanes[comm->rank];
+    struct lane *lane = &shm->shared->lanes[shm->rank];
 
-    ASSERT(bytes <= (size_t)comm->buffer_bytes);
-    if (atomic_load_explicit(&comm->shared->is_aborted, memory_order_relaxed))
-        return fail(ERR_ABORTED, "rank %d was told to stop", comm->rank);
-    comm->exchange++;
-    memcpy(buffer_of(comm, comm->rank, comm->exchange), data, bytes);
-    atomic_store(&lane->posted, comm->exchange);
+    ASSERT(bytes <= (size_t)shm->buffer_bytes);
+    if (atomic_load_explicit(&shm->shared->is_aborted, memory_order_relaxed))
+        return fail(ERR_ABORTED, "rank %d was told to stop", shm->rank);
+    shm->exchange++;
+    memcpy(buffer_of(shm, shm->rank, shm->exchange), data, bytes);
+    atomic_store(&lane->posted, shm->exchange);
     if (atomic_load(&lane->num_waiting) > 0)
         futex_wake_all(&lane->posted, true);
-    for (int32_t rank = 0; rank < comm->world; rank++)
-        if (rank != comm->rank)
-            TRY(wait_for(comm, rank));
+    for (int32_t rank = 0; rank < shm->comm.world; rank++)
+        if (rank != shm->rank)
+            TRY(wait_for(shm, rank));
     return OK;
 }
 
 /* ---- sums ----------------------------------------------------------------------------------- */
 
-static bool is_alone(const struct comm *comm)
+static enum status shm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
 {
-    return !comm || comm->world == 1;
-}
+    struct comm_shm *shm = of(comm);
 
-enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
-{
-    if (is_alone(comm))
-        return OK;
-    for (int64_t piece, max = comm->buffer_bytes / (int64_t)sizeof *x; count > 0; count -= piece) {
+    for (int64_t piece, max = shm->buffer_bytes / (int64_t)sizeof *x; count > 0; count -= piece) {
         piece = MIN(count, max);
-        TRY(exchange(comm, x, (size_t)piece * sizeof *x));
-        memcpy(x, buffer_of(comm, 0, comm->exchange), (size_t)piece * sizeof *x);
-        for (int32_t rank = 1; rank < comm->world; rank++) {
-            const double *other = buffer_of(comm, rank, comm->exchange);
+        TRY(exchange(shm, x, (size_t)piece * sizeof *x));
+        memcpy(x, buffer_of(shm, 0, shm->exchange), (size_t)piece * sizeof *x);
+        for (int32_t rank = 1; rank < shm->comm.world; rank++) {
+            const double *other = buffer_of(shm, rank, shm->exchange);
 
             for (int64_t i = 0; i < piece; i++)
                 x[i] += other[i];
@@ -251,16 +256,16 @@ enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
     return OK;
 }
 
-enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)
+static enum status shm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)
 {
-    if (is_alone(comm))
-        return OK;
-    for (int64_t piece, max = comm->buffer_bytes / (int64_t)sizeof *x; count > 0; count -= piece) {
+    struct comm_shm *shm = of(comm);
+
+    for (int64_t piece, max = shm->buffer_bytes / (int64_t)sizeof *x; count > 0; count -= piece) {
         piece = MIN(count, max);
-        TRY(exchange(comm, x, (size_t)piece * sizeof *x));
-        memcpy(x, buffer_of(comm, 0, comm->exchange), (size_t)piece * sizeof *x);
-        for (int32_t rank = 1; rank < comm->world; rank++) {
-            const float *other = buffer_of(comm, rank, comm->exchange);
+        TRY(exchange(shm, x, (size_t)piece * sizeof *x));
+        memcpy(x, buffer_of(shm, 0, shm->exchange), (size_t)piece * sizeof *x);
+        for (int32_t rank = 1; rank < shm->comm.world; rank++) {
+            const float *other = buffer_of(shm, rank, shm->exchange);
 
             for (int64_t i = 0; i < piece; i++)
                 x[i] += other[i];
@@ -270,34 +275,39 @@ enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t co
     return OK;
 }
 
-enum status comm_gather_f32(struct comm *comm, const float *x, int32_t rows, const int32_t *counts,
-                            float *out)
+static enum status shm_gather_f32(struct comm *comm, const float *x, int32_t rows,
+                                  const int32_t *counts, float *out)
 {
-    if (is_alone(comm)) {
-        memcpy(out, x, sizeof *x * (size_t)rows * (size_t)counts[0]);
-        return OK;
-    }
+    struct comm_shm *shm = of(comm);
 
-    int64_t total = 0, largest = 0, max = comm->buffer_bytes / (int64_t)sizeof *x;
+    int64_t total = 0, largest = 0, max = shm->buffer_bytes / (int64_t)sizeof *x;
 
-    for (int32_t rank = 0; rank < comm->world; rank++) {
+    for (int32_t rank = 0; rank < shm->comm.world; rank++) {
         total += counts[rank];
         largest = MAX(largest, (int64_t)counts[rank]);
     }
     /* Pieces of a row, so that any row fits through any buffer; every rank takes as many. */
     for (int32_t row = 0; row < rows; row++)
         for (int64_t first = 0; first < largest; first += max) {
-            int64_t own = counts[comm->rank], piece = MAX(MIN(own - first, max), (int64_t)0), at = 0;
+            int64_t own = counts[shm->rank], piece = MAX(MIN(own - first, max), (int64_t)0), at = 0;
 
-            TRY(exchange(comm, x + row * own + MIN(first, own), (size_t)piece * sizeof *x));
-            for (int32_t rank = 0; out && rank < comm->world; rank++) {
+            TRY(exchange(shm, x + row * own + MIN(first, own), (size_t)piece * sizeof *x));
+            for (int32_t rank = 0; out && rank < shm->comm.world; rank++) {
                 int64_t n = MIN((int64_t)counts[rank] - first, max);
 
                 if (n > 0)
-                    memcpy(out + row * total + at + first, buffer_of(comm, rank, comm->exchange),
+                    memcpy(out + row * total + at + first, buffer_of(shm, rank, shm->exchange),
                            (size_t)n * sizeof *x);
                 at += counts[rank];
             }
         }
     return OK;
 }
+
+static const struct comm_ops shm_ops = {
+    .close = shm_close,
+    .abort = shm_abort,
+    .all_reduce_f64 = shm_all_reduce_f64,
+    .all_reduce_f32_disjoint = shm_all_reduce_f32_disjoint,
+    .gather_f32 = shm_gather_f32,
+};

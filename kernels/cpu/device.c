@@ -2,67 +2,88 @@
 
 #include "proto/base/memory.h"
 
-static enum status device_init(struct device *dev, const struct kernels *kernels,
-                               int32_t num_threads)
-{
-    void *scratch;
+#include <inttypes.h>
+#include <stdio.h>
 
-    dev->kernels = kernels;
-    TRY(team_new(num_threads, &dev->team));
-    TRY(mem_map((size_t)num_threads * SCRATCH_BYTES, "scratch of kernels", &scratch));
-    dev->scratch = scratch;
-    return OK;
+static void cpu_close(struct device *dev)
+{
+    struct cpu_device *cpu = cpu_device_of(dev);
+
+    if (cpu->scratch)
+        mem_unmap(cpu->scratch, (size_t)team_num_threads(cpu->team) * SCRATCH_BYTES);
+    team_free(cpu->team);
+    mem_free(cpu);
 }
 
-enum status device_new(const struct kernels *kernels, int32_t num_threads, struct device **out)
-{
-    struct device *dev = mem_new(struct device);
-    enum status status = device_init(dev, kernels, num_threads);
-
-    if (status != OK) {
-        device_close(dev);
-        return status;
-    }
-    *out = dev;
-    return OK;
-}
-
-void device_close(struct device *dev)
-{
-    if (!dev)
-        return;
-    if (dev->scratch)
-        mem_unmap(dev->scratch, (size_t)team_num_threads(dev->team) * SCRATCH_BYTES);
-    team_free(dev->team);
-    mem_free(dev);
-}
-
-const struct kernels *device_kernels(const struct device *dev)
-{
-    return dev->kernels;
-}
-
-enum status device_alloc(struct device *dev, int64_t bytes, const char *what, void **out)
+static enum status cpu_alloc(struct device *dev, int64_t bytes, const char *what, void **out)
 {
     (void)dev;
     return mem_map((size_t)bytes, what, out);
 }
 
-void device_expect_full(struct device *dev, void *p, int64_t bytes)
+static void cpu_free(struct device *dev, void *p, int64_t bytes)
+{
+    (void)dev;
+    mem_unmap(p, (size_t)bytes);
+}
+
+static void cpu_expect_full(struct device *dev, void *p, int64_t bytes)
 {
     (void)dev;
     mem_expect_full(p, (size_t)bytes);
 }
 
-void device_free(struct device *dev, void *p, int64_t bytes)
+/* Of the whole machine: ranks share it. */
+static int64_t cpu_available_bytes(const struct device *dev)
 {
+    int64_t kib = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "re");
+
     (void)dev;
-    if (p)
-        mem_unmap(p, (size_t)bytes);
+    while (f && kib == 0 && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %" SCNd64, &kib) != 1)
+            kib = 0;
+    if (f)
+        fclose(f);
+    return kib * 1024;
+}
+
+static const struct device_ops cpu_ops = {
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .expect_full = cpu_expect_full,
+    .available_bytes = cpu_available_bytes,
+};
+
+static enum status cpu_init(struct cpu_device *cpu, int32_t num_threads)
+{
+    void *scratch;
+
+    TRY(team_new(num_threads, &cpu->team));
+    TRY(mem_map((size_t)num_threads * SCRATCH_BYTES, "scratch of kernels", &scratch));
+    cpu->scratch = scratch;
+    return OK;
+}
+
+enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads, struct device **out)
+{
+    struct cpu_device *cpu = mem_new(struct cpu_device);
+    enum status status;
+
+    cpu->device = (struct device){.ops = &cpu_ops, .kernels = kernels};
+    status = cpu_init(cpu, num_threads);
+    if (status != OK) {
+        cpu_close(&cpu->device);
+        return status;
+    }
+    *out = &cpu->device;
+    return OK;
 }
 
 struct run {
-    const struct device *dev;
+    const struct cpu_device *cpu;
     int64_t count;
     int32_t num_threads; /* that get a share */
     void (*part)(const void *args, int64_t first, int64_t end, void *scratch);
@@ -76,18 +97,19 @@ static void run_part(void *arg, int32_t thread)
     if (thread < run->num_threads)
         run->part(run->args, run->count * thread / run->num_threads,
                   run->count * (thread + 1) / run->num_threads,
-                  run->dev->scratch + (int64_t)thread * SCRATCH_BYTES);
+                  run->cpu->scratch + (int64_t)thread * SCRATCH_BYTES);
 }
 
 void device_run(struct device *dev, int64_t count, int64_t grain,
                 void (*part)(const void *args, int64_t first, int64_t end, void *scratch),
                 const void *args)
 {
-    int64_t num_threads = MIN((int64_t)team_num_threads(dev->team), count / grain);
-    struct run run = {dev, count, (int32_t)MAX(num_threads, (int64_t)1), part, args};
+    struct cpu_device *cpu = cpu_device_of(dev);
+    int64_t num_threads = MIN((int64_t)team_num_threads(cpu->team), count / grain);
+    struct run run = {cpu, count, (int32_t)MAX(num_threads, (int64_t)1), part, args};
 
     if (run.num_threads == 1)
         run_part(&run, 0);
     else
-        team_run(dev->team, run_part, &run);
+        team_run(cpu->team, run_part, &run);
 }

@@ -7,20 +7,25 @@
 #define KERNELS_CPU_DEVICE_H
 
 #include "kernels/cpu/team.h"
-#include "kernels/kernels.h"
+#include "kernels/device.h"
 
 /* Each thread's memory within one operation; nothing in it lasts. */
 enum { SCRATCH_BYTES = 512 << 10 };
 
-struct device {
-    const struct kernels *kernels;
+struct cpu_device {
+    struct device device;
     struct team *team;
     char *scratch; /* num_threads * SCRATCH_BYTES */
 };
 
 /* A device that runs these kernels; ERR_IO or ERR_NO_MEMORY when the system lacks threads or room. */
-MUST_USE enum status device_new(const struct kernels *kernels, int32_t num_threads,
-                                struct device **out);
+MUST_USE enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
+                                    struct device **out);
+
+static inline struct cpu_device *cpu_device_of(const struct device *dev)
+{
+    return (struct cpu_device *)dev; /* its first member */
+}
 
 /*
  * Does items [0, count) by calls of part(args, first, end, scratch), one a thread, each with a

@@ -1,6 +1,7 @@
 #include "proto/base/clock.h"
 
 #include <limits.h>
+#include <stddef.h>
 #include <time.h>
 
 int64_t clock_now_ns(void)
@@ -14,6 +15,18 @@ int64_t clock_now_ns(void)
 int64_t clock_deadline_ns(int64_t ms)
 {
     return ms < 0 ? INT64_MAX : clock_now_ns() + ms * 1000000;
+}
+
+const struct timespec *clock_left(int64_t deadline_ns, struct timespec *room)
+{
+    int64_t left_ns;
+
+    if (deadline_ns == INT64_MAX)
+        return NULL;
+    left_ns = deadline_ns - clock_now_ns();
+    left_ns = left_ns > 0 ? left_ns : 0;
+    *room = (struct timespec){.tv_sec = left_ns / 1000000000, .tv_nsec = left_ns % 1000000000};
+    return room;
 }
 
 int clock_left_ms(int64_t deadline_ns)

@@ -16,5 +16,8 @@ static inline double clock_ms(int64_t ns)
 int64_t clock_deadline_ns(int64_t ms);
 /* Whole milliseconds until `deadline_ns`, rounded up, 0 when past, -1 for never: poll()'s words. */
 int clock_left_ms(int64_t deadline_ns);
+/* The same to the nanosecond, for ppoll(): written to `room`; NULL for never. */
+struct timespec;
+const struct timespec *clock_left(int64_t deadline_ns, struct timespec *room);
 
 #endif

@@ -103,10 +103,10 @@ struct mail *mailbox_wait(struct mailbox *mailbox, int64_t deadline_ns)
     for (;;) {
         struct pollfd readable = {.fd = mailbox->fd, .events = POLLIN};
         struct mail *mail = mailbox_pop(mailbox);
-        int left_ms = clock_left_ms(deadline_ns);
+        struct timespec room;
 
-        if (mail || left_ms == 0 || mailbox_is_shut(mailbox))
+        if (mail || clock_now_ns() >= deadline_ns || mailbox_is_shut(mailbox))
             return mail;
-        poll(&readable, 1, left_ms);
+        ppoll(&readable, 1, clock_left(deadline_ns, &room), NULL);
     }
 }

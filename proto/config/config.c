@@ -1,12 +1,15 @@
 #include "proto/config/config.h"
 
 #include "proto/base/log.h"
+#include "proto/model/sim.h"
 
 #include <string.h>
 
 #define ROW(member, ...) OPTION(struct config, member, __VA_ARGS__)
 static const struct option options[] = {
     ROW(model, OPTION_TEXT, NULL, "the model to run", .value = "FILE", .group = "Model"),
+    ROW(sim, OPTION_TEXT, NULL, "in place of a model: a device that only takes time, and its shapes",
+        .value = "FILE"),
     ROW(served_model_name, OPTION_TEXT, NULL, "its name for clients"),
     ROW(chat_template, OPTION_TEXT, NULL, "a chat template in place of the model's own",
         .value = "FILE"),
@@ -14,7 +17,8 @@ static const struct option options[] = {
         .most = 1 << 24),
     ROW(seed, OPTION_I64, "-1", "of requests that bring none; -1: random"),
 
-    ROW(tp, OPTION_I32, "1", "ranks that share the model", .least = 1, .most = MAX_RANKS,
+    ROW(tp, OPTION_I32, "0", "ranks that share the model; 0: one, or what --sim says",
+        .most = MAX_RANKS,
         .alias = "tensor-parallel-size", .group = "Ranks"),
     ROW(executor, OPTION_WORD, NULL, "where ranks run; uniproc for one",
         .words = "uniproc multiproc"),
@@ -71,6 +75,27 @@ void config_close(struct config *config)
     options_close(&set);
 }
 
+const char *config_model_path(const struct config *config)
+{
+    return config->sim ? config->sim : config->model;
+}
+
+/* What depends on a file that was named. */
+static enum status settle(struct config *config)
+{
+    struct sim_device device;
+    int32_t tp = 1;
+
+    if (config->sim && config->model)
+        return fail(ERR_INVALID, "--sim brings its own model: --model %s can't be there too",
+                    config->model);
+    if (config->sim)
+        TRY(sim_file_read(config->sim, &device, &tp));
+    if (config->tp == 0)
+        config->tp = tp;
+    return OK;
+}
+
 enum status config_check(const struct config *config)
 {
     if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
@@ -96,6 +121,7 @@ enum status config_parse(struct config *config, const struct option_set *more, i
         options_init(more);
     }
     TRY(options_parse(sets, num_sets, argc, argv, NULL, NULL));
+    TRY(settle(config));
     return config_check(config);
 }
 

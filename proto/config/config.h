@@ -16,13 +16,14 @@ enum { KV_BLOCK_SIZE = 16, MAX_RANKS = 256 }; /* tokens in a KV block */
 struct config {
     /* model */
     char *model;             /* a file */
+    char *sim;               /* a file: a device that only takes time, with a model; NULL: a real one */
     char *served_model_name; /* NULL: the file's name */
     char *chat_template;     /* a file; NULL: the model's own */
     int32_t max_model_len;   /* 0: what the model was made for */
     int64_t seed;            /* of requests without one; -1: random */
 
     /* ranks */
-    int32_t tp;
+    int32_t tp; /* 0 only between config_init and config_parse */
     char *executor;  /* NULL: uniproc for one rank, else multiproc */
     int32_t threads; /* of a rank; 0: cores / ranks */
     char *isa;       /* NULL: the best of this machine */
@@ -64,6 +65,8 @@ void config_close(struct config *config);
  */
 MUST_USE enum status config_parse(struct config *config, const struct option_set *more, int argc,
                                   char *const *argv);
+/* The file of what runs: the model's, or the simulated device's; NULL: none was given. */
+const char *config_model_path(const struct config *config);
 /* Do the settings go together? */
 MUST_USE enum status config_check(const struct config *config);
 

@@ -41,6 +41,8 @@ static enum status map_whole(struct model_file *file, const char *path)
 
 static enum status read_as_its_format(struct model_file *file)
 {
+    if (file->map[0] == '{')
+        return sim_read(file);
     if (file->map_bytes < 4 || memcmp(file->map, "GGUF", 4) != 0)
         return fail(ERR_UNSUPPORTED, "is not a GGUF file: it does not start with \"GGUF\"");
     return gguf_read(file);

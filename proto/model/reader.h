@@ -24,5 +24,7 @@ struct model_file {
 
 /* Sentences lack the path, which model_file_open puts in front. */
 MUST_USE enum status gguf_read(struct model_file *file);
+/* Puts a mapping of zeros in the place of the file's. */
+MUST_USE enum status sim_read(struct model_file *file);
 
 #endif

@@ -59,6 +59,7 @@ static const struct field model_runner_output_fields[] = {
     FIELD(OUTPUT, prepare_ns, FIELD_I64),
     FIELD(OUTPUT, execute_ns, FIELD_I64),
     FIELD(OUTPUT, sample_ns, FIELD_I64),
+    FIELD(OUTPUT, idle_ns, FIELD_I64),
 };
 #undef OUTPUT
 const struct message_type model_runner_output_type =

@@ -130,6 +130,7 @@ struct model_runner_output {
     int32_t num_logprobs;
     const float *logprobs; /* natural, as many as logprob_token_ids */
     int64_t prepare_ns, execute_ns, sample_ns;
+    int64_t idle_ns; /* of the device: between the step before and this one, and before its sampling */
 };
 
 /* ERR_MISMATCH: counts that do not add up. */

@@ -2,7 +2,7 @@
 # The rules of the house, which no compiler knows; each is a test in TAP.
 #
 #   proto     includes proto
-#   kernels   includes kernels, proto/base and proto/model/quant.h
+#   kernels   includes kernels, proto/base and proto/model/{quant,sim}.h
 #   worker    includes worker, proto and kernels/kernels.h
 #   engine    includes engine and proto; worker only where a rank is run in this process
 #   tests     may include all
@@ -15,7 +15,7 @@ cd "${1:-$(dirname "$0")/../..}"
 # fits a file counts.
 may_include=(
     '^proto/                              ^proto/'
-    '^kernels/                            ^(kernels/|proto/base/|proto/model/quant\.h$)'
+    '^kernels/                            ^(kernels/|proto/base/|proto/model/(quant|sim)\.h$)'
     '^worker/                             ^(worker/|proto/|kernels/kernels\.h$)'
     '^engine/(cmd/worker|executor/uniproc)\.c$  ^(engine|proto|worker)/'
     '^engine/                             ^(engine|proto)/'

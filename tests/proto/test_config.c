@@ -71,7 +71,7 @@ static void a_mistake_is_named_with_what_would_fit(void **state)
         {"--tensor-paralel-size", "3", "did you mean --tensor-parallel-size?"},
         {"--qqqqqqq", "3", "option --qqqqqqq is unknown"},
         {"--tp", "two", "--tp must be an integer, not 'two'"},
-        {"--tp", "0", "--tp must be 1 to 256, not 0"},
+        {"--tp", "257", "--tp must be 0 to 256, not 257"},
         {"--tp", "9999999999", "--tp must be an integer of 32 bits, not '9999999999'"},
         {"--port", "70000", "--port must be 0 to 65535, not 70000"},
         {"--port", "", "--port must be an integer, not ''"},

@@ -1,0 +1,26 @@
+/*
+ * comm: what the comms of every kind begin with; for the files of this room.
+ *
+ * Thread: see kernels.h.
+ */
+#ifndef KERNELS_COMM_H
+#define KERNELS_COMM_H
+
+#include "kernels/kernels.h"
+
+/* Called where there are at least two ranks. */
+struct comm_ops {
+    void (*close)(struct comm *comm);
+    void (*abort)(struct comm *comm);
+    enum status (*all_reduce_f64)(struct comm *comm, double *x, int64_t count);
+    enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
+    enum status (*gather_f32)(struct comm *comm, const float *x, int32_t rows,
+                              const int32_t *counts, float *out);
+};
+
+struct comm {
+    const struct comm_ops *ops;
+    int32_t world;
+};
+
+#endif

@@ -1,0 +1,185 @@
+/* Kernels that compute nothing: each says what it would have to do. */
+#include "kernels/sim/sim.h"
+
+#include "proto/base/memory.h"
+
+/* Activations on a real device are 16 bits wide, and so is the KV cache. */
+enum { VALUE_BYTES = 2 };
+
+static void stream(struct device *dev, int64_t num_values)
+{
+    sim_launch(dev, 0, (double)num_values * VALUE_BYTES);
+}
+
+static int64_t matrix_bytes(enum tensor_type type, int32_t n, int32_t k)
+{
+    return tensor_row_bytes(type, k) * n;
+}
+
+static void matrix_pack(struct device *dev, struct matrix *w, int32_t at, int32_t n,
+                        const void *src, int64_t src_row_bytes, int64_t k0)
+{
+    (void)dev, (void)w, (void)at, (void)n, (void)src, (void)src_row_bytes, (void)k0;
+}
+
+static void quantize(struct device *dev, const struct activations *a)
+{
+    stream(dev, 2 * (int64_t)a->rows * a->k);
+}
+
+static void multiply(struct device *dev, const struct activations *a, const struct matrix *w)
+{
+    double bytes = (double)matrix_bytes(w->type, w->n, w->k);
+
+    sim_launch(dev, 2.0 * a->rows * w->n * w->k,
+               bytes + (double)a->rows * ((double)w->n + w->k) * VALUE_BYTES);
+}
+
+static void matmul(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
+                   const struct matrix *w)
+{
+    (void)out, (void)out_stride;
+    multiply(dev, a, w);
+}
+
+static void matmul_groups(struct device *dev, double *out, const struct activations *a,
+                          const struct matrix *w, int32_t group_k)
+{
+    (void)out, (void)group_k;
+    multiply(dev, a, w);
+}
+
+static void embedding(struct device *dev, float *out, const int32_t *ids, int32_t rows,
+                      const struct matrix *w, int32_t first_id, float scale)
+{
+    (void)out, (void)ids, (void)first_id, (void)scale;
+    stream(dev, 2 * (int64_t)rows * w->k);
+}
+
+static void rms_norm(struct device *dev, float *out, int64_t out_stride, const float *x,
+                     int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps)
+{
+    (void)out, (void)out_stride, (void)x, (void)x_stride, (void)w, (void)eps;
+    stream(dev, 2 * (int64_t)rows * n);
+}
+
+static void add_exact(struct device *dev, float *x, const double *sum, int32_t rows, int32_t n)
+{
+    (void)x, (void)sum;
+    stream(dev, 3 * (int64_t)rows * n);
+}
+
+static void add(struct device *dev, float *x, const float *y, int32_t rows, int32_t n)
+{
+    (void)x, (void)y;
+    stream(dev, 3 * (int64_t)rows * n);
+}
+
+static void round_exact(struct device *dev, float *out, const double *sum, int64_t count)
+{
+    (void)out, (void)sum;
+    stream(dev, 2 * count);
+}
+
+static void rope(struct device *dev, float *x, int64_t stride, const int32_t *positions,
+                 const float *cos_sin, int32_t rows, int32_t num_heads, int32_t head_dim,
+                 int32_t rope_dim, bool adjacent)
+{
+    (void)x, (void)stride, (void)positions, (void)cos_sin, (void)rope_dim, (void)adjacent;
+    stream(dev, 2 * (int64_t)rows * num_heads * head_dim);
+}
+
+static void kv_store(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
+                     const float *k, int64_t k_stride, const float *v, int64_t v_stride)
+{
+    (void)k, (void)k_stride, (void)v, (void)v_stride;
+    stream(dev, 4 * (int64_t)batch->rows * kv->num_kv_heads * kv->head_dim);
+}
+
+/* Each request's keys and values are read once, and each row meets all that come before it. */
+static void attention(struct device *dev, const struct attention_args *args)
+{
+    const struct batch_view *batch = args->batch;
+    double num_read = 0, num_met = 0, head_dim = args->kv->head_dim;
+
+    for (int32_t i = 0; i < batch->num_requests; i++) {
+        int32_t first = batch->row_start[i], end = batch->row_start[i + 1];
+
+        num_read += batch->positions[end - 1] + 1;
+        for (int32_t row = first; row < end; row++)
+            num_met += batch->positions[row] + 1;
+    }
+    sim_launch(dev, 4 * num_met * args->num_heads * head_dim,
+               2 * num_read * args->kv->num_kv_heads * head_dim * VALUE_BYTES);
+}
+
+static void gated(struct device *dev, float *out, const float *gate, const float *up,
+                  int64_t stride, int32_t rows, int32_t n)
+{
+    (void)out, (void)gate, (void)up, (void)stride;
+    stream(dev, 3 * (int64_t)rows * n);
+}
+
+static void gather_rows(struct device *dev, float *out, const float *x, const int32_t *rows,
+                        int32_t count, int32_t n)
+{
+    (void)out, (void)x, (void)rows;
+    stream(dev, 2 * (int64_t)count * n);
+}
+
+/* ---- drawing --------------------------------------------------------------------------------- */
+
+/* The finaliser of splitmix64 (Steele, Lea, Flood 2014). */
+static uint64_t mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return x ^ x >> 31;
+}
+
+/* The first token from `token` on, around the end, that the mask allows; -1: none. */
+static int32_t next_allowed(const uint32_t *bitmask, int32_t vocab_size, int32_t token)
+{
+    for (int32_t i = 0; i < vocab_size;) {
+        int32_t t = (token + i) % vocab_size;
+        uint32_t rest = bitmask[t / 32] >> (t % 32);
+
+        if (rest & 1)
+            return t;
+        /* The rest of a word that has nothing more, but not beyond the last token. */
+        i += rest == 0 ? MIN(32 - t % 32, vocab_size - t) : 1;
+    }
+    return -1;
+}
+
+/* Logits with one peak: where it is depends on the request, the place and the token before, so that
+ * a step that came out of order shows. */
+static int32_t draw(struct device *dev, const struct draw_args *args)
+{
+    uint64_t place = (uint64_t)args->position << 32 | (uint32_t)args->previous;
+    int32_t token = (int32_t)(mix(args->seed ^ mix(place)) % (uint64_t)args->vocab_size);
+
+    sim_extend(dev, 0, (double)args->vocab_size * sizeof(float)); /* a row of one kernel for all */
+    return args->bitmask ? next_allowed(args->bitmask, args->vocab_size, token) : token;
+}
+
+const struct kernels kernels_sim = {
+    .name = "sim",
+    .matrix_bytes = matrix_bytes,
+    .matrix_pack = matrix_pack,
+    .quantize = quantize,
+    .matmul = matmul,
+    .matmul_groups = matmul_groups,
+    .embedding = embedding,
+    .rms_norm = rms_norm,
+    .add_exact = add_exact,
+    .add = add,
+    .round_exact = round_exact,
+    .rope = rope,
+    .kv_store = kv_store,
+    .attention = attention,
+    .silu_mul = gated,
+    .gelu_mul = gated,
+    .gather_rows = gather_rows,
+    .draw = draw,
+};

@@ -1,0 +1,384 @@
+#include "proto/model/sim.h"
+
+#include "proto/base/memory.h"
+#include "proto/model/reader.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { MAX_FILE_BYTES = 64 << 10, NUM_BYTES = 256, END_ID = NUM_BYTES, MIN_VOCAB = NUM_BYTES + 1 };
+enum { MAX_TP = 256 };
+
+/* What the file may say of each number. */
+struct sim_key {
+    const char *name;
+    double scale; /* from the file's unit to ours */
+    double least, most;
+    size_t offset;
+};
+
+#define KEY(member, name, scale, least, most)                                                      \
+    {                                                                                              \
+        name, scale, least, most, offsetof(struct sim_device, member)                              \
+    }
+static const struct sim_key device_keys[] = {
+    KEY(memory_bytes, "memory_gb", 1e9, 0.001, 1e6),
+    KEY(memory_bytes_per_s, "memory_gb_per_s", 1e9, 0, 1e9),
+    KEY(flops_per_s, "tflops", 1e12, 0, 1e9),
+    KEY(kernel_overhead_ns, "kernel_overhead_us", 1e3, 0, 1e6),
+    KEY(link_latency_ns, "link_latency_us", 1e3, 0, 1e6),
+    KEY(link_bytes_per_s, "link_gb_per_s", 1e9, 0, 1e9),
+};
+#undef KEY
+
+/* A model's numbers; whole ones. */
+struct sim_shape {
+    double num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim;
+    double vocab_size, max_position;
+};
+
+#define KEY(member, least, most)                                                                   \
+    {                                                                                              \
+#member, 1, least, most, offsetof(struct sim_shape, member)                                \
+    }
+static const struct sim_key shape_keys[] = {
+    KEY(num_layers, 1, 1024),
+    KEY(hidden_size, 32, 1 << 17),
+    KEY(intermediate_size, 32, 1 << 18),
+    KEY(num_heads, 1, 1024),
+    KEY(num_kv_heads, 1, 1024),
+    KEY(head_dim, 16, 256),
+    KEY(vocab_size, MIN_VOCAB, 1 << 20),
+    KEY(max_position, 16, 1 << 20),
+};
+#undef KEY
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
+
+static bool is_known(const char *key, const struct sim_key *keys, size_t num_keys,
+                     const char *const *texts)
+{
+    for (size_t i = 0; i < num_keys; i++)
+        if (strcmp(keys[i].name, key) == 0)
+            return true;
+    for (; *texts; texts++)
+        if (strcmp(*texts, key) == 0)
+            return true;
+    return false;
+}
+
+/* Every key must be there, and no other but those of `texts`. */
+static enum status read_numbers(const json_t *root, const char *part, const struct sim_key *keys,
+                                size_t num_keys, const char *const *texts, void *out)
+{
+    const json_t *object = json_object_get(root, part);
+    const char *key;
+    json_t *value;
+
+    if (!json_is_object(object))
+        return fail(ERR_CORRUPT, "\"%s\" is missing, or is no object", part);
+    json_object_foreach((json_t *)object, key,
+                        value) if (!is_known(key, keys, num_keys,
+                                             texts)) return fail(ERR_CORRUPT, "%s.%s is not known",
+                                                                 part, key);
+    for (size_t i = 0; i < num_keys; i++) {
+        const json_t *number = json_object_get(object, keys[i].name);
+        double x = json_number_value(number);
+
+        if (!json_is_number(number))
+            return fail(ERR_CORRUPT, "%s.%s is missing, or is no number", part, keys[i].name);
+        if (!(x >= keys[i].least && x <= keys[i].most))
+            return fail(ERR_CORRUPT, "%s.%s is %g; it must be %g to %g", part, keys[i].name, x,
+                        keys[i].least, keys[i].most);
+        *(double *)((char *)out + keys[i].offset) = x * keys[i].scale;
+    }
+    return OK;
+}
+
+static enum status read_whole_numbers(const json_t *root, const char *part,
+                                      const struct sim_key *keys, size_t num_keys,
+                                      const char *const *texts, void *out)
+{
+    TRY(read_numbers(root, part, keys, num_keys, texts, out));
+    for (size_t i = 0; i < num_keys; i++) {
+        double x = *(const double *)((const char *)out + keys[i].offset);
+
+        if (x != floor(x))
+            return fail(ERR_CORRUPT, "%s.%s is %g; it must be a whole number", part, keys[i].name,
+                        x);
+    }
+    return OK;
+}
+
+static const char *const device_texts[] = {"name", "sources", NULL};
+static const char *const model_texts[] = {"name", "weight_type", NULL};
+
+static enum status read_root(const json_t *root, struct sim_device *device_out, int32_t *tp_out)
+{
+    json_int_t tp = json_integer_value(json_object_get(root, "tp"));
+    const char *key;
+    json_t *value;
+
+    if (!json_is_object(root))
+        return fail(ERR_CORRUPT, "is no JSON object");
+    json_object_foreach((json_t *)root, key,
+                        value) if (strcmp(key, "device") != 0 && strcmp(key, "model") != 0 &&
+                                   strcmp(key, "tp") != 0) return fail(ERR_CORRUPT,
+                                                                       "\"%s\" is not known", key);
+    TRY(read_numbers(root, "device", device_keys, COUNT_OF(device_keys), device_texts, device_out));
+    if (tp < 1 || tp > MAX_TP)
+        return fail(ERR_CORRUPT, "\"tp\" is missing, or is no number of ranks from 1 to %d",
+                    MAX_TP);
+    *tp_out = (int32_t)tp;
+    return OK;
+}
+
+static enum status parse(const void *data, size_t size, json_t **out)
+{
+    json_error_t error;
+
+    if (size > MAX_FILE_BYTES)
+        return fail(ERR_CORRUPT, "has %zu bytes; a device's description has at most %d", size,
+                    MAX_FILE_BYTES);
+    *out = json_loadb(data, size, JSON_REJECT_DUPLICATES, &error);
+    if (!*out)
+        return fail(ERR_CORRUPT, "line %d, column %d: %s", error.line, error.column, error.text);
+    return OK;
+}
+
+enum status sim_file_read(const char *path, struct sim_device *device_out, int32_t *tp_out)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    FILE *f = fopen(path, "rbe");
+    json_t *root = NULL;
+    enum status status;
+
+    if (!f)
+        return fail(ERR_NOT_FOUND, "%s: %m", path);
+    text.size = fread(bytes_reserve(&text, MAX_FILE_BYTES + 1), 1, MAX_FILE_BYTES + 1, f);
+    fclose(f);
+    status = parse(text.data, text.size, &root);
+    if (status == OK)
+        status = read_root(root, device_out, tp_out);
+    json_decref(root);
+    return status == OK ? OK : fail(status, "%s: %s", path, fail_text());
+}
+
+/* ---- the model ------------------------------------------------------------------------------- */
+
+static enum status find_weight_type(const json_t *model, enum tensor_type *out)
+{
+    const char *name = json_string_value(json_object_get(model, "weight_type"));
+
+    for (int type = 0; name && type < NUM_TENSOR_TYPES; type++) {
+        const struct tensor_type_info *info = tensor_type_info((enum tensor_type)type);
+
+        if (info && strcmp(info->name, name) == 0) {
+            *out = (enum tensor_type)type;
+            return OK;
+        }
+    }
+    return fail(ERR_CORRUPT, "model.weight_type is %s%s%s; it must be a type like BF16 or Q8_0",
+                name ? "\"" : "", name ? name : "missing", name ? "\"" : "");
+}
+
+static void fill_config(const json_t *model, const struct sim_shape *shape,
+                        struct model_config *config)
+{
+    const char *name = json_string_value(json_object_get(model, "name"));
+
+    *config = (struct model_config){
+        .architecture = "llama",
+        .num_layers = (int32_t)shape->num_layers,
+        .hidden_size = (int32_t)shape->hidden_size,
+        .intermediate_size = (int32_t)shape->intermediate_size,
+        .num_heads = (int32_t)shape->num_heads,
+        .num_kv_heads = (int32_t)shape->num_kv_heads,
+        .head_dim = (int32_t)shape->head_dim,
+        .vocab_size = (int32_t)shape->vocab_size,
+        .max_position = (int32_t)shape->max_position,
+        .rms_norm_eps = 1e-5f,
+        .rope_theta = 10000,
+        .rope_theta_local = 10000,
+        .rope_dim = (int32_t)shape->head_dim,
+    };
+    snprintf(config->name, sizeof config->name, "%s", name ? name : "sim");
+}
+
+/* A column count that the weights' type does not divide is refused by name. */
+static enum status add_tensor(struct model_file *file, enum tensor_type type, int64_t num_rows,
+                              int64_t num_columns, const char *name)
+{
+    const struct tensor_type_info *info = tensor_type_info(type);
+
+    if (num_columns % info->block_elements != 0)
+        return fail(ERR_CORRUPT, "%s has %lld columns; %s has blocks of %d", name,
+                    (long long)num_columns, info->name, info->block_elements);
+    file->tensors[file->num_tensors++] = (struct tensor){
+        .name = arena_strndup(&file->arena, name, strlen(name)),
+        .type = type,
+        .num_dims = num_rows > 1 ? 2 : 1,
+        .num_columns = num_columns,
+        .num_rows = num_rows,
+    };
+    return OK;
+}
+
+static enum status add_layer(struct model_file *file, enum tensor_type type, int32_t layer)
+{
+    const struct model_config *c = &file->config;
+    int64_t q = (int64_t)c->num_heads * c->head_dim, kv = (int64_t)c->num_kv_heads * c->head_dim;
+    const struct {
+        const char *name;
+        int64_t num_rows, num_columns;
+    } rows[] = {
+        {"attn_norm", 1, c->hidden_size},
+        {"attn_q", q, c->hidden_size},
+        {"attn_k", kv, c->hidden_size},
+        {"attn_v", kv, c->hidden_size},
+        {"attn_output", c->hidden_size, q},
+        {"ffn_norm", 1, c->hidden_size},
+        {"ffn_gate", c->intermediate_size, c->hidden_size},
+        {"ffn_up", c->intermediate_size, c->hidden_size},
+        {"ffn_down", c->hidden_size, c->intermediate_size},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        char name[48];
+
+        snprintf(name, sizeof name, "blk.%d.%s.weight", layer, rows[i].name);
+        TRY(add_tensor(file, rows[i].num_rows == 1 ? TYPE_F32 : type, rows[i].num_rows,
+                       rows[i].num_columns, name));
+    }
+    return OK;
+}
+
+/* Zeros without memory behind them: all tensors are the beginning of one mapping. */
+static enum status map_zeros(struct model_file *file)
+{
+    size_t most = 0;
+
+    for (int32_t i = 0; i < file->num_tensors; i++) {
+        const struct tensor *tensor = &file->tensors[i];
+
+        most = MAX(
+            most, (size_t)(tensor_row_bytes(tensor->type, tensor->num_columns) * tensor->num_rows));
+    }
+
+    void *zeros = mmap(NULL, most, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (zeros == MAP_FAILED)
+        return fail(ERR_NO_MEMORY, "the largest tensor, %zu bytes, can't be mapped: %m", most);
+    munmap((void *)file->map, file->map_bytes);
+    file->map = zeros;
+    file->map_bytes = most;
+    for (int32_t i = 0; i < file->num_tensors; i++)
+        file->tensors[i].data = zeros;
+    return OK;
+}
+
+static enum status add_tensors(struct model_file *file, enum tensor_type type)
+{
+    const struct model_config *config = &file->config;
+    int32_t most = 3 + 9 * config->num_layers;
+
+    file->tensors = arena_alloc(&file->arena, (size_t)most * sizeof *file->tensors);
+    TRY(add_tensor(file, type, config->vocab_size, config->hidden_size, "token_embd.weight"));
+    TRY(add_tensor(file, TYPE_F32, 1, config->hidden_size, "output_norm.weight"));
+    TRY(add_tensor(file, type, config->vocab_size, config->hidden_size, "output.weight"));
+    for (int32_t i = 0; i < config->num_layers; i++)
+        TRY(add_layer(file, type, i));
+    ASSERT(file->num_tensors == most);
+    return map_zeros(file);
+}
+
+/* GPT-2's letters for bytes: those that can be seen stand for themselves, the others for U+0100 on.
+ */
+static int letter_of(int byte, int *num_unseen)
+{
+    bool is_seen = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
+
+    return is_seen ? byte : 0x100 + (*num_unseen)++;
+}
+
+static struct text_view view_of(struct arena *arena, const char *text)
+{
+    size_t size = strlen(text);
+
+    return (struct text_view){.data = arena_strndup(arena, text, size), .size = size};
+}
+
+static struct text_view byte_token(struct arena *arena, int byte, int *num_unseen)
+{
+    int letter = letter_of(byte, num_unseen);
+    char utf8[3] = {(char)letter};
+
+    if (letter >= 0x80) {
+        utf8[0] = (char)(0xc0 | letter >> 6);
+        utf8[1] = (char)(0x80 | (letter & 0x3f));
+    }
+    return view_of(arena, utf8);
+}
+
+/* The bytes, an end, and words that nobody writes: "\u0120w300" reads " w300". */
+static void fill_vocabulary(struct model_file *file)
+{
+    struct vocabulary *vocabulary = &file->vocabulary;
+    int32_t n = file->config.vocab_size;
+    struct text_view *tokens = arena_alloc(&file->arena, (size_t)n * sizeof *tokens);
+    int32_t *types = arena_alloc(&file->arena, (size_t)n * sizeof *types);
+    int num_unseen = 0;
+
+    for (int32_t id = 0; id < n; id++) {
+        char word[24];
+
+        types[id] = id == END_ID ? TOKEN_CONTROL : TOKEN_NORMAL;
+        snprintf(word, sizeof word, "\xc4\xa0w%d", id);
+        tokens[id] = id < NUM_BYTES ? byte_token(&file->arena, id, &num_unseen)
+                     : id == END_ID ? view_of(&file->arena, "<|end|>")
+                                    : view_of(&file->arena, word);
+    }
+    *vocabulary = (struct vocabulary){
+        .model = "gpt2",
+        .pre = "gpt-2",
+        .num_tokens = n,
+        .tokens = tokens,
+        .types = types,
+        .bos_id = -1,
+        .eos_id = END_ID,
+        .eot_id = -1,
+        .unknown_id = -1,
+        .padding_id = -1,
+    };
+}
+
+static enum status read_model(struct model_file *file, const json_t *root)
+{
+    const json_t *model = json_object_get(root, "model");
+    struct sim_device device;
+    struct sim_shape shape;
+    enum tensor_type type;
+    int32_t tp;
+
+    TRY(read_root(root, &device, &tp));
+    TRY(read_whole_numbers(root, "model", shape_keys, COUNT_OF(shape_keys), model_texts, &shape));
+    TRY(find_weight_type(model, &type));
+    fill_config(model, &shape, &file->config);
+    fill_vocabulary(file);
+    return add_tensors(file, type);
+}
+
+enum status sim_read(struct model_file *file)
+{
+    json_t *root;
+    enum status status;
+
+    TRY(parse(file->map, file->map_bytes, &root));
+    status = read_model(file, root);
+    json_decref(root);
+    return status;
+}
