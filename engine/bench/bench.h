@@ -29,6 +29,6 @@ struct bench {
     enum status (*run)(const void *settings, double *figures_out);
 };
 
-extern const struct bench bench_admit, bench_load, bench_null_worker, bench_rpc, bench_step, bench_wire;
+extern const struct bench bench_admit, bench_load, bench_null_worker, bench_overlap, bench_rpc, bench_step, bench_wire;
 
 #endif

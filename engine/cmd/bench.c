@@ -5,7 +5,7 @@
 #include <string.h>
 
 static const struct bench *const benches[] = {
-    &bench_step, &bench_admit, &bench_wire, &bench_rpc, &bench_load, &bench_null_worker,
+    &bench_step, &bench_admit, &bench_wire, &bench_rpc, &bench_overlap, &bench_load, &bench_null_worker,
 };
 
 struct print_settings {
