@@ -207,13 +207,14 @@ static struct sampler_result draw_row(struct worker *worker, const struct staged
                                       const int32_t *tokens, const uint32_t *bitmask)
 {
     const struct kernels *kernels = device_kernels(worker->device);
+    const struct sampling_params *params = input_batch_params(worker->batch, sample->slot);
 
     return (struct sampler_result){
         .token = kernels->draw(
             worker->device,
             &(struct draw_args){
                 .vocab_size = model_file_config(worker->file)->vocab_size,
-                .seed = (uint64_t)input_batch_params(worker->batch, sample->slot)->seed,
+                .seed = sampling_params_is_greedy(params) ? 0 : (uint64_t)params->seed,
                 .previous = tokens[sample->position - 1],
                 .position = sample->position,
                 .bitmask = bitmask,
