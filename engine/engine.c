@@ -60,7 +60,8 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     TRY(core_new(&(struct core_options){.config = config,
                                         .executor = executor,
                                         .outputs = &engine->outputs,
-                                        .vocab_size = engine->vocab_size},
+                                        .vocab_size = engine->vocab_size,
+                                        .fingerprint = model_file_fingerprint(model)},
                  &engine->core));
     executor = NULL; /* core's now */
     TRY(core_start(engine->core));

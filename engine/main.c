@@ -15,6 +15,7 @@ static const struct command {
     {"serve", cmd_serve, "answer OpenAI's HTTP API"},
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
     {"bench", cmd_bench, "parts of the engine, measured without a model"},
+    {"replay", cmd_replay, "a step that failed, run again"},
     {"worker", cmd_worker, "one rank of an engine, which starts it itself"},
 };
 

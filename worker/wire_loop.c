@@ -217,9 +217,11 @@ static enum status start(struct wire *wire)
 {
     const struct worker_main_options *options = &wire->options;
     const struct config *config = &wire->config;
+    struct injected_fault fault;
     enum log_level level;
     int32_t tp;
 
+    TRY(injected_fault_parse(config->inject_fault, &fault));
     TRY(log_parse_level(config->log_level, &level));
     log_set_level(level);
     if (config->trace)
@@ -233,6 +235,7 @@ static enum status start(struct wire *wire)
                                                .num_threads = config->threads,
                                                .isa = config->isa,
                                                .sim = config->sim ? &wire->sim : NULL,
+                                               .fault = fault,
                                                .comm_path = options->comm_path,
                                                .max_num_seqs = config->max_num_seqs,
                                                .max_batched_tokens = config->max_num_batched_tokens,

@@ -376,7 +376,10 @@ static void run_step(struct worker *worker, const struct command *command)
         return; /* the engine has been told, and will take this rank down */
     atomic_store_explicit(&worker->device_since_ns, clock_now_ns(), memory_order_relaxed);
     atomic_store_explicit(&worker->device_step, command->step, memory_order_relaxed);
-    status = executes ? execute_model(worker, command->step) : sample(worker, command->step);
+    status = injected_fault_strike(&worker->options.fault, worker->options.rank, command->step,
+                                   executes ? FAULT_IN_EXECUTE_MODEL : FAULT_IN_SAMPLE);
+    if (status == OK)
+        status = executes ? execute_model(worker, command->step) : sample(worker, command->step);
     atomic_store_explicit(&worker->device_step, -1, memory_order_relaxed);
     if (status != OK) {
         reply(worker, &slot->answer, command->step, status);
@@ -540,6 +543,8 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
     if (slot->phase != PHASE_EMPTY)
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared while step %" PRId64 " runs", step,
                     step - NUM_STEPS);
+    TRY(injected_fault_strike(&worker->options.fault, worker->options.rank, step,
+                              FAULT_IN_PREPARE_INPUTS));
     TRY(input_batch_stage(worker->batch, step, plan));
     slot->phase = PHASE_PREPARED;
     worker->next_step = step + 1;

@@ -16,6 +16,7 @@
 #define WORKER_WORKER_H
 
 #include "proto/base/memory.h"
+#include "proto/config/injected_fault.h"
 #include "proto/model/model_file.h"
 #include "proto/model/sim.h"
 #include "proto/wire/messages.h"
@@ -28,6 +29,7 @@ struct worker_options {
     const char *isa;            /* NULL: the best there is */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
     const char *comm_path;      /* shared file of the ranks, NULL when world is 1 */
+    struct injected_fault fault; /* zeroed: none */
     int32_t max_num_seqs;
     int32_t max_batched_tokens;
     int32_t max_model_len;

@@ -1,16 +1,20 @@
 #include "engine/core/core.h"
 
+#include "engine/core/step_dump.h"
 #include "engine/core/step_log.h"
 #include "engine/grammar/grammar.h"
+#include "proto/base/build_id.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 #include "proto/base/mailbox.h"
 #include "proto/base/trace.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Orders that may wait for a step to end: more than any front has requests open. */
@@ -50,6 +54,7 @@ struct core {
     int64_t next_step;
     struct step *in_flight; /* async: launched and not collected; NULL: none */
     struct step *current;   /* whose verb runs: the one to print when it fails */
+    const char *verb;       /* the verb */
     struct output_builder events;
 
     pthread_mutex_t stats_lock;
@@ -127,6 +132,7 @@ static enum status prepare_inputs(struct core *core, struct step *step)
     int64_t begin_ns = trace_begin();
 
     core->current = step;
+    core->verb = "prepare_inputs";
     TRY(executor_prepare_inputs(core->executor, step->id, &step->plan));
     trace_end("prepare_inputs", begin_ns, step->id);
     return OK;
@@ -135,6 +141,7 @@ static enum status prepare_inputs(struct core *core, struct step *step)
 static enum status execute_model(struct core *core, struct step *step)
 {
     core->current = step;
+    core->verb = "execute_model";
     return executor_execute_model(core->executor, step->id);
 }
 
@@ -152,6 +159,7 @@ static enum status sample(struct core *core, struct step *step)
     int64_t begin_ns = trace_begin();
 
     core->current = step;
+    core->verb = "sample";
     TRY(executor_sample(core->executor, step->id, step->masks.num_rows > 0 ? &step->masks : NULL));
     trace_end("sample", begin_ns, step->id);
     return OK;
@@ -162,6 +170,7 @@ static enum status collect(struct core *core, struct step *step)
     int64_t begin_ns = trace_begin();
 
     core->current = step;
+    core->verb = "collect";
     TRY(executor_collect(core->executor, step->id, &step->output));
     trace_end("collect", begin_ns, step->id);
     return OK;
@@ -172,6 +181,7 @@ static enum status update_from_output(struct core *core, struct step *step)
     int64_t begin_ns = trace_begin();
 
     core->current = step;
+    core->verb = "update_from_output";
     TRY(scheduler_update_from_output(core->scheduler, &step->plan, step->output, &core->events));
     trace_end("update_from_output", begin_ns, step->id);
     publish(core, &step->plan);
@@ -306,6 +316,64 @@ static void wait_for_orders(struct core *core)
     }
 }
 
+/* The steps in flight, oldest first; the one that failed is the last of them, or the first of two. */
+static void take_steps(struct core *core, struct step_dump *dump)
+{
+    int32_t n = scheduler_num_in_flight(core->scheduler);
+    const struct scheduler_output *plans[DUMP_MAX_STEPS];
+
+    for (int32_t i = 0; i < n; i++) {
+        const struct step *step = &core->steps[(core->next_step - n + i) & 1];
+
+        plans[i] = &step->plan;
+        dump->steps[i] = (struct dumped_step){step->id, step->plan, step->masks};
+    }
+    dump->num_steps = n;
+    scheduler_describe_in_flight(core->scheduler, plans, n, &dump->arena, &dump->before);
+}
+
+/* To a file, whole, so that it can be run again. */
+static enum status dump_step(struct core *core, enum status status, const char *cause,
+                             char **path_out)
+{
+    const struct config *config = core->options.config;
+    const char *folder = config->dump_dir ? config->dump_dir : getenv("TMPDIR");
+    AUTO_CLOSE(step_dump) struct step_dump dump = {
+        .config = config_to_json(config),
+        .build_id = mem_strdup(build_id_text()),
+        .fingerprint = mem_printf("%016" PRIx64, core->options.fingerprint),
+        .status = status,
+        .cause = mem_strdup(cause),
+        .verb = mem_strdup(core->verb),
+        .failed_step = core->current->id,
+        .failed_rank = rank_in_sentence(cause),
+    };
+    struct scheduler_stats stats;
+
+    take_steps(core, &dump);
+    scheduler_get_stats(core->scheduler, &stats);
+    return step_dump_write(&dump, &stats, core->executor->wire,
+                           folder && *folder ? folder : "/tmp", path_out);
+}
+
+/* In the log and in a file: the one place where a step's failure is told, in sync and async alike. */
+static void tell_failure(struct core *core, enum status status)
+{
+    const struct config *config = core->options.config;
+    AUTO_MEM char *cause = mem_strdup(fail_text()), *path = NULL;
+
+    step_log_failure(config, core->scheduler, core->current->id, &core->current->plan, status,
+                     cause);
+    if (config->dump_dir && !*config->dump_dir)
+        return; /* dumps are not wanted */
+    if (dump_step(core, status, cause, &path) == OK)
+        log_error("the step is in %s, prompts and all; run it again with: tandem replay %s", path,
+                  path);
+    else
+        log_error("the step can't be written down: %s", fail_text());
+    (void)fail(status, "%s", cause);
+}
+
 static void run_step(struct core *core)
 {
     enum status status =
@@ -313,8 +381,7 @@ static void run_step(struct core *core)
 
     if (status == OK)
         return;
-    step_log_failure(core->options.config, core->scheduler, core->current->id,
-                     &core->current->plan, status, fail_text());
+    tell_failure(core, status);
     fail_engine(core, status);
 }
 

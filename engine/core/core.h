@@ -24,6 +24,7 @@ struct core_options {
     struct executor *executor;
     struct mailbox *outputs; /* of output_node; borrowed */
     int32_t vocab_size;
+    uint64_t fingerprint; /* of the model: model_file_fingerprint; 0: not known */
 };
 
 /* Takes the executor, which is freed on core's thread; on failure it stays the caller's. */

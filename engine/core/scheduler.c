@@ -637,10 +637,8 @@ static void end_with_error(struct scheduler *scheduler, struct request *request,
     end(scheduler, request);
 }
 
-/* Does the answer name the rows that were to sample, and no others, in order? */
-static enum status check_answer(const struct scheduler *scheduler,
-                                const struct scheduler_output *plan,
-                                const struct model_runner_output *output)
+enum status scheduler_check_answer(const struct scheduler_output *plan,
+                                   const struct model_runner_output *output, int32_t vocab_size)
 {
     int32_t num_sampled = 0;
 
@@ -654,10 +652,10 @@ static enum status check_answer(const struct scheduler *scheduler,
         if (num_sampled == output->num_sampled || output->slots[num_sampled] != plan->slots[row])
             return fail(ERR_MISMATCH, "the answer lacks the token of row %d, slot %d", row,
                         plan->slots[row]);
-        if (output->sampled_token_ids[num_sampled] >= scheduler->options.vocab_size)
+        if (output->sampled_token_ids[num_sampled] >= vocab_size)
             return fail(ERR_MISMATCH, "the answer has token %d for slot %d, the vocabulary %d tokens",
                         output->sampled_token_ids[num_sampled], plan->slots[row],
-                        scheduler->options.vocab_size);
+                        vocab_size);
         num_sampled++;
     }
     if (num_sampled != output->num_sampled)
@@ -745,7 +743,7 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
     int32_t i = 0, first_logprob = 0;
 
     ASSERT(scheduler->num_in_flight > 0 && scheduler->in_flight[0].num_rows == plan->num_rows);
-    TRY(check_answer(scheduler, plan, output));
+    TRY(scheduler_check_answer(plan, output, scheduler->options.vocab_size));
 
     struct request **rows = scheduler->in_flight[0].rows;
     const token_id *tokens = copy_tokens(output, events);
@@ -855,6 +853,71 @@ void scheduler_forget_in_flight(struct scheduler *scheduler)
         drop_slot(scheduler, request);
         request_free(request);
     }
+}
+
+/* ---- describe ------------------------------------------------------------------------------- */
+
+int32_t scheduler_num_in_flight(const struct scheduler *scheduler)
+{
+    return scheduler->num_in_flight;
+}
+
+static bool is_new_in(const struct scheduler_output *plan, int32_t slot)
+{
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        if (plan->new_requests[i].slot == slot)
+            return true;
+    return false;
+}
+
+/* Its blocks so far as its KV reaches: a request that has left since has dropped them, but its table
+ * is not written to again while a step in flight has a row for it. */
+static struct new_request describe_before(const struct scheduler *scheduler,
+                                          const struct request *request, int32_t slot,
+                                          int32_t num_computed)
+{
+    struct new_request description = describe(request);
+
+    description.slot = slot;
+    description.num_block_ids = blocks_for(scheduler, num_computed);
+    return description;
+}
+
+void scheduler_describe_in_flight(const struct scheduler *scheduler,
+                                  const struct scheduler_output *const *plans, int32_t num_plans,
+                                  struct arena *arena, struct scheduler_output *out)
+{
+    int32_t most = 0, n = 0;
+
+    ASSERT(num_plans == scheduler->num_in_flight);
+    for (int32_t i = 0; i < num_plans; i++)
+        most += plans[i]->num_rows;
+
+    struct new_request *requests = NEW_COLUMN(struct new_request, most);
+    int32_t *slots = NEW_COLUMN(int32_t, most), *num_scheduled = NEW_COLUMN(int32_t, most);
+
+    *out = (struct scheduler_output){0};
+    for (int32_t i = 0; i < num_plans; i++)
+        for (int32_t row = 0; row < plans[i]->num_rows; row++) {
+            int32_t slot = plans[i]->slots[row], num_computed = plans[i]->num_computed_tokens[row];
+            bool is_known = is_new_in(plans[i], slot) || (i > 0 && is_new_in(plans[0], slot));
+
+            for (int32_t other = 0; other < n && !is_known; other++)
+                is_known = slots[other] == slot;
+            if (is_known)
+                continue;
+            requests[n] = describe_before(scheduler, scheduler->in_flight[i].rows[row], slot,
+                                          num_computed);
+            slots[n] = slot;
+            num_scheduled[n++] = num_computed;
+            out->total_num_scheduled_tokens += num_computed;
+        }
+    out->new_requests = requests;
+    out->num_new_requests = out->num_rows = n;
+    out->slots = slots;
+    out->num_scheduled_tokens = num_scheduled;
+    out->num_computed_tokens = out->new_block_counts = NEW_COLUMN(int32_t, n);
+    out->samples = out->needs_bitmask = NEW_COLUMN(uint8_t, n);
 }
 
 /* ---- check ---------------------------------------------------------------------------------- */

@@ -93,6 +93,22 @@ void scheduler_abort(struct scheduler *scheduler, request_id id, struct output_b
 void scheduler_end_all(struct scheduler *scheduler, enum status status, const char *text,
                        struct output_builder *events);
 
+/*
+ * What the workers knew before the steps in flight, as the plan of a step that computes just that: a row for
+ * each request that these steps name and that is not new in them. plans: [num_plans], oldest first, as
+ * many as are in flight. Pointers live in the arena, or in the requests.
+ */
+void scheduler_describe_in_flight(const struct scheduler *scheduler,
+                                  const struct scheduler_output *const *plans, int32_t num_plans,
+                                  struct arena *arena, struct scheduler_output *out);
+int32_t scheduler_num_in_flight(const struct scheduler *scheduler);
+
+/* Does the answer name the rows of the plan that were to sample, and no others, in order, with tokens of the
+ * vocabulary? ERR_MISMATCH says what differs. */
+MUST_USE enum status scheduler_check_answer(const struct scheduler_output *plan,
+                                            const struct model_runner_output *output,
+                                            int32_t vocab_size);
+
 /* The steps in flight will not come back: their ranks are gone. Before scheduler_end_all. */
 void scheduler_forget_in_flight(struct scheduler *scheduler);
 

@@ -15,6 +15,7 @@
 #ifndef ENGINE_EXECUTOR_EXECUTOR_H
 #define ENGINE_EXECUTOR_EXECUTOR_H
 
+#include "engine/executor/flight_recorder.h"
 #include "proto/config/config.h"
 #include "proto/model/model_file.h"
 #include "proto/wire/messages.h"
@@ -59,6 +60,7 @@ struct executor_ops {
 struct executor {
     const struct executor_ops *ops;
     struct executor_info info;
+    const struct flight_recorder *wire; /* its last messages; NULL: it has no wire, or keeps none */
 };
 
 /* The row for --executor; without one: uniproc for one rank, else multiproc. */

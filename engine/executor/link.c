@@ -13,6 +13,8 @@ static const int64_t SILENCE_MAX_NS = (int64_t)10 * 1000000000;
 
 /* A process that has lost its connection is about to end. */
 enum { EXPLAIN_MS = 100 };
+/* From a process that has ended to its last message. */
+enum { LAST_WORDS_MS = 50 };
 
 /* What is polled: these, then each rank's process. */
 enum { FD_CHANNEL, FD_MONITOR, FD_EXTRA, FD_RANKS };
@@ -73,6 +75,7 @@ static enum status take(struct link *link, const struct received *received,
                  received->peer, link->world, link->epoch);
         return OK;
     }
+    flight_recorder_add(link->recorder, false, rank, received->data, received->size);
     arena_reset(&link->arena);
     if (message_decode(received->data, received->size, &link->arena, message_out) != OK ||
         message_check_place(message_out, link->epoch) != OK) {
@@ -100,8 +103,9 @@ static enum status check_silence(const struct link *link)
         const struct link_rank *r = &link->ranks[rank];
 
         if (now_ns - r->heard_ns > SILENCE_MAX_NS)
-            return fail(ERR_TIMEOUT, "rank %d has been silent for %.1f s, last heard in step %" PRId64,
-                        rank, clock_ms(now_ns - r->heard_ns) / 1e3, r->heartbeat.step);
+            return fail(ERR_TIMEOUT,
+                        "rank %d has been silent for %.1f s, last heard in step %" PRId64, rank,
+                        clock_ms(now_ns - r->heard_ns) / 1e3, r->heartbeat.step);
     }
     return OK;
 }
@@ -144,7 +148,15 @@ enum status link_hear(struct link *link, int fd, int64_t deadline_ns, struct mes
                 return OK;
             continue;
         }
-        /* Only now: a rank that failed says why before it ends. */
+        /* Only now: a rank that failed says why before it ends, and its words may still be on their
+         * way. */
+        if (ended >= 0 &&
+            channel_wait(link->channel, clock_deadline_ns(LAST_WORDS_MS), &received)) {
+            TRY(take(link, &received, message_out, rank_out));
+            if (message_out->type)
+                return OK;
+            continue;
+        }
         if (ended >= 0)
             return fail(ERR_CLOSED, "rank %d (process %d) has died", ended,
                         link->rendezvous.ranks[ended].pid);
@@ -182,6 +194,9 @@ static enum status send_to(struct link *link, int32_t first_rank, int32_t end_ra
     enum status status = OK;
 
     TRY(message_encode(type, link->epoch, step, body, &frame->bytes));
+    flight_recorder_add(link->recorder, true,
+                        end_rank - first_rank == 1 ? first_rank : FLIGHT_ALL_RANKS,
+                        frame->bytes.data, frame->bytes.size);
     for (int32_t rank = first_rank; rank < end_rank; rank++) {
         enum status sent = channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame);
 
@@ -240,9 +255,9 @@ enum status link_gather(struct link *link, const struct executor_options *option
         int32_t rank;
 
         if (options->progress) {
-            AUTO_MEM char *words = mem_printf("%d of %d ranks joined, %d loaded",
-                                              rendezvous->num_joined, link->world,
-                                              rendezvous->num_ready);
+            AUTO_MEM char *words =
+                mem_printf("%d of %d ranks joined, %d loaded", rendezvous->num_joined, link->world,
+                           rendezvous->num_ready);
 
             options->progress(options->user, words,
                               (rendezvous->num_joined + rendezvous->num_ready) /

@@ -27,6 +27,7 @@ struct link {
     struct arena arena;      /* of the message heard last */
     struct arena output;     /* of the answer collected last */
     int64_t num_calls;
+    struct flight_recorder *recorder; /* borrowed; NULL: none */
 };
 
 MUST_USE enum status link_open(const char *endpoint, int32_t world, uint32_t epoch,

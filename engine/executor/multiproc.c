@@ -19,6 +19,7 @@ struct multiproc {
     struct executor executor;
     struct run_dir run_dir;
     struct link link;
+    struct flight_recorder *recorder;
     int comm_fd; /* memory that the ranks share; it has no name, so it ends with them */
     struct child *children; /* [num_started] */
     int32_t num_started;
@@ -59,6 +60,10 @@ static enum status start_ranks(struct multiproc *multiproc, const struct executo
     AUTO_MEM char *endpoint = mem_printf("ipc://%s/engine", multiproc->run_dir.path);
 
     TRY(link_open(endpoint, world, FIRST_EPOCH, &multiproc->link));
+    multiproc->recorder = flight_recorder_new(options->config->flight_recorder_bytes,
+                                              options->config->flight_recorder_seconds);
+    multiproc->link.recorder = multiproc->recorder;
+    multiproc->executor.wire = multiproc->recorder;
     multiproc->comm_fd = memfd_create("tandem-comm", MFD_CLOEXEC);
     if (multiproc->comm_fd < 0)
         return fail(ERR_IO, "no memory to share between %d ranks: %m", world);
@@ -188,6 +193,7 @@ static void multiproc_free(struct executor *executor)
         close(multiproc->comm_fd);
     if (multiproc->run_dir.path)
         run_dir_close(&multiproc->run_dir);
+    flight_recorder_free(multiproc->recorder);
     mem_free(multiproc->children);
     mem_free(multiproc);
     (void)fail(OK, "%s", sentence);

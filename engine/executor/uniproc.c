@@ -31,12 +31,14 @@ static enum status uniproc_open(const struct executor_options *options, struct e
     const struct config *config = options->config;
     struct executor_info *info = &executor->info;
     struct worker_memory memory;
+    struct injected_fault fault;
     int32_t tp;
 
     executor->ops = &executor_uniproc;
     if (config->tp != 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, not --tp %d; use multiproc",
                     config->tp);
+    TRY(injected_fault_parse(config->inject_fault, &fault));
     info->num_ranks = 1;
     TRY(executor_max_model_len(config, model_file_config(options->model), &info->max_model_len));
     if (config->sim)
@@ -45,6 +47,7 @@ static enum status uniproc_open(const struct executor_options *options, struct e
                                             .num_threads = executor_threads(config),
                                             .isa = config->isa,
                                             .sim = config->sim ? &of(executor)->sim : NULL,
+                                            .fault = fault,
                                             .max_num_seqs = config->max_num_seqs,
                                             .max_batched_tokens = config->max_num_batched_tokens,
                                             .max_model_len = info->max_model_len},

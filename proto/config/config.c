@@ -1,6 +1,7 @@
 #include "proto/config/config.h"
 
 #include "proto/base/log.h"
+#include "proto/config/injected_fault.h"
 #include "proto/model/sim.h"
 
 #include <string.h>
@@ -52,6 +53,14 @@ static const struct option options[] = {
     ROW(trace, OPTION_TEXT, NULL, "write what every thread did, for ui.perfetto.dev",
         .value = "FILE"),
     ROW(run_dir, OPTION_TEXT, NULL, "where to make the directory of sockets", .value = "FOLDER"),
+
+    ROW(dump_dir, OPTION_TEXT, NULL, "where a failed step is written to, whole; $TMPDIR or /tmp",
+        .value = "FOLDER", .group = "Failures"),
+    ROW(flight_recorder_bytes, OPTION_BYTES, "4MiB", "of messages to dump with it; 0: none",
+        .most = (int64_t)1 << 32),
+    ROW(flight_recorder_seconds, OPTION_F64, "10", "that they go back", .most = 86400),
+    ROW(inject_fault, OPTION_TEXT, NULL, "a drill: step=N,rank=N,verb=NAME,kind=error|exit|hang",
+        .value = "FAULT"),
 };
 #undef ROW
 
@@ -101,6 +110,9 @@ enum status config_check(const struct config *config)
     if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, --tp is %d; use multiproc",
                     config->tp);
+    struct injected_fault fault;
+
+    TRY(injected_fault_parse(config->inject_fault, &fault));
     /* Without chunks a prompt must fit in one step. */
     if (!config->enable_chunked_prefill && config->max_model_len > config->max_num_batched_tokens)
         return fail(ERR_INVALID, "--max-num-batched-tokens is %d, without chunked prefill it must "

@@ -50,6 +50,12 @@ struct config {
     char *log_level;
     char *trace;   /* a file; NULL: off */
     char *run_dir; /* a directory to make ours in; NULL: $XDG_RUNTIME_DIR or /tmp */
+
+    /* failures */
+    char *dump_dir; /* where a step that failed is written to; NULL: $TMPDIR or /tmp; "": nowhere */
+    int64_t flight_recorder_bytes;  /* messages that are dumped with it; 0: none */
+    double flight_recorder_seconds;
+    char *inject_fault; /* see injected_fault.h; NULL: none */
 };
 
 /* The rows, bound to this struct: for options_parse, options_help and so on. */

@@ -16,6 +16,7 @@ CHAT_TEMPLATE = (
 )
 
 _folder = tempfile.mkdtemp(prefix="tandem-test-")
+os.environ.setdefault("TANDEM_DUMP_DIR", _folder)  # steps that fail in tests are nobody's concern
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 
