@@ -90,8 +90,8 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     stats->num_preemptions = now.num_preemptions;
     stats->num_kv_blocks_used = stats->num_kv_blocks - now.num_free_blocks;
     stats->prompt_tokens = now.num_prompt_tokens;
-    stats->prefix_cache_queries = now.num_cache_queries;
-    stats->prefix_cache_hits = now.num_cache_hits;
+    stats->prefix_cache_queries = now.at_first.queries;
+    stats->prefix_cache_hits = now.at_first.hits;
     if (plan) {
         stats->num_steps++;
         stats->iteration_tokens_sum += plan->total_num_scheduled_tokens;

@@ -47,6 +47,7 @@ struct request {
     int64_t scheduled_ns; /* first scheduled; 0: not yet */
 
     int32_t num_hashes;
+    bool drops_in_flight; /* tokens of the steps in flight are not wanted */
     int32_t max_blocks;
     int32_t num_preempted; /* how often */
     int32_t priority;

@@ -1,5 +1,6 @@
 #include "engine/core/scheduler.h"
 
+#include "engine/core/hit_rate.h"
 #include "engine/core/output_builder.h"
 #include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
@@ -20,8 +21,10 @@ struct scheduler {
     struct scheduler_options options;
     struct block_pool *blocks;
     struct prefix_cache *cache; /* NULL: prefix caching is off */
+    enum pause_state pause;
     int64_t num_prompt_tokens;
-    int64_t num_cache_queries, num_cache_hits; /* tokens */
+    struct cache_counts at_first, again; /* admissions */
+    struct hit_rate recent;              /* first admissions */
     struct wait_queue waiting;
     struct list_node running; /* in order of admission */
     int32_t num_running;
@@ -67,8 +70,7 @@ void scheduler_free(struct scheduler *scheduler)
 {
     if (!scheduler)
         return;
-    ASSERT(!scheduler_has_work(scheduler) && scheduler->num_deferred == 0 &&
-           list_is_empty(&scheduler->leaving));
+    ASSERT(scheduler_num_unfinished(scheduler) == 0 && list_is_empty(&scheduler->leaving));
     block_pool_free(scheduler->blocks);
     prefix_cache_free(scheduler->cache);
     mem_free(scheduler->by_slot);
@@ -77,9 +79,50 @@ void scheduler_free(struct scheduler *scheduler)
     mem_free(scheduler);
 }
 
+/* The next that may be admitted, or NULL. A pause of newcomers is none for those that were admitted
+ * before, and preempted since. */
+static struct request *next_in_line(const struct scheduler *scheduler)
+{
+    struct request *request;
+
+    if (scheduler->pause == UNPAUSED)
+        return wait_queue_first(&scheduler->waiting);
+    if (scheduler->pause == PAUSED_NEW)
+        LIST_FOR_EACH(request, &scheduler->waiting.requests, link)
+    if (request->scheduled_ns > 0)
+        return request;
+    return NULL;
+}
+
 bool scheduler_has_work(const struct scheduler *scheduler)
 {
-    return scheduler->num_running > 0 || scheduler->waiting.num_requests > 0;
+    return (scheduler->num_running > 0 && scheduler->pause != PAUSED_ALL) ||
+           next_in_line(scheduler);
+}
+
+bool scheduler_is_drained(const struct scheduler *scheduler)
+{
+    const struct request *request;
+
+    LIST_FOR_EACH(request, &scheduler->waiting.requests, link)
+    if (request->scheduled_ns > 0)
+        return false;
+    return scheduler->num_running == 0;
+}
+
+int32_t scheduler_num_unfinished(const struct scheduler *scheduler)
+{
+    return scheduler->num_running + scheduler->waiting.num_requests + scheduler->num_deferred;
+}
+
+void scheduler_set_pause(struct scheduler *scheduler, enum pause_state pause)
+{
+    scheduler->pause = pause;
+}
+
+enum pause_state scheduler_pause(const struct scheduler *scheduler)
+{
+    return scheduler->pause;
 }
 
 int32_t scheduler_num_running(const struct scheduler *scheduler)
@@ -106,8 +149,10 @@ void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_sta
         .num_free_blocks = block_pool_num_free(scheduler->blocks),
         .num_preemptions = scheduler->num_preemptions,
         .num_prompt_tokens = scheduler->num_prompt_tokens,
-        .num_cache_queries = scheduler->num_cache_queries,
-        .num_cache_hits = scheduler->num_cache_hits,
+        .at_first = scheduler->at_first,
+        .again = scheduler->again,
+        .recent_queries = scheduler->recent.queries,
+        .recent_hits = scheduler->recent.hits,
     };
 }
 
@@ -256,9 +301,30 @@ static void leave_running(struct scheduler *scheduler, struct request *request)
         drop_slot(scheduler, request);
 }
 
-bool scheduler_reset_prefix_cache(struct scheduler *scheduler)
+/* Back to where it came from: it keeps its tokens, and is computed again. */
+static void send_back(struct scheduler *scheduler, struct request *request)
 {
-    return block_pool_reset_cache(scheduler->blocks);
+    leave_running(scheduler, request);
+    request->num_preempted++;
+    scheduler->num_preemptions++;
+    wait_queue_add(&scheduler->waiting, request);
+}
+
+bool scheduler_reset_prefix_cache(struct scheduler *scheduler, bool reset_running)
+{
+    struct request *request;
+
+    if (reset_running) {
+        LIST_FOR_EACH(request, &scheduler->running, link)
+        send_back(scheduler, request);
+        /* What is on its way comes of the KV that is to be forgotten. */
+        LIST_FOR_EACH(request, &scheduler->waiting.requests, link)
+        request->drops_in_flight = request->num_in_flight > 0;
+    }
+    if (!block_pool_reset_cache(scheduler->blocks))
+        return false;
+    hit_rate_clear(&scheduler->recent);
+    return true;
 }
 
 /* ---- schedule ------------------------------------------------------------------------------- */
@@ -321,21 +387,22 @@ static struct request *choose_victim(const struct scheduler *scheduler)
 static void preempt(struct scheduler *scheduler, struct plan *plan, struct request *victim)
 {
     remove_row(plan, victim);
-    leave_running(scheduler, victim);
-    victim->num_preempted++;
-    scheduler->num_preemptions++;
-    wait_queue_add(&scheduler->waiting, victim);
+    send_back(scheduler, victim);
 }
 
 /* Tokens of one request in a step at most. A request that is alone takes nobody's turn. */
 static int32_t chunk_limit(const struct scheduler *scheduler)
 {
     const struct scheduler_options *options = &scheduler->options;
-    bool is_alone = scheduler->num_running + scheduler->waiting.num_requests == 1;
+    int32_t budget = options->max_num_batched_tokens;
+    int32_t num_requests = scheduler->num_running + scheduler->waiting.num_requests;
 
-    if (is_alone || !options->enable_chunked_prefill || options->long_prefill_token_threshold == 0)
-        return options->max_num_batched_tokens;
-    return options->long_prefill_token_threshold;
+    if (num_requests == 1 || !options->enable_chunked_prefill ||
+        options->long_prefill_token_threshold == 0)
+        return budget;
+    return options->long_prefill_token_threshold_adaptive
+               ? MAX(options->long_prefill_token_threshold, budget / num_requests)
+               : options->long_prefill_token_threshold;
 }
 
 /* How many tokens of the request this step may compute; 0: none is missing, or the last that it may
@@ -380,31 +447,83 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
     return preempted;
 }
 
+static void count_query(struct cache_counts *counts, int32_t queries, int32_t hits)
+{
+    counts->requests++;
+    counts->queries += queries;
+    counts->hits += hits;
+}
+
+/* Once an admission, however often it was looked up before there was room. */
+static void count_admission(struct scheduler *scheduler, struct request *request,
+                            int32_t num_cached)
+{
+    bool is_first = request->scheduled_ns == 0;
+
+    if (is_first) {
+        request->scheduled_ns = clock_now_ns();
+        request->num_cached = num_cached;
+        scheduler->num_prompt_tokens += request->num_prompt;
+    }
+    if (!scheduler->cache)
+        return;
+    count_query(is_first ? &scheduler->at_first : &scheduler->again, request->num_tokens,
+                num_cached);
+    if (is_first)
+        hit_rate_observe(&scheduler->recent, request->num_tokens, num_cached);
+}
+
 static void admit(struct scheduler *scheduler, struct request *request, int32_t num_cached_blocks)
 {
-    int32_t num_cached = num_cached_blocks * scheduler->options.block_size;
-
     wait_queue_remove(&scheduler->waiting, request);
     list_push_back(&scheduler->running, &request->link);
     scheduler->num_running++;
     request->state = REQUEST_RUNNING;
     take_slot(scheduler, request);
     take_prefix(scheduler, request, num_cached_blocks);
-    if (request->scheduled_ns == 0) {
-        request->scheduled_ns = clock_now_ns();
-        request->num_cached = num_cached;
-        scheduler->num_prompt_tokens += request->num_prompt;
-        scheduler->num_cache_queries += scheduler->cache ? request->num_tokens : 0;
-        scheduler->num_cache_hits += num_cached;
-    }
+    count_admission(scheduler, request, num_cached_blocks * scheduler->options.block_size);
+}
+
+/* Blocks that a request will still take for the tokens that it has. */
+static int32_t blocks_missing(const struct scheduler *scheduler, const struct request *request)
+{
+    return MAX(0, blocks_for(scheduler, request->num_tokens) - request->num_blocks);
+}
+
+static int32_t blocks_promised(const struct scheduler *scheduler)
+{
+    const struct request *request;
+    int32_t n = 0;
+
+    LIST_FOR_EACH(request, &scheduler->running, link)
+    n += blocks_missing(scheduler, request);
+    return n;
+}
+
+/* Free blocks that a newcomer leaves to those that run: their outputs grow. */
+static int32_t watermark_blocks(const struct scheduler *scheduler)
+{
+    return scheduler->num_running > 0
+               ? (int32_t)(scheduler->options.watermark * scheduler->options.num_blocks)
+               : 0;
+}
+
+static int32_t max_active(const struct scheduler *scheduler)
+{
+    const struct scheduler_options *options = &scheduler->options;
+
+    return options->max_num_active_seqs > 0
+               ? MIN(options->max_num_active_seqs, options->max_num_seqs)
+               : options->max_num_seqs;
 }
 
 static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
 {
     struct request *request;
+    int32_t promised = -1; /* not counted yet: mostly nobody waits */
 
-    while (plan->budget > 0 && scheduler->num_running < scheduler->options.max_num_seqs &&
-           (request = wait_queue_first(&scheduler->waiting))) {
+    while (plan->budget > 0 && scheduler->num_running < max_active(scheduler) &&
+           (request = next_in_line(scheduler))) {
         if (request->num_in_flight > 0)
             return; /* preempted a moment ago: its token, and its slot, are still to come back */
 
@@ -414,9 +533,12 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
 
         if (!scheduler->options.enable_chunked_prefill && num_missing > plan->budget)
             return;
-        /* Admitted only if all that it has to compute fits, not just the first chunk: else two
-         * half-computed prompts could wait for each other's blocks. */
-        if (free_blocks_wanted(scheduler, request, num_cached_blocks) >
+        /* Admitted only if all that it has to compute fits, beside what those before it were
+         * promised: else two half-computed prompts could wait for each other's blocks. */
+        if (promised < 0)
+            promised = blocks_promised(scheduler);
+        if (free_blocks_wanted(scheduler, request, num_cached_blocks) + promised +
+                watermark_blocks(scheduler) >
             block_pool_num_free(scheduler->blocks))
             return;
 
@@ -426,6 +548,7 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
 
         if (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK)
             ASSERT(false, "%s", fail_text()); /* they were free a moment ago */
+        promised += blocks_missing(scheduler, request);
         add_row(plan, request, num_tokens, request->num_blocks, true);
         /* Known at once: the next in line can share what this one computes. */
         cache_full_blocks(scheduler, request);
@@ -524,6 +647,8 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
         .budget = scheduler->options.max_num_batched_tokens,
     };
 
+    if (scheduler->pause == PAUSED_ALL)
+        plan.budget = 0;
     bool preempted = schedule_running(scheduler, &plan);
 
     /* Only now is it certain which of these rows will be computed. */
@@ -752,14 +877,16 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
     scheduler->num_in_flight--;
     for (int32_t row = 0; row < plan->num_rows; row++) {
         struct request *request = rows[row];
-        bool samples = plan->samples[row];
+        bool samples = plan->samples[row], is_wanted = samples && !request->drops_in_flight;
 
         request->num_in_flight--;
         request->num_placeholders -= samples;
-        if (request->num_in_flight == 0 && request->state != REQUEST_RUNNING)
+        if (request->num_in_flight == 0 && request->state != REQUEST_RUNNING) {
             drop_slot(scheduler, request);
+            request->drops_in_flight = false;
+        }
         if (request->state != REQUEST_FINISHED) {
-            if (samples)
+            if (is_wanted)
                 take_token(scheduler, request, output, i, first_logprob, &tokens[i], events);
         } else if (request->num_in_flight == 0) {
             list_remove(&request->link);

@@ -20,10 +20,13 @@ struct scheduler;
 struct output_builder;
 
 struct scheduler_options {
-    int32_t max_num_seqs;           /* running requests at most */
+    int32_t max_num_seqs;           /* running requests at most: slots of the workers */
+    int32_t max_num_active_seqs;    /* of them admitted at most; 0: all */
     int32_t max_num_batched_tokens; /* tokens of a step at most */
     int32_t long_prefill_token_threshold; /* of one prompt in a step at most, unless it is alone; 0: the
                                              budget */
+    bool long_prefill_token_threshold_adaptive; /* but no less than a fair share of the budget */
+    double watermark; /* share of the blocks that an admission leaves free while others run */
     bool enable_prefix_caching;
     bool enable_chunked_prefill;    /* false: a prompt is computed whole or not yet */
     int32_t max_model_len;
@@ -46,11 +49,31 @@ void scheduler_add(struct scheduler *scheduler, struct request *request);
 void scheduler_set_grammar(struct scheduler *scheduler, request_id id, struct grammar *grammar,
                            enum status status, const char *text, struct output_builder *events);
 
-/* A request can be scheduled, or runs. Those that await a grammar are no work. */
+/*
+ * PAUSED_NEW: what has been admitted before goes on to its end, a preempted request too; nothing
+ * new is admitted. PAUSED_ALL: no token is scheduled. Requests can be added and aborted in every
+ * state.
+ */
+enum pause_state { UNPAUSED, PAUSED_NEW, PAUSED_ALL };
+
+void scheduler_set_pause(struct scheduler *scheduler, enum pause_state pause);
+enum pause_state scheduler_pause(const struct scheduler *scheduler);
+/* Every request that was ever admitted has ended: a pause of newcomers has nothing left to wait
+ * for. */
+bool scheduler_is_drained(const struct scheduler *scheduler);
+
+/* A request can be scheduled, or runs. Those that await a grammar, or the end of a pause, are no
+ * work. */
 bool scheduler_has_work(const struct scheduler *scheduler);
+int32_t scheduler_num_unfinished(const struct scheduler *scheduler);
 int32_t scheduler_num_running(const struct scheduler *scheduler);
 int32_t scheduler_num_waiting(const struct scheduler *scheduler);
 int32_t scheduler_num_free_blocks(const struct scheduler *scheduler);
+
+/* What the prefix cache was asked for and had, in tokens; all zero while it is off. */
+struct cache_counts {
+    int64_t requests, queries, hits;
+};
 
 struct scheduler_stats {
     int32_t num_running, num_waiting;
@@ -58,12 +81,17 @@ struct scheduler_stats {
     int32_t num_free_blocks;
     int64_t num_preemptions;
     int64_t num_prompt_tokens; /* of admitted requests, computed or found in the prefix cache */
-    int64_t num_cache_queries, num_cache_hits; /* tokens of prompts, at their first admission */
+    struct cache_counts at_first, again; /* at first admissions, and at those after a preemption */
+    int64_t recent_queries, recent_hits; /* of at_first, the last HIT_RATE_REQUESTS */
 };
 
 void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_stats *out);
-/* Forgets all cached prefixes. false: requests are running, and nothing was done. */
-bool scheduler_reset_prefix_cache(struct scheduler *scheduler);
+/*
+ * Forgets all cached prefixes. false: requests are running, and nothing was done. With
+ * reset_running they are preempted first, and computed again in their order; the tokens that steps
+ * in flight bring are dropped, and drawn again.
+ */
+bool scheduler_reset_prefix_cache(struct scheduler *scheduler, bool reset_running);
 
 /* Builds the plan of the next step in the arena, and counts its tokens as computed. At most two steps
  * may be in flight, a plan without rows is not one; the arena is to live until its step is back. */

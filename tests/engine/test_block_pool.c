@@ -33,6 +33,28 @@ static void fresh_blocks_come_after_freed_ones(void **state)
     block_pool_check(pool);
 }
 
+static void a_drained_pool_fills_again(void **state)
+{
+    (void)state;
+    AUTO_FREE(block_pool) struct block_pool *pool = block_pool_new(5);
+    block_id ids[5], again[5];
+
+    for (int round = 0; round < 3; round++) {
+        expect_ok(block_pool_take(pool, 5, ids));
+        expect_fails(block_pool_take(pool, 1, again), ERR_FULL, "1 KV blocks wanted, 0 free");
+        expect_ok(block_pool_take(pool, 0, again));
+        block_pool_drop(pool, 2, ids);
+        block_pool_drop(pool, 3, ids + 2);
+        block_pool_check(pool);
+        expect_ok(block_pool_take(pool, 5, again)); /* what was dropped last comes first */
+        for (int i = 0; i < 3; i++)
+            assert_int_equal(again[i], ids[2 + i]);
+        assert_int_equal(again[3], ids[0]);
+        block_pool_drop(pool, 5, again);
+        block_pool_check(pool);
+    }
+}
+
 static void a_shared_block_is_free_when_its_last_user_drops_it(void **state)
 {
     (void)state;
@@ -51,6 +73,7 @@ static void a_shared_block_is_free_when_its_last_user_drops_it(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(take_is_all_or_nothing),
     cmocka_unit_test(fresh_blocks_come_after_freed_ones),
+    cmocka_unit_test(a_drained_pool_fills_again),
     cmocka_unit_test(a_shared_block_is_free_when_its_last_user_drops_it),
 };
 TEST_MAIN(tests)

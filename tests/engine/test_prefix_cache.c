@@ -56,6 +56,11 @@ static void salts_and_engines_do_not_share_hashes(void **state)
 
     assert_memory_not_equal(&plain, &salted, sizeof plain);
     assert_memory_not_equal(&plain, &elsewhere, sizeof plain);
+
+    /* and what follows is apart too */
+    plain = prefix_cache_hash(cache, &plain, a, "");
+    salted = prefix_cache_hash(cache, &salted, a, "");
+    assert_memory_not_equal(&plain, &salted, sizeof plain);
 }
 
 /* ---- with the pool -------------------------------------------------------------------------- */
