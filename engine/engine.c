@@ -9,6 +9,7 @@
 #include "proto/model/model_file.h"
 
 #include <stdatomic.h>
+#include <string.h>
 #include <unistd.h>
 
 /* Outputs that may wait for the front: one a step. A front that does not poll for so long is gone. */
@@ -24,6 +25,11 @@ struct engine {
     int32_t block_size, num_blocks;
     request_id last_id;
     _Atomic bool is_draining;
+
+    /* Admission: */
+    int32_t num_unfinished;
+    int64_t num_queued_tokens; /* of prompts whose requests have brought nothing yet */
+    _Atomic int64_t num_rejections[NUM_ADMISSION_LIMITS];
 };
 
 static const char *const reason_names[] = {
@@ -121,6 +127,50 @@ static enum status check_prompt(const struct engine *engine, const struct submis
     return OK;
 }
 
+static enum status reject(struct engine *engine, enum admission_limit limit)
+{
+    const struct config *config = engine->config;
+
+    atomic_fetch_add(&engine->num_rejections[limit], 1);
+    return limit == LIMIT_QUEUED_REQS
+               ? fail(ERR_FULL,
+                      "The server is busy: %d requests are unfinished, --max-num-queued-reqs is %d; "
+                      "try again later",
+                      engine->num_unfinished, config->max_num_queued_reqs)
+               : fail(ERR_FULL,
+                      "The server has a backlog: prompts of %lld tokens wait, "
+                      "--max-num-queued-tokens is %d; try again later",
+                      (long long)engine->num_queued_tokens, config->max_num_queued_tokens);
+}
+
+enum status engine_check_admission(struct engine *engine, int32_t n)
+{
+    const struct config *config = engine->config;
+    int32_t most = config->max_num_queued_reqs;
+
+    if (most > 0 && n > most)
+        return fail(ERR_INVALID, "%d sequences are asked for, --max-num-queued-reqs is %d", n,
+                    most);
+    if (most > 0 && engine->num_unfinished > most - n)
+        return reject(engine, LIMIT_QUEUED_REQS);
+    if (config->max_num_queued_tokens > 0 &&
+        engine->num_queued_tokens >= config->max_num_queued_tokens)
+        return reject(engine, LIMIT_QUEUED_TOKENS);
+    return OK;
+}
+
+/* What came out is queued no more. */
+static void count_out(struct engine *engine, const struct engine_output *output)
+{
+    for (int32_t i = 0; i < output->num_events; i++) {
+        const struct engine_event *event = &output->events[i];
+        bool is_first = event->num_output_tokens == event->num_tokens;
+
+        engine->num_unfinished -= event->finish != FINISH_NONE;
+        engine->num_queued_tokens -= is_first ? event->num_prompt_tokens : 0;
+    }
+}
+
 enum status engine_submit(struct engine *engine, const struct submission *submission,
                           request_id *id_out)
 {
@@ -143,6 +193,8 @@ enum status engine_submit(struct engine *engine, const struct submission *submis
         return status;
     }
     request = NULL; /* core's now */
+    engine->num_unfinished++;
+    engine->num_queued_tokens += submission->num_prompt;
     *id_out = ++engine->last_id;
     return OK;
 }
@@ -163,6 +215,51 @@ void engine_drain(struct engine *engine)
     atomic_store(&engine->is_draining, true);
 }
 
+/* ---- orders ---------------------------------------------------------------------------------- */
+
+static const char *const pause_mode_names[NUM_PAUSE_MODES] = {
+    [PAUSE_ABORT] = "abort",
+    [PAUSE_WAIT] = "wait",
+    [PAUSE_KEEP] = "keep",
+};
+
+enum status pause_mode_parse(const char *text, enum pause_mode *out)
+{
+    for (int mode = 0; mode < NUM_PAUSE_MODES; mode++)
+        if (strcmp(pause_mode_names[mode], text) == 0) {
+            *out = (enum pause_mode)mode;
+            return OK;
+        }
+    return fail(ERR_INVALID, "Invalid pause mode: '%.32s'; the modes are abort, wait and keep", text);
+}
+
+enum status engine_pause(struct engine *engine, enum pause_mode mode, bool clear_cache,
+                         engine_listener *listener, void *user)
+{
+    return core_pause(engine->core, mode, clear_cache, listener, user);
+}
+
+enum status engine_resume(struct engine *engine, engine_listener *listener, void *user)
+{
+    return core_resume(engine->core, listener, user);
+}
+
+bool engine_is_paused(const struct engine *engine)
+{
+    struct engine_stats stats;
+
+    core_stats(engine->core, &stats);
+    return stats.is_paused;
+}
+
+enum status engine_reset_prefix_cache(struct engine *engine, bool reset_running,
+                                      engine_listener *listener, void *user)
+{
+    return core_reset_prefix_cache(engine->core, reset_running, listener, user);
+}
+
+/* ---- out ------------------------------------------------------------------------------------- */
+
 int engine_fd(const struct engine *engine)
 {
     return mailbox_fd(&engine->outputs);
@@ -170,9 +267,19 @@ int engine_fd(const struct engine *engine)
 
 struct engine_output *engine_poll(struct engine *engine)
 {
-    struct mail *mail = mailbox_pop(&engine->outputs);
+    struct mail *mail;
 
-    return mail ? &MAIL_ITEM(mail, struct output_node, mail)->output : NULL;
+    while ((mail = mailbox_pop(&engine->outputs))) {
+        struct output_node *node = MAIL_ITEM(mail, struct output_node, mail);
+
+        if (!node->listener) {
+            count_out(engine, &node->output);
+            return &node->output;
+        }
+        node->listener(node->user, node->status, node->text);
+        engine_output_free(&node->output);
+    }
+    return NULL;
 }
 
 void engine_stats(const struct engine *engine, struct engine_stats *out)
@@ -180,6 +287,8 @@ void engine_stats(const struct engine *engine, struct engine_stats *out)
     core_stats(engine->core, out);
     if (out->phase == PHASE_READY && atomic_load(&engine->is_draining))
         out->phase = PHASE_DRAINING;
+    for (int i = 0; i < NUM_ADMISSION_LIMITS; i++)
+        out->admission_rejections[i] = atomic_load(&engine->num_rejections[i]);
 }
 
 int32_t engine_max_model_len(const struct engine *engine)

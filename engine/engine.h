@@ -69,8 +69,44 @@ void engine_set_grammar(struct engine *engine, request_id id, struct grammar *gr
                         enum status status, const char *text);
 /* Ends a request: its last event has FINISH_ABORT. An unknown or finished id is fine. */
 void engine_abort(struct engine *engine, request_id id);
+/* Is there room for n more? ERR_FULL: --max-num-queued-reqs of them are unfinished, or prompts of
+ * --max-num-queued-tokens wait for their first tokens. engine_submit does not ask: a client's
+ * request is n of ours, all or none. */
+MUST_USE enum status engine_check_admission(struct engine *engine, int32_t n);
 /* Refuses new requests from now on; those inside go on. */
 void engine_drain(struct engine *engine);
+
+/* ---- orders ------------------------------------------------------------------------------------ */
+
+/*
+ * An order is carried out between two steps and answered once, by engine_poll, behind every event
+ * that came before; at the latest by engine_free, with ERR_CLOSED. One that is refused at once (it
+ * returns something else than OK) is not answered. `text` says why the status is not OK.
+ */
+typedef void engine_listener(void *user, enum status status, const char *text);
+
+/*
+ * No new request is admitted until engine_resume; those that come meanwhile wait. What is inside:
+ * PAUSE_ABORT ends all of it, PAUSE_WAIT lets end what runs, PAUSE_KEEP freezes it where it is.
+ * Answered when no step is in flight and, for PAUSE_WAIT, nothing runs any more; ERR_ABORTED: it
+ * was resumed before.
+ * clear_cache: forget all prefixes then; PAUSE_KEEP keeps them, they are its requests'.
+ */
+enum pause_mode { PAUSE_ABORT, PAUSE_WAIT, PAUSE_KEEP, NUM_PAUSE_MODES };
+/* "abort", "wait", "keep". ERR_INVALID: no such mode; the sentence names them. */
+MUST_USE enum status pause_mode_parse(const char *text, enum pause_mode *out);
+
+MUST_USE enum status engine_pause(struct engine *engine, enum pause_mode mode, bool clear_cache,
+                                  engine_listener *listener, void *user);
+/* Goes on. An engine that is not paused is fine. */
+MUST_USE enum status engine_resume(struct engine *engine, engine_listener *listener, void *user);
+/* Any thread. */
+bool engine_is_paused(const struct engine *engine);
+
+/* Forgets all prefixes. ERR_FULL: requests run, and nothing was done; with reset_running they are
+ * computed again from their first token, in their order, and keep what they have said. */
+MUST_USE enum status engine_reset_prefix_cache(struct engine *engine, bool reset_running,
+                                               engine_listener *listener, void *user);
 
 /* ---- out --------------------------------------------------------------------------------------- */
 
@@ -98,6 +134,8 @@ struct engine_event { /* what one step brought one request */
     token_id stop_token;    /* FINISH_STOP: the id that ended it (also the last of tokens), else -1 */
     enum status error;      /* FINISH_ERROR: why, with its sentence */
     const char *error_text;
+    int32_t num_prompt_tokens;
+    int32_t num_output_tokens; /* so far, these included */
     int32_t num_cached_tokens; /* of the prompt, found in the prefix cache */
     int64_t queued_ns, scheduled_ns, now_ns; /* CLOCK_MONOTONIC: submitted, first scheduled, this event */
 };
@@ -120,6 +158,8 @@ void engine_output_free(struct engine_output *output); /* NULL is fine */
 /* capacity: for room; deferred: for something of its own, a grammar. */
 enum waiting_reason { WAITING_CAPACITY, WAITING_DEFERRED, NUM_WAITING_REASONS };
 
+enum admission_limit { LIMIT_QUEUED_REQS, LIMIT_QUEUED_TOKENS, NUM_ADMISSION_LIMITS };
+
 struct engine_stats {
     enum engine_phase phase;
     char failure[256];          /* PHASE_FAILED: why */
@@ -129,11 +169,14 @@ struct engine_stats {
     int32_t num_waiting_by_reason[NUM_WAITING_REASONS];
     int32_t num_kv_blocks, num_kv_blocks_used;
     int32_t max_model_len;
+    bool is_paused;
     int64_t num_steps;
     int64_t num_preemptions;
     int64_t prompt_tokens;      /* computed or found in the prefix cache */
     int64_t generation_tokens;
-    int64_t prefix_cache_queries, prefix_cache_hits; /* tokens */
+    int64_t prefix_cache_queries, prefix_cache_hits; /* tokens; of preempted requests once */
+    int64_t recent_prefix_cache_queries, recent_prefix_cache_hits; /* of the last 1000 requests */
+    int64_t admission_rejections[NUM_ADMISSION_LIMITS]; /* by engine_check_admission */
     int64_t finished[FINISH_ERROR + 1];              /* requests, by reason */
     int64_t iteration_tokens_sum;                    /* tokens scheduled, over all steps */
 };

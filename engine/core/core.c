@@ -20,7 +20,14 @@
 /* Orders that may wait for a step to end: more than any front has requests open. */
 enum { MAX_ORDERS = 1 << 20 };
 
-enum order_kind { ORDER_ADD, ORDER_SET_GRAMMAR, ORDER_ABORT };
+enum order_kind {
+    ORDER_ADD,
+    ORDER_SET_GRAMMAR,
+    ORDER_ABORT,
+    ORDER_PAUSE,
+    ORDER_RESUME,
+    ORDER_RESET_PREFIX_CACHE
+};
 
 /* From the front. */
 struct order {
@@ -31,6 +38,13 @@ struct order {
     struct grammar *grammar; /* ORDER_SET_GRAMMAR, with the next two */
     enum status status;
     char *text; /* owned */
+
+    /* Those that are answered: */
+    engine_listener *listener;
+    void *user;
+    enum pause_mode mode;
+    bool clear_cache, reset_running;
+    struct list_node link; /* in core->pauses */
 };
 
 /* One step on its way through the verbs. */
@@ -56,6 +70,7 @@ struct core {
     struct step *current;   /* whose verb runs: the one to print when it fails */
     const char *verb;       /* the verb */
     struct output_builder events;
+    struct list_node pauses; /* orders that are not answered yet */
 
     pthread_mutex_t stats_lock;
     struct engine_stats stats; /* as of the last step */
@@ -87,11 +102,14 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     stats->num_waiting = now.num_waiting + now.num_deferred;
     stats->num_waiting_by_reason[WAITING_CAPACITY] = now.num_waiting;
     stats->num_waiting_by_reason[WAITING_DEFERRED] = now.num_deferred;
+    stats->is_paused = scheduler_pause(core->scheduler) != UNPAUSED;
     stats->num_preemptions = now.num_preemptions;
     stats->num_kv_blocks_used = stats->num_kv_blocks - now.num_free_blocks;
     stats->prompt_tokens = now.num_prompt_tokens;
     stats->prefix_cache_queries = now.at_first.queries;
     stats->prefix_cache_hits = now.at_first.hits;
+    stats->recent_prefix_cache_queries = now.recent_queries;
+    stats->recent_prefix_cache_hits = now.recent_hits;
     if (plan) {
         stats->num_steps++;
         stats->iteration_tokens_sum += plan->total_num_scheduled_tokens;
@@ -99,6 +117,20 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     pthread_mutex_unlock(&core->stats_lock);
 
     if (node && mailbox_push(core->options.outputs, &node->mail) != OK)
+        engine_output_free(&node->output); /* nobody listens any more */
+}
+
+/* Behind the events that have come before it. */
+static void answer(struct core *core, const struct order *order, enum status status,
+                   const char *text)
+{
+    struct output_node *node;
+
+    publish(core, NULL);
+    if (!order->listener)
+        return;
+    node = output_node_answer(order->listener, order->user, status, text);
+    if (mailbox_push(core->options.outputs, &node->mail) != OK)
         engine_output_free(&node->output); /* nobody listens any more */
 }
 
@@ -231,6 +263,75 @@ static enum status core_step_async(struct core *core)
     return sample(core, next);
 }
 
+/* ---- orders that are answered ---------------------------------------------------------------- */
+
+static void free_order(struct order *order)
+{
+    mem_free(order->text);
+    mem_free(order);
+}
+
+/* Its answer waits until the steps in flight are back, and what it lets end has ended. */
+static void pause_scheduler(struct core *core, struct order *order)
+{
+    if (order->mode == PAUSE_ABORT)
+        scheduler_end_all(core->scheduler, ERR_ABORTED, "", &core->events);
+    scheduler_set_pause(core->scheduler, order->mode == PAUSE_KEEP ? PAUSED_ALL : PAUSED_NEW);
+    list_push_back(&core->pauses, &order->link);
+}
+
+static void answer_pause(struct core *core, struct order *order, enum status status,
+                         const char *text)
+{
+    list_remove(&order->link);
+    answer(core, order, status, text);
+    free_order(order);
+}
+
+static void end_pauses(struct core *core, enum status status, const char *text)
+{
+    struct order *order;
+
+    LIST_FOR_EACH (order, &core->pauses, link)
+        answer_pause(core, order, status, text);
+}
+
+/* The pauses that are complete. */
+static void settle_pauses(struct core *core)
+{
+    struct order *order;
+
+    if (core->in_flight)
+        return;
+    LIST_FOR_EACH (order, &core->pauses, link) {
+        if (order->mode == PAUSE_WAIT && !scheduler_is_drained(core->scheduler))
+            continue;
+        if (order->clear_cache && order->mode != PAUSE_KEEP)
+            ASSERT(scheduler_reset_prefix_cache(core->scheduler, false));
+        answer_pause(core, order, OK, "");
+    }
+}
+
+static void resume_scheduler(struct core *core, const struct order *order)
+{
+    scheduler_set_pause(core->scheduler, UNPAUSED);
+    end_pauses(core, ERR_ABORTED, "the engine was resumed before it had paused");
+    answer(core, order, OK, "");
+}
+
+static void reset_prefix_cache(struct core *core, const struct order *order)
+{
+    char text[96];
+
+    if (scheduler_reset_prefix_cache(core->scheduler, order->reset_running)) {
+        answer(core, order, OK, "");
+        return;
+    }
+    snprintf(text, sizeof text, "the prefix cache is in use: %d requests run",
+             scheduler_num_running(core->scheduler));
+    answer(core, order, ERR_FULL, text);
+}
+
 /* ---- failure -------------------------------------------------------------------------------- */
 
 /* Every request gets its error, those to come are refused. */
@@ -247,6 +348,7 @@ static void fail_engine(struct core *core, enum status status)
     scheduler_forget_in_flight(core->scheduler);
     scheduler_end_all(core->scheduler, status, cause, &core->events);
     publish(core, NULL);
+    end_pauses(core, status, cause);
 }
 
 /* ---- in ------------------------------------------------------------------------------------- */
@@ -265,36 +367,44 @@ static void refuse(struct core *core, struct request *request)
     request_free(request);
 }
 
-static void free_order(struct order *order)
+/* Takes the order. */
+static void carry_out(struct core *core, struct order *order)
 {
-    mem_free(order->text);
-    mem_free(order);
+    switch (order->kind) {
+    case ORDER_ADD:
+        if (core->has_failed)
+            refuse(core, order->request);
+        else
+            scheduler_add(core->scheduler, order->request);
+        break;
+    case ORDER_SET_GRAMMAR:
+        scheduler_set_grammar(core->scheduler, order->id, order->grammar, order->status,
+                              order->text, &core->events);
+        break;
+    case ORDER_ABORT:
+        scheduler_abort(core->scheduler, order->id, &core->events);
+        break;
+    case ORDER_PAUSE:
+        pause_scheduler(core, order);
+        return; /* it waits for its answer */
+    case ORDER_RESUME:
+        resume_scheduler(core, order);
+        break;
+    case ORDER_RESET_PREFIX_CACHE:
+        reset_prefix_cache(core, order);
+        break;
+    }
+    free_order(order);
 }
 
 static void obey(struct core *core)
 {
     struct mail *mail;
 
-    while ((mail = mailbox_pop(&core->orders))) {
-        struct order *order = MAIL_ITEM(mail, struct order, mail);
-
-        switch (order->kind) {
-        case ORDER_ADD:
-            if (core->has_failed)
-                refuse(core, order->request);
-            else
-                scheduler_add(core->scheduler, order->request);
-            break;
-        case ORDER_SET_GRAMMAR:
-            scheduler_set_grammar(core->scheduler, order->id, order->grammar, order->status,
-                                  order->text, &core->events);
-            break;
-        case ORDER_ABORT:
-            scheduler_abort(core->scheduler, order->id, &core->events);
-        }
-        free_order(order);
-    }
+    while ((mail = mailbox_pop(&core->orders)))
+        carry_out(core, MAIL_ITEM(mail, struct order, mail));
     publish(core, NULL);
+    settle_pauses(core);
 }
 
 /* Parks until there is an order; a rank that dies meanwhile is a failure too. */
@@ -406,6 +516,7 @@ static void finish(struct core *core)
     scheduler_forget_in_flight(core->scheduler);
     scheduler_end_all(core->scheduler, ERR_ABORTED, "the engine stops", &core->events);
     publish(core, NULL);
+    end_pauses(core, ERR_CLOSED, "the engine stops");
     executor_free(core->executor);
 }
 
@@ -430,6 +541,7 @@ enum status core_new(const struct core_options *options, struct core **out)
     AUTO_FREE(core) struct core *core = mem_new(struct core);
 
     core->options = *options;
+    list_init(&core->pauses);
     pthread_mutex_init(&core->stats_lock, NULL);
     core->stats.phase = PHASE_READY;
     core->stats.num_ranks = core->stats.num_ranks_alive = info->num_ranks;
@@ -437,8 +549,11 @@ enum status core_new(const struct core_options *options, struct core **out)
     core->stats.max_model_len = info->max_model_len;
     core->scheduler = scheduler_new(&(struct scheduler_options){
         .max_num_seqs = config->max_num_seqs,
+        .max_num_active_seqs = config->max_num_active_seqs,
         .max_num_batched_tokens = config->max_num_batched_tokens,
         .long_prefill_token_threshold = config->long_prefill_token_threshold,
+        .long_prefill_token_threshold_adaptive = config->long_prefill_token_threshold_adaptive,
+        .watermark = config->watermark,
         .enable_prefix_caching = config->enable_prefix_caching,
         .enable_chunked_prefill = config->enable_chunked_prefill,
         .max_model_len = info->max_model_len,
@@ -515,6 +630,31 @@ void core_abort(struct core *core, request_id id)
     /* A box this full of orders is worked off soon, and the abort is for a client that has left. */
     if (give_order(core, (struct order){.kind = ORDER_ABORT, .id = id}) != OK)
         log_warn("request %ld is not aborted: %s", (long)id, fail_text());
+}
+
+enum status core_pause(struct core *core, enum pause_mode mode, bool clear_cache,
+                       engine_listener *listener, void *user)
+{
+    return give_order(core, (struct order){.kind = ORDER_PAUSE,
+                                           .mode = mode,
+                                           .clear_cache = clear_cache,
+                                           .listener = listener,
+                                           .user = user});
+}
+
+enum status core_resume(struct core *core, engine_listener *listener, void *user)
+{
+    return give_order(core,
+                      (struct order){.kind = ORDER_RESUME, .listener = listener, .user = user});
+}
+
+enum status core_reset_prefix_cache(struct core *core, bool reset_running,
+                                    engine_listener *listener, void *user)
+{
+    return give_order(core, (struct order){.kind = ORDER_RESET_PREFIX_CACHE,
+                                           .reset_running = reset_running,
+                                           .listener = listener,
+                                           .user = user});
 }
 
 void core_stats(const struct core *core, struct engine_stats *out)

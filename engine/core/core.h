@@ -44,6 +44,13 @@ void core_set_grammar(struct core *core, request_id id, struct grammar *grammar,
                       enum status status, const char *text);
 void core_abort(struct core *core, request_id id);
 
+/* See engine_pause and those behind it. */
+MUST_USE enum status core_pause(struct core *core, enum pause_mode mode, bool clear_cache,
+                                engine_listener *listener, void *user);
+MUST_USE enum status core_resume(struct core *core, engine_listener *listener, void *user);
+MUST_USE enum status core_reset_prefix_cache(struct core *core, bool reset_running,
+                                             engine_listener *listener, void *user);
+
 /* A snapshot; any thread. */
 void core_stats(const struct core *core, struct engine_stats *out);
 

@@ -45,6 +45,8 @@ struct engine_event *output_builder_add(struct output_builder *builder,
     *event = (struct engine_event){
         .id = request->id,
         .stop_token = -1,
+        .num_prompt_tokens = request->num_prompt,
+        .num_output_tokens = request_num_output(request),
         .num_cached_tokens = request->num_cached,
         .queued_ns = request->queued_ns,
         .scheduled_ns = request->scheduled_ns,
@@ -62,6 +64,18 @@ struct output_node *output_builder_take(struct output_builder *builder)
         return node;
     engine_output_free(&node->output); /* room was made, and nothing came */
     return NULL;
+}
+
+struct output_node *output_node_answer(engine_listener *listener, void *user, enum status status,
+                                       const char *text)
+{
+    struct output_node *node = mem_new(struct output_node);
+
+    node->listener = listener;
+    node->user = user;
+    node->status = status;
+    node->text = arena_strndup(&node->arena, text, strlen(text));
+    return node;
 }
 
 void engine_output_free(struct engine_output *output)

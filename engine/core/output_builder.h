@@ -14,12 +14,22 @@ struct output_builder {
     int64_t now_ns; /* of the first event, and so of all: a step brings them at once */
 };
 
-/* An engine_output on its way through a mailbox, with the memory of all its events. */
+/* An engine_output on its way through a mailbox, with the memory of all its events; or the answer to an
+ * order, which has no events. */
 struct output_node {
     struct mail mail;
     struct arena arena;
     struct engine_output output;
+
+    engine_listener *listener; /* NULL: these are events */
+    void *user;
+    enum status status;
+    const char *text; /* in the arena */
 };
+
+/* An answer for `listener`. */
+struct output_node *output_node_answer(engine_listener *listener, void *user, enum status status,
+                                       const char *text);
 
 /* The arena that an event's arrays are to live in. */
 struct arena *output_builder_arena(struct output_builder *builder);

@@ -165,6 +165,7 @@ static enum status submit_sequence(struct front *front, struct generation *gener
 enum status front_submit(struct front *front, struct generation *generation,
                          generation_listener *listener, void *user)
 {
+    TRY(engine_check_admission(front->engine, generation->num_sequences));
     generation->listener = listener;
     generation->user = user;
     for (int32_t i = 0; i < generation->num_sequences; i++) {

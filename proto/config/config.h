@@ -30,11 +30,16 @@ struct config {
 
     /* scheduling */
     int32_t max_num_seqs;
+    int32_t max_num_active_seqs; /* 0: max_num_seqs */
     int32_t max_num_batched_tokens;
+    int32_t max_num_queued_reqs;   /* 0: no limit */
+    int32_t max_num_queued_tokens; /* 0: no limit */
     bool enable_chunked_prefill;
     bool enable_prefix_caching;
     bool async_scheduling; /* a step is prepared while the one before runs */
     int32_t long_prefill_token_threshold; /* 0: off */
+    bool long_prefill_token_threshold_adaptive;
+    double watermark; /* share of the KV blocks */
     char *scheduling_policy;
 
     /* KV cache */
