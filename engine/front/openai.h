@@ -66,6 +66,7 @@ struct generation {
     int64_t created; /* Unix seconds */
     bool stream, include_usage, continuous_usage, echo, return_token_ids;
     int32_t priority;
+    const char *cache_salt; /* in `arena`; NULL: none */
 
     struct openai_prompt *prompts; /* [num_prompts] */
     int32_t num_prompts;

@@ -123,6 +123,15 @@ static enum status read_priority(struct reader *reader, const json_t *value)
     return OK;
 }
 
+static enum status read_cache_salt(struct reader *reader, const json_t *value)
+{
+    if (!json_is_string(value) || json_string_length(value) == 0)
+        return fail(ERR_INVALID, "Parameter 'cache_salt' must be a non-empty string if provided.");
+    reader->generation->cache_salt = arena_strndup(
+        &reader->generation->arena, json_string_value(value), json_string_length(value));
+    return OK;
+}
+
 static enum status read_best_of(struct reader *reader, const json_t *value)
 {
     const json_t *n = json_object_get(reader->body, "n");
@@ -159,6 +168,7 @@ static const struct request_field {
     {"echo", IN_COMPLETIONS, read_echo},
     {"return_token_ids", IN_BOTH, read_return_token_ids},
     {"priority", IN_BOTH, read_priority},
+    {"cache_salt", IN_BOTH, read_cache_salt},
     {"best_of", IN_BOTH, read_best_of},
     /* harmless: they ask for nothing that shows in the answer */
     {"user", IN_BOTH},
@@ -204,7 +214,6 @@ static const struct request_field {
     {"mm_processor_kwargs", IN_BOTH, .not_yet = "[]"},
     {"logits_processors", IN_BOTH, .not_yet = "[[]]"},
     {"kv_transfer_params", IN_BOTH, .not_yet = "[]"},
-    {"cache_salt", IN_BOTH, .not_yet = "[]"},
 };
 
 static const struct request_field *field_of(const char *name)
@@ -593,6 +602,7 @@ void generation_submission(const struct generation *generation, int32_t sequence
         .num_prompt = prompt->count,
         .params = params_out,
         .priority = generation->priority,
+        .cache_salt = generation->cache_salt,
         .eos_ids = eos_ids,
         .num_eos_ids = num_eos_ids,
     };

@@ -152,7 +152,7 @@ static void sequences_have_seeds_of_their_own(void **state)
     struct generation *g =
         generation_of(OPENAI_COMPLETIONS,
                       "{\"prompt\": [\"a\", \"b\"], \"n\": 3, \"seed\": 7, \"priority\": 2,"
-                      " \"stop_token_ids\": [5]}");
+                      " \"cache_salt\": \"mine\", \"stop_token_ids\": [5]}");
     struct submission submission;
     struct sampling_params params;
 
@@ -164,6 +164,7 @@ static void sequences_have_seeds_of_their_own(void **state)
         assert_int_equal(submission.params->num_stop_token_ids, 1);
         assert_int_equal(submission.prompt[1], i < 3 ? 'a' : 'b');
         assert_int_equal(submission.priority, 2);
+        assert_string_equal(submission.cache_salt, "mine");
         assert_int_equal(submission.num_eos_ids, 1);
         assert_int_equal(submission.eos_ids[0], SMALL_EOS);
     }
@@ -222,6 +223,9 @@ static void refusals_name_the_field_and_the_reason(void **state)
          "Unknown field `x` in stream_options"},
         {TEXT(", \"model\": \"big\""), ERR_NOT_FOUND, "model", "The model `big` does not exist"},
         {TEXT(", \"priority\": 3000000000"), ERR_INVALID, "priority", "32 bits"},
+        {TEXT(", \"cache_salt\": \"\""), ERR_INVALID, "cache_salt",
+         "Parameter 'cache_salt' must be a non-empty string if provided."},
+        {TEXT(", \"cache_salt\": 1"), ERR_INVALID, "cache_salt", "non-empty string"},
         {CHAT(", \"tools\": [{}]"), ERR_UNSUPPORTED, "tools", "`tools` is not supported yet"},
         {CHAT(", \"tool_choice\": \"required\""), ERR_UNSUPPORTED, "tool_choice", "not supported"},
         {CHAT(", \"response_format\": {\"type\": \"json_object\"}"), ERR_UNSUPPORTED,
