@@ -197,6 +197,9 @@ static void print_totals(const struct run *run)
             (long long)totals->prompt_tokens,
             rate(totals->decode_tokens, totals->last_token_ns - totals->first_token_ns),
             (long long)totals->decode_tokens);
+    if (stats.prefix_cache_hits > 0)
+        fprintf(stderr, "prefixes:    %lld of %lld prompt tokens were in the cache\n",
+                (long long)stats.prefix_cache_hits, (long long)stats.prefix_cache_queries);
     fprintf(stderr, "first token: after %.0f ms\n", (double)totals->first_wait_ns / 1e6);
 }
 

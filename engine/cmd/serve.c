@@ -20,6 +20,7 @@ struct serve_options {
     double drain_timeout;   /* seconds */
     double request_timeout; /* seconds */
     int32_t max_connections;
+    bool enable_dev_endpoints;
     int64_t max_head_bytes, max_body_bytes, stream_buffer_bytes;
 };
 
@@ -33,6 +34,8 @@ static const struct option option_rows[] = {
         .most = 86400),
     ROW(request_timeout, OPTION_F64, "60", "seconds that a client has to send its request",
         .least = 0.1, .most = 86400),
+    ROW(enable_dev_endpoints, OPTION_BOOL, "false",
+        "clients may pause and resume the engine and reset its prefix cache"),
     ROW(max_connections, OPTION_I32, "1024", "clients at once", .least = 1, .most = 100000),
     ROW(max_head_bytes, OPTION_BYTES, "16KiB", "of a request's headers", .least = 256,
         .most = 1 << 20),
@@ -110,6 +113,7 @@ static enum status serve(const struct config *config, const struct serve_options
     struct server_options server_options = {
         .api_key = options->api_key,
         .drain_ms = (int)(options->drain_timeout * 1000),
+        .dev_endpoints = options->enable_dev_endpoints,
     };
     enum log_level level;
     int64_t started_ns = clock_now_ns();

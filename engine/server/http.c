@@ -374,6 +374,11 @@ const char *http_path(const struct http_exchange *exchange)
     return exchange->head.path;
 }
 
+const char *http_query(const struct http_exchange *exchange)
+{
+    return exchange->head.query;
+}
+
 const char *http_find_header(const struct http_exchange *exchange, const char *name)
 {
     return http_head_find(&exchange->head, name);

@@ -73,6 +73,8 @@ DEFINE_AUTO_FREE(http_server)
 
 const char *http_method(const struct http_exchange *exchange);
 const char *http_path(const struct http_exchange *exchange);
+/* What stands behind the '?' of the path, as sent; "" where there is none. */
+const char *http_query(const struct http_exchange *exchange);
 /* NULL: the client did not send it. */
 const char *http_find_header(const struct http_exchange *exchange, const char *name);
 /* The body, once: it is the caller's from here on, to bytes_close. */

@@ -146,6 +146,48 @@ static void print_finished(const struct metrics *metrics, struct bytes *out)
                      finish_reason_name(reason), (long long)metrics->finished[reason]);
 }
 
+/* One number for each of several reasons. */
+static void print_by_reason(const struct metrics *metrics, const char *name,
+                            const char *const *reasons, const double *values, int n,
+                            struct bytes *out)
+{
+    for (int i = 0; i < n; i++)
+        bytes_printf(out, "%s{%s,reason=\"%s\"} %.17g\n", name, metrics->label, reasons[i],
+                     values[i]);
+}
+
+static void print_waiting(const struct metrics *metrics, const struct engine_stats *stats,
+                          struct bytes *out)
+{
+    static const char *const reasons[] = {
+        [WAITING_CAPACITY] = "capacity",
+        [WAITING_DEFERRED] = "deferred",
+    };
+    const char *name = "vllm:num_requests_waiting_by_reason";
+    double values[NUM_WAITING_REASONS];
+
+    for (int i = 0; i < NUM_WAITING_REASONS; i++)
+        values[i] = stats->num_waiting_by_reason[i];
+    print_about(out, name, "gauge", "Requests that wait for room, or for their grammars.");
+    print_by_reason(metrics, name, reasons, values, NUM_WAITING_REASONS, out);
+}
+
+static void print_rejections(const struct metrics *metrics, const struct engine_stats *stats,
+                             struct bytes *out)
+{
+    static const char *const reasons[] = {
+        [LIMIT_QUEUED_REQS] = "max_num_queued_reqs",
+        [LIMIT_QUEUED_TOKENS] = "max_num_queued_tokens",
+    };
+    const char *name = "vllm:admission_rejections_total";
+    double values[NUM_ADMISSION_LIMITS];
+
+    for (int i = 0; i < NUM_ADMISSION_LIMITS; i++)
+        values[i] = (double)stats->admission_rejections[i];
+    print_about(out, name, "counter", "Requests refused because the queue was full, by limit.");
+    print_by_reason(metrics, name, reasons, values, NUM_ADMISSION_LIMITS, out);
+}
+
 static double kv_cache_usage(const struct engine_stats *stats)
 {
     return stats->num_kv_blocks ? (double)stats->num_kv_blocks_used / stats->num_kv_blocks : 0;
@@ -196,6 +238,8 @@ void metrics_print(const struct metrics *metrics, const struct engine_stats *sta
         bytes_printf(out, "%s{%s} %.17g\n", stat_rows[i].name, metrics->label,
                      stat_rows[i].value(stats));
     }
+    print_waiting(metrics, stats, out);
+    print_rejections(metrics, stats, out);
     print_finished(metrics, out);
     print_iteration_tokens(metrics, stats, out);
     for (int i = 0; i < NUM_METRIC_HISTOGRAMS; i++)

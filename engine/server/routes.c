@@ -1,5 +1,6 @@
 #include "engine/server/routes.h"
 #include "engine/server/completions.h"
+#include "engine/server/dev.h"
 #include "engine/server/post.h"
 #include "engine/server/tokenize.h"
 
@@ -70,6 +71,7 @@ static const struct endpoint {
     const char *path;
     void (*handle)(struct server *server, struct http_exchange *exchange);
     enum access access;
+    bool is_dev; /* there with --enable-dev-endpoints only */
 } endpoints[] = {
     {"POST", "/v1/completions", completions_post, KEY},
     {"POST", "/v1/chat/completions", chat_completions_post, KEY},
@@ -82,6 +84,10 @@ static const struct endpoint {
     {"GET", "/version", version_get, KEY},
     {"GET", "/load", load_get, KEY},
     {"GET", "/metrics", metrics_get, KEY},
+    {"POST", "/pause", pause_post, KEY, .is_dev = true},
+    {"POST", "/resume", resume_post, KEY, .is_dev = true},
+    {"GET", "/is_paused", is_paused_get, KEY, .is_dev = true},
+    {"POST", "/reset_prefix_cache", reset_prefix_cache_post, KEY, .is_dev = true},
 };
 
 static bool takes_method(const struct endpoint *endpoint, const char *method)
@@ -165,6 +171,15 @@ static void refuse_path(struct server *server, struct http_exchange *exchange)
     server_reply_refusal(server, exchange, 404, sentence);
 }
 
+static void refuse_dev(struct server *server, struct http_exchange *exchange)
+{
+    char sentence[256];
+
+    snprintf(sentence, sizeof(sentence), "%s is there with --enable-dev-endpoints only",
+             http_path(exchange));
+    server_reply_refusal(server, exchange, 404, sentence);
+}
+
 static void refuse_asker(struct server *server, struct http_exchange *exchange)
 {
     http_add_header(exchange, "WWW-Authenticate", "Bearer");
@@ -181,6 +196,8 @@ void routes_dispatch(struct server *server, struct http_exchange *exchange)
     add_request_id(exchange);
     if ((!endpoint || endpoint->access == KEY) && !may_ask(server, exchange)) {
         refuse_asker(server, exchange);
+    } else if (endpoint && endpoint->is_dev && !server->options->dev_endpoints) {
+        refuse_dev(server, exchange);
     } else if (endpoint) {
         endpoint->handle(server, exchange);
     } else if (!allow.size) {

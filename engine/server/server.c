@@ -1,5 +1,6 @@
 #include "engine/server/server.h"
 #include "engine/server/completions.h"
+#include "engine/server/dev.h"
 #include "engine/server/post.h"
 #include "engine/server/routes.h"
 
@@ -44,6 +45,7 @@ static const struct {
     {404, "NotFoundError"},
     {405, "MethodNotAllowedError"},
     {408, "TimeoutError"},
+    {409, "ConflictError"},
     {413, "RequestTooLargeError"},
     {415, "UnsupportedMediaTypeError"},
     {431, "RequestTooLargeError"},
@@ -95,7 +97,7 @@ enum status server_health(const struct server *server)
         return fail(ERR_CLOSED, "the engine is not ready yet");
     if (stats.num_ranks_alive < stats.num_ranks)
         return fail(ERR_CLOSED, "%d of %d ranks are alive", stats.num_ranks_alive, stats.num_ranks);
-    if (stats.num_running && stalled_s > STALL_MS / 1e3)
+    if (stats.num_running && !stats.is_paused && stalled_s > STALL_MS / 1e3)
         return fail(ERR_TIMEOUT, "%d requests run, and no step has ended for %.0f s",
                     stats.num_running, stalled_s);
     return OK;
@@ -123,10 +125,11 @@ static void watch_engine(struct server *server)
     struct engine_stats stats;
 
     engine_stats(front_engine(server->front), &stats);
-    if (stats.num_steps != server->steps_seen || !stats.num_running) {
+    if (stats.num_steps != server->steps_seen || !stats.num_running || stats.is_paused) {
         server->steps_seen = stats.num_steps;
         server->steps_seen_ns = clock_now_ns();
     }
+    stats_log_tick(&server->stats_log, &stats, clock_now_ns());
     if (stats.phase == PHASE_FAILED && server->outcome == OK) {
         set_outcome(server, ERR_INTERNAL, stats.failure);
         begin_drain(server, LAST_WORDS_MS);
@@ -210,12 +213,14 @@ static void on_request(void *user, struct http_exchange *exchange)
 
 static void on_gone(void *user, struct http_exchange *exchange)
 {
-    (void)user;
+    struct server *server = user;
     struct post *post = http_user(exchange);
 
     server_log_access(exchange, 499);
     if (post)
         post_gone(post);
+    else
+        dev_gone(server, exchange);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -225,8 +230,10 @@ static void server_close(struct server *server)
     struct event *events[] = {server->watch, server->on_front, server->on_jobs, server->on_term,
                               server->on_int};
 
-    if (server->front)
+    if (server->front) {
         posts_free(server);
+        dev_orders_forget(server);
+    }
     jobs_free(server->jobs);
     for (size_t i = 0; i < COUNT_OF(events); i++)
         if (events[i])
@@ -277,6 +284,7 @@ enum status server_run(struct front *front, struct http_server *http,
     };
 
     list_init(&server.posts);
+    list_init(&server.orders);
     list_init(&server.unsent);
     signal(SIGPIPE, SIG_IGN);
     TRY(server_open(&server));

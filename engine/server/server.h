@@ -13,12 +13,14 @@
 #include "engine/server/http.h"
 #include "engine/server/jobs.h"
 #include "engine/server/metrics.h"
+#include "engine/server/stats_log.h"
 #include "proto/base/list.h"
 
 struct server_options {
     const char *api_key; /* NULL: everybody may ask */
     int drain_ms;        /* what runs at SIGTERM may take that long */
     bool is_quiet;       /* does not tell stdout where it serves */
+    bool dev_endpoints;  /* dev.h's are there */
 };
 
 /*
@@ -44,6 +46,7 @@ struct server {
 
     struct list_node posts; /* all of them: post.c */
     int num_posts;
+    struct list_node orders; /* that the engine has not answered: dev.c */
     struct list_node unsent; /* completions that the last poll brought something: completions.c */
 
     bool draining;
@@ -53,6 +56,7 @@ struct server {
     char *outcome_text;  /* its sentence */
 
     int64_t steps_seen, steps_seen_ns; /* the core loop's pulse */
+    struct stats_log stats_log;
 };
 
 /* OK only when a request that came now would be answered; else why not. */

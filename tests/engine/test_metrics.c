@@ -1,6 +1,7 @@
 #include "tests/support/expect.h"
 
 #include "engine/server/metrics.h"
+#include "engine/server/stats_log.h"
 
 #include <stdio.h>
 
@@ -34,6 +35,52 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
     expect_line(&page, "vllm:generation_tokens_total{model_name=\"tiny\"} 123456789012");
     expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"+Inf\"} 5");
     expect_line(&page, "vllm:iteration_tokens_total_sum{model_name=\"tiny\"} 40");
+}
+
+static void reasons_are_told_apart(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {
+        .num_waiting_by_reason = {[WAITING_CAPACITY] = 2, [WAITING_DEFERRED] = 1},
+        .admission_rejections = {[LIMIT_QUEUED_REQS] = 7, [LIMIT_QUEUED_TOKENS] = 9},
+    };
+
+    metrics_print(metrics, &stats, &page);
+    expect_line(&page, "# TYPE vllm:num_requests_waiting_by_reason gauge");
+    expect_line(&page,
+                "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",reason=\"capacity\"} 2");
+    expect_line(&page,
+                "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",reason=\"deferred\"} 1");
+    expect_line(&page, "# TYPE vllm:admission_rejections_total counter");
+    expect_line(&page, "vllm:admission_rejections_total{model_name=\"tiny\","
+                       "reason=\"max_num_queued_reqs\"} 7");
+    expect_line(&page, "vllm:admission_rejections_total{model_name=\"tiny\","
+                       "reason=\"max_num_queued_tokens\"} 9");
+}
+
+static void the_log_has_the_same_in_a_line(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(bytes) struct bytes line = {0};
+    struct stats_log log = {.prompt_tokens = 100, .generation_tokens = 50};
+    struct engine_stats stats = {.prompt_tokens = 1100,
+                                 .generation_tokens = 75,
+                                 .num_running = 2,
+                                 .num_waiting = 1,
+                                 .num_kv_blocks = 8,
+                                 .num_kv_blocks_used = 2};
+
+    stats_log_print(&log, &stats, 10, &line);
+    assert_string_equal(bytes_text(&line), "prompt 100.0 tokens/s, generation 2.5 tokens/s, "
+                                           "2 running, 1 waiting, KV cache 25.0 %");
+    line.size = 0;
+    stats.recent_prefix_cache_queries = 1000; /* a rate of no queries is none */
+    stats.recent_prefix_cache_hits = 875;
+    stats.is_paused = true;
+    stats_log_print(&log, &stats, 10, &line);
+    assert_non_null(strstr(bytes_text(&line), "25.0 %, prefix cache hits 87.5 %, paused"));
 }
 
 static void an_empty_cache_is_not_divided_by(void **state)
@@ -124,6 +171,8 @@ static void every_line_stands_behind_its_type(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(numbers_of_the_engine_are_on_the_page),
+    cmocka_unit_test(reasons_are_told_apart),
+    cmocka_unit_test(the_log_has_the_same_in_a_line),
     cmocka_unit_test(an_empty_cache_is_not_divided_by),
     cmocka_unit_test(buckets_of_a_histogram_add_up),
     cmocka_unit_test(ends_are_counted_by_reason),
