@@ -130,6 +130,8 @@ static enum status check_range(const struct option *option, const char *origin, 
     if ((option->least == 0 && option->most == 0) ||
         (value >= option->least && value <= option->most))
         return OK;
+    if (option->least == option->most)
+        return fail(ERR_INVALID, "%s must be %.15g, not %.15g", origin, option->least, value);
     return fail(ERR_INVALID, "%s must be %.15g to %.15g, not %.15g", origin, option->least,
                 option->most, value);
 }

@@ -22,7 +22,10 @@ struct reply {
     enum finish_reason finish; /* FINISH_NONE: it goes on */
 };
 
+struct bench;
+
 struct answer {
+    const struct bench *bench;
     bool is_there;
     enum status status;
     char text[128];
@@ -136,23 +139,21 @@ static void take_outputs(struct bench *b)
 
 /* ---- orders --------------------------------------------------------------------------------- */
 
-static struct bench *listening; /* whose events are counted in answers */
-
 static void listen(void *user, enum status status, const char *text)
 {
     struct answer *answer = user;
 
     assert_false(answer->is_there);
-    *answer = (struct answer){.is_there = true, .status = status};
-    answer->num_ended = listening ? listening->num_ended : 0;
+    answer->is_there = true;
+    answer->status = status;
+    answer->num_ended = answer->bench->num_ended;
     snprintf(answer->text, sizeof answer->text, "%s", text);
 }
 
 static struct answer pause_engine(struct bench *b, enum pause_mode mode)
 {
-    struct answer answer = {0};
+    struct answer answer = {.bench = b};
 
-    listening = b;
     expect_ok(engine_pause(b->engine, mode, true, listen, &answer));
     wait_until(answer.is_there);
     return answer;
@@ -160,7 +161,7 @@ static struct answer pause_engine(struct bench *b, enum pause_mode mode)
 
 static void resume(struct bench *b)
 {
-    struct answer answer = {0};
+    struct answer answer = {.bench = b};
 
     expect_ok(engine_resume(b->engine, listen, &answer));
     wait_until(answer.is_there);
@@ -170,7 +171,7 @@ static void resume(struct bench *b)
 
 static struct answer reset(struct bench *b, bool reset_running)
 {
-    struct answer answer = {0};
+    struct answer answer = {.bench = b};
 
     expect_ok(engine_reset_prefix_cache(b->engine, reset_running, listen, &answer));
     wait_until(answer.is_there);
@@ -210,9 +211,8 @@ static void a_pause_may_wait_for_what_runs(void **state)
     for (int mode = 0; mode < 2; mode++) {
         struct bench *b = open_engine(MODES[mode]);
         struct reply *inside = submit(b, 40, 60), *late;
-        struct answer answer = {0}, given_up = {0};
+        struct answer answer = {.bench = b}, given_up = {.bench = b};
 
-        listening = b;
         wait_until(inside->num_tokens > 0);
         expect_ok(engine_pause(b->engine, PAUSE_WAIT, true, listen, &answer));
         late = submit(b, 40, LONG - 1);
@@ -293,13 +293,12 @@ static void an_engine_that_ends_answers_what_is_open(void **state)
 {
     struct bench *b = open_engine("");
     struct reply *running = submit(b, 40, LONG - 1);
-    struct answer answer = {0};
+    struct answer answer = {.bench = b};
 
     (void)state;
     wait_until(running->num_tokens > 0);
     expect_ok(engine_pause(b->engine, PAUSE_WAIT, true, listen, &answer));
     take_outputs(b);
-    listening = NULL;
     close_engine(b);
     assert_true(answer.is_there);
     assert_int_equal(answer.status, ERR_CLOSED);

@@ -48,6 +48,29 @@ static void add_at_random(struct bench *b, struct simulation *sim)
     bench_add(b, *wish);
 }
 
+/* An operator at his keys: pauses of both kinds, their ends, and resets. */
+static void order_at_random(struct bench *b, struct simulation *sim)
+{
+    switch (random_below(&sim->seed, 60)) {
+    case 0:
+        scheduler_set_pause(b->scheduler, PAUSED_NEW);
+        break;
+    case 1:
+        scheduler_set_pause(b->scheduler, PAUSED_ALL);
+        break;
+    case 2:
+        assert_true(scheduler_reset_prefix_cache(b->scheduler, true));
+        scheduler_check(b->scheduler);
+        break;
+    case 3:
+        scheduler_reset_prefix_cache(b->scheduler, false);
+        break;
+    default:
+        if (random_below(&sim->seed, 8) == 0)
+            scheduler_set_pause(b->scheduler, UNPAUSED);
+    }
+}
+
 static void simulate(const struct scheduler_options *options, uint32_t seed, int32_t depth)
 {
     struct simulation *sim = mem_new(struct simulation);
@@ -57,9 +80,11 @@ static void simulate(const struct scheduler_options *options, uint32_t seed, int
 
     sim->seed = seed;
     sim->depth = depth;
-    while (b->last_id < num_requests || scheduler_has_work(b->scheduler) ||
-           b->next_answer < b->next_step) {
-        assert_true(b->next_step < 20000);
+    for (int turn = 0; b->last_id < num_requests || scheduler_num_unfinished(b->scheduler) > 0 ||
+                       b->next_answer < b->next_step;
+         turn++) {
+        assert_true(turn < 50000);
+        order_at_random(b, sim);
         while (b->last_id < num_requests && random_below(&sim->seed, 4) == 0)
             add_at_random(b, sim);
         if (b->last_id > 0 && random_below(&sim->seed, 40) == 0) {
@@ -100,6 +125,8 @@ static void whatever_happens_each_request_answers_as_if_it_were_alone(void **sta
                 .max_num_batched_tokens = i & 8 ? 150 : 20,
                 .long_prefill_token_threshold = i & 2 ? 12 : 0,
                 .enable_chunked_prefill = !(i & 8),
+                .long_prefill_token_threshold_adaptive = i & 16,
+                .watermark = i & 32 ? 0.2 : 0,
                 .enable_prefix_caching = i & 4,
                 .max_model_len = 140,
                 .num_blocks = 10,

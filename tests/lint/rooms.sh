@@ -80,9 +80,18 @@ the_build_knows_every_source() { # a merge can lose a row, and a test with it
     done
 }
 
+checklists_name_tests_that_exist() {
+    list_files '*_checklist.md' | while read -r file; do
+        grep -oE '`[a-z0-9_]+`' "$file" | tr -d '`' | sort -u | while read -r name; do
+            grep -rqE "^(static void|    def) $name\\(" tests || echo "$file: there is no test $name"
+        done
+    done
+}
+
 rules=(includes_fit_the_rooms the_top_level_holds_only_what_belongs_there
     no_file_names_a_path_of_one_machine headers_open_with_a_comment
-    the_build_knows_every_source rooms_say_how_to_add_to_them)
+    the_build_knows_every_source rooms_say_how_to_add_to_them
+    checklists_name_tests_that_exist)
 failed=0
 echo "1..${#rules[@]}"
 for i in "${!rules[@]}"; do

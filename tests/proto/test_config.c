@@ -75,7 +75,7 @@ static void a_mistake_is_named_with_what_would_fit(void **state)
         {"--tp", "9999999999", "--tp must be an integer of 32 bits, not '9999999999'"},
         {"--port", "70000", "--port must be 0 to 65535, not 70000"},
         {"--port", "", "--port must be an integer, not ''"},
-        {"--block-size=32", "--json", "--block-size must be 16 to 16, not 32"},
+        {"--block-size=32", "--json", "--block-size must be 16, not 32"},
         {"--executor", "ray", "--executor must be one of uniproc multiproc, not 'ray'"},
         {"--kv-cache-memory", "-1G", "--kv-cache-memory must be a size in bytes such as 1.5GiB"},
         {"--kv-cache-memory", "3 cups", "not '3 cups'"},
