@@ -22,7 +22,7 @@ enum request_state { REQUEST_WAITING, REQUEST_RUNNING, REQUEST_FINISHED };
 
 /* What every step reads of every request comes first: it shares two cache lines. */
 struct request {
-    struct list_node link; /* in the wait queue or among the running */
+    struct list_node link; /* among the running, the deferred or the leaving */
     request_id id;
     enum request_state state;
     int32_t slot; /* its number on the wire while workers know it, else -1 */
@@ -49,6 +49,7 @@ struct request {
     int32_t num_hashes;
     bool drops_in_flight; /* tokens of the steps in flight are not wanted */
     int32_t max_blocks;
+    int32_t wait_place;    /* in the wait queue's heap */
     int32_t num_preempted; /* how often */
     int32_t priority;
     bool awaits_grammar; /* not to be scheduled before it is there */

@@ -4,6 +4,7 @@
 #include "engine/core/output_builder.h"
 #include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
+#include "proto/base/map.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -25,6 +26,7 @@ struct scheduler {
     int64_t num_prompt_tokens;
     struct cache_counts at_first, again; /* admissions */
     struct hit_rate recent;              /* first admissions */
+    struct map by_id; /* every request that has not ended */
     struct wait_queue waiting;
     struct list_node running; /* in order of admission */
     int32_t num_running;
@@ -71,6 +73,8 @@ void scheduler_free(struct scheduler *scheduler)
     if (!scheduler)
         return;
     ASSERT(scheduler_num_unfinished(scheduler) == 0 && list_is_empty(&scheduler->leaving));
+    wait_queue_close(&scheduler->waiting);
+    map_close(&scheduler->by_id);
     block_pool_free(scheduler->blocks);
     prefix_cache_free(scheduler->cache);
     mem_free(scheduler->by_slot);
@@ -83,14 +87,14 @@ void scheduler_free(struct scheduler *scheduler)
  * before, and preempted since. */
 static struct request *next_in_line(const struct scheduler *scheduler)
 {
-    struct request *request;
-
-    if (scheduler->pause == UNPAUSED)
+    switch (scheduler->pause) {
+    case UNPAUSED:
         return wait_queue_first(&scheduler->waiting);
-    if (scheduler->pause == PAUSED_NEW)
-        LIST_FOR_EACH(request, &scheduler->waiting.requests, link)
-    if (request->scheduled_ns > 0)
-        return request;
+    case PAUSED_NEW:
+        return wait_queue_first_begun(&scheduler->waiting);
+    case PAUSED_ALL:
+        break;
+    }
     return NULL;
 }
 
@@ -102,17 +106,12 @@ bool scheduler_has_work(const struct scheduler *scheduler)
 
 bool scheduler_is_drained(const struct scheduler *scheduler)
 {
-    const struct request *request;
-
-    LIST_FOR_EACH(request, &scheduler->waiting.requests, link)
-    if (request->scheduled_ns > 0)
-        return false;
-    return scheduler->num_running == 0;
+    return scheduler->num_running == 0 && scheduler->waiting.num_begun == 0;
 }
 
 int32_t scheduler_num_unfinished(const struct scheduler *scheduler)
 {
-    return scheduler->num_running + scheduler->waiting.num_requests + scheduler->num_deferred;
+    return (int32_t)scheduler->by_id.num_entries;
 }
 
 void scheduler_set_pause(struct scheduler *scheduler, enum pause_state pause)
@@ -166,6 +165,9 @@ static int32_t blocks_for(const struct scheduler *scheduler, int32_t num_tokens)
 void scheduler_add(struct scheduler *scheduler, struct request *request)
 {
     ASSERT(blocks_for(scheduler, request_max_computed(request)) <= scheduler->options.num_blocks);
+    map_put(&scheduler->by_id, (uint64_t)request->id, request);
+    /* For all that are inside: one that is preempted must not make the queue grow. */
+    wait_queue_reserve(&scheduler->waiting, scheduler_num_unfinished(scheduler));
     if (request->awaits_grammar) {
         list_push_back(&scheduler->deferred, &request->link);
         scheduler->num_deferred++;
@@ -315,11 +317,11 @@ bool scheduler_reset_prefix_cache(struct scheduler *scheduler, bool reset_runnin
     struct request *request;
 
     if (reset_running) {
-        LIST_FOR_EACH(request, &scheduler->running, link)
-        send_back(scheduler, request);
+        LIST_FOR_EACH (request, &scheduler->running, link)
+            send_back(scheduler, request);
         /* What is on its way comes of the KV that is to be forgotten. */
-        LIST_FOR_EACH(request, &scheduler->waiting.requests, link)
-        request->drops_in_flight = request->num_in_flight > 0;
+        WAIT_QUEUE_FOR_EACH (request, &scheduler->waiting)
+            request->drops_in_flight = request->num_in_flight > 0;
     }
     if (!block_pool_reset_cache(scheduler->blocks))
         return false;
@@ -495,8 +497,8 @@ static int32_t blocks_promised(const struct scheduler *scheduler)
     const struct request *request;
     int32_t n = 0;
 
-    LIST_FOR_EACH(request, &scheduler->running, link)
-    n += blocks_missing(scheduler, request);
+    LIST_FOR_EACH (request, &scheduler->running, link)
+        n += blocks_missing(scheduler, request);
     return n;
 }
 
@@ -736,6 +738,7 @@ static void end(struct scheduler *scheduler, struct request *request)
     else
         wait_queue_remove(&scheduler->waiting, request);
     request->state = REQUEST_FINISHED;
+    map_remove(&scheduler->by_id, (uint64_t)request->id);
     if (request->num_in_flight > 0) {
         list_push_back(&scheduler->leaving, &request->link);
         return;
@@ -898,36 +901,12 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
     return OK;
 }
 
-static struct request *find_in(const struct list_node *requests, request_id id)
-{
-    struct request *request;
-
-    LIST_FOR_EACH (request, requests, link)
-        if (request->id == id)
-            return request;
-    return NULL;
-}
-
-static struct request *find(const struct scheduler *scheduler, request_id id)
-{
-    const struct list_node *const places[] = {
-        &scheduler->running,
-        &scheduler->waiting.requests,
-        &scheduler->deferred,
-    };
-    struct request *request = NULL;
-
-    for (size_t i = 0; i < COUNT_OF(places) && !request; i++)
-        request = find_in(places[i], id);
-    return request;
-}
-
 void scheduler_set_grammar(struct scheduler *scheduler, request_id id, struct grammar *grammar,
                            enum status status, const char *text, struct output_builder *events)
 {
-    struct request *request = find_in(&scheduler->deferred, id);
+    struct request *request = map_get(&scheduler->by_id, (uint64_t)id);
 
-    if (!request) {
+    if (!request || !request->awaits_grammar) {
         grammar_free(grammar);
     } else if (status != OK) {
         end_with_error(scheduler, request, status, text, events);
@@ -941,30 +920,32 @@ void scheduler_set_grammar(struct scheduler *scheduler, request_id id, struct gr
 
 void scheduler_abort(struct scheduler *scheduler, request_id id, struct output_builder *events)
 {
-    struct request *request = find(scheduler, id);
+    struct request *request = map_get(&scheduler->by_id, (uint64_t)id);
 
     if (request)
         end_with(scheduler, request, FINISH_ABORT, events);
 }
 
-static void end_all(struct scheduler *scheduler, struct list_node *requests, enum status status,
+static void end_for(struct scheduler *scheduler, struct request *request, enum status status,
                     const char *text, struct output_builder *events)
 {
-    struct request *request;
-
-    LIST_FOR_EACH (request, requests, link)
-        if (status == ERR_ABORTED)
-            end_with(scheduler, request, FINISH_ABORT, events);
-        else
-            end_with_error(scheduler, request, status, text, events);
+    if (status == ERR_ABORTED)
+        end_with(scheduler, request, FINISH_ABORT, events);
+    else
+        end_with_error(scheduler, request, status, text, events);
 }
 
 void scheduler_end_all(struct scheduler *scheduler, enum status status, const char *text,
                        struct output_builder *events)
 {
-    end_all(scheduler, &scheduler->running, status, text, events);
-    end_all(scheduler, &scheduler->waiting.requests, status, text, events);
-    end_all(scheduler, &scheduler->deferred, status, text, events);
+    struct request *request;
+
+    LIST_FOR_EACH (request, &scheduler->running, link)
+        end_for(scheduler, request, status, text, events);
+    while ((request = wait_queue_first(&scheduler->waiting)))
+        end_for(scheduler, request, status, text, events);
+    LIST_FOR_EACH (request, &scheduler->deferred, link)
+        end_for(scheduler, request, status, text, events);
 }
 
 void scheduler_forget_in_flight(struct scheduler *scheduler)
@@ -1052,7 +1033,7 @@ void scheduler_describe_in_flight(const struct scheduler *scheduler,
 void scheduler_check(const struct scheduler *scheduler)
 {
     const struct request *request;
-    int32_t num_running = 0, num_waiting = 0, num_deferred = 0, num_slots = 0;
+    int32_t num_running = 0, num_deferred = 0, num_slots = 0;
     int64_t num_blocks = 0;
 
     block_pool_check(scheduler->blocks);
@@ -1065,12 +1046,11 @@ void scheduler_check(const struct scheduler *scheduler)
         num_slots++;
         num_running++;
     }
-    LIST_FOR_EACH (request, &scheduler->waiting.requests, link) {
-        ASSERT(request->state == REQUEST_WAITING);
+    wait_queue_check(&scheduler->waiting);
+    WAIT_QUEUE_FOR_EACH (request, &scheduler->waiting) {
         ASSERT(request->num_blocks == 0 && request->num_computed == 0);
         ASSERT((request->slot >= 0) == (request->num_in_flight > 0));
         num_slots += request->slot >= 0;
-        num_waiting++;
     }
     LIST_FOR_EACH (request, &scheduler->deferred, link) {
         ASSERT(request->awaits_grammar && request->num_blocks == 0 && request->slot < 0);
@@ -1082,7 +1062,8 @@ void scheduler_check(const struct scheduler *scheduler)
         num_slots++;
     }
     ASSERT(num_running == scheduler->num_running);
-    ASSERT(num_waiting == scheduler->waiting.num_requests);
+    ASSERT(num_running + scheduler->waiting.num_requests + num_deferred ==
+           scheduler_num_unfinished(scheduler));
     ASSERT(num_deferred == scheduler->num_deferred);
     ASSERT(num_slots + scheduler->num_free_slots == num_slots_for(scheduler->options.max_num_seqs));
     ASSERT(num_blocks == block_pool_num_users(scheduler->blocks));
