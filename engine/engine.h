@@ -58,7 +58,7 @@ struct submission {
 /*
  * Queues a request. Refused at once, with the numbers: ERR_INVALID (empty prompt, token out of the
  * vocabulary, prompt longer than max_model_len - 1, a sampling parameter out of range, more than the
- * KV cache could ever hold), ERR_FULL (the queue's limit), ERR_CLOSED (the engine is draining). One
+ * KV cache could ever hold), ERR_FULL (a million orders wait), ERR_CLOSED (the engine is draining). One
  * that a failing engine can take no more ends with FINISH_ERROR.
  */
 MUST_USE enum status engine_submit(struct engine *engine, const struct submission *submission,

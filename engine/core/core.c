@@ -370,6 +370,11 @@ static void refuse(struct core *core, struct request *request)
 /* Takes the order. */
 static void carry_out(struct core *core, struct order *order)
 {
+    if (core->has_failed && order->listener) {
+        answer(core, order, ERR_CLOSED, core->stats.failure);
+        free_order(order);
+        return;
+    }
     switch (order->kind) {
     case ORDER_ADD:
         if (core->has_failed)

@@ -1,59 +1,5 @@
 #include "engine/server/dev.h"
-
-#include <string.h>
-#include <strings.h>
-
-/* ---- what is asked for ----------------------------------------------------------------------- */
-
-enum { MAX_VALUE = 32 };
-
-struct parameter { /* of a query: words, so nothing is percent-encoded */
-    const char *name;
-    char value[MAX_VALUE + 1]; /* the default, until it is given */
-};
-
-static struct parameter *find(struct parameter *parameters, size_t n, const char *name, size_t size)
-{
-    for (size_t i = 0; i < n; i++)
-        if (strlen(parameters[i].name) == size && memcmp(parameters[i].name, name, size) == 0)
-            return &parameters[i];
-    return NULL;
-}
-
-/* A slip in a name must not pause the engine in another way than was meant: it is refused. */
-static enum status read_query(const struct http_exchange *exchange, struct parameter *parameters,
-                              size_t n)
-{
-    for (const char *at = http_query(exchange); *at;) {
-        size_t size = strcspn(at, "&"), name_size = MIN(size, strcspn(at, "="));
-        struct parameter *parameter = find(parameters, n, at, name_size);
-        size_t value_size = size - MIN(size, name_size + 1);
-
-        if (!parameter)
-            return fail(ERR_INVALID, "Unknown query parameter `%.*s`.", (int)MIN(name_size, 64),
-                        at);
-        if (value_size > MAX_VALUE)
-            return fail(ERR_INVALID, "%s has %zu bytes, %d are allowed.", parameter->name,
-                        value_size, MAX_VALUE);
-        memcpy(parameter->value, at + size - value_size, value_size);
-        parameter->value[value_size] = '\0';
-        at += size + (at[size] == '&');
-    }
-    return OK;
-}
-
-static enum status read_flag(const struct parameter *parameter, bool *out)
-{
-    static const char *const words[] = {"false", "true", "0", "1"};
-
-    for (size_t i = 0; i < COUNT_OF(words); i++)
-        if (strcasecmp(parameter->value, words[i]) == 0) {
-            *out = i % 2;
-            return OK;
-        }
-    return fail(ERR_INVALID, "%s must be true or false, not '%s'.", parameter->name,
-                parameter->value);
-}
+#include "engine/server/query.h"
 
 /* ---- an order on its way --------------------------------------------------------------------- */
 
@@ -78,9 +24,10 @@ static void reply(struct server *server, struct http_exchange *exchange, enum st
                   const char *done, const char *text)
 {
     AUTO_CLOSE(bytes) struct bytes body = {0};
+    bool is_conflict = status == ERR_FULL || status == ERR_ABORTED;
 
     if (status != OK) {
-        server_reply_refusal(server, exchange, status == ERR_CLOSED ? 503 : 409, text);
+        server_reply_refusal(server, exchange, is_conflict ? 409 : 503, text);
         return;
     }
     bytes_printf(&body, "{\"status\":\"%s\"}", done);
@@ -109,8 +56,7 @@ void dev_gone(struct server *server, struct http_exchange *exchange)
 {
     struct dev_order *order;
 
-    LIST_FOR_EACH(order, &server->orders, node)
-    {
+    LIST_FOR_EACH (order, &server->orders, node) {
         if (order->exchange == exchange)
             order->exchange = NULL;
     }
@@ -120,8 +66,7 @@ void dev_orders_forget(struct server *server)
 {
     struct dev_order *order;
 
-    LIST_FOR_EACH(order, &server->orders, node)
-    {
+    LIST_FOR_EACH (order, &server->orders, node) {
         list_remove(&order->node);
         order->server = NULL;
     }
@@ -132,11 +77,11 @@ void dev_orders_forget(struct server *server)
 static enum status read_pause(const struct http_exchange *exchange, enum pause_mode *mode_out,
                               bool *clear_cache_out)
 {
-    struct parameter parameters[] = {{"mode", "abort"}, {"clear_cache", "true"}};
+    struct query_parameter parameters[] = {{"mode", "abort"}, {"clear_cache", "true"}};
 
-    TRY(read_query(exchange, parameters, COUNT_OF(parameters)));
+    TRY(query_read(http_query(exchange), parameters, COUNT_OF(parameters)));
     TRY(pause_mode_parse(parameters[0].value, mode_out));
-    return read_flag(&parameters[1], clear_cache_out);
+    return query_flag(&parameters[1], clear_cache_out);
 }
 
 void pause_post(struct server *server, struct http_exchange *exchange)
@@ -172,10 +117,10 @@ void is_paused_get(struct server *server, struct http_exchange *exchange)
 
 static enum status read_reset(const struct http_exchange *exchange, bool *reset_running_out)
 {
-    struct parameter parameters[] = {{"reset_running_requests", "false"}};
+    struct query_parameter parameters[] = {{"reset_running_requests", "false"}};
 
-    TRY(read_query(exchange, parameters, COUNT_OF(parameters)));
-    return read_flag(&parameters[0], reset_running_out);
+    TRY(query_read(http_query(exchange), parameters, COUNT_OF(parameters)));
+    return query_flag(&parameters[0], reset_running_out);
 }
 
 void reset_prefix_cache_post(struct server *server, struct http_exchange *exchange)

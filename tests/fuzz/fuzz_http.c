@@ -1,5 +1,7 @@
-/* A request's head, and a chunked body behind it, in one push and byte by byte: both must agree. */
+/* A request's head with its query, and a chunked body behind it, in one push and byte by byte: both must
+ * agree. */
 #include "engine/server/http_parse.h"
+#include "engine/server/query.h"
 
 #include <string.h>
 
@@ -18,6 +20,20 @@ static enum status decode(const uint8_t *data, size_t size, size_t step, struct 
     return OK;
 }
 
+static void read_query(const char *query)
+{
+    struct query_parameter parameters[] = {{"mode", "abort"}, {"clear_cache", "true"}, {"", ""}};
+    bool flag;
+
+    if (query_read(query, parameters, COUNT_OF(parameters)) != OK)
+        return;
+    for (size_t i = 0; i < COUNT_OF(parameters); i++) {
+        ASSERT(strlen(parameters[i].value) <= MAX_QUERY_VALUE);
+        if (query_flag(&parameters[i], &flag) == OK)
+            ASSERT(strlen(parameters[i].value) <= strlen("false"));
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     const uint8_t *end = size ? memmem(data, size, "\r\n\r\n", 4) : NULL;
@@ -30,6 +46,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     ASSERT(head.path[0] == '/' && head.content_length >= 0);
     ASSERT(!head.chunked || head.content_length == 0);
+    read_query(head.query);
     http_head_close(&head);
 
     data += head_size;
