@@ -251,7 +251,7 @@ class Ends(unittest.TestCase):
             def is_shut():
                 try:
                     socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
-                except ConnectionRefusedError:
+                except (ConnectionRefusedError, ConnectionResetError):  # or it shut as we came
                     return True
 
             wait_for("no new connections", is_shut)
