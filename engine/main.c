@@ -16,6 +16,7 @@ static const struct command {
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
     {"bench", cmd_bench, "parts of the engine, measured without a model"},
     {"replay", cmd_replay, "a step that failed, run again"},
+    {"trace", cmd_trace, "what a trace file says: how busy the devices were, and a picture"},
     {"worker", cmd_worker, "one rank of an engine, which starts it itself"},
 };
 
