@@ -1,6 +1,7 @@
 #include "engine/front/front.h"
 
 #include "proto/base/map.h"
+#include "proto/base/trace.h"
 #include "proto/config/config.h"
 
 #include <pthread.h>
@@ -100,6 +101,7 @@ enum status front_open(const struct config *config,
     struct text_job job = {.config = config, .front = front};
     enum status status;
 
+    trace_name_thread("front");
     TRY(model_file_open(config_model_path(config), &front->model));
     start_text_job(&job);
     status = engine_new(config, front->model, progress, user, &front->engine);
@@ -222,10 +224,15 @@ static void deliver(struct front *front, const struct engine_event *event)
 void front_poll(struct front *front)
 {
     struct engine_output *output;
+    int64_t begin_ns = trace_begin();
+    bool is_news = false;
 
     while ((output = engine_poll(front->engine))) {
+        is_news = true;
         for (int32_t i = 0; i < output->num_events; i++)
             deliver(front, &output->events[i]);
         engine_output_free(output);
     }
+    if (is_news)
+        trace_end("detokenize", begin_ns, -1);
 }

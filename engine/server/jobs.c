@@ -1,5 +1,7 @@
 #include "engine/server/jobs.h"
 
+#include "proto/base/trace.h"
+
 #include <string.h>
 
 struct jobs {
@@ -35,8 +37,12 @@ static void *run_jobs(void *user)
     struct jobs *jobs = user;
     struct job *job;
 
+    trace_name_thread("jobs");
     while ((job = take_job(jobs))) {
+        int64_t begin_ns = trace_begin();
+
         job->run(job);
+        trace_end("read_request", begin_ns, -1);
         ASSERT(mailbox_push(&jobs->ran, &job->mail) == OK);
     }
     return NULL;

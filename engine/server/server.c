@@ -6,6 +6,7 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/trace.h"
 
 #include <event2/event.h>
 #include <signal.h>
@@ -180,7 +181,11 @@ static void on_front(evutil_socket_t fd, short what, void *user)
     struct server *server = user;
 
     front_poll(server->front);
+
+    int64_t begin_ns = trace_begin();
+
     completions_send(server);
+    trace_end("stream", begin_ns, -1);
 }
 
 static void on_jobs(evutil_socket_t fd, short what, void *user)
