@@ -377,9 +377,10 @@ void input_batch_fill_ids(struct input_batch *batch, struct staged_step *staged)
 void input_batch_append_token(struct input_batch *batch, const struct staged_sample *sample,
                               int32_t token)
 {
-    /* The last token that fits is sampled, and never computed. */
+    /* The last token that fits is sampled, and never computed. Where none could be drawn the
+     * request is over, but the step behind is on its way already and looks tokens up by id. */
     if (sample->position < batch->limits.max_model_len)
-        tokens_of(batch, sample->slot)[sample->position] = token;
+        tokens_of(batch, sample->slot)[sample->position] = MAX(0, token);
 }
 
 const struct sampling_params *input_batch_params(const struct input_batch *batch, int32_t slot)

@@ -60,7 +60,7 @@ struct staged_step *input_batch_staged(struct input_batch *batch, int64_t step);
 
 /* Puts the tokens that the step before sampled where the staged step lacks them. */
 void input_batch_fill_ids(struct input_batch *batch, struct staged_step *staged);
-/* A token was drawn for this row. */
+/* A token was drawn for this row; -1: there was none to draw. */
 void input_batch_append_token(struct input_batch *batch, const struct staged_sample *sample,
                               int32_t token);
 

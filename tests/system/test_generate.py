@@ -187,6 +187,20 @@ class BadInput(unittest.TestCase):
             self.refused(1, words, "--prompt", "x", model=tandem.write(name, data))
         self.refused(1, "none.gguf", "--prompt", "x", model=tandem.path("none.gguf"))
 
+    def test_weights_that_are_no_numbers_end_each_request_with_an_error(self):
+        with open(MODEL, "rb") as f:
+            whole = f.read()
+        model = tandem.write("nan.gguf", whole[:-100000] + b"\xff" * 100000)
+        requests = [{"prompt": "hello", "presence_penalty": 1}, {"prompt": "x", "temperature": 0},
+                    {"prompt": "hello", "logprobs": 2, "top_k": 3}]
+        for ranks in 1, 2:
+            rc, out, err = generate("--requests", tandem.write_lines("nan.jsonl", requests),
+                                    "--json", "--tp", ranks, model=model)
+            self.assertEqual((rc, err), (1, ""))
+            for line in out.splitlines():
+                self.assertIn("logits are not numbers", json.loads(line)["error"]["message"])
+            self.assertEqual(len(out.splitlines()), 3)
+
 
 class Interrupt(unittest.TestCase):
     def test_an_interrupt_ends_it_in_order(self):

@@ -114,6 +114,25 @@ static void a_token_of_the_step_before_is_filled_in_when_it_is_there(void **stat
     assert_int_equal(num_prompt, 16);
 }
 
+static void a_row_that_drew_no_token_leaves_an_id_that_the_step_behind_can_look_up(void **state)
+{
+    AUTO_FREE(input_batch) struct input_batch *batch = new_batch();
+    struct plan_sheet sheet;
+    int32_t num_prompt;
+
+    (void)state;
+    stage_first(batch, &sheet);
+    write_second(&sheet);
+    expect_ok(input_batch_stage(batch, 1, &sheet.plan));
+
+    struct staged_step *second = input_batch_staged(batch, 1);
+
+    input_batch_append_token(batch, &input_batch_staged(batch, 0)->samples[0], -1);
+    input_batch_fill_ids(batch, second);
+    assert_in_range(second->ids[0], 0, VOCAB - 1);
+    assert_in_range(input_batch_tokens(batch, 0, &num_prompt)[16], 0, VOCAB - 1);
+}
+
 static void a_slot_is_used_again_with_nothing_of_the_one_before(void **state)
 {
     static const int32_t other[] = {50, 51, 52}, output[] = {60, 61};
@@ -300,6 +319,7 @@ static void more_rows_than_max_num_seqs_are_refused(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_plan_becomes_ids_positions_and_tables),
     cmocka_unit_test(a_token_of_the_step_before_is_filled_in_when_it_is_there),
+        cmocka_unit_test(a_row_that_drew_no_token_leaves_an_id_that_the_step_behind_can_look_up),
     cmocka_unit_test(a_slot_is_used_again_with_nothing_of_the_one_before),
     cmocka_unit_test(a_plan_that_does_not_fit_is_refused_and_changes_nothing),
     cmocka_unit_test(more_rows_than_max_num_seqs_are_refused),
