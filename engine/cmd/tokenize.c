@@ -160,9 +160,14 @@ static enum status answer_object(const struct tokenizer *tokenizer, bool decode,
 static enum status answer_line(const struct tokenizer *tokenizer, bool decode, const char *line,
                                size_t size, long number, struct bytes *answer)
 {
+    struct utf8_fault fault;
     json_error_t error;
-    json_t *row = json_loadb(line, size, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &error);
+    json_t *row;
 
+    if (!utf8_is_valid(line, size, &fault))
+        return fail(ERR_INVALID, "line %ld, column %d: byte 0x%02x is no UTF-8", number,
+                    fault.column, fault.byte);
+    row = json_loadb(line, size, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &error);
     if (!row)
         return fail(ERR_INVALID, "line %ld, column %d: %s", number, error.column, error.text);
 

@@ -1,5 +1,6 @@
 #include "engine/front/openai.h"
 #include "engine/text/chat.h"
+#include "engine/text/utf8.h"
 #include "proto/config/option.h"
 
 #include <stdio.h>
@@ -21,9 +22,14 @@ struct reader { /* one body on its way */
 
 enum status openai_decode(const char *body, size_t size, int32_t first_line, json_t **out)
 {
+    struct utf8_fault fault;
     json_error_t error;
-    json_t *json = json_loadb(body, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
+    json_t *json;
 
+    if (!utf8_is_valid(body, size, &fault))
+        return fail(ERR_INVALID, "Invalid UTF-8 at line %d, column %d: byte 0x%02x.",
+                    fault.line + first_line - 1, fault.column, fault.byte);
+    json = json_loadb(size ? body : "", size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (!json)
         return fail(ERR_INVALID, "Invalid JSON at line %d, column %d: %s.",
                     error.line + first_line - 1, error.column, error.text);

@@ -64,6 +64,28 @@ size_t utf8_valid_bytes(const char *data, size_t size)
     return at;
 }
 
+static bool starts_character(char byte)
+{
+    return ((uint8_t)byte & 0xc0) != 0x80;
+}
+
+bool utf8_is_valid(const char *data, size_t size, struct utf8_fault *fault_out)
+{
+    size_t valid = utf8_valid_bytes(data, size);
+
+    if (valid == size)
+        return true;
+    *fault_out = (struct utf8_fault){.line = 1, .column = 1, .byte = (uint8_t)data[valid]};
+    for (size_t i = 0; i < valid; i++) {
+        fault_out->column += starts_character(data[i]);
+        if (data[i] == '\n') {
+            fault_out->line++;
+            fault_out->column = 1;
+        }
+    }
+    return false;
+}
+
 void utf8_repair(const char *data, size_t size, struct bytes *out)
 {
     size_t at = 0;

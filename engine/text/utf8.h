@@ -24,6 +24,15 @@ struct utf8_char utf8_first(const char *data, size_t size);
 /* How many bytes from the start are whole characters; `size` when all are. */
 size_t utf8_valid_bytes(const char *data, size_t size);
 
+/* Where the first byte stands that is no UTF-8: lines and characters of a line, from 1. */
+struct utf8_fault {
+    int32_t line, column;
+    uint8_t byte;
+};
+
+/* false: there is a fault. */
+bool utf8_is_valid(const char *data, size_t size, struct utf8_fault *fault_out);
+
 /* Appends the text, U+FFFD in place of each part that is no UTF-8. */
 void utf8_repair(const char *data, size_t size, struct bytes *out);
 

@@ -91,6 +91,10 @@ static void a_bad_line_is_named_and_the_others_go_on(void **state)
                "string\"}}\n"
                "{\"ids\":[36]}\n"
                "tandem tokenize: 3 lines refused\n");
+    expect_run(*state, "", "{\"text\": \"\\377\"}\\n", 1,
+               "{\"error\":{\"code\":\"invalid\",\"message\":\"line 1, column 11: byte 0xff is no "
+               "UTF-8\"}}\n"
+               "tandem tokenize: 1 line refused\n");
     expect_run(*state, "--decode", "{\"ids\": [0.5]}\\n{\"ids\": [36]}", 1,
                "{\"error\":{\"code\":\"invalid\",\"message\":\"line 1: \\\"ids\\\"[0] must be an "
                "integer\"}}\n"

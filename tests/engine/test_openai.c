@@ -199,9 +199,12 @@ static void refusals_name_the_field_and_the_reason(void **state)
         const char *text;
     } rows[] = {
         /* no JSON */
-        {"", ERR_INVALID, NULL, "Invalid JSON at line 1"},
+        {"", ERR_INVALID, NULL, "Invalid JSON at line 1, column 0"},
         {"{\"prompt\": \"x\",\n \"n\" 2}", ERR_INVALID, NULL, "at line 2, column 6"},
-        {"{\"prompt\": \"\xff\"}", ERR_INVALID, NULL, "at line 1, column 12"},
+        {"{\"prompt\": \"\xff\"}", ERR_INVALID, NULL, 
+         "Invalid UTF-8 at line 1, column 13: byte 0xff."},
+        {"{\"prompt\":\n \"é\xe2\x82", ERR_INVALID, NULL,
+         "Invalid UTF-8 at line 2, column 4: byte 0xe2."},
         {"{\"prompt\": \"\\ud800\"}", ERR_INVALID, NULL, "at line 1"},
         {"{\"n\": 1, \"n\": 2}", ERR_INVALID, NULL, "duplicate"},
         {"[]", ERR_INVALID, NULL, "an object is expected"},

@@ -139,7 +139,7 @@ class Requests(unittest.TestCase):
     def test_bytes_that_are_no_utf8_are_refused_with_their_place(self):
         rc, out, _ = generate("--requests", "-", "--json", stdin=b'{"prompt": "\xff"}\n')
         self.assertEqual(rc, 1)
-        self.assertIn("line 1, column 12", json.loads(out)["error"]["message"])
+        self.assertIn("line 1, column 13", json.loads(out)["error"]["message"])
 
     def test_requests_come_by_stdin_and_blank_lines_do_not_count(self):
         rc, out, err = generate("--requests", "-", "--json",
@@ -166,6 +166,7 @@ class BadInput(unittest.TestCase):
         self.refused(2, "--prompt is not UTF-8 at byte 1", "--prompt", b"a\xff".decode(
             errors="surrogateescape"))
         self.refused(1, "No such file", "--requests", tandem.path("none.jsonl"))
+        self.refused(1, "cannot be read: Is a directory", "--requests", tandem.path("."))
         rc, _, err = tandem.run("generate", "--prompt", "x")
         self.assertEqual((rc, err), (2, "tandem generate: --model FILE is missing\n"))
 
