@@ -35,6 +35,7 @@ struct run { /* one `tandem generate` */
     char *line; /* getline's */
     size_t line_capacity;
     int32_t line_number;
+    bool at_end;
 
     int64_t num_read;        /* requests, refused ones included: the next one's index */
     struct request *waiting; /* read, and refused by a full queue so far */
@@ -307,6 +308,17 @@ static bool is_blank(const char *line, size_t size)
     return strspn(line, " \t\r\n") == size;
 }
 
+/* What could not be read has no index to be refused by. */
+static void end_file(struct run *run)
+{
+    run->at_end = true;
+    if (!ferror(run->file))
+        return;
+    fprintf(stderr, "tandem generate: --requests %s cannot be read%s: %m\n", run->options->requests,
+            run->num_read > 0 ? " to its end" : "");
+    run->num_failed++;
+}
+
 /* The next line that is not blank; false at the end. */
 static bool next_line(struct run *run, size_t *size_out)
 {
@@ -314,8 +326,10 @@ static bool next_line(struct run *run, size_t *size_out)
 
     do {
         size = getline(&run->line, &run->line_capacity, run->file);
-        if (size < 0)
+        if (size < 0) {
+            end_file(run);
             return false;
+        }
         run->line_number++;
     } while (is_blank(run->line, (size_t)size));
     *size_out = (size_t)size;
@@ -327,7 +341,7 @@ static struct request *next_request(struct run *run)
 {
     size_t size = 0;
 
-    while (run->file ? next_line(run, &size) : run->num_read == 0) {
+    while (run->file ? !run->at_end && next_line(run, &size) : run->num_read == 0) {
         struct request *request = mem_new(struct request);
         enum status status;
 
