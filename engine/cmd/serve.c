@@ -158,6 +158,8 @@ int cmd_serve(int argc, char **argv)
             return print_help();
 
     enum status status = config_parse(&config, &set, argc, argv);
+    if (status == OK && !config.model)
+        status = fail(ERR_INVALID, "--model FILE is missing");
     if (status == OK)
         status = serve(&config, &options);
     if (status != OK)

@@ -62,6 +62,20 @@ static int digits(int64_t bytes)
     return bytes < 10 << 20 ? 3 : 0;
 }
 
+static enum status too_little_kv(int32_t max_model_len, int64_t needed_bytes, int64_t budget_bytes,
+                                 int64_t num_tokens)
+{
+    AUTO_MEM char *lower = num_tokens > 0 ? mem_printf("lower --max-model-len to %lld or ",
+                                                       (long long)num_tokens)
+                                          : mem_strdup("");
+
+    return fail(ERR_NO_MEMORY,
+                "one request of --max-model-len %d tokens needs %.*f MiB of KV cache, there are "
+                "%.*f MiB; %sraise --kv-cache-memory",
+                max_model_len, digits(needed_bytes), mib(needed_bytes), digits(budget_bytes),
+                mib(budget_bytes), lower);
+}
+
 enum status executor_plan_kv(const struct config *config, int32_t max_model_len, int32_t num_ranks,
                              int64_t block_bytes_per_rank, int64_t available_bytes,
                              int32_t *num_blocks_out)
@@ -76,11 +90,8 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
                                  : MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
         num_blocks = budget / block_bytes;
         if (num_blocks < needed)
-            return fail(ERR_NO_MEMORY,
-                        "one request of --max-model-len %d tokens needs %.*f MiB of KV cache, there "
-                        "are %.*f MiB; lower --max-model-len to %lld or raise --kv-cache-memory",
-                        max_model_len, digits(needed * block_bytes), mib(needed * block_bytes),
-                        digits(budget), mib(budget), (long long)(num_blocks * config->block_size));
+            return too_little_kv(max_model_len, needed * block_bytes, budget,
+                                 num_blocks * config->block_size);
 
         /* More than every running request at full length can never be used. */
         num_blocks = MIN(num_blocks, needed * config->max_num_seqs);

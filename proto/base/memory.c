@@ -70,8 +70,8 @@ enum status mem_map(size_t bytes, const char *what, void **out)
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (base == MAP_FAILED)
-        return fail(ERR_NO_MEMORY, "%s needs %.1f MiB, which the system refuses: %m", what,
-                    (double)bytes / (1 << 20));
+        return fail(ERR_NO_MEMORY, "the system refuses %.1f MiB for %s: %m",
+                    (double)bytes / (1 << 20), what);
 
     /* Cut the aligned middle out, so that mem_unmap needs the size alone. */
     size_t page_bytes = (bytes + 4095) & ~(size_t)4095;

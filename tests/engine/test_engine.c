@@ -402,7 +402,9 @@ static void an_engine_that_cannot_start_says_why(void **state)
         const char *flags, *words;
     } rows[] = {
         {"--max-model-len 4096", "--max-model-len 4096 is more than the 1024 positions"},
-        {"--kv-cache-memory 16KiB", "one request of --max-model-len 256 tokens needs"},
+        {"--kv-cache-memory 16KiB", "one request of --max-model-len 256 tokens needs 0.125 MiB of KV "
+                                    "cache, there are 0.016 MiB; lower --max-model-len to 32 or"},
+        {"--kv-cache-memory 1KiB", "there are 0.001 MiB; raise --kv-cache-memory"},
         {"--max-model-len 0 --no-enable-chunked-prefill --max-num-batched-tokens 512",
          "without chunked prefill it must be at least the model's length, 1024"},
     };

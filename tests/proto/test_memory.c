@@ -48,7 +48,7 @@ static void mapped_memory_is_zero_and_a_size_no_machine_has_is_refused(void **st
     assert_int_equal((uintptr_t)p % (2 << 20), 0);
     assert_int_equal(((char *)p)[(5 << 20) - 1], 0);
     mem_unmap(p, 5 << 20);
-    expect_fails(mem_map((size_t)1 << 60, "a pool", &p), ERR_NO_MEMORY, "a pool needs");
+    expect_fails(mem_map((size_t)1 << 60, "a pool", &p), ERR_NO_MEMORY, " MiB for a pool: ");
 }
 
 static void a_failure_can_quote_the_one_before(void **state)

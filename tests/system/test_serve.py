@@ -192,6 +192,10 @@ class Refusals(unittest.TestCase):
         assert code == 2 and "--allow-unauthenticated" in words and "--api-key" in words, words
         assert len(words.splitlines()) == 1, words
 
+    def test_a_server_without_a_model_is_refused(self):
+        self.assertEqual(tandem.run("serve", "--port", 0),
+                         (2, "", "tandem serve: --model FILE is missing\n"))
+
     def test_a_port_in_use_is_one_sentence(self):
         code, words = serve_fails("--port", str(shared().port))
         assert code == 1 and f"port {shared().port} " in words and "in use" in words, words

@@ -212,7 +212,7 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
     if (status != OK) {
         slab_close(&model->kv_cache);
         mem_free(give(model->kv));
-        return status;
+        return fail(status, "%s; lower --kv-cache-memory or --max-model-len", fail_text());
     }
     take_kv_cache(model, num_blocks);
     model->pass.kv = model->kv;
