@@ -535,6 +535,8 @@ static void read_head(struct connection *connection)
         char sentence[96];
         snprintf(sentence, sizeof(sentence), "the request's head is larger than %zu bytes", limit);
         refuse(connection, 431, sentence);
+    } else if (http_head_check_start(text, visible) != OK) {
+        refuse(connection, 400, fail_text());
     } else {
         connection->scanned = have > 3 ? have - 3 : 1;
     }

@@ -28,6 +28,19 @@ static bool is_digit(char c)
     return c >= '0' && c <= '9';
 }
 
+enum status http_head_check_start(const char *text, size_t size)
+{
+    enum { TLS_HANDSHAKE = 0x16 };
+
+    if (text[0] == TLS_HANDSHAKE)
+        return fail(ERR_INVALID, "this port speaks http, not https");
+    if (!is_token_char(text[0]))
+        return fail(ERR_INVALID, "the request does not start with a method");
+    if (memmem(text, size, "\n\n", 2))
+        return fail(ERR_INVALID, "the lines of a request's head end in CRLF, not in LF alone");
+    return OK;
+}
+
 /* "METHOD SP target SP HTTP/1.x", cut in place. */
 static enum status parse_request_line(char *line, struct http_head *head)
 {

@@ -35,6 +35,12 @@ struct http_head {
 };
 
 /*
+ * Can these bytes, at least one, still become a head? ERR_INVALID: not as HTTP/1.x, so that a client
+ * that speaks TLS, or ends its lines in LF alone, need not wait until its time is up.
+ */
+MUST_USE enum status http_head_check_start(const char *text, size_t size);
+
+/*
  * Takes a whole head, up to and with the empty line that ends it. ERR_INVALID: it is not HTTP/1.x
  * (answer 400); ERR_FULL: more headers than HTTP_MAX_HEADERS (431); ERR_UNSUPPORTED: a transfer
  * coding or an expectation that is not ours (501). On failure there is nothing to close.

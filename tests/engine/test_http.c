@@ -175,6 +175,9 @@ static void limits_are_told_with_their_numbers(void **state)
         const char *text, *part;
     } rows[] = {
         {"nonsense\r\n\r\n", "{\"400\": \"the request line is"},
+        {"\x16\x03\x01", "{\"400\": \"this port speaks http, not https"},
+        {"{\"prompt\"", "{\"400\": \"the request does not start with a method"},
+        {"GET / HTTP/1.1\nHost: x\n\n", "{\"400\": \"the lines of a request's head end in CRLF"},
         {"POST / HTTP/1.1\r\nContent-Length: 101\r\n\r\n",
          "{\"413\": \"the body has 101 bytes, the limit is 100"},
         {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n65\r\n",

@@ -42,6 +42,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     AUTO_CLOSE(bytes) struct bytes bytewise = {0};
     struct http_head head;
 
+    for (size_t cut = 1; cut < MIN(head_size, 64); cut++)
+        (void)!http_head_check_start((const char *)data, cut);
     if (http_head_parse((const char *)data, head_size, &head) != OK)
         return 0;
     ASSERT(head.path[0] == '/' && head.content_length >= 0);
