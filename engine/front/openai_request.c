@@ -528,6 +528,7 @@ static void prepare_outputs(struct generation *generation, const struct tokenize
                 .text = {.stop = params->stop,
                          .num_stop = params->num_stop,
                          .include_stop = params->include_stop_str_in_output,
+                         .min_tokens = params->min_tokens,
                          .show_special = !params->skip_special_tokens},
                 .ignore_eos = params->ignore_eos,
                 .num_prompt_tokens = generation->prompts[i / params->n].tokens.count,

@@ -22,6 +22,7 @@ struct detokenizer {
     int32_t num_stops;
     bool include_stop, show_special;
     bool is_stopped;
+    int32_t num_tokens, min_tokens;
     struct bytes raw;  /* bytes of tokens; after a push, at most one unfinished character */
     struct bytes held; /* text that may yet turn out to be a stop string */
 };
@@ -55,6 +56,7 @@ struct detokenizer *detokenizer_new(const struct tokenizer *tokenizer,
         init_stop(&d->stops[i], options->stop[i]);
     d->include_stop = options->include_stop;
     d->show_special = options->show_special;
+    d->min_tokens = options->min_tokens;
     return d;
 }
 
@@ -82,15 +84,22 @@ static bool follow(struct stop *stop, char byte)
     return stop->matched == stop->size;
 }
 
-/* The first stop string that a character completes, or -1. */
+/* The first stop string that a character completes, or -1. One that comes too early is passed over. */
 static int32_t follow_stops(struct detokenizer *d, const char *text, size_t size)
 {
     for (size_t k = 0; k < size; k++) {
         int32_t found = -1;
 
-        for (int32_t i = d->num_stops - 1; i >= 0; i--) /* all of them must see the byte */
-            if (follow(&d->stops[i], text[k]))
+        for (int32_t i = d->num_stops - 1; i >= 0; i--) { /* all of them must see the byte */
+            struct stop *stop = &d->stops[i];
+
+            if (!follow(stop, text[k]))
+                continue;
+            if (d->num_tokens <= d->min_tokens)
+                stop->matched = stop->border[stop->size - 1];
+            else
                 found = i;
+        }
         if (found >= 0)
             return found;
     }
@@ -154,6 +163,7 @@ int32_t detokenizer_push(struct detokenizer *d, token_id id, struct bytes *out)
 {
     if (d->is_stopped)
         return -1;
+    d->num_tokens++;
     tokenizer_piece(d->tokenizer, id, d->show_special, &d->raw);
     if (d->raw.size == 0)
         return -1;

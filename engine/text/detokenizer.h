@@ -19,6 +19,7 @@ struct detokenizer_options {
     int32_t num_stop;
     bool include_stop;            /* the matched string is part of the text */
     bool show_special;            /* control tokens are shown */
+    int32_t min_tokens;           /* stop strings that this many tokens complete are passed over */
 };
 
 struct detokenizer *detokenizer_new(const struct tokenizer *tokenizer,

@@ -9,15 +9,19 @@ struct stream {
     struct bytes out;
 };
 
-static struct stream stream_open(const char *const *stop, int32_t num_stop, bool include_stop)
+static struct stream open_with(const struct detokenizer_options *options)
 {
     struct vocabulary vocabulary = small_bpe_vocabulary();
-    struct detokenizer_options options = {stop, num_stop, include_stop, false};
     struct stream stream = {0};
 
     expect_ok(tokenizer_new(&vocabulary, &stream.tokenizer));
-    stream.detokenizer = detokenizer_new(stream.tokenizer, &options);
+    stream.detokenizer = detokenizer_new(stream.tokenizer, options);
     return stream;
+}
+
+static struct stream stream_open(const char *const *stop, int32_t num_stop, bool include_stop)
+{
+    return open_with(&(struct detokenizer_options){stop, num_stop, include_stop});
 }
 
 static void stream_close(struct stream *stream)
@@ -165,6 +169,20 @@ static void a_stop_that_shares_first_bytes_holds_whole_characters(void **state)
 }
 
 /* Pieces in any order add up to what decode says of the whole. */
+static void a_stop_before_min_tokens_is_passed_over(void **state)
+{
+    (void)state;
+    const char *const stop[] = {"aba"};
+    AUTO_CLOSE(stream) struct stream s = open_with(
+        &(struct detokenizer_options){.stop = stop, .num_stop = 1, .min_tokens = 3});
+
+    expect_out(&s, 'a', -1, "");
+    expect_out(&s, 'b', -1, "");
+    expect_out(&s, 'a', -1, "ab"); /* complete and too early; its last letter may begin another */
+    expect_out(&s, 'b', -1, "");
+    expect_out(&s, 'a', 0, "");
+}
+
 static void the_stream_is_what_decode_says(void **state)
 {
     (void)state;
@@ -195,6 +213,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(of_stops_that_end_together_the_first_listed_wins),
     cmocka_unit_test(a_stop_is_found_behind_a_false_start),
     cmocka_unit_test(a_stop_that_shares_first_bytes_holds_whole_characters),
+    cmocka_unit_test(a_stop_before_min_tokens_is_passed_over),
     cmocka_unit_test(the_stream_is_what_decode_says),
 };
 TEST_MAIN(tests)

@@ -70,6 +70,8 @@ class Answers(unittest.TestCase):
         choice = shared().complete(**ask, stop=[stop])["choices"][0]
         assert choice["finish_reason"] == "stop", choice
         assert choice["text"] == text[:text.index(stop)], (choice, stop)
+        choice = shared().complete(**ask, stop=[stop], min_tokens=40)["choices"][0]
+        assert choice["text"] == text, (choice, text)
 
     def test_32_streams_at_once_answer_as_one_alone(self):
         prompts = [f"Prompt {i} " + "x" * i for i in range(32)]
