@@ -160,6 +160,13 @@ enum waiting_reason { WAITING_CAPACITY, WAITING_DEFERRED, NUM_WAITING_REASONS };
 
 enum admission_limit { LIMIT_QUEUED_REQS, LIMIT_QUEUED_TOKENS, NUM_ADMISSION_LIMITS };
 
+/* Steps by the tokens scheduled in them: at most 1, 8, 16, 32, ... 16384, and more. */
+enum { NUM_STEP_SIZES = 14 };
+static inline int32_t step_size_bound(int32_t i) /* the last has none */
+{
+    return i == 0 ? 1 : 4 << i;
+}
+
 struct engine_stats {
     enum engine_phase phase;
     char failure[256];          /* PHASE_FAILED: why */
@@ -179,6 +186,7 @@ struct engine_stats {
     int64_t admission_rejections[NUM_ADMISSION_LIMITS]; /* by engine_check_admission */
     int64_t finished[FINISH_ERROR + 1];              /* requests, by reason */
     int64_t iteration_tokens_sum;                    /* tokens scheduled, over all steps */
+    int64_t steps_by_size[NUM_STEP_SIZES];
 };
 
 void engine_stats(const struct engine *engine, struct engine_stats *out);

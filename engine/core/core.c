@@ -89,6 +89,17 @@ static void count_events(struct engine_stats *stats, const struct output_node *n
     }
 }
 
+static void count_step(struct engine_stats *stats, int32_t num_tokens)
+{
+    int32_t i = 0;
+
+    while (i < NUM_STEP_SIZES - 1 && num_tokens > step_size_bound(i))
+        i++;
+    stats->steps_by_size[i]++;
+    stats->num_steps++;
+    stats->iteration_tokens_sum += num_tokens;
+}
+
 static void publish(struct core *core, const struct scheduler_output *plan)
 {
     struct output_node *node = output_builder_take(&core->events);
@@ -110,10 +121,8 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     stats->prefix_cache_hits = now.at_first.hits;
     stats->recent_prefix_cache_queries = now.recent_queries;
     stats->recent_prefix_cache_hits = now.recent_hits;
-    if (plan) {
-        stats->num_steps++;
-        stats->iteration_tokens_sum += plan->total_num_scheduled_tokens;
-    }
+    if (plan)
+        count_step(stats, plan->total_num_scheduled_tokens);
     pthread_mutex_unlock(&core->stats_lock);
 
     if (node && mailbox_push(core->options.outputs, &node->mail) != OK)

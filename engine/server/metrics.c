@@ -101,15 +101,13 @@ static void print_about(struct bytes *out, const char *name, const char *type, c
     bytes_printf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
 }
 
-static void print_histogram(const struct metrics *metrics, enum metric_histogram which,
+static void print_histogram(const struct metrics *metrics, const char *name, const char *help,
+                            const struct buckets *buckets, const struct histogram *histogram,
                             struct bytes *out)
 {
-    const struct buckets *buckets = histogram_rows[which].buckets;
-    const struct histogram *histogram = &metrics->histograms[which];
-    const char *name = histogram_rows[which].name;
     int64_t count = 0;
 
-    print_about(out, name, "histogram", histogram_rows[which].help);
+    print_about(out, name, "histogram", help);
     for (int i = 0; i < buckets->count; i++) {
         count += histogram->counts[i];
         bytes_printf(out, "%s_bucket{%s,le=\"%.15g\"} %lld\n", name, metrics->label,
@@ -121,18 +119,18 @@ static void print_histogram(const struct metrics *metrics, enum metric_histogram
     bytes_printf(out, "%s_count{%s} %lld\n", name, metrics->label, (long long)count);
 }
 
-/* The engine counts steps and their tokens, not their distribution: one bucket. */
+/* The engine's own count: the front does not see steps. */
 static void print_iteration_tokens(const struct metrics *metrics, const struct engine_stats *stats,
                                    struct bytes *out)
 {
-    const char *name = "vllm:iteration_tokens_total";
-    long long num_steps = stats->num_steps;
+    struct buckets buckets = {.count = NUM_STEP_SIZES - 1};
+    struct histogram histogram = {.sum = (double)stats->iteration_tokens_sum};
 
-    print_about(out, name, "histogram", "Tokens scheduled in a step.");
-    bytes_printf(out, "%s_bucket{%s,le=\"+Inf\"} %lld\n", name, metrics->label, num_steps);
-    bytes_printf(out, "%s_sum{%s} %lld\n", name, metrics->label,
-                 (long long)stats->iteration_tokens_sum);
-    bytes_printf(out, "%s_count{%s} %lld\n", name, metrics->label, num_steps);
+    for (int i = 0; i < buckets.count; i++)
+        buckets.bounds[i] = step_size_bound(i);
+    memcpy(histogram.counts, stats->steps_by_size, sizeof stats->steps_by_size);
+    print_histogram(metrics, "vllm:iteration_tokens_total", "Tokens scheduled in a step.", &buckets,
+                    &histogram, out);
 }
 
 /* OpenMetrics and Prometheus agree on HELP and TYPE with the name of the lines below them. */
@@ -243,7 +241,8 @@ void metrics_print(const struct metrics *metrics, const struct engine_stats *sta
     print_finished(metrics, out);
     print_iteration_tokens(metrics, stats, out);
     for (int i = 0; i < NUM_METRIC_HISTOGRAMS; i++)
-        print_histogram(metrics, i, out);
+        print_histogram(metrics, histogram_rows[i].name, histogram_rows[i].help,
+                        histogram_rows[i].buckets, &metrics->histograms[i], out);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */

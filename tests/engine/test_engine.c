@@ -324,6 +324,7 @@ static void stats_add_up(void **state)
     struct reply *replies = mem_new_array(struct reply, NUM_REQUESTS);
     int64_t num_prompt = 0, num_tokens = 0;
     struct engine_stats stats;
+    int64_t num_steps = 0;
     struct bench b;
 
     (void)state;
@@ -344,6 +345,9 @@ static void stats_add_up(void **state)
     assert_int_equal(stats.generation_tokens, num_tokens);
     /* The last token of a request is never computed. */
     assert_int_equal(stats.iteration_tokens_sum, num_prompt + num_tokens - NUM_REQUESTS);
+    for (int32_t i = 0; i < NUM_STEP_SIZES; i++)
+        num_steps += stats.steps_by_size[i];
+    assert_int_equal(stats.num_steps, num_steps);
     assert_int_equal(stats.finished[FINISH_LENGTH], NUM_REQUESTS);
     assert_int_equal(stats.num_running + stats.num_waiting, 0);
     assert_int_equal(stats.num_kv_blocks_used, 0);

@@ -24,6 +24,7 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
                                  .num_kv_blocks_used = 6,
                                  .num_steps = 5,
                                  .iteration_tokens_sum = 40,
+                                 .steps_by_size = {2, 2, [NUM_STEP_SIZES - 1] = 1},
                                  .generation_tokens = 123456789012};
 
     metrics_print(metrics, &stats, &page);
@@ -33,7 +34,11 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
     expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.75");
     expect_line(&page, "# TYPE vllm:generation_tokens_total counter");
     expect_line(&page, "vllm:generation_tokens_total{model_name=\"tiny\"} 123456789012");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"1\"} 2");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"8\"} 4");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"16384\"} 4");
     expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"+Inf\"} 5");
+    expect_line(&page, "vllm:iteration_tokens_total_count{model_name=\"tiny\"} 5");
     expect_line(&page, "vllm:iteration_tokens_total_sum{model_name=\"tiny\"} 40");
 }
 
