@@ -98,12 +98,16 @@ int32_t team_num_threads(const struct team *team)
     return team->num_threads;
 }
 
-/* Members take no signals: those are the business of the process's main thread. */
+/* Members take no signals: those are the business of the process's main thread. A fault of their own
+ * they must take, for blocked it kills the process before anybody can say what it was. */
 static enum status start_members(struct team *team)
 {
+    static const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL};
     sigset_t all, before;
 
     sigfillset(&all);
+    for (size_t i = 0; i < COUNT_OF(faults); i++)
+        sigdelset(&all, faults[i]);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int32_t i = 0; i < team->num_threads - 1; i++) {
         struct member *member = &team->members[i];
@@ -114,7 +118,7 @@ static enum status start_members(struct team *team)
 
         if (error) {
             pthread_sigmask(SIG_SETMASK, &before, NULL);
-            return fail(ERR_IO, "thread %d of %d: %s", i + 2, team->num_threads, strerror(error));
+            return fail(ERR_IO, "thread %d of %d cannot start: %s", i + 2, team->num_threads, strerror(error));
         }
         team->num_started++;
     }

@@ -2,6 +2,8 @@
 
 #include "kernels/cpu/team.h"
 
+#include <pthread.h>
+#include <signal.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,6 +39,28 @@ static void every_thread_has_done_its_part_when_team_run_returns(void **state)
         }
         team_free(team);
     }
+}
+
+static void note_blocked(void *args, int32_t thread)
+{
+    struct round *round = args;
+    sigset_t blocked;
+
+    pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+    round->seen[thread] = sigismember(&blocked, SIGTERM) + 2 * sigismember(&blocked, SIGBUS);
+}
+
+static void members_leave_signals_to_others_but_for_their_own_faults(void **state)
+{
+    struct round round = {0};
+    struct team *team;
+
+    (void)state;
+    expect_ok(team_new(2, &team));
+    team_run(team, note_blocked, &round);
+    assert_int_equal(round.seen[0], 0);
+    assert_int_equal(round.seen[1], 1);
+    team_free(team);
 }
 
 /* The caller finishes long before the others, and parks too. */
@@ -80,6 +104,7 @@ static void an_idle_team_uses_no_processor(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_thread_has_done_its_part_when_team_run_returns),
+    cmocka_unit_test(members_leave_signals_to_others_but_for_their_own_faults),
     cmocka_unit_test(the_caller_waits_for_late_threads),
     cmocka_unit_test(an_idle_team_uses_no_processor),
 };
