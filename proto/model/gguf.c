@@ -908,7 +908,7 @@ static enum status read_header(struct gguf *gguf)
 
 enum status gguf_read(struct model_file *file)
 {
-    struct gguf gguf = {.file = file, .data = file->map, .size = file->map_bytes};
+    struct gguf gguf = {.file = file, .data = file->map.data, .size = file->map.bytes};
 
     TRY(read_header(&gguf));
     TRY(read_metadata(&gguf));

@@ -1,49 +1,22 @@
 #include "proto/model/reader.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <xxhash.h>
-
-static enum status map_descriptor(struct model_file *file, int fd)
-{
-    struct stat stat;
-    void *map;
-
-    if (fstat(fd, &stat) < 0)
-        return fail(ERR_IO, "%m");
-    if (!S_ISREG(stat.st_mode))
-        return fail(ERR_UNSUPPORTED, "is not a regular file; a model is one .gguf file");
-    if (stat.st_size == 0)
-        return fail(ERR_CORRUPT, "is empty");
-    map = mmap(NULL, (size_t)stat.st_size, PROT_READ, MAP_SHARED, fd, 0);
-    if (map == MAP_FAILED)
-        return fail(ERR_IO, "cannot map %lld bytes: %m", (long long)stat.st_size);
-    file->map = map;
-    file->map_bytes = (size_t)stat.st_size;
-    return OK;
-}
 
 static enum status map_whole(struct model_file *file, const char *path)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    enum status status;
+    enum status status = file_map_open(path, &file->map);
 
-    if (fd < 0)
-        return fail(errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%m");
-    status = map_descriptor(file, fd);
-    close(fd);
+    if (status == ERR_UNSUPPORTED)
+        return fail(status, "%s; a model is one .gguf file", fail_text());
     return status;
 }
 
 static enum status read_as_its_format(struct model_file *file)
 {
-    if (file->map[0] == '{')
+    if (file->map.data[0] == '{')
         return sim_read(file);
-    if (file->map_bytes < 4 || memcmp(file->map, "GGUF", 4) != 0)
+    if (file->map.bytes < 4 || memcmp(file->map.data, "GGUF", 4) != 0)
         return fail(ERR_UNSUPPORTED, "is not a GGUF file: it does not start with \"GGUF\"");
     return gguf_read(file);
 }
@@ -101,8 +74,7 @@ void model_file_free(struct model_file *file)
 {
     if (!file)
         return;
-    if (file->map)
-        munmap((void *)file->map, file->map_bytes);
+    file_map_close(&file->map);
     arena_close(&file->arena);
     mem_free(file);
 }
@@ -111,8 +83,7 @@ void model_file_free(struct model_file *file)
 
 void model_file_drop_pages(const struct model_file *file)
 {
-    if (file->map)
-        madvise((void *)file->map, file->map_bytes, MADV_DONTNEED);
+    file_map_drop_pages(&file->map);
 }
 
 const struct model_config *model_file_config(const struct model_file *file)
@@ -151,7 +122,7 @@ const struct tensor *model_file_tensor_at(const struct model_file *file, int32_t
 
 int64_t model_file_bytes(const struct model_file *file)
 {
-    return (int64_t)file->map_bytes;
+    return (int64_t)file->map.bytes;
 }
 
 static void hash_tensor(XXH3_state_t *hash, const struct tensor *tensor)

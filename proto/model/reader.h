@@ -9,11 +9,11 @@
 #ifndef PROTO_MODEL_READER_H
 #define PROTO_MODEL_READER_H
 
+#include "proto/base/file_map.h"
 #include "proto/model/model_file.h"
 
 struct model_file {
-    const uint8_t *map;
-    size_t map_bytes;
+    struct file_map map;
     struct model_config config;
     struct vocabulary vocabulary;
     struct tensor *tensors; /* [num_tensors] in the file's order */

@@ -273,9 +273,8 @@ static enum status map_zeros(struct model_file *file)
 
     if (zeros == MAP_FAILED)
         return fail(ERR_NO_MEMORY, "the largest tensor, %zu bytes, can't be mapped: %m", most);
-    munmap((void *)file->map, file->map_bytes);
-    file->map = zeros;
-    file->map_bytes = most;
+    file_map_close(&file->map);
+    file->map = (struct file_map){.data = zeros, .bytes = most};
     for (int32_t i = 0; i < file->num_tensors; i++)
         file->tensors[i].data = zeros;
     return OK;
@@ -377,7 +376,7 @@ enum status sim_read(struct model_file *file)
     json_t *root;
     enum status status;
 
-    TRY(parse(file->map, file->map_bytes, &root));
+    TRY(parse(file->map.data, file->map.bytes, &root));
     status = read_model(file, root);
     json_decref(root);
     return status;
