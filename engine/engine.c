@@ -8,6 +8,7 @@
 #include "proto/config/config.h"
 #include "proto/model/model_file.h"
 
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
@@ -42,6 +43,17 @@ const char *finish_reason_name(enum finish_reason reason)
     return reason_names[reason];
 }
 
+/* A file that cannot be had is told before the work, not behind it. */
+static enum status check_trace_file(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+
+    if (fd < 0)
+        return fail(ERR_IO, "--trace %s: %m", path);
+    close(fd);
+    return OK;
+}
+
 enum status engine_new(const struct config *config, const struct model_file *model,
                        void (*progress)(void *user, const char *words, double fraction),
                        void *user, struct engine **out)
@@ -50,8 +62,10 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     AUTO_FREE(executor) struct executor *executor = NULL;
 
     engine->config = config;
-    if (config->trace)
+    if (config->trace) {
+        TRY(check_trace_file(config->trace));
         TRY(trace_start(TRACE_SPANS));
+    }
     TRY(mailbox_open(&engine->outputs, MAX_OUTPUTS));
     TRY(executor_open(&(struct executor_options){.config = config,
                                                  .model = model,

@@ -170,6 +170,10 @@ class BadInput(unittest.TestCase):
         rc, _, err = tandem.run("generate", "--prompt", "x")
         self.assertEqual((rc, err), (2, "tandem generate: --model FILE is missing\n"))
 
+    def test_a_trace_that_cannot_be_written_is_told_before_the_work(self):
+        self.refused(1, "--trace /no/such/folder/x: No such file", "--prompt", "x", "--trace",
+                     "/no/such/folder/x")
+
     def test_prompts(self):
         self.refused(1, "cannot be empty", "--prompt", "")
         self.refused(1, "longer than the maximum model length of 256", "--prompt", "x" * 1000)
