@@ -431,7 +431,7 @@ static void only_loopback_addresses_are_loopback(void **state)
     (void)state;
     struct http_server *server;
 
-    expect_ok(http_open("localhost", 0, &http_default_limits, &server));
+    expect_ok(http_open("127.0.0.1", 0, &http_default_limits, &server));
     assert_true(http_is_loopback(server));
     http_server_free(server);
     expect_ok(http_open("0.0.0.0", 0, &http_default_limits, &server));

@@ -81,7 +81,7 @@ static void check_choices(void *user, int32_t step, const float *logits)
         greedy->num_clear++;
         if (chosen != run->all.ids[run->prompt_size + i]) {
             greedy->num_wrong++;
-            print_message("run %d token %d: %d, the reference has %d by a margin of %.2f\n",
+            print_message("# run %d token %d: %d, the reference has %d by a margin of %.2f\n",
                           step / 2, i, chosen, run->all.ids[run->prompt_size + i], run->margins[i]);
         }
     }
@@ -186,7 +186,7 @@ static void perplexity_is_within_one_percent(void **state)
 
     double ours = exp(p.nll / p.num_scored), reference = exp(p.reference_nll / p.num_scored);
 
-    print_message("%s: perplexity %.4f, reference %.4f\n", subject->name, ours, reference);
+    print_message("# %s: perplexity %.4f, reference %.4f\n", subject->name, ours, reference);
     assert_int_equal(p.num_scored, text->num_ids - 1);
     assert_true(fabs(reference / subject->reference->text_perplexity - 1) < 1e-4);
     assert_true(fabs(ours / reference - 1) < 0.01);
@@ -253,7 +253,7 @@ static struct stages compare_stages(const struct subject *subject, const struct 
         .observer = compare_stage,
         .user = &stages,
     }));
-    print_message("%s: worst norm %.1e, value %.1e, logit %.1e\n", subject->name, stages.worst_norm,
+    print_message("# %s: worst norm %.1e, value %.1e, logit %.1e\n", subject->name, stages.worst_norm,
                   stages.worst_value, stages.worst_logit);
     return stages;
 }
