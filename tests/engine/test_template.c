@@ -271,8 +271,8 @@ static void work_without_end_hits_the_step_limit(void **state)
     static const char *const sources[] = {
         "{% for i in range(10**9) %}x{% endfor %}",
         "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}",
-        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
-        "{% endfor %}{{ ns.x == ns.x }}",
+        ("{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
+         "{% endfor %}{{ ns.x == ns.x }}"),
         "{% set s = 'ab' * 40000 %}{% for i in range(50000) %}{% set x = s[i] %}{% endfor %}",
         "{% set l = range(9000) | list %}{{ l | unique | list | length }}",
     };
@@ -290,8 +290,8 @@ static void large_texts_and_lists_hit_the_memory_limit(void **state)
     static const char *const sources[] = {
         "{{ 'a' * 10**9 }}",
         "{% set x = [0] * 10**8 %}",
-        "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(100) %}"
-        "{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        ("{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(100) %}"
+         "{% set ns.s = ns.s + ns.s %}{% endfor %}"),
         "{{ ('a' * 10000) | replace('', 'b' * 100000) }}",
         "{{ ('\\n' * 100000) | indent(100000, blank=true) }}",
         "{% for i in range(100) %}{{ 'x' * 1000000 }}{% endfor %}",

@@ -154,7 +154,7 @@ static void another_protocol_build_or_epoch_is_refused_with_both_values(void **s
 {
     (void)state;
     AUTO_CLOSE(arena) struct arena arena = {0};
-    AUTO_CLOSE(bytes) struct bytes frame = {0}, build = {0};
+    AUTO_CLOSE(bytes) struct bytes frame = {0};
     struct message message;
 
     expect_ok(message_encode(&shutdown_type, 3, -1, "", &frame));
