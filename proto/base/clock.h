@@ -8,6 +8,9 @@
 #include <stdint.h>
 
 int64_t clock_now_ns(void);
+/* For simulations: from now on this thread's clock_now_ns is *now_ns; NULL: the machine's again. */
+void clock_simulate(const int64_t *now_ns);
+
 static inline double clock_ms(int64_t ns)
 {
     return (double)ns / 1e6;
