@@ -8,7 +8,6 @@
 #include "proto/wire/rendezvous.h"
 #include "worker/worker.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
@@ -246,14 +245,11 @@ static enum status start(struct wire *wire)
 /* Parks until the engine, the device or the clock has something to say. */
 static void park(const struct wire *wire)
 {
-    struct pollfd fds[] = {
-        {.fd = channel_fd(wire->channel), .events = POLLIN},
-        {.fd = channel_monitor_fd(wire->channel), .events = POLLIN},
-        {.fd = worker_output_fd(wire->worker), .events = POLLIN},
-    };
+    struct pollfd fds[CHANNEL_NUM_FDS + 1];
 
-    if (poll(fds, COUNT_OF(fds), clock_left_ms(wire->beat_at_ns)) < 0)
-        ASSERT(errno == EINTR);
+    fds[CHANNEL_NUM_FDS] =
+        (struct pollfd){.fd = worker_output_fd(wire->worker), .events = POLLIN};
+    channel_poll(wire->channel, fds, COUNT_OF(fds), wire->beat_at_ns);
 }
 
 static enum status serve(struct wire *wire)

@@ -7,7 +7,6 @@
 #include "proto/base/clock.h"
 #include "proto/wire/rendezvous.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
 
@@ -131,13 +130,9 @@ static enum status beat(struct null_worker *worker)
 
 static void park(const struct null_worker *worker)
 {
-    struct pollfd fds[] = {
-        {.fd = channel_fd(worker->channel), .events = POLLIN},
-        {.fd = channel_monitor_fd(worker->channel), .events = POLLIN},
-    };
+    struct pollfd fds[CHANNEL_NUM_FDS];
 
-    if (poll(fds, COUNT_OF(fds), clock_left_ms(worker->beat_at_ns)) < 0)
-        ASSERT(errno == EINTR);
+    channel_poll(worker->channel, fds, COUNT_OF(fds), worker->beat_at_ns);
 }
 
 static enum status run(const void *settings, double *figures_out)

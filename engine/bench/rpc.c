@@ -39,11 +39,14 @@ static enum status start_rank(struct null_ranks *ranks, const char *endpoint, in
 
 static enum status null_ranks_start(struct null_ranks *ranks, int32_t num_ranks)
 {
+    struct channel *channel;
+
     TRY(run_dir_open(NULL, &ranks->run_dir));
 
     AUTO_MEM char *endpoint = mem_printf("ipc://%s/engine", ranks->run_dir.path);
 
-    TRY(link_open(endpoint, num_ranks, EPOCH, &ranks->link));
+    TRY(channel_listen(endpoint, &channel));
+    link_open(channel, num_ranks, EPOCH, &ranks->link);
     ranks->children = mem_new_array(struct child, (size_t)num_ranks);
     for (int32_t rank = 0; rank < num_ranks; rank++)
         TRY(start_rank(ranks, endpoint, rank));

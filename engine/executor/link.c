@@ -3,7 +3,6 @@
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <string.h>
@@ -16,12 +15,12 @@ enum { EXPLAIN_MS = 100 };
 /* From a process that has ended to its last message. */
 enum { LAST_WORDS_MS = 50 };
 
-/* What is polled: these, then each rank's process. */
-enum { FD_CHANNEL, FD_MONITOR, FD_EXTRA, FD_RANKS };
+/* What is polled: the channel's own, this, then each rank's process. */
+enum { FD_EXTRA = CHANNEL_NUM_FDS, FD_RANKS };
 
-enum status link_open(const char *endpoint, int32_t world, uint32_t epoch, struct link *out)
+void link_open(struct channel *channel, int32_t world, uint32_t epoch, struct link *out)
 {
-    *out = (struct link){.world = world, .epoch = epoch};
+    *out = (struct link){.channel = channel, .world = world, .epoch = epoch};
     rendezvous_init(&out->rendezvous, world, epoch);
     out->ranks = mem_new_array(struct link_rank, (size_t)world);
     out->poll_fds = mem_new_array(struct pollfd, FD_RANKS + (size_t)world);
@@ -30,7 +29,6 @@ enum status link_open(const char *endpoint, int32_t world, uint32_t epoch, struc
         out->ranks[rank].heard_ns = clock_now_ns();
         out->ranks[rank].heartbeat.step = -1;
     }
-    return channel_listen(endpoint, &out->channel);
 }
 
 void link_close(struct link *link)
@@ -116,17 +114,12 @@ static bool park(const struct link *link, int fd, int64_t deadline_ns, int32_t *
     struct pollfd *fds = link->poll_fds;
     int64_t check_ns = clock_deadline_ns(1000);
 
-    fds[FD_CHANNEL] = (struct pollfd){.fd = channel_fd(link->channel), .events = POLLIN};
-    fds[FD_MONITOR] = (struct pollfd){.fd = channel_monitor_fd(link->channel), .events = POLLIN};
     fds[FD_EXTRA] = (struct pollfd){.fd = fd, .events = POLLIN};
     for (int32_t rank = 0; rank < link->world; rank++)
         fds[FD_RANKS + rank] = (struct pollfd){.fd = link->ranks[rank].pidfd, .events = POLLIN};
 
     *ended_out = -1;
-    if (poll(fds, FD_RANKS + (nfds_t)link->world, clock_left_ms(MIN(deadline_ns, check_ns))) < 0) {
-        ASSERT(errno == EINTR);
-        return false;
-    }
+    channel_poll(link->channel, fds, FD_RANKS + (size_t)link->world, MIN(deadline_ns, check_ns));
     for (int32_t rank = 0; rank < link->world; rank++)
         if (fds[FD_RANKS + rank].revents)
             *ended_out = rank;

@@ -24,17 +24,18 @@ struct link {
     int32_t world;
     struct link_rank *ranks; /* [world] */
     struct pollfd *poll_fds;
-    struct arena arena;      /* of the message heard last */
-    struct arena output;     /* of the answer collected last */
+    struct arena arena;  /* of the message heard last */
+    struct arena output; /* of the answer collected last */
     int64_t num_calls;
     struct flight_recorder *recorder; /* borrowed; NULL: none */
 };
 
-MUST_USE enum status link_open(const char *endpoint, int32_t world, uint32_t epoch,
-                               struct link *out);
+/* Takes the channel, which listens. */
+void link_open(struct channel *channel, int32_t world, uint32_t epoch, struct link *out);
 void link_close(struct link *link);
 
-/* One encode, one send to each rank, those behind one that is gone too. The failure names the first. */
+/* One encode, one send to each rank, those behind one that is gone too. The failure names the
+ * first. */
 MUST_USE enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
                                    const void *body);
 
@@ -43,9 +44,9 @@ MUST_USE enum status link_sample(struct link *link, int64_t step,
                                  const struct grammar_output *grammar);
 
 /*
- * Waits for the next message of any rank. message_out->type is NULL when `fd` (-1: none) became readable
- * instead. Heartbeats are noted here. A fault, a process that ended, a rank that has been silent for too
- * long and a passed deadline are failures: the sentence names the rank.
+ * Waits for the next message of any rank. message_out->type is NULL when `fd` (-1: none) became
+ * readable instead. Heartbeats are noted here. A fault, a process that ended, a rank that has been
+ * silent for too long and a passed deadline are failures: the sentence names the rank.
  */
 MUST_USE enum status link_hear(struct link *link, int fd, int64_t deadline_ns,
                                struct message *message_out, int32_t *rank_out);

@@ -54,12 +54,14 @@ static enum status start_rank(struct multiproc *multiproc, const char *endpoint,
 static enum status start_ranks(struct multiproc *multiproc, const struct executor_options *options)
 {
     int32_t world = options->config->tp;
+    struct channel *channel;
 
     TRY(run_dir_open(options->config->run_dir, &multiproc->run_dir));
 
     AUTO_MEM char *endpoint = mem_printf("ipc://%s/engine", multiproc->run_dir.path);
 
-    TRY(link_open(endpoint, world, FIRST_EPOCH, &multiproc->link));
+    TRY(channel_listen(endpoint, &channel));
+    link_open(channel, world, FIRST_EPOCH, &multiproc->link);
     multiproc->recorder = flight_recorder_new(options->config->flight_recorder_bytes,
                                               options->config->flight_recorder_seconds);
     multiproc->link.recorder = multiproc->recorder;

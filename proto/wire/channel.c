@@ -10,7 +10,8 @@
 #include <sys/un.h>
 #include <zmq.h>
 
-struct channel {
+struct zmq_channel {
+    struct channel channel;
     void *context;
     void *socket;
     void *monitor;
@@ -19,6 +20,13 @@ struct channel {
     int32_t num_disconnects;
     zmq_msg_t last; /* what channel_recv gave out */
 };
+
+static const struct channel_ops zmq_ops;
+
+static struct zmq_channel *of(struct channel *channel)
+{
+    return CONTAINER_OF(channel, struct zmq_channel, channel);
+}
 
 /* ---- frames ---------------------------------------------------------------------------------- */
 
@@ -92,7 +100,7 @@ static int get_fd(void *socket)
     return fd;
 }
 
-static enum status open_monitor(struct channel *channel)
+static enum status open_monitor(struct zmq_channel *channel)
 {
     static const char address[] = "inproc://monitor";
 
@@ -106,8 +114,10 @@ static enum status open_monitor(struct channel *channel)
 
 static enum status open_socket(int type, struct channel **out)
 {
-    AUTO_FREE(channel) struct channel *channel = mem_new(struct channel);
+    struct zmq_channel *channel = mem_new(struct zmq_channel);
+    AUTO_FREE(channel) struct channel *opened = &channel->channel;
 
+    opened->ops = &zmq_ops;
     zmq_msg_init(&channel->last);
     channel->is_listener = type == ZMQ_ROUTER;
     channel->context = zmq_ctx_new();
@@ -116,20 +126,22 @@ static enum status open_socket(int type, struct channel **out)
         return fail(ERR_IO, "no ZeroMQ socket: %s", zmq_strerror(errno));
     channel->fd = get_fd(channel->socket);
     TRY(open_monitor(channel));
-    *out = give(channel);
+    *out = give(opened);
     return OK;
 }
 
 enum status channel_listen(const char *endpoint, struct channel **out)
 {
     AUTO_FREE(channel) struct channel *channel = NULL;
+    void *socket;
 
     TRY(check_endpoint(endpoint));
     TRY(open_socket(ZMQ_ROUTER, &channel));
-    set_common_options(channel->socket, 0);
-    set_int(channel->socket, ZMQ_ROUTER_MANDATORY, 1);
-    set_int(channel->socket, ZMQ_ROUTER_HANDOVER, 1);
-    if (zmq_bind(channel->socket, endpoint) != 0)
+    socket = of(channel)->socket;
+    set_common_options(socket, 0);
+    set_int(socket, ZMQ_ROUTER_MANDATORY, 1);
+    set_int(socket, ZMQ_ROUTER_HANDOVER, 1);
+    if (zmq_bind(socket, endpoint) != 0)
         return fail(ERR_IO, "%s cannot be listened on: %s", endpoint, zmq_strerror(errno));
     *out = give(channel);
     return OK;
@@ -139,23 +151,25 @@ enum status channel_connect(const char *endpoint, const char *name, struct chann
 {
     AUTO_FREE(channel) struct channel *channel = NULL;
     size_t name_size = strlen(name);
+    void *socket;
 
     ASSERT(name_size > 0 && name_size <= CHANNEL_MAX_NAME, "name '%s'", name);
     TRY(check_endpoint(endpoint));
     TRY(open_socket(ZMQ_DEALER, &channel));
-    set_common_options(channel->socket, 200);
-    set_int(channel->socket, ZMQ_RECONNECT_IVL, -1);
-    zmq_setsockopt(channel->socket, ZMQ_ROUTING_ID, name, name_size);
-    if (zmq_connect(channel->socket, endpoint) != 0)
+    socket = of(channel)->socket;
+    set_common_options(socket, 200);
+    set_int(socket, ZMQ_RECONNECT_IVL, -1);
+    zmq_setsockopt(socket, ZMQ_ROUTING_ID, name, name_size);
+    if (zmq_connect(socket, endpoint) != 0)
         return fail(ERR_IO, "%s cannot be reached: %s", endpoint, zmq_strerror(errno));
     *out = give(channel);
     return OK;
 }
 
-void channel_free(struct channel *channel)
+static void free_channel(struct channel *opened)
 {
-    if (!channel)
-        return;
+    struct zmq_channel *channel = of(opened);
+
     zmq_msg_close(&channel->last);
     if (channel->socket) {
         zmq_socket_monitor(channel->socket, NULL, 0);
@@ -168,16 +182,6 @@ void channel_free(struct channel *channel)
     if (channel->context)
         zmq_ctx_term(channel->context);
     mem_free(channel);
-}
-
-int channel_fd(const struct channel *channel)
-{
-    return channel->fd;
-}
-
-int channel_monitor_fd(const struct channel *channel)
-{
-    return channel->monitor_fd;
 }
 
 /* ---- send ------------------------------------------------------------------------------------ */
@@ -193,16 +197,16 @@ static enum status refused(const char *peer)
     return fail(ERR_IO, "a frame for %s was not sent: %s", name, zmq_strerror(errno));
 }
 
-enum status channel_send(struct channel *channel, const char *peer, struct frame *frame)
+static enum status send_frame(struct channel *opened, const char *peer, struct frame *frame)
 {
+    struct zmq_channel *channel = of(opened);
     zmq_msg_t message;
 
     ASSERT(channel->is_listener == (peer != NULL));
     if (frame->bytes.size > CHANNEL_MAX_FRAME)
         return fail(ERR_FULL, "a frame of %zu bytes is not sent, the limit is %d",
                     frame->bytes.size, CHANNEL_MAX_FRAME);
-    if (peer &&
-        zmq_send(channel->socket, peer, strlen(peer), ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
+    if (peer && zmq_send(channel->socket, peer, strlen(peer), ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
         return refused(peer);
     atomic_fetch_add_explicit(&frame->num_users, 1, memory_order_relaxed);
     if (zmq_msg_init_data(&message, frame->bytes.data, frame->bytes.size, drop_from_zmq, frame)) {
@@ -221,7 +225,7 @@ enum status channel_send(struct channel *channel, const char *peer, struct frame
 /* ---- receive --------------------------------------------------------------------------------- */
 
 /* The next part; false: there is none. */
-static bool recv_part(struct channel *channel)
+static bool recv_part(struct zmq_channel *channel)
 {
     zmq_msg_close(&channel->last);
     zmq_msg_init(&channel->last);
@@ -239,8 +243,10 @@ static void take_peer(const zmq_msg_t *message, char *peer_out)
     peer_out[size] = '\0';
 }
 
-bool channel_recv(struct channel *channel, struct received *out)
+static bool recv_frame(struct channel *opened, struct received *out)
 {
+    struct zmq_channel *channel = of(opened);
+
     for (;;) {
         *out = (struct received){0};
         if (!recv_part(channel))
@@ -261,22 +267,36 @@ bool channel_recv(struct channel *channel, struct received *out)
     }
 }
 
-bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received *out)
+static void poll_fds(struct channel *opened, struct pollfd *fds, size_t num_fds,
+                     int64_t deadline_ns)
 {
-    for (;;) {
-        struct pollfd readable = {.fd = channel->fd, .events = POLLIN};
+    struct zmq_channel *channel = of(opened);
 
-        if (channel_recv(channel, out))
-            return true;
-        int left_ms = clock_left_ms(deadline_ns);
-        if (left_ms == 0)
-            return false;
-        poll(&readable, 1, left_ms);
-    }
+    ASSERT(num_fds >= CHANNEL_NUM_FDS);
+    fds[0] = (struct pollfd){.fd = channel->fd, .events = POLLIN};
+    fds[1] = (struct pollfd){.fd = channel->monitor_fd, .events = POLLIN};
+    if (poll(fds, num_fds, clock_left_ms(deadline_ns)) >= 0)
+        return;
+    ASSERT(errno == EINTR);
+    for (size_t i = 0; i < num_fds; i++)
+        fds[i].revents = 0;
 }
 
-int32_t channel_num_disconnects(struct channel *channel)
+bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received *out)
 {
+    struct pollfd fds[CHANNEL_NUM_FDS];
+
+    while (!channel_recv(channel, out)) {
+        if (clock_now_ns() >= deadline_ns)
+            return false;
+        channel_poll(channel, fds, COUNT_OF(fds), deadline_ns);
+    }
+    return true;
+}
+
+static int32_t num_disconnects(struct channel *opened)
+{
+    struct zmq_channel *channel = of(opened);
     zmq_msg_t part;
 
     /* An event is two parts: its number, and the address. Only one kind is watched. */
@@ -287,3 +307,11 @@ int32_t channel_num_disconnects(struct channel *channel)
     zmq_msg_close(&part);
     return channel->num_disconnects;
 }
+
+static const struct channel_ops zmq_ops = {
+    .send = send_frame,
+    .recv = recv_frame,
+    .poll = poll_fds,
+    .num_disconnects = num_disconnects,
+    .free = free_channel,
+};

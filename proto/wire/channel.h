@@ -9,8 +9,11 @@
  *
  * Endpoints: ipc://PATH in a directory of mode 0700. Plain tcp is refused.
  *
- * The descriptor tells of changes, not of states (ZeroMQ's way): before parking
- * on it, call channel_recv until it says false, with no send after that.
+ * ZeroMQ tells of changes, not of states: before channel_poll, call channel_recv
+ * until it says false, with no send after that.
+ *
+ * What carries the frames is a struct channel_ops: ZeroMQ, or the network of a
+ * simulation, in which time stands still.
  *
  * Thread: the one that opened it, for every call on the channel. Frames may be
  * dropped by any thread.
@@ -46,17 +49,7 @@ DEFINE_AUTO_FREE(frame)
 /* ---- channels -------------------------------------------------------------------------------- */
 
 struct channel;
-
-MUST_USE enum status channel_listen(const char *endpoint, struct channel **out);
-MUST_USE enum status channel_connect(const char *endpoint, const char *name, struct channel **out);
-/* What a worker sent last may still go out, for at most 200 ms. NULL is fine. */
-void channel_free(struct channel *channel);
-DEFINE_AUTO_FREE(channel)
-
-/* Never waits. `peer`: the worker's name; NULL on the worker's side, which has one peer. Keeps a
- * reference while it needs one. ERR_CLOSED: the peer is not connected; ERR_FULL: it does not
- * read. */
-MUST_USE enum status channel_send(struct channel *channel, const char *peer, struct frame *frame);
+struct pollfd;
 
 struct received {
     char peer[CHANNEL_MAX_NAME + 1]; /* "" on the worker's side */
@@ -64,17 +57,64 @@ struct received {
     size_t size;
 };
 
+/* See the calls of the same names. */
+struct channel_ops {
+    enum status (*send)(struct channel *channel, const char *peer, struct frame *frame);
+    bool (*recv)(struct channel *channel, struct received *out);
+    void (*poll)(struct channel *channel, struct pollfd *fds, size_t num_fds, int64_t deadline_ns);
+    int32_t (*num_disconnects)(struct channel *channel);
+    void (*free)(struct channel *channel);
+};
+
+struct channel {
+    const struct channel_ops *ops;
+};
+
+MUST_USE enum status channel_listen(const char *endpoint, struct channel **out);
+MUST_USE enum status channel_connect(const char *endpoint, const char *name, struct channel **out);
+
+/* What a worker sent last may still go out, for at most 200 ms. NULL is fine. */
+static inline void channel_free(struct channel *channel)
+{
+    if (channel)
+        channel->ops->free(channel);
+}
+DEFINE_AUTO_FREE(channel)
+
+/* Never waits. `peer`: the worker's name; NULL on the worker's side, which has one peer. Keeps a
+ * reference while it needs one. ERR_CLOSED: the peer is not connected; ERR_FULL: it does not
+ * read. */
+MUST_USE static inline enum status channel_send(struct channel *channel, const char *peer,
+                                                struct frame *frame)
+{
+    return channel->ops->send(channel, peer, frame);
+}
+
 /* Never waits; false: nothing has come. */
-bool channel_recv(struct channel *channel, struct received *out);
+static inline bool channel_recv(struct channel *channel, struct received *out)
+{
+    return channel->ops->recv(channel, out);
+}
+
+/* Parks until something has come, a connection has ended, one of the caller's descriptors is
+ * readable, or the deadline passes; it may also wake for nothing. The first CHANNEL_NUM_FDS of
+ * `fds` are the channel's own to fill in; of the others `revents` are set. */
+enum { CHANNEL_NUM_FDS = 2 };
+static inline void channel_poll(struct channel *channel, struct pollfd *fds, size_t num_fds,
+                                int64_t deadline_ns)
+{
+    channel->ops->poll(channel, fds, num_fds, deadline_ns);
+}
+
 /* Parks until something has come or the deadline passes: false. */
 bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received *out);
-int channel_fd(const struct channel *channel);
 
 /* How many connections have ended since it was opened; ZeroMQ does not tell whose. On the worker's
  * side one is the end. On the engine's side a send to each peer finds it, ERR_CLOSED, a millisecond
  * or two later: until then a frame may still be accepted, and is lost with the peer. */
-int32_t channel_num_disconnects(struct channel *channel);
-/* Becomes readable when that number changes; same rule as channel_fd. */
-int channel_monitor_fd(const struct channel *channel);
+static inline int32_t channel_num_disconnects(struct channel *channel)
+{
+    return channel->ops->num_disconnects(channel);
+}
 
 #endif

@@ -285,19 +285,16 @@ static enum status send_hello(struct channel *channel, int32_t rank, int32_t wor
 static enum status wait_for_frame(struct channel *channel, int64_t deadline_ns,
                                   struct received *out)
 {
-    for (;;) {
-        struct pollfd fds[] = {{.fd = channel_fd(channel), .events = POLLIN},
-                               {.fd = channel_monitor_fd(channel), .events = POLLIN}};
+    struct pollfd fds[CHANNEL_NUM_FDS];
 
-        if (channel_recv(channel, out))
-            return OK;
+    while (!channel_recv(channel, out)) {
         if (channel_num_disconnects(channel) > 0)
             return fail(ERR_CLOSED, "the engine has closed the connection");
-        int left_ms = clock_left_ms(deadline_ns);
-        if (left_ms == 0)
+        if (clock_now_ns() >= deadline_ns)
             return fail(ERR_TIMEOUT, "the engine has not answered hello in time");
-        poll(fds, COUNT_OF(fds), left_ms);
+        channel_poll(channel, fds, COUNT_OF(fds), deadline_ns);
     }
+    return OK;
 }
 
 enum status rendezvous_join(struct channel *channel, int32_t rank, int32_t world, uint32_t epoch,
