@@ -1,7 +1,7 @@
 /*
  * link: the engine's end of the wire to its ranks: send to all, hear them, notice who is missing.
  *
- * What multiproc and distributed share; they differ in who starts the ranks.
+ * What linked executors (linked.h) are made of.
  *
  * Thread: the opener's until open returns, then core's.
  */
