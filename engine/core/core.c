@@ -421,8 +421,8 @@ static void obey(struct core *core)
     settle_pauses(core);
 }
 
-/* Parks until there is an order; a rank that dies meanwhile is a failure too. */
-static void wait_for_orders(struct core *core)
+/* A rank that dies meanwhile is a failure too. */
+void core_wait(struct core *core)
 {
     struct pollfd orders = {.fd = mailbox_fd(&core->orders), .events = POLLIN};
 
@@ -541,7 +541,7 @@ static void *core_loop(void *user)
     trace_name_thread("core");
     while (!mailbox_is_shut(&core->orders))
         if (!core_turn(core))
-            wait_for_orders(core);
+            core_wait(core);
     finish(core);
     return NULL;
 }

@@ -33,6 +33,8 @@ MUST_USE enum status core_new(const struct core_options *options, struct core **
 MUST_USE enum status core_start(struct core *core);
 /* Without a thread: obeys the orders that have come, and runs one step. false: there was none to run. */
 bool core_turn(struct core *core);
+/* Without a thread, after a turn without a step: parks until there is an order. */
+void core_wait(struct core *core);
 /* Aborts what is left and waits for the thread. NULL is fine. */
 void core_free(struct core *core);
 DEFINE_AUTO_FREE(core)

@@ -11,11 +11,11 @@
 
 #include "proto/base/status.h"
 
-enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG, NUM_LOG_LEVELS };
+enum log_level { LOG_NONE = -1, LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG, NUM_LOG_LEVELS };
 
 /* "engine" with rank -1, "worker" with its rank. Before the first call: "tandem". */
 void log_set_role(const char *role, int rank);
-/* Lines above this level are dropped. Default LOG_INFO. */
+/* Lines above this level are dropped; LOG_NONE: all. Default LOG_INFO. */
 void log_set_level(enum log_level level);
 enum log_level log_get_level(void);
 /* "error", "warn", "info", "debug"; ERR_INVALID names the word and the choices. */
