@@ -227,8 +227,10 @@ static enum status on_hello(struct link *link, const struct message *message, in
 
     rendezvous_name(rank, link->epoch, name);
     status = rendezvous_hello(&link->rendezvous, name, message);
-    if (status == OK)
-        return rendezvous_welcome(&link->rendezvous, link->channel, name, settings, NULL);
+    if (status == OK) {
+        status = rendezvous_welcome(&link->rendezvous, link->channel, name, settings, NULL);
+        return status == OK ? OK : fail(status, "rank %d: %s", rank, fail_text());
+    }
 
     AUTO_MEM char *refusal = mem_strdup(fail_text());
 
@@ -290,6 +292,9 @@ enum status link_call_all(struct link *link, const char *name, const char *args,
                         message.type->name, name);
         if (reply->status != OK)
             return fail(status_of(reply->status), "rank %d: %s: %s", rank, name, reply->text);
+        if (link->ranks[rank].replied == id)
+            return fail(ERR_MISMATCH, "rank %d replies to %s twice", rank, name);
+        link->ranks[rank].replied = id;
     }
     return OK;
 }

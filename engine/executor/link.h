@@ -15,6 +15,7 @@ struct link_rank {
     int pidfd; /* readable when the process has ended; -1: not ours to watch */
     int64_t heard_ns;
     struct heartbeat heartbeat; /* the last */
+    int64_t replied;            /* the call that it replied to last */
 };
 
 struct link {

@@ -1,0 +1,213 @@
+/* The engine's end of the wire, over a channel that brings what the test has put there. */
+#include "tests/support/expect.h"
+
+#include "engine/executor/link.h"
+#include "proto/base/build_id.h"
+#include "proto/base/clock.h"
+
+enum { EPOCH = 3, MAX_FRAMES = 8 };
+
+/* ---- a channel ------------------------------------------------------------------------------ */
+
+struct script {
+    struct channel channel;
+    struct {
+        const char *peer;
+        struct frame *frame;
+    } inbox[MAX_FRAMES];
+    int32_t num_frames, num_read;
+    int32_t num_sent;
+    bool refuses; /* sends */
+    int64_t now_ns;
+};
+
+static struct script *of(struct channel *channel)
+{
+    return CONTAINER_OF(channel, struct script, channel);
+}
+
+static enum status send_frame(struct channel *channel, const char *peer, struct frame *frame)
+{
+    (void)frame;
+    if (of(channel)->refuses)
+        return fail(ERR_FULL, "%s does not read", peer);
+    of(channel)->num_sent++;
+    return OK;
+}
+
+static bool recv_frame(struct channel *channel, struct received *out)
+{
+    struct script *script = of(channel);
+
+    if (script->num_read == script->num_frames)
+        return false;
+    snprintf(out->peer, sizeof out->peer, "%s", script->inbox[script->num_read].peer);
+    out->data = script->inbox[script->num_read].frame->bytes.data;
+    out->size = script->inbox[script->num_read++].frame->bytes.size;
+    return true;
+}
+
+static void pass_time(struct channel *channel, struct pollfd *fds, size_t num_fds,
+                      int64_t deadline_ns)
+{
+    (void)fds;
+    (void)num_fds;
+    of(channel)->now_ns = deadline_ns;
+}
+
+static int32_t none(struct channel *channel)
+{
+    (void)channel;
+    return 0;
+}
+
+static void leave_alone(struct channel *channel)
+{
+    (void)channel;
+}
+
+static const struct channel_ops ops = {.send = send_frame,
+                                       .recv = recv_frame,
+                                       .poll = pass_time,
+                                       .num_disconnects = none,
+                                       .free = leave_alone};
+
+static void open_script(struct script *script, int32_t world, struct link *link)
+{
+    *script = (struct script){.channel.ops = &ops, .now_ns = 1};
+    clock_simulate(&script->now_ns);
+    link_open(&script->channel, world, EPOCH, link);
+    for (int32_t rank = 0; rank < world; rank++)
+        rendezvous_name(rank, EPOCH, link->rendezvous.ranks[rank].peer);
+}
+
+static void close_script(struct script *script, struct link *link)
+{
+    link_close(link);
+    for (int32_t i = 0; i < script->num_frames; i++)
+        frame_drop(script->inbox[i].frame);
+    clock_simulate(NULL);
+}
+
+static void bring(struct script *script, const char *peer, const struct message_type *type,
+                  int64_t step, const void *body)
+{
+    struct frame *frame = frame_new();
+
+    assert_true(script->num_frames < MAX_FRAMES);
+    expect_ok(message_encode(type, EPOCH, step, body, &frame->bytes));
+    script->inbox[script->num_frames].peer = peer;
+    script->inbox[script->num_frames++].frame = frame;
+}
+
+static void bring_reply(struct script *script, const char *peer, int32_t rank, int64_t id)
+{
+    bring(script, peer, &reply_type, -1, &(struct reply){.id = id, .rank = rank, .text = ""});
+}
+
+/* ---- promises ------------------------------------------------------------------------------- */
+
+static void a_rank_that_cannot_be_welcomed_is_named(void **state)
+{
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_script(&script, 2, &link);
+    script.refuses = true;
+    bring(&script, "1:3", &hello_type, -1,
+          &(struct hello){
+              .rank = 1, .world = 2, .host = "h", .boot_id = "b", .build_id = build_id_text()});
+    expect_fails(link_gather(&link, &(struct executor_options){0}, "{}", INT64_MAX), ERR_FULL,
+                 "rank 1: 1:3 does not read");
+    close_script(&script, &link);
+}
+
+static void a_reply_counts_once_for_each_rank(void **state)
+{
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_script(&script, 2, &link);
+    bring_reply(&script, "1:3", 1, 1);
+    bring_reply(&script, "0:3", 0, 1);
+    expect_ok(link_call_all(&link, "rest", "{}", INT64_MAX));
+    assert_int_equal(script.num_sent, 2);
+
+    bring_reply(&script, "1:3", 1, 2);
+    bring_reply(&script, "1:3", 1, 2);
+    expect_fails(link_call_all(&link, "rest", "{}", INT64_MAX), ERR_MISMATCH,
+                 "rank 1 replies to rest twice");
+
+    bring_reply(&script, "0:3", 0, 2);
+    expect_fails(link_call_all(&link, "rest", "{}", INT64_MAX), ERR_MISMATCH,
+                 "rank 0: reply instead of the reply to rest");
+    close_script(&script, &link);
+}
+
+static void an_answer_to_another_step_is_refused(void **state)
+{
+    static const struct model_runner_output answer = {.num_rows = 1};
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_script(&script, 2, &link);
+    bring(&script, "0:3", &model_runner_output_type, 7, &answer);
+    bring(&script, "0:3", &model_runner_output_type, 7, &answer);
+    bring(&script, "1:3", &model_runner_output_type, 8, &answer);
+    expect_ok(link_collect(&link, 7, INT64_MAX, &output));
+    assert_int_equal(output->num_rows, 1);
+    expect_fails(link_collect(&link, 8, INT64_MAX, &output), ERR_MISMATCH,
+                 "rank 0: model_runner_output of step 7 instead of rank 0's answer to step 8");
+    expect_fails(link_collect(&link, 8, INT64_MAX, &output), ERR_MISMATCH,
+                 "rank 1: model_runner_output of step 8 instead of rank 0's answer to step 8");
+    close_script(&script, &link);
+}
+
+static void silence_and_deadlines_end_the_wait(void **state)
+{
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_script(&script, 2, &link);
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(3000), &output), ERR_TIMEOUT,
+                 "the ranks did not answer in time");
+    bring(&script, "0:3", &heartbeat_type, 6, &(struct heartbeat){.rank = 0, .step = 6});
+    expect_fails(link_collect(&link, 7, INT64_MAX, &output), ERR_TIMEOUT,
+                 "rank 1 has been silent for 11.0 s, last heard in step -1");
+    close_script(&script, &link);
+}
+
+static void strangers_are_not_heard(void **state)
+{
+    static const struct model_runner_output answer = {.num_rows = 1};
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_script(&script, 1, &link);
+    bring(&script, "0:2", &model_runner_output_type, 7, &answer); /* of the epoch before */
+    bring(&script, "5:3", &model_runner_output_type, 7, &answer);
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(50), &output), ERR_TIMEOUT, "in time");
+    assert_int_equal(script.num_read, 2);
+    close_script(&script, &link);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_rank_that_cannot_be_welcomed_is_named),
+        cmocka_unit_test(a_reply_counts_once_for_each_rank),
+        cmocka_unit_test(an_answer_to_another_step_is_refused),
+        cmocka_unit_test(silence_and_deadlines_end_the_wait),
+        cmocka_unit_test(strangers_are_not_heard),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
