@@ -223,7 +223,9 @@ static enum status update_from_output(struct core *core, struct step *step)
 
     core->current = step;
     core->verb = "update_from_output";
-    TRY(scheduler_update_from_output(core->scheduler, &step->plan, step->output, &core->events));
+    if (scheduler_update_from_output(core->scheduler, &step->plan, step->output, &core->events) !=
+        OK)
+        return fail(ERR_MISMATCH, "rank 0: %s", fail_text());
     trace_end("update_from_output", begin_ns, step->id);
     publish(core, &step->plan);
     return OK;
