@@ -525,6 +525,11 @@ bool core_turn(struct core *core)
     return true;
 }
 
+void core_check(const struct core *core)
+{
+    scheduler_check(core->scheduler);
+}
+
 /* Nobody gives orders any more. */
 static void finish(struct core *core)
 {

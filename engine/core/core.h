@@ -35,6 +35,8 @@ MUST_USE enum status core_start(struct core *core);
 bool core_turn(struct core *core);
 /* Without a thread, after a turn without a step: parks until there is an order. */
 void core_wait(struct core *core);
+/* Between two turns: asserts that all that is known of requests and blocks agrees. */
+void core_check(const struct core *core);
 /* Aborts what is left and waits for the thread. NULL is fine. */
 void core_free(struct core *core);
 DEFINE_AUTO_FREE(core)
