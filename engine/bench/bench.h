@@ -15,6 +15,7 @@ struct figure {
     const char *name; /* the JSON key; ends in its unit */
     int decimals;
     const char *help;
+    bool must_be_zero; /* else the exit status is 1 */
 };
 
 struct bench {
@@ -29,6 +30,7 @@ struct bench {
     enum status (*run)(const void *settings, double *figures_out);
 };
 
-extern const struct bench bench_admit, bench_load, bench_null_worker, bench_overlap, bench_rpc, bench_step, bench_wire;
+extern const struct bench bench_admit, bench_load, bench_null_worker, bench_overlap, bench_rpc,
+    bench_simulate, bench_step, bench_wire;
 
 #endif

@@ -1,5 +1,7 @@
 #include "engine/bench/toy_grammar.h"
 
+#include "engine/simulation/random.h"
+
 #include <string.h>
 
 struct toy_grammar {
@@ -8,14 +10,6 @@ struct toy_grammar {
     uint64_t state;
     int32_t num_accepted;
 };
-
-/* The finaliser of splitmix64 (Steele, Lea, Flood 2014). */
-static uint64_t mix(uint64_t x)
-{
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
-    x = (x ^ x >> 27) * 0x94d049bb133111eb;
-    return x ^ x >> 31;
-}
 
 static const struct toy_grammar *of(const struct grammar *grammar)
 {

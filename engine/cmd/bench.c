@@ -5,7 +5,8 @@
 #include <string.h>
 
 static const struct bench *const benches[] = {
-    &bench_step, &bench_admit, &bench_wire, &bench_rpc, &bench_overlap, &bench_load, &bench_null_worker,
+    &bench_step,    &bench_admit, &bench_wire,     &bench_rpc,
+    &bench_overlap, &bench_load,  &bench_simulate, &bench_null_worker,
 };
 
 struct print_settings {
@@ -57,8 +58,8 @@ static bool asks_for_help(int argc, char **argv)
 static void print_json(const struct bench *bench, const double *values)
 {
     for (int i = 0; i < bench->num_figures; i++)
-        printf("%s\"%s\": %.*f", i ? ", " : "{", bench->figures[i].name,
-               bench->figures[i].decimals, values[i]);
+        printf("%s\"%s\": %.*f", i ? ", " : "{", bench->figures[i].name, bench->figures[i].decimals,
+               values[i]);
     puts("}");
 }
 
@@ -79,6 +80,9 @@ static enum status run_bench(const struct bench *bench, const struct option_set 
     TRY(bench->run(sets[0].target, values));
     if (bench->num_figures > 0)
         (print->json ? print_json : print_figures)(bench, values);
+    for (int i = 0; i < bench->num_figures; i++)
+        if (bench->figures[i].must_be_zero && values[i] != 0)
+            return fail(ERR_MISMATCH, "%.0f %s", values[i], bench->figures[i].name);
     return OK;
 }
 

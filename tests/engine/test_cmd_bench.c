@@ -124,11 +124,32 @@ static void what_cannot_be_measured_is_refused(void **state)
     expect_refusal("null-worker", "--engine is missing");
 }
 
+static void simulate_finds_no_difference_and_names_its_seed(void **state)
+{
+    AUTO_CLOSE(bytes) struct bytes out = {0}, again = {0};
+    json_t *figures;
+
+    (void)state;
+    assert_int_equal(run("simulate --seed 400 --steps 2000 --json", &out), 0);
+    assert_int_equal(run("simulate --seed 400 --steps 2000 --json", &again), 0);
+    assert_string_equal(bytes_text(&out), bytes_text(&again));
+    figures = json_loads(bytes_text(&out), 0, NULL);
+    assert_int_equal(json_object_size(figures), 4);
+    assert_true(json_integer_value(json_object_get(figures, "steps")) >= 2000);
+    assert_true(json_is_integer(json_object_get(figures, "differences")));
+    assert_int_equal(json_integer_value(json_object_get(figures, "differences")), 0);
+    assert_true(json_integer_value(json_object_get(figures, "faults_injected")) > 0);
+    assert_int_equal(json_integer_value(json_object_get(figures, "seed")), 400);
+    json_decref(figures);
+    expect_refusal("simulate --steps 0", "--steps must be 1 to");
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(step_measures_both_halves_in_sync_and_async),
     cmocka_unit_test(admit_takes_prompts_of_any_length),
     cmocka_unit_test(wire_of_256_decodes_is_less_than_2_kb),
     cmocka_unit_test(rpc_goes_through_processes),
+    cmocka_unit_test(simulate_finds_no_difference_and_names_its_seed),
     cmocka_unit_test(people_get_a_line_a_figure),
     cmocka_unit_test(help_names_the_benches_that_are_for_people),
     cmocka_unit_test(what_cannot_be_measured_is_refused),
