@@ -115,7 +115,7 @@ struct attention_args {
 /* One token to draw on a device. */
 struct draw_args {
     int32_t vocab_size;
-    uint64_t seed;           /* of the request; 0: it is greedy */
+    uint64_t seed;           /* of the request, its prompt included */
     int32_t previous;        /* the token before */
     int32_t position;        /* of the token that is drawn */
     const uint32_t *bitmask; /* bit t % 32 of word t / 32 set: token t is allowed; NULL: all are */

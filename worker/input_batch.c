@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <string.h>
+#include <xxhash.h>
 
 enum { NUM_STAGING = 2 };
 
@@ -11,6 +12,7 @@ enum { NUM_STAGING = 2 };
 struct slot {
     bool is_used;
     int32_t num_prompt;
+    uint64_t prompt_hash;
     int32_t num_known;    /* tokens that came over the wire */
     int32_t num_expected; /* num_known, and what the staged steps sample */
     int32_t num_computed; /* tokens whose KV is there once the staged steps have run */
@@ -275,6 +277,8 @@ static void add_request(struct input_batch *batch, const struct new_request *req
     arena_reset(&slot->arena);
     slot->is_used = true;
     slot->num_prompt = request->num_prompt_token_ids;
+    slot->prompt_hash = XXH3_64bits(request->prompt_token_ids,
+                                    (size_t)slot->num_prompt * sizeof *request->prompt_token_ids);
     slot->num_known = request->num_prompt_token_ids + request->num_output_token_ids;
     slot->num_expected = slot->num_known;
     slot->num_blocks = request->num_block_ids;
@@ -393,4 +397,9 @@ const int32_t *input_batch_tokens(const struct input_batch *batch, int32_t slot,
 {
     *num_prompt_out = batch->slots[slot].num_prompt;
     return tokens_of(batch, slot);
+}
+
+uint64_t input_batch_prompt_hash(const struct input_batch *batch, int32_t slot)
+{
+    return batch->slots[slot].prompt_hash;
 }

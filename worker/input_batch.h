@@ -69,5 +69,7 @@ const struct sampling_params *input_batch_params(const struct input_batch *batch
 /* tokens: [position] prompt, then output. */
 const int32_t *input_batch_tokens(const struct input_batch *batch, int32_t slot,
                                   int32_t *num_prompt_out);
+/* The same for the same prompt, also when it comes back from preemption. */
+uint64_t input_batch_prompt_hash(const struct input_batch *batch, int32_t slot);
 
 #endif

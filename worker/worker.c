@@ -202,19 +202,23 @@ static void add_logprobs(struct output_columns *columns, int32_t i,
     columns->num_logprobs += 1 + result->num_top;
 }
 
-/* On a device that has no logits. */
+/* On a device that has no logits. The prompt takes part, for logits would tell it: greedy requests
+ * whose tokens meet at one place must not go on as one. */
 static struct sampler_result draw_row(struct worker *worker, const struct staged_sample *sample,
                                       const int32_t *tokens, const uint32_t *bitmask)
 {
     const struct kernels *kernels = device_kernels(worker->device);
     const struct sampling_params *params = input_batch_params(worker->batch, sample->slot);
+    uint64_t seed = input_batch_prompt_hash(worker->batch, sample->slot);
 
+    if (!sampling_params_is_greedy(params))
+        seed += (uint64_t)params->seed;
     return (struct sampler_result){
         .token = kernels->draw(
             worker->device,
             &(struct draw_args){
                 .vocab_size = model_file_config(worker->file)->vocab_size,
-                .seed = sampling_params_is_greedy(params) ? 0 : (uint64_t)params->seed,
+                .seed = seed,
                 .previous = tokens[sample->position - 1],
                 .position = sample->position,
                 .bitmask = bitmask,

@@ -23,8 +23,8 @@ REQUESTS = tandem.write_lines("requests.jsonl", [
      "ignore_eos": True, "temperature": 0} for i in range(12)])
 
 
-def answers(*args, sim=FREE):
-    rc, out, err = tandem.run("generate", "--sim", sim, "--requests", REQUESTS, "--json", *args)
+def answers(*args, sim=FREE, requests=REQUESTS):
+    rc, out, err = tandem.run("generate", "--sim", sim, "--requests", requests, "--json", *args)
     assert rc == 0, err
     lines = sorted((json.loads(line) for line in out.splitlines()), key=lambda line: line["index"])
     assert len(lines) == 12
@@ -40,6 +40,16 @@ class Sim(unittest.TestCase):
                      ["--tp", 8], ["--executor", "multiproc"], ["--max-num-batched-tokens", 16],
                      ["--num-gpu-blocks-override", 16, "--max-model-len", 200, "--tp", 3]):
             self.assertEqual(answers(*args)[0], alone, args)
+
+    def test_requests_whose_tokens_meet_go_on_apart(self):
+        # One length and one last token: only the prompts' beginnings tell them apart.
+        requests = tandem.write_lines("meet.jsonl", [
+            {"prompt_token_ids": [i // 2, 9, 9], "max_tokens": 20, "ignore_eos": True,
+             "temperature": 0} for i in range(12)])
+        ids, _ = answers(requests=requests)
+        self.assertEqual(len({tuple(x) for x in ids}), 6)
+        self.assertEqual(ids[0::2], ids[1::2])
+        self.assertGreater(len({x[0] for x in ids}), 3)
 
     def test_the_file_says_how_many_ranks_there_are(self):
         self.assertIn("ranks:       4,", answers(sim=sim_file("four.json", tp=4))[1])
