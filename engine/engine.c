@@ -74,7 +74,7 @@ enum status engine_new(const struct config *config, const struct model_file *mod
                       &executor));
     engine->is_one_process = executor->ops == &executor_uniproc;
     engine->max_model_len = executor->info.max_model_len;
-    engine->vocab_size = model_file_config(model)->vocab_size;
+    engine->vocab_size = model_file_vocabulary(model)->num_tokens;
     engine->block_size = config->block_size;
     engine->num_blocks = executor->info.num_kv_blocks;
     TRY(core_new(&(struct core_options){.config = config,

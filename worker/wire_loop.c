@@ -226,7 +226,7 @@ static enum status start(struct wire *wire)
     if (config->trace)
         TRY(trace_start(TRACE_SPANS));
     trace_name_thread("wire");
-    TRY(model_file_open(config_model_path(config), &wire->model));
+    TRY(config_open_model(config, &wire->model));
     if (config->sim)
         TRY(sim_file_read(config->sim, &wire->sim, &tp));
     return worker_new(&(struct worker_options){.rank = options->rank,

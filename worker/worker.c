@@ -217,7 +217,7 @@ static struct sampler_result draw_row(struct worker *worker, const struct staged
         .token = kernels->draw(
             worker->device,
             &(struct draw_args){
-                .vocab_size = model_file_config(worker->file)->vocab_size,
+                .vocab_size = model_file_vocabulary(worker->file)->num_tokens,
                 .seed = seed,
                 .previous = tokens[sample->position - 1],
                 .position = sample->position,
@@ -440,7 +440,7 @@ enum status worker_new(const struct worker_options *options, const struct model_
         .max_num_seqs = options->max_num_seqs,
         .max_batched_tokens = options->max_batched_tokens,
         .max_model_len = options->max_model_len,
-        .vocab_size = model_file_config(model)->vocab_size,
+        .vocab_size = model_file_vocabulary(model)->num_tokens,
     };
 
     worker->options = *options;
@@ -600,7 +600,7 @@ static enum status take_bitmasks(struct worker *worker, const struct staged_step
     uint8_t *bits = NULL;
 
     if (num_masks > 0) {
-        TRY(grammar_output_check(grammar, model_file_config(worker->file)->vocab_size));
+        TRY(grammar_output_check(grammar, model_file_vocabulary(worker->file)->num_tokens));
         arena_reset(&slot->grammar_arena);
         bits = arena_alloc(&slot->grammar_arena, (size_t)grammar->num_bitmask_bytes);
         memcpy(bits, grammar->bitmask, (size_t)grammar->num_bitmask_bytes);

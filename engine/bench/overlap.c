@@ -191,7 +191,7 @@ static enum status run_core(const struct overlap_settings *settings, const struc
 {
     struct mailbox outputs = {0};
     struct core *core = NULL;
-    int32_t vocab_size = model_file_config(model)->vocab_size;
+    int32_t vocab_size = model_file_vocabulary(model)->num_tokens;
     enum status status;
 
     TRY(mailbox_open(&outputs, 1 << 20));
@@ -269,7 +269,7 @@ static enum status run(const void *user, double *figures_out)
 
     TRY(parse_config(settings, &config));
     log_set_level(LOG_WARN);
-    TRY(model_file_open(config_model_path(&config), &model));
+    TRY(config_open_model(&config, &model));
     TRY(executor_open(&(struct executor_options){.config = &config, .model = model}, &self.inner));
     self.executor.info = self.inner->info;
     TRY(run_core(settings, &config, model, &self));

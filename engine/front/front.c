@@ -102,7 +102,7 @@ enum status front_open(const struct config *config,
     enum status status;
 
     trace_name_thread("front");
-    TRY(model_file_open(config_model_path(config), &front->model));
+    TRY(config_open_model(config, &front->model));
     start_text_job(&job);
     status = engine_new(config, front->model, progress, user, &front->engine);
     if (status != OK) { /* whatever the text has met, this came first */

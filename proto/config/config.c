@@ -9,7 +9,8 @@
 #define ROW(member, ...) OPTION(struct config, member, __VA_ARGS__)
 static const struct option options[] = {
     ROW(model, OPTION_TEXT, NULL, "the model to run", .value = "FILE", .group = "Model"),
-    ROW(sim, OPTION_TEXT, NULL, "in place of a model: a device that only takes time, and its shapes",
+    ROW(sim, OPTION_TEXT, NULL,
+        "a device that only takes time, and a model's shape; of --model there are only the words",
         .value = "FILE"),
     ROW(served_model_name, OPTION_TEXT, NULL, "its name for clients"),
     ROW(chat_template, OPTION_TEXT, NULL, "a chat template in place of the model's own",
@@ -100,15 +101,25 @@ const char *config_model_path(const struct config *config)
     return config->sim ? config->sim : config->model;
 }
 
+enum status config_open_model(const struct config *config, struct model_file **out)
+{
+    AUTO_FREE(model_file) struct model_file *file = NULL;
+
+    TRY(model_file_open(config_model_path(config), &file));
+    if (model_file_is_simulated(file) && !config->sim)
+        return fail(ERR_INVALID, "%s describes a simulated device: give it to --sim", config->model);
+    if (config->sim && config->model)
+        TRY(model_file_take_vocabulary(file, config->model));
+    *out = give(file);
+    return OK;
+}
+
 /* What depends on a file that was named. */
 static enum status settle(struct config *config)
 {
     struct sim_device device;
     int32_t tp = 1;
 
-    if (config->sim && config->model)
-        return fail(ERR_INVALID, "--sim brings its own model: --model %s can't be there too",
-                    config->model);
     if (config->sim)
         TRY(sim_file_read(config->sim, &device, &tp));
     if (config->tp == 0)

@@ -10,6 +10,7 @@
 #define PROTO_CONFIG_CONFIG_H
 
 #include "proto/config/option.h"
+#include "proto/model/model_file.h"
 
 enum { KV_BLOCK_SIZE = 16, MAX_RANKS = 256 }; /* tokens in a KV block */
 
@@ -78,6 +79,9 @@ MUST_USE enum status config_parse(struct config *config, const struct option_set
                                   char *const *argv);
 /* The file of what runs: the model's, or the simulated device's; NULL: none was given. */
 const char *config_model_path(const struct config *config);
+/* Opens it. Of a simulated device's shape and a model the words are the model's. ERR_INVALID: that model
+ * has too many; or the model is a description of a device. Else as model_file_open. */
+MUST_USE enum status config_open_model(const struct config *config, struct model_file **out);
 /* Do the settings go together? */
 MUST_USE enum status config_check(const struct config *config);
 

@@ -70,10 +70,28 @@ enum status model_file_open(const char *path, struct model_file **out)
     return OK;
 }
 
+enum status model_file_take_vocabulary(struct model_file *file, const char *path)
+{
+    AUTO_FREE(model_file) struct model_file *words = NULL;
+
+    ASSERT(!file->words);
+    TRY(model_file_open(path, &words));
+    if (words->is_simulated)
+        return fail(ERR_INVALID, "words come from a model file, not a description of a device: %s",
+                    path);
+    if (words->vocabulary.num_tokens > file->config.vocab_size)
+        return fail(ERR_INVALID, "%s has %d tokens; there are logits for %d", path,
+                    words->vocabulary.num_tokens, file->config.vocab_size);
+    file->vocabulary = words->vocabulary;
+    file->words = give(words);
+    return OK;
+}
+
 void model_file_free(struct model_file *file)
 {
     if (!file)
         return;
+    model_file_free(file->words);
     file_map_close(&file->map);
     arena_close(&file->arena);
     mem_free(file);
@@ -84,6 +102,11 @@ void model_file_free(struct model_file *file)
 void model_file_drop_pages(const struct model_file *file)
 {
     file_map_drop_pages(&file->map);
+}
+
+bool model_file_is_simulated(const struct model_file *file)
+{
+    return file->is_simulated;
 }
 
 const struct model_config *model_file_config(const struct model_file *file)

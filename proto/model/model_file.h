@@ -41,7 +41,7 @@ struct model_config {
     int32_t num_heads;
     int32_t num_kv_heads;
     int32_t head_dim;
-    int32_t vocab_size;
+    int32_t vocab_size; /* logits of a row; tokens are below vocabulary.num_tokens, which is no more */
     int32_t max_position;    /* context length the model was trained for */
     float rms_norm_eps;
     float rope_theta;
@@ -91,6 +91,15 @@ DEFINE_AUTO_FREE(model_file)
  * and is read again where it is touched. */
 void model_file_drop_pages(const struct model_file *file);
 
+/*
+ * Puts the vocabulary of another model file, and with it the chat template, in the place of the file's own:
+ * a simulated model has a shape and no words. ERR_INVALID: there are more tokens than logits;
+ * else as model_file_open. Before anybody has the old one.
+ */
+MUST_USE enum status model_file_take_vocabulary(struct model_file *file, const char *path);
+
+/* It describes a simulated device (sim.h); its weights are zeros. */
+bool model_file_is_simulated(const struct model_file *file);
 const struct model_config *model_file_config(const struct model_file *file);
 const struct vocabulary *model_file_vocabulary(const struct model_file *file);
 

@@ -20,11 +20,13 @@ struct model_file {
     int32_t num_tensors;
     const struct tensor **by_name; /* [num_tensors] sorted, filled by model_file.c */
     struct arena arena;            /* holds what the map does not: names, views, the arrays above */
+    bool is_simulated;
+    struct model_file *words; /* whose vocabulary this file has taken; NULL: it has its own */
 };
 
 /* Sentences lack the path, which model_file_open puts in front. */
 MUST_USE enum status gguf_read(struct model_file *file);
-/* Puts a mapping of zeros in the place of the file's. */
+/* Puts a mapping of zeros in the place of the file's, and marks it as simulated. */
 MUST_USE enum status sim_read(struct model_file *file);
 
 #endif

@@ -377,6 +377,7 @@ enum status sim_read(struct model_file *file)
     enum status status;
 
     TRY(parse(file->map.data, file->map.bytes, &root));
+    file->is_simulated = true;
     status = read_model(file, root);
     json_decref(root);
     return status;

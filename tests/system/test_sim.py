@@ -63,10 +63,32 @@ class Sim(unittest.TestCase):
         self.assertGreater(time.monotonic() - start, 10 * 0.026)
         self.assertEqual(json.loads(out)["prompt_token_ids"], [ord("h"), ord("i")])
 
-    def test_a_model_beside_it_or_a_file_that_does_not_fit_is_refused(self):
-        for args, words in ((["--model", "x.gguf"], "--sim brings its own model"),
-                            (["--tp", 16], "at most 8")):
-            rc, _, err = tandem.run("generate", "--sim", FREE, "--prompt", "x", *args)
+    def test_a_model_beside_it_lends_its_words_and_its_template(self):
+        model = tandem.make_tiny_model()
+        ask = ["--prompt", "hello", "--max-tokens", 40, "--ignore-eos", "--json"]
+        _, out, _ = tandem.run("generate", "--model", model, *ask)
+        real = json.loads(out)
+        for args in (["--tp", 1], ["--tp", 2]):
+            rc, out, err = tandem.run("generate", "--sim", FREE, "--model", model, *ask, *args)
+            self.assertEqual(rc, 0, err)
+            answer = json.loads(out)
+            self.assertEqual(answer["prompt_token_ids"], real["prompt_token_ids"])
+            self.assertEqual(len(answer["token_ids"]), 40)
+            self.assertLess(max(answer["token_ids"]), 300)  # words; there are logits for 1000
+        rc, out, err = tandem.run("generate", "--sim", FREE, "--model", model, "--chat", *ask)
+        self.assertEqual(rc, 0, err)
+        self.assertGreater(len(json.loads(out)["prompt_token_ids"]), len(real["prompt_token_ids"]))
+
+    def test_what_does_not_fit_is_refused(self):
+        model = tandem.make_tiny_model()
+        narrow = tandem.write("narrow.json", json.dumps(
+            {"device": DEVICE, "model": {**SHAPE, "vocab_size": 257}, "tp": 1}))
+        for args, words in ((["--sim", FREE, "--tp", 16], "at most 8"),
+                            (["--sim", FREE, "--model", "x.gguf"], "x.gguf: No such file"),
+                            (["--sim", narrow, "--model", model], "there are logits for 257"),
+                            (["--sim", FREE, "--model", FREE], "a model file, not a description"),
+                            (["--model", FREE], "give it to --sim")):
+            rc, _, err = tandem.run("generate", "--prompt", "x", *args)
             self.assertNotEqual(rc, 0)
             self.assertIn(words, err)
         rc, _, err = tandem.run("generate", "--sim", tandem.write("bad.json", "{\"device\": 1}"),
