@@ -1,7 +1,6 @@
 /*
  * bench load: the whole engine under clients that come again and again, on a model or on a device
- * that
- * --sim describes. Without --http they submit tokens to the engine; with it they stream
+ * that --sim describes. Without --http they submit tokens to the engine; with it they stream
  * completions.
  */
 #include "engine/bench/bench.h"

@@ -1,7 +1,6 @@
 /*
  * bench overlap: does the device wait for the engine? The real core and the real ranks, on a device
- * that
- * --sim describes; what is measured is that device's own account of its time.
+ * that --sim describes; what is measured is that device's own account of its time.
  */
 #include "engine/bench/bench.h"
 #include "engine/bench/decode_load.h"
@@ -33,8 +32,8 @@ struct watched_executor {
     int32_t num_tokens[2]; /* of the steps in flight, by step & 1 */
     int32_t num_wanted;    /* steps to write down */
     struct samples idle, busy;
-    int64_t first_ns,
-        last_ns; /* of the first that is written down, the one before it; of the last */
+    int64_t first_ns;         /* when the step before the first of them was answered */
+    int64_t last_ns;          /* when the last was */
     _Atomic int32_t num_full; /* steps in which all decode, warm-up included */
 };
 

@@ -86,8 +86,8 @@ enum status sim_device_new(const struct sim_device *is_like, struct device **out
 {
     struct sim *sim = mem_new(struct sim);
 
-    prctl(PR_SET_TIMERSLACK, 1, 0, 0,
-          0); /* this thread will wait for the stream to the microsecond */
+    /* This thread will wait for the stream to the microsecond. */
+    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
     sim->device = (struct device){.ops = &sim_ops, .kernels = &kernels_sim};
     sim->is_like = *is_like;
     *out = &sim->device;

@@ -81,10 +81,9 @@ static enum status read_numbers(const json_t *root, const char *part, const stru
 
     if (!json_is_object(object))
         return fail(ERR_CORRUPT, "\"%s\" is missing, or is no object", part);
-    json_object_foreach((json_t *)object, key,
-                        value) if (!is_known(key, keys, num_keys,
-                                             texts)) return fail(ERR_CORRUPT, "%s.%s is not known",
-                                                                 part, key);
+    json_object_foreach ((json_t *)object, key, value)
+        if (!is_known(key, keys, num_keys, texts))
+            return fail(ERR_CORRUPT, "%s.%s is not known", part, key);
     for (size_t i = 0; i < num_keys; i++) {
         const json_t *number = json_object_get(object, keys[i].name);
         double x = json_number_value(number);
@@ -125,10 +124,9 @@ static enum status read_root(const json_t *root, struct sim_device *device_out, 
 
     if (!json_is_object(root))
         return fail(ERR_CORRUPT, "is no JSON object");
-    json_object_foreach((json_t *)root, key,
-                        value) if (strcmp(key, "device") != 0 && strcmp(key, "model") != 0 &&
-                                   strcmp(key, "tp") != 0) return fail(ERR_CORRUPT,
-                                                                       "\"%s\" is not known", key);
+    json_object_foreach ((json_t *)root, key, value)
+        if (strcmp(key, "device") != 0 && strcmp(key, "model") != 0 && strcmp(key, "tp") != 0)
+            return fail(ERR_CORRUPT, "\"%s\" is not known", key);
     TRY(read_numbers(root, "device", device_keys, COUNT_OF(device_keys), device_texts, device_out));
     if (tp < 1 || tp > MAX_TP)
         return fail(ERR_CORRUPT, "\"tp\" is missing, or is no number of ranks from 1 to %d",
@@ -264,9 +262,9 @@ static enum status map_zeros(struct model_file *file)
 
     for (int32_t i = 0; i < file->num_tensors; i++) {
         const struct tensor *tensor = &file->tensors[i];
+        int64_t row_bytes = tensor_row_bytes(tensor->type, tensor->num_columns);
 
-        most = MAX(
-            most, (size_t)(tensor_row_bytes(tensor->type, tensor->num_columns) * tensor->num_rows));
+        most = MAX(most, (size_t)(row_bytes * tensor->num_rows));
     }
 
     void *zeros = mmap(NULL, most, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -295,8 +293,7 @@ static enum status add_tensors(struct model_file *file, enum tensor_type type)
     return map_zeros(file);
 }
 
-/* GPT-2's letters for bytes: those that can be seen stand for themselves, the others for U+0100 on.
- */
+/* GPT-2's letters for bytes: those that can be seen stand for themselves, others for U+0100 on. */
 static int letter_of(int byte, int *num_unseen)
 {
     bool is_seen = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
