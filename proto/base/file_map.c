@@ -93,7 +93,7 @@ static enum status map_descriptor(int fd, struct file_map *out)
 
 enum status file_map_open(const char *path, struct file_map *out)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
     enum status status;
 
     if (fd < 0)

@@ -71,7 +71,18 @@ static bool is_known(const char *key, const struct sim_key *keys, size_t num_key
     return false;
 }
 
-/* Every key must be there, and no other but those of `texts`. */
+static enum status check_texts(const json_t *object, const char *part, const char *const *texts)
+{
+    for (; *texts; texts++) {
+        const json_t *text = json_object_get(object, *texts);
+
+        if (text && !json_is_string(text))
+            return fail(ERR_CORRUPT, "%s.%s is no text", part, *texts);
+    }
+    return OK;
+}
+
+/* Every key must be there, and no other but those of `texts`, which may be. */
 static enum status read_numbers(const json_t *root, const char *part, const struct sim_key *keys,
                                 size_t num_keys, const char *const *texts, void *out)
 {
@@ -84,6 +95,7 @@ static enum status read_numbers(const json_t *root, const char *part, const stru
     json_object_foreach ((json_t *)object, key, value)
         if (!is_known(key, keys, num_keys, texts))
             return fail(ERR_CORRUPT, "%s.%s is not known", part, key);
+    TRY(check_texts(object, part, texts));
     for (size_t i = 0; i < num_keys; i++) {
         const json_t *number = json_object_get(object, keys[i].name);
         double x = json_number_value(number);
@@ -150,16 +162,12 @@ static enum status parse(const void *data, size_t size, json_t **out)
 
 enum status sim_file_read(const char *path, struct sim_device *device_out, int32_t *tp_out)
 {
-    AUTO_CLOSE(bytes) struct bytes text = {0};
-    FILE *f = fopen(path, "rbe");
+    AUTO_CLOSE(file_map) struct file_map map = {0};
     json_t *root = NULL;
-    enum status status;
+    enum status status = file_map_open(path, &map);
 
-    if (!f)
-        return fail(ERR_NOT_FOUND, "%s: %m", path);
-    text.size = fread(bytes_reserve(&text, MAX_FILE_BYTES + 1), 1, MAX_FILE_BYTES + 1, f);
-    fclose(f);
-    status = parse(text.data, text.size, &root);
+    if (status == OK)
+        status = parse(map.data, map.bytes, &root);
     if (status == OK)
         status = read_root(root, device_out, tp_out);
     json_decref(root);

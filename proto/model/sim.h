@@ -28,8 +28,8 @@ struct sim_device {
     double link_bytes_per_s;   /* of one device, in one direction */
 };
 
-/* The device and the number of ranks of a file. ERR_NOT_FOUND, ERR_IO, ERR_CORRUPT: a sentence that
- * names the path and the key. */
+/* The device and the number of ranks of a file. ERR_NOT_FOUND, ERR_IO, ERR_UNSUPPORTED (no regular
+ * file), ERR_CORRUPT: a sentence that names the path and the key. */
 MUST_USE enum status sim_file_read(const char *path, struct sim_device *device_out,
                                    int32_t *tp_out);
 

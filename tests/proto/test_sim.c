@@ -3,6 +3,7 @@
 #include "proto/model/model_file.h"
 #include "proto/model/sim.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 static char path[64];
@@ -82,6 +83,7 @@ static void what_does_not_fit_is_refused_by_name(void **state)
          "model.weight_type is \"BF17\""},
         {"{" DEVICE ",\"model\":{\"weight_type\":\"Q4_K\"," SHAPE "},\"tp\":1}",
          "has 64 columns; Q4_K has blocks of 256"},
+        {"{\"device\":{\"name\":[1]}," MODEL ",\"tp\":1}", "device.name is no text"},
         {"{\"device\":{\"memory_gb\":-1}," MODEL ",\"tp\":1}",
          "device.memory_gb is -1; it must be 0.001 to 1e+06"},
         {"{\"device\":{\"memory_gb\":\"8\"}," MODEL ",\"tp\":1}",
@@ -100,11 +102,27 @@ static void what_does_not_fit_is_refused_by_name(void **state)
         expect_fails(model_file_open(path, &file), ERR_CORRUPT, rows[i].sentence);
         assert_non_null(strstr(fail_text(), path));
     }
+}
+
+static void what_is_no_file_is_refused_and_not_waited_for(void **state)
+{
     struct sim_device device;
+    struct model_file *file;
     int32_t tp;
 
+    (void)state;
     expect_fails(sim_file_read("/nonexistent.json", &device, &tp), ERR_NOT_FOUND,
                  "/nonexistent.json");
+    write_file("");
+    expect_fails(sim_file_read(path, &device, &tp), ERR_CORRUPT, "is empty");
+    expect_fails(sim_file_read("/", &device, &tp), ERR_UNSUPPORTED, "is not a regular file");
+
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkfifo(path, 0600), 0); /* nobody writes to it */
+    expect_fails(sim_file_read(path, &device, &tp), ERR_UNSUPPORTED, "is not a regular file");
+    expect_fails(model_file_open(path, &file), ERR_UNSUPPORTED, "is not a regular file");
+    assert_int_equal(unlink(path), 0);
+    write_file(GOOD);
 }
 
 static int remove_file(void **state)
@@ -119,6 +137,7 @@ int main(void)
         cmocka_unit_test(a_file_says_what_the_device_is_like),
         cmocka_unit_test(it_is_a_model_of_zeros_with_a_vocabulary_of_bytes),
         cmocka_unit_test(what_does_not_fit_is_refused_by_name),
+        cmocka_unit_test(what_is_no_file_is_refused_and_not_waited_for),
     };
 
     return cmocka_run_group_tests(tests, NULL, remove_file);
