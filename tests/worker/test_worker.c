@@ -2,6 +2,7 @@
 #include "tests/support/expect.h"
 
 #include "tests/support/plan_sheet.h"
+#include "proto/base/clock.h"
 #include "tests/support/tiny_model.h"
 #include "worker/worker.h"
 
@@ -294,6 +295,97 @@ static void a_mask_that_allows_nothing_samples_no_token(void **state)
     stop(&rank);
 }
 
+/* ---- a device that runs behind -------------------------------------------------------------- */
+
+static char sim_path[64];
+
+static void start_behind(struct rank *rank, double kernel_overhead_ns)
+{
+    struct sim_device is_like = {.memory_bytes = 1e9, .kernel_overhead_ns = kernel_overhead_ns};
+    struct worker_memory memory;
+
+    expect_ok(model_file_open(sim_path, &rank->file));
+    expect_ok(worker_new(&(struct worker_options){.world = 1,
+                                                  .sim = &is_like,
+                                                  .max_num_seqs = 4,
+                                                  .max_batched_tokens = 64,
+                                                  .max_model_len = 128},
+                         rank->file, &rank->worker));
+    expect_ok(worker_wait_loaded(rank->worker, &memory));
+    expect_ok(worker_initialize_kv_cache(rank->worker, NUM_BLOCKS));
+}
+
+static void write_sim_file(void)
+{
+    FILE *f;
+
+    snprintf(sim_path, sizeof sim_path, "/tmp/tandem-test-worker-%d.json", (int)getpid());
+    f = fopen(sim_path, "w");
+    assert_non_null(f);
+    fputs("{\"device\":{\"memory_gb\":1,\"memory_gb_per_s\":0,\"tflops\":0,"
+          "\"kernel_overhead_us\":0,\"link_latency_us\":0,\"link_gb_per_s\":0},"
+          "\"model\":{\"weight_type\":\"BF16\",\"num_layers\":1,\"hidden_size\":64,"
+          "\"intermediate_size\":64,\"num_heads\":2,\"num_kv_heads\":2,\"head_dim\":32,"
+          "\"vocab_size\":300,\"max_position\":128},\"tp\":1}",
+          f);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void the_next_step_is_launched_and_none_is_answered_before_its_time(void **state)
+{
+    struct rank rank = {0};
+
+    (void)state;
+    write_sim_file();
+    start_behind(&rank, 3600e9); /* an hour a kernel */
+    prepare_and_execute(&rank, 0);
+    expect_ok(worker_sample(rank.worker, 0, NULL));
+    prepare_and_execute(&rank, 1);
+    expect_ok(worker_sample(rank.worker, 1, NULL));
+
+    struct pollfd fd = {.fd = worker_output_fd(rank.worker), .events = POLLIN};
+
+    assert_int_equal(poll(&fd, 1, 100), 0);
+    stop(&rank); /* and nobody waits for the hours */
+    unlink(sim_path);
+}
+
+static void steps_launched_ahead_have_the_tokens_of_steps_alone(void **state)
+{
+    enum { NUM_STEPS = 24 };
+    struct rank alone = {0}, ahead = {0};
+    int32_t tokens[NUM_STEPS];
+
+    (void)state;
+    write_sim_file();
+    start_behind(&alone, 50e3);
+    for (int64_t step = 0; step < NUM_STEPS; step++) {
+        int64_t start_ns = clock_now_ns(), answered;
+        const struct model_runner_output *output;
+
+        prepare_and_execute(&alone, step);
+        expect_ok(worker_sample(alone.worker, step, NULL));
+        expect_ok(worker_collect(alone.worker, true, &answered, &output));
+        assert_int_equal(answered, step);
+        tokens[step] = output->sampled_token_ids[0];
+        /* A layer has more than 10 kernels. */
+        assert_true(output->execute_ns > 10 * 50000 && output->idle_ns >= 0);
+        assert_true(clock_now_ns() - start_ns >= output->execute_ns + output->sample_ns);
+    }
+    stop(&alone);
+
+    start_behind(&ahead, 50e3);
+    for (int64_t step = 0; step < NUM_STEPS; step++) {
+        prepare_and_execute(&ahead, step);
+        expect_ok(worker_sample(ahead.worker, step, NULL)); /* before the last is answered */
+        if (step > 0)
+            assert_int_equal(collect(&ahead, step - 1), tokens[step - 1]);
+    }
+    assert_int_equal(collect(&ahead, NUM_STEPS - 1), tokens[NUM_STEPS - 1]);
+    stop(&ahead);
+    unlink(sim_path);
+}
+
 /* ---- life ----------------------------------------------------------------------------------- */
 
 static void the_answer_is_announced_by_the_descriptor(void **state)
@@ -382,6 +474,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_refused_plan_leaves_the_step_to_be_prepared),
     cmocka_unit_test(nothing_is_sampled_without_the_mask_that_is_due),
     cmocka_unit_test(a_mask_that_allows_nothing_samples_no_token),
+    cmocka_unit_test(the_next_step_is_launched_and_none_is_answered_before_its_time),
+    cmocka_unit_test(steps_launched_ahead_have_the_tokens_of_steps_alone),
     cmocka_unit_test(the_answer_is_announced_by_the_descriptor),
     cmocka_unit_test(a_worker_may_be_freed_at_any_moment),
     cmocka_unit_test(a_rank_that_cannot_load_says_why),
