@@ -14,6 +14,7 @@ struct theme {
     token_id eos;
     int64_t gap_max_ns; /* between arrivals */
     int32_t prompt_max, output_max;
+    int32_t zero_percent; /* of the tokens of prompts: memory that nobody wrote to looks like it */
     int32_t chat_percent, grammar_percent, abort_percent, salt_percent;
 };
 
@@ -58,7 +59,9 @@ static void draw_prompt(struct scenario *scenario, struct random *random, const 
     num_more =
         MIN((int32_t)random_between(random, num_shared == 0, theme->prompt_max), most - num_shared);
     for (int32_t i = 0; i < num_more; i++)
-        prompt[num_shared + i] = random_below(random, scenario->vocab_size);
+        prompt[num_shared + i] = random_chance(random, theme->zero_percent)
+                                     ? 0
+                                     : random_below(random, scenario->vocab_size);
     client->prompt = prompt;
     client->num_prompt = num_shared + num_more;
     client->cache_salt = random_chance(random, theme->salt_percent) ? "salt" : NULL;
@@ -123,6 +126,7 @@ static void draw_clients(struct scenario *scenario, struct random *random)
         .gap_max_ns = is_idle_between ? 15000 * MS : random_between(random, 1, 20 * MS),
         .prompt_max = (int32_t)random_between(random, 1, scenario->max_model_len - 1),
         .output_max = (int32_t)random_between(random, 1, 80),
+        .zero_percent = random_chance(random, 50) ? 50 : 0,
         .chat_percent = random_chance(random, 50) ? random_below(random, 101) : 0,
         .grammar_percent = random_chance(random, 50) ? random_below(random, 101) : 0,
         .abort_percent = random_chance(random, 60) ? random_below(random, 60) : 0,
