@@ -181,7 +181,7 @@ static enum status execute_model(struct worker *worker, int64_t step)
 
 /* The columns of the answer while it grows. */
 struct output_columns {
-    int32_t *slots, *tokens, *logprob_counts, *ranks, *logprob_tokens;
+    int32_t *slots, *positions, *tokens, *logprob_counts, *ranks, *logprob_tokens;
     float *logprobs;
     int32_t num_logprobs;
 };
@@ -272,6 +272,7 @@ static void sample_rows(struct worker *worker, const struct staged_step *staged,
     size_t n = (size_t)staged->num_samples, max_logprobs = (size_t)count_logprobs(worker, staged);
     struct output_columns columns = {
         .slots = arena_alloc(arena, n * sizeof(int32_t)),
+        .positions = arena_alloc(arena, n * sizeof(int32_t)),
         .tokens = arena_alloc(arena, n * sizeof(int32_t)),
         .logprob_counts = arena_alloc(arena, n * sizeof(int32_t)),
         .ranks = arena_alloc(arena, n * sizeof(int32_t)),
@@ -284,6 +285,7 @@ static void sample_rows(struct worker *worker, const struct staged_step *staged,
         struct sampler_result result = sample_row(worker, sample, i, slot->bitmasks[i]);
 
         columns.slots[i] = sample->slot;
+        columns.positions[i] = sample->position;
         columns.tokens[i] = result.token;
         columns.logprob_counts[i] = columns.ranks[i] = 0;
         if (input_batch_params(worker->batch, sample->slot)->logprobs >= 0)
@@ -291,6 +293,7 @@ static void sample_rows(struct worker *worker, const struct staged_step *staged,
         worker->exchange[i] = result.token;
     }
     answer->output.slots = columns.slots;
+    answer->output.positions = columns.positions;
     answer->output.num_sampled = staged->num_samples;
     answer->output.sampled_token_ids = columns.tokens;
     answer->output.logprob_counts = columns.logprob_counts;

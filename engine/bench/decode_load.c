@@ -20,11 +20,13 @@ void make_up_answer(const struct scheduler_output *plan, struct arena *arena, in
                     struct model_runner_output *out)
 {
     int32_t *slots = zeroed(arena, plan->num_rows, sizeof *slots);
+    int32_t *positions = zeroed(arena, plan->num_rows, sizeof *positions);
     int32_t *tokens = zeroed(arena, plan->num_rows, sizeof *tokens);
 
     *out = (struct model_runner_output){
         .num_rows = plan->num_rows,
         .slots = slots,
+        .positions = positions,
         .sampled_token_ids = tokens,
         .logprob_counts = zeroed(arena, plan->num_rows, sizeof(int32_t)),
         .sampled_token_ranks = zeroed(arena, plan->num_rows, sizeof(int32_t)),
@@ -32,6 +34,8 @@ void make_up_answer(const struct scheduler_output *plan, struct arena *arena, in
     for (int32_t row = 0; row < plan->num_rows; row++)
         if (plan->samples[row]) {
             slots[out->num_sampled] = plan->slots[row];
+            positions[out->num_sampled] =
+                plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
             tokens[out->num_sampled++] = (token_id)(++*num_tokens % MADE_UP_VOCAB);
         }
 }

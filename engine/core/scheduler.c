@@ -780,6 +780,12 @@ enum status scheduler_check_answer(const struct scheduler_output *plan,
         if (num_sampled == output->num_sampled || output->slots[num_sampled] != plan->slots[row])
             return fail(ERR_MISMATCH, "the answer lacks the token of row %d, slot %d", row,
                         plan->slots[row]);
+
+        int32_t position = plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
+
+        if (output->positions[num_sampled] != position)
+            return fail(ERR_MISMATCH, "the answer has a token for position %d of slot %d, due is %d",
+                        output->positions[num_sampled], plan->slots[row], position);
         if (output->sampled_token_ids[num_sampled] >= vocab_size)
             return fail(ERR_MISMATCH, "the answer has token %d for slot %d, the vocabulary %d tokens",
                         output->sampled_token_ids[num_sampled], plan->slots[row],

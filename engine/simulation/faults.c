@@ -204,9 +204,12 @@ static bool spoil_answer(struct model_runner_output *answer, struct random *rand
         answer->num_rows++;
         return true;
     }
-    switch (random_below(random, 3)) {
+    switch (random_below(random, 4)) {
     case 0:
         set(answer->slots, row, answer->slots[row] + 1);
+        return true;
+    case 3: /* the token of another step */
+        set(answer->positions, row, answer->positions[row] + 1);
         return true;
     case 1: /* no token of any vocabulary */
         set(answer->sampled_token_ids, row, 1 << 20);

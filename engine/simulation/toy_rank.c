@@ -476,7 +476,7 @@ enum status toy_rank_run(struct toy_rank *rank, const uint64_t **contexts_out, i
 
 /* The columns of the answer while it grows. */
 struct columns {
-    int32_t *slots, *tokens, *ranks, *logprob_counts, *logprob_tokens;
+    int32_t *slots, *positions, *tokens, *ranks, *logprob_counts, *logprob_tokens;
     float *logprobs;
     int32_t num_sampled, num_logprobs;
 };
@@ -496,9 +496,11 @@ static int32_t count_logprobs(const struct toy_rank *rank, const struct toy_step
     return n;
 }
 
-static void add_token(struct columns *columns, int32_t slot, int32_t token, int32_t num_logprobs)
+static void add_token(struct columns *columns, int32_t slot, int32_t position, int32_t token,
+                      int32_t num_logprobs)
 {
     columns->slots[columns->num_sampled] = slot;
+    columns->positions[columns->num_sampled] = position;
     columns->tokens[columns->num_sampled] = token;
     columns->ranks[columns->num_sampled] = num_logprobs > 0;
     columns->logprob_counts[columns->num_sampled++] = num_logprobs;
@@ -519,6 +521,7 @@ void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out)
     arena_reset(arena);
     struct columns columns = {
         .slots = arena_alloc(arena, n),
+        .positions = arena_alloc(arena, n),
         .tokens = arena_alloc(arena, n),
         .ranks = arena_alloc(arena, n),
         .logprob_counts = arena_alloc(arena, n),
@@ -538,7 +541,7 @@ void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out)
 
         if (!row->samples)
             continue;
-        add_token(&columns, row->slot, toy_model_sample(&drawn, rank->limits.vocab_size),
+        add_token(&columns, row->slot, position, toy_model_sample(&drawn, rank->limits.vocab_size),
                   num_logprobs_of(&slot->params));
         if (row->needs_bitmask)
             bitmask += step->num_words;
@@ -546,6 +549,7 @@ void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out)
     *out = (struct model_runner_output){
         .num_rows = step->num_rows,
         .slots = columns.slots,
+        .positions = columns.positions,
         .num_sampled = columns.num_sampled,
         .sampled_token_ids = columns.tokens,
         .logprob_counts = columns.logprob_counts,

@@ -51,6 +51,7 @@ static const struct field model_runner_output_fields[] = {
     FIELD(OUTPUT, rank, FIELD_I32),
     FIELD(OUTPUT, num_rows, FIELD_I32),
     FIELD_LIST(OUTPUT, slots, num_sampled, FIELD_I32S, MAX_ROWS),
+    FIELD_COLUMN(OUTPUT, positions, num_sampled, FIELD_I32S),
     FIELD_COLUMN(OUTPUT, sampled_token_ids, num_sampled, FIELD_I32S),
     FIELD_COLUMN(OUTPUT, logprob_counts, num_sampled, FIELD_I32S),
     FIELD_COLUMN(OUTPUT, sampled_token_ranks, num_sampled, FIELD_I32S),

@@ -122,6 +122,7 @@ struct model_runner_output {
     int32_t num_rows; /* of the step it answers */
     const int32_t *slots; /* rows that sampled, in batch order */
     int32_t num_sampled;
+    const int32_t *positions; /* of the tokens, in their requests: an answer to another step differs */
     const int32_t *sampled_token_ids;
     /* logprob_counts[i] = 0, or k + 1 entries: the sampled token first, then the k likeliest */
     const int32_t *logprob_counts;

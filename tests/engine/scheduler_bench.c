@@ -205,12 +205,15 @@ void bench_make_answer(struct bench *b, int32_t token, struct answer *answer)
     *answer = (struct answer){0};
     assert_true(staged->num_samples <= 64);
     run_step(b, token, answer->tokens);
-    for (int32_t i = 0; i < staged->num_samples; i++)
+    for (int32_t i = 0; i < staged->num_samples; i++) {
         answer->slots[i] = staged->samples[i].slot;
+        answer->positions[i] = staged->samples[i].position;
+    }
     answer->output = (struct model_runner_output){
         .num_rows = staged->batch.num_requests,
         .num_sampled = staged->num_samples,
         .slots = answer->slots,
+        .positions = answer->positions,
         .sampled_token_ids = answer->tokens,
         .logprob_counts = answer->counts,
         .sampled_token_ranks = answer->ranks,

@@ -79,7 +79,7 @@ const struct scheduler_output *bench_schedule(struct bench *b);
 
 /* The columns of an answer, which tests may spoil. */
 struct answer {
-    int32_t slots[64], tokens[64], counts[64], ranks[64];
+    int32_t slots[64], positions[64], tokens[64], counts[64], ranks[64];
     struct model_runner_output output;
 };
 

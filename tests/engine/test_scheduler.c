@@ -420,6 +420,7 @@ static void an_answer_that_does_not_fit_is_refused_and_changes_nothing(void **st
         {"logprobs", 4},
         {"3 of 2 rows were sampled", 5},
         {"sampled row 1 has -1 logprobs", 6},
+        {"the answer has a token for position 6 of slot 1, due is 5", 7},
     };
 
     (void)state;
@@ -433,6 +434,7 @@ static void an_answer_that_does_not_fit_is_refused_and_changes_nothing(void **st
         bench_make_answer(b, 50, &good);
         bad = good;
         bad.output.slots = bad.slots;
+        bad.output.positions = bad.positions;
         bad.output.sampled_token_ids = bad.tokens;
         bad.output.logprob_counts = bad.counts;
         switch (rows[i].kind) {
@@ -447,6 +449,9 @@ static void an_answer_that_does_not_fit_is_refused_and_changes_nothing(void **st
             break;
         case 3:
             bad.tokens[1] = VOCAB;
+            break;
+        case 7:
+            bad.positions[1]++;
             break;
         case 4:
             bad.counts[1] = 1;

@@ -62,6 +62,7 @@ static const struct model_runner_output model_runner_output = {
     .num_rows = 4,
     .slots = INTS(3, 1, 0),
     .num_sampled = 3,
+    .positions = INTS(12, 70000, 1),
     .sampled_token_ids = INTS(100, 49151, 2),
     .logprob_counts = INTS(0, 2, 0),
     .sampled_token_ranks = INTS(0, 1, 0),
