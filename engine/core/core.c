@@ -247,9 +247,9 @@ static enum status core_step(struct core *core)
 }
 
 /*
- * One step stays in flight: the ranks have step N + 1, and its "go", before they answer step N. Masks of
- * step N + 1 depend on the tokens of step N, so its forward pass starts without them, and they are
- * filled, and sent, while it runs. A step without masks may sample as soon as it has run.
+ * One step stays in flight: the ranks have step N + 1, and its "go", before they answer step N.
+ * Masks of step N + 1 depend on the tokens of step N, so its forward pass starts without them, and
+ * they are filled, and sent, while it runs. A step without masks may sample as soon as it has run.
  */
 static enum status core_step_async(struct core *core)
 {
@@ -373,8 +373,7 @@ static void refuse(struct core *core, struct request *request)
 
     event->finish = FINISH_ERROR;
     event->error = ERR_CLOSED;
-    event->error_text =
-        arena_strndup(output_builder_arena(&core->events), text, (size_t)length);
+    event->error_text = arena_strndup(output_builder_arena(&core->events), text, (size_t)length);
     request_free(request);
 }
 
@@ -442,7 +441,8 @@ void core_wait(struct core *core)
     }
 }
 
-/* The steps in flight, oldest first; the one that failed is the last of them, or the first of two. */
+/* The steps in flight, oldest first; the one that failed is the last of them, or the first of two.
+ */
 static void take_steps(struct core *core, struct step_dump *dump)
 {
     int32_t n = scheduler_num_in_flight(core->scheduler);
@@ -458,14 +458,38 @@ static void take_steps(struct core *core, struct step_dump *dump)
     scheduler_describe_in_flight(core->scheduler, plans, n, &dump->arena, &dump->before);
 }
 
+/* NULL stays NULL, and what is there no more stays as it is. */
+static char *whole_path(const char *path)
+{
+    char *whole = path ? realpath(path, NULL) : NULL;
+
+    return whole || !path ? whole : mem_strdup(path);
+}
+
+/* The settings, from which a fresh engine gets the same ranks wherever it is started: what they
+ * left open is settled. */
+static char *settled_config(const struct core *core)
+{
+    struct config settled = *core->options.config; /* borrows the texts */
+    const struct executor_info *info = &core->executor->info;
+    AUTO_MEM char *model = whole_path(settled.model), *sim = whole_path(settled.sim);
+
+    settled.model = model;
+    settled.sim = sim;
+    settled.max_model_len = info->max_model_len;
+    settled.num_gpu_blocks_override = info->num_kv_blocks;
+    return config_to_json(&settled);
+}
+
 /* To a file, whole, so that it can be run again. */
 static enum status dump_step(struct core *core, enum status status, const char *cause,
                              char **path_out)
 {
     const struct config *config = core->options.config;
     const char *folder = config->dump_dir ? config->dump_dir : getenv("TMPDIR");
-    AUTO_CLOSE(step_dump) struct step_dump dump = {
-        .config = config_to_json(config),
+    AUTO_CLOSE(step_dump)
+    struct step_dump dump = {
+        .config = settled_config(core),
         .build_id = mem_strdup(build_id_text()),
         .fingerprint = mem_printf("%016" PRIx64, core->options.fingerprint),
         .status = status,
@@ -478,11 +502,12 @@ static enum status dump_step(struct core *core, enum status status, const char *
 
     take_steps(core, &dump);
     scheduler_get_stats(core->scheduler, &stats);
-    return step_dump_write(&dump, &stats, core->executor->wire,
-                           folder && *folder ? folder : "/tmp", path_out);
+    return step_dump_write(&dump, &stats, core->executor->wire, folder && *folder ? folder : "/tmp",
+                           path_out);
 }
 
-/* In the log and in a file: the one place where a step's failure is told, in sync and async alike. */
+/* In the log and in a file: the one place where a step's failure is told, in sync and async alike.
+ */
 static void tell_failure(struct core *core, enum status status)
 {
     const struct config *config = core->options.config;
@@ -581,7 +606,8 @@ enum status core_new(const struct core_options *options, struct core **out)
         .num_blocks = info->num_kv_blocks,
         .block_size = config->block_size,
         .vocab_size = options->vocab_size,
-        .policy = strcmp(config->scheduling_policy, "priority") == 0 ? POLICY_PRIORITY : POLICY_FCFS,
+        .policy =
+            strcmp(config->scheduling_policy, "priority") == 0 ? POLICY_PRIORITY : POLICY_FCFS,
     });
     TRY(mailbox_open(&core->orders, MAX_ORDERS));
     core->executor = options->executor;
@@ -633,10 +659,11 @@ enum status core_add(struct core *core, struct request *request)
     return give_order(core, (struct order){.kind = ORDER_ADD, .request = request});
 }
 
-void core_set_grammar(struct core *core, request_id id, struct grammar *grammar,
-                      enum status status, const char *text)
+void core_set_grammar(struct core *core, request_id id, struct grammar *grammar, enum status status,
+                      const char *text)
 {
-    struct order order = {.kind = ORDER_SET_GRAMMAR, .id = id, .grammar = grammar, .status = status};
+    struct order order = {
+        .kind = ORDER_SET_GRAMMAR, .id = id, .grammar = grammar, .status = status};
 
     order.text = status == OK ? NULL : mem_strdup(text);
     if (give_order(core, order) != OK) {

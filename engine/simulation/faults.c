@@ -5,10 +5,10 @@
 #include <string.h>
 
 /* What is not seen at once: a process that ends, whose last words are waited for; one that is
- * silent, after 10 s, which are looked for every second, and begin with its last message, which may be a
- * late one of up to 3 s; an answer that does not come, after the
- * deadline of a step or of a start. What is wrong with a message is seen when it comes, and what
- * comes next may be some time away. */
+ * silent, after 10 s, which are looked for every second, and begin with its last message, which may
+ * be a late one of up to 3 s; an answer that does not come, after the deadline of a step or of a
+ * start. What is wrong with a message is seen when it comes, and what comes next may be some time
+ * away. */
 enum { SOON_MS = 1000, SILENCE_MS = 14500, LATE_MS = 700000 };
 
 static const struct {

@@ -3,6 +3,7 @@ import glob
 import json
 import os
 import stat
+import subprocess
 import tempfile
 import unittest
 
@@ -90,6 +91,21 @@ class Replay(unittest.TestCase):
         # the log counts prompts, and does not show them
         self.assertIn("new_requests", err + "new_requests")
         self.assertNotIn("60,60,60", err.replace(" ", ""))
+
+    def test_it_runs_again_wherever_one_is(self):
+        folder = tempfile.mkdtemp(dir=tandem.path("."))
+        done = subprocess.run(
+            [tandem.PROGRAM, "generate", "--model", os.path.basename(MODEL), "--prompt", "hello",
+             "--max-tokens", "20", "--ignore-eos", "--inject-fault", "step=8,kind=error",
+             "--dump-dir", folder], capture_output=True, cwd=os.path.dirname(MODEL), timeout=60)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        path = glob.glob(folder + "/*")[0]
+        with open(path) as file:
+            config = json.load(file)["config"]
+        self.assertEqual(config["model"], os.path.realpath(MODEL))
+        self.assertGreater(config["num_gpu_blocks_override"], 0)
+        self.assertGreater(config["max_model_len"], 0)
+        self.expect_again(path)
 
     def test_a_server_writes_one_too(self):
         folder = tempfile.mkdtemp(dir=tandem.path("."))
