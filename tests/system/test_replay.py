@@ -84,7 +84,8 @@ class Replay(unittest.TestCase):
                                     plan["num_computed_tokens"][row])
         self.assertEqual([s["plan"]["step"] for s in dump["steps"]], [12, 13])
         self.assertEqual(dump["config"]["tp"], 2)
-        self.assertEqual(dump["failure"]["step"], 12)
+        # the engine learns of it when it collects, or when it sends the next step to a rank that has ended
+        self.assertIn(dump["failure"]["step"], (12, 13))
         kinds = {(m["direction"], m["message"]["message"]) for m in dump["wire"]}
         self.assertIn(("sent", "prepare_inputs"), kinds)
         self.assertIn(("received", "model_runner_output"), kinds)
