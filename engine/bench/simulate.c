@@ -53,6 +53,8 @@ static enum status run(const void *user, double *figures_out)
     enum log_level level = log_get_level();
 
     signal(SIGABRT, on_abort);
+    signal(SIGFPE, on_abort);
+    signal(SIGSEGV, on_abort);
     log_set_level(LOG_NONE); /* engines fail here by the thousand, and print their steps */
     simulation_run(&(struct simulation_options){.seed = (uint64_t)settings->seed,
                                                 .num_steps = settings->steps,

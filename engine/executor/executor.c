@@ -51,18 +51,18 @@ enum status executor_max_model_len(const struct config *config, const struct mod
     return OK;
 }
 
-static double mib(int64_t bytes)
+static double mib(double bytes)
 {
-    return (double)bytes / (1 << 20);
+    return bytes / (1 << 20);
 }
 
 /* Digits enough that a size never reads as 0. */
-static int digits(int64_t bytes)
+static int digits(double bytes)
 {
     return bytes < 10 << 20 ? 3 : 0;
 }
 
-static enum status too_little_kv(int32_t max_model_len, int64_t needed_bytes, int64_t budget_bytes,
+static enum status too_little_kv(int32_t max_model_len, double needed_bytes, double budget_bytes,
                                  int64_t num_tokens)
 {
     AUTO_MEM char *lower = num_tokens > 0 ? mem_printf("lower --max-model-len to %lld or ",
@@ -84,25 +84,28 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
     int64_t needed = ((int64_t)max_model_len + config->block_size - 1) / config->block_size;
     int64_t num_blocks = config->num_gpu_blocks_override, budget = config->kv_cache_memory;
 
+    ASSERT(block_bytes > 0, "%lld bytes a block", (long long)block_bytes);
     if (num_blocks == 0) {
         if (budget == 0)
             budget = config->sim ? available_bytes / 10 * 9
                                  : MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
         num_blocks = budget / block_bytes;
         if (num_blocks < needed)
-            return too_little_kv(max_model_len, needed * block_bytes, budget,
+            return too_little_kv(max_model_len, (double)needed * (double)block_bytes, (double)budget,
                                  num_blocks * config->block_size);
 
         /* More than every running request at full length can never be used. */
         num_blocks = MIN(num_blocks, needed * config->max_num_seqs);
     }
-    if (num_blocks > available_bytes / block_bytes)
+    if (num_blocks > available_bytes / block_bytes) {
+        double wanted = (double)num_blocks * (double)block_bytes, there = (double)available_bytes;
+
         return fail(ERR_NO_MEMORY,
                     "%lld KV blocks need %.*f MiB, %.*f MiB of memory are free; lower %s",
-                    (long long)num_blocks, digits(num_blocks * block_bytes),
-                    mib(num_blocks * block_bytes), digits(available_bytes), mib(available_bytes),
+                    (long long)num_blocks, digits(wanted), mib(wanted), digits(there), mib(there),
                     config->num_gpu_blocks_override ? "--num-gpu-blocks-override"
                                                     : "--kv-cache-memory");
+    }
     *num_blocks_out = (int32_t)MIN(num_blocks, (int64_t)INT32_MAX / config->block_size);
     return OK;
 }

@@ -25,6 +25,19 @@ void linked_close(struct linked_executor *linked)
     flight_recorder_free(linked->recorder);
 }
 
+/* No rank has more; and sums of so many bytes over all ranks and blocks fit. */
+static const int64_t MAX_BLOCK_BYTES = (int64_t)1 << 32, MAX_FREE_BYTES = (int64_t)1 << 50;
+
+static enum status check_ready(int32_t rank, const struct ready *ready)
+{
+    if (ready->kv_block_bytes < 1 || ready->kv_block_bytes > MAX_BLOCK_BYTES ||
+        ready->free_bytes < 0 || ready->free_bytes > MAX_FREE_BYTES)
+        return fail(ERR_MISMATCH,
+                    "rank %d: says that a KV block takes %lld bytes, and that %lld are free", rank,
+                    (long long)ready->kv_block_bytes, (long long)ready->free_bytes);
+    return OK;
+}
+
 /* The smallest of what the ranks have for KV, and the largest of what a block costs them. */
 static enum status size_kv_cache(struct linked_executor *linked,
                                  const struct executor_options *options)
@@ -35,6 +48,7 @@ static enum status size_kv_cache(struct linked_executor *linked,
     char args[64];
 
     for (int32_t rank = 0; rank < linked->link.world; rank++) {
+        TRY(check_ready(rank, &ranks[rank].ready));
         block_bytes = MAX(block_bytes, ranks[rank].ready.kv_block_bytes);
         available = MIN(available, ranks[rank].ready.free_bytes);
     }
