@@ -11,15 +11,20 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 /* Outputs that may wait for the front: one a step. A front that does not poll for so long is gone. */
 enum { MAX_OUTPUTS = 1 << 20 };
 
+/* A mask takes microseconds; one that takes longer is the fault of its grammar, and not worth a step. */
+enum { MASK_PATIENCE_MS = 20 };
+
 struct engine {
     const struct config *config;
     struct core *core;
     struct mailbox outputs;
+    int grammar_fd;
     bool is_one_process;
     int32_t max_model_len;
     int32_t vocab_size;
@@ -62,11 +67,15 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     AUTO_FREE(executor) struct executor *executor = NULL;
 
     engine->config = config;
+    engine->grammar_fd = -1;
     if (config->trace) {
         TRY(check_trace_file(config->trace));
         TRY(trace_start(TRACE_SPANS));
     }
     TRY(mailbox_open(&engine->outputs, MAX_OUTPUTS));
+    engine->grammar_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (engine->grammar_fd < 0)
+        return fail(ERR_IO, "no descriptor for grammars: %m");
     TRY(executor_open(&(struct executor_options){.config = config,
                                                  .model = model,
                                                  .progress = progress,
@@ -80,6 +89,8 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     TRY(core_new(&(struct core_options){.config = config,
                                         .executor = executor,
                                         .outputs = &engine->outputs,
+                                        .grammar_fd = engine->grammar_fd,
+                                        .mask_patience_ms = MASK_PATIENCE_MS,
                                         .vocab_size = engine->vocab_size,
                                         .fingerprint = model_file_fingerprint(model)},
                  &engine->core));
@@ -120,6 +131,8 @@ void engine_free(struct engine *engine)
     for (struct engine_output *output; (output = engine_poll(engine));)
         engine_output_free(output);
     mailbox_close(&engine->outputs);
+    if (engine->grammar_fd >= 0)
+        close(engine->grammar_fd);
     if (engine->core && engine->config->trace)
         merge_traces(engine);
     mem_free(engine);
@@ -308,4 +321,9 @@ void engine_stats(const struct engine *engine, struct engine_stats *out)
 int32_t engine_max_model_len(const struct engine *engine)
 {
     return engine->max_model_len;
+}
+
+int engine_grammar_fd(const struct engine *engine)
+{
+    return engine->grammar_fd;
 }

@@ -64,11 +64,14 @@ struct submission {
 MUST_USE enum status engine_submit(struct engine *engine, const struct submission *submission,
                                    request_id *id_out);
 /* Takes the grammar that a request awaits. With a status other than OK the request ends with FINISH_ERROR,
- * that status and these words. An id that awaits none is fine: it may be aborted. */
+ * that status and these words. An id that awaits none is fine: it may be aborted. Any thread. */
 void engine_set_grammar(struct engine *engine, request_id id, struct grammar *grammar,
                         enum status status, const char *text);
 /* Ends a request: its last event has FINISH_ABORT. An unknown or finished id is fine. */
 void engine_abort(struct engine *engine, request_id id);
+/* An eventfd for those who fill masks elsewhere: what is written to it has core look whether the masks
+ * that it waits for are there. Any thread; owned by the engine. */
+int engine_grammar_fd(const struct engine *engine);
 /* Is there room for n more? ERR_FULL: --max-num-queued-reqs of them are unfinished, or prompts of
  * --max-num-queued-tokens wait for their first tokens. engine_submit does not ask: a client's
  * request is n of ours, all or none. */
@@ -132,6 +135,7 @@ struct engine_event { /* what one step brought one request */
     const struct token_logprobs *logprobs; /* [num_tokens], or NULL when not asked for */
     enum finish_reason finish;
     token_id stop_token;    /* FINISH_STOP: the id that ended it (also the last of tokens), else -1 */
+    bool grammar_is_complete; /* these tokens end with the stop token that the grammar allowed */
     enum status error;      /* FINISH_ERROR: why, with its sentence */
     const char *error_text;
     int32_t num_prompt_tokens;
@@ -179,6 +183,7 @@ struct engine_stats {
     bool is_paused;
     int64_t num_steps;
     int64_t num_preemptions;
+    int64_t num_late_masks;     /* for which steps did not wait: the request came back later */
     int64_t prompt_tokens;      /* computed or found in the prefix cache */
     int64_t generation_tokens;
     int64_t prefix_cache_queries, prefix_cache_hits; /* tokens; of preempted requests once */

@@ -195,6 +195,7 @@ static enum status run_core(const struct overlap_settings *settings, const struc
 
     TRY(mailbox_open(&outputs, 1 << 20));
     status = core_new(&(struct core_options){.config = config,
+                                             .grammar_fd = -1,
                                              .executor = &self->executor,
                                              .outputs = &outputs,
                                              .vocab_size = vocab_size},

@@ -1,6 +1,7 @@
 #include "engine/bench/toy_grammar.h"
 
 #include "engine/simulation/random.h"
+#include "proto/base/clock.h"
 
 #include <string.h>
 
@@ -9,6 +10,8 @@ struct toy_grammar {
     struct toy_grammar_options options;
     uint64_t state;
     int32_t num_accepted;
+    bool is_terminated;
+    int64_t ready_ns; /* of the present mask; 0: it was not begun */
 };
 
 static const struct toy_grammar *of(const struct grammar *grammar)
@@ -16,9 +19,15 @@ static const struct toy_grammar *of(const struct grammar *grammar)
     return CONTAINER_OF(grammar, const struct toy_grammar, grammar);
 }
 
+/* Nothing but the stop token may follow. */
+static bool is_complete(const struct toy_grammar *toy)
+{
+    return toy->num_accepted >= toy->options.num_tokens;
+}
+
 static bool is_terminated(const struct grammar *grammar)
 {
-    return of(grammar)->num_accepted >= of(grammar)->options.num_tokens;
+    return of(grammar)->is_terminated;
 }
 
 static uint32_t bit_of(token_id token)
@@ -46,10 +55,40 @@ static bool is_allowed(const struct grammar *grammar, token_id token)
 {
     const struct toy_grammar *toy = of(grammar);
 
-    if (is_terminated(grammar))
-        return token == toy->options.stop_token;
+    if (is_complete(toy))
+        return token == toy->options.stop_token && !toy->is_terminated;
     return token >= 0 && token < toy->options.vocab_size &&
            word_at(toy, token / 32) & bit_of(token);
+}
+
+static bool is_late(const struct toy_grammar *toy)
+{
+    return (int32_t)(mix(toy->state ^ 0x1a7e) % 100) < toy->options.late_percent;
+}
+
+static void begin_mask(struct grammar *grammar)
+{
+    struct toy_grammar *toy = CONTAINER_OF(grammar, struct toy_grammar, grammar);
+
+    if (toy->options.late_percent > 0 && toy->ready_ns == 0)
+        toy->ready_ns = clock_now_ns() + (is_late(toy) ? toy->options.late_ns : 0);
+}
+
+static bool is_ready(struct grammar *grammar)
+{
+    struct toy_grammar *toy = CONTAINER_OF(grammar, struct toy_grammar, grammar);
+
+    begin_mask(grammar);
+    if (clock_now_ns() >= toy->ready_ns)
+        return true;
+    toy->options.on_late(toy->options.user, toy->ready_ns);
+    return false;
+}
+
+/* Some of those that were late are known to be. */
+static bool is_slow(const struct grammar *grammar)
+{
+    return is_late(of(grammar)) && of(grammar)->num_accepted % 2 == 0;
 }
 
 static bool accept(struct grammar *grammar, token_id token)
@@ -58,24 +97,30 @@ static bool accept(struct grammar *grammar, token_id token)
 
     if (!is_allowed(grammar, token))
         return false;
-    if (!is_terminated(grammar)) {
+    if (is_complete(toy)) {
+        toy->is_terminated = true;
+    } else {
         toy->num_accepted++;
         toy->state = mix(toy->state ^ (uint64_t)token * 0x9e3779b97f4a7c15);
     }
+    toy->ready_ns = 0;
+    begin_mask(grammar);
     return true;
 }
 
-static void fill_bitmask(const struct grammar *grammar, uint32_t *words, int32_t num_words)
+static enum status fill_bitmask(struct grammar *grammar, uint32_t *words, int32_t num_words)
 {
     const struct toy_grammar *toy = of(grammar);
 
-    if (is_terminated(grammar)) {
+    ASSERT(!toy->is_terminated && clock_now_ns() >= toy->ready_ns);
+    if (is_complete(toy)) {
         memset(words, 0, (size_t)num_words * sizeof *words);
         words[toy->options.stop_token / 32] = bit_of(toy->options.stop_token);
-        return;
+        return OK;
     }
     for (int32_t i = 0; i < num_words; i++)
         words[i] = word_at(toy, i);
+    return OK;
 }
 
 static void free_grammar(struct grammar *grammar)
@@ -86,7 +131,10 @@ static void free_grammar(struct grammar *grammar)
 static const struct grammar_ops ops = {
     .name = "toy",
     .accept = accept,
+    .begin_mask = begin_mask,
+    .is_ready = is_ready,
     .fill_bitmask = fill_bitmask,
+    .is_slow = is_slow,
     .is_terminated = is_terminated,
     .free = free_grammar,
 };

@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
 
 /* Orders that may wait for a step to end: more than any front has requests open. */
 enum { MAX_ORDERS = 1 << 20 };
@@ -64,6 +66,7 @@ struct core {
     pthread_t thread;
     bool has_thread; /* else whoever calls core_turn is core's thread */
     bool has_failed;
+    int wake_fd; /* readable for an order, or for a mask: an epoll */
     struct step steps[2]; /* by id & 1 */
     int64_t next_step;
     struct step *in_flight; /* async: launched and not collected; NULL: none */
@@ -115,6 +118,7 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     stats->num_waiting_by_reason[WAITING_DEFERRED] = now.num_deferred;
     stats->is_paused = scheduler_pause(core->scheduler) != UNPAUSED;
     stats->num_preemptions = now.num_preemptions;
+    stats->num_late_masks = now.num_late_masks;
     stats->num_kv_blocks_used = stats->num_kv_blocks - now.num_free_blocks;
     stats->prompt_tokens = now.num_prompt_tokens;
     stats->prefix_cache_queries = now.at_first.queries;
@@ -186,12 +190,39 @@ static enum status execute_model(struct core *core, struct step *step)
     return executor_execute_model(core->executor, step->id);
 }
 
+/* Forgets what the descriptor has said: whoever waits for a mask asks first. */
+static void hear_grammars(struct core *core)
+{
+    uint64_t count;
+
+    if (core->options.grammar_fd >= 0 && read(core->options.grammar_fd, &count, sizeof count) < 0)
+        ASSERT(errno == EAGAIN);
+}
+
+/* Parks until the masks are filled, for a moment at most: those that come later are left out. */
+static void wait_for_masks(struct core *core, const struct step *step)
+{
+    int64_t deadline_ns = clock_deadline_ns(core->options.mask_patience_ms);
+    struct pollfd fd = {.fd = core->options.grammar_fd, .events = POLLIN};
+
+    while (!scheduler_masks_are_ready(core->scheduler, &step->plan) && fd.fd >= 0) {
+        int64_t left_ns = deadline_ns - clock_now_ns();
+
+        if (left_ns <= 0)
+            return;
+        if (poll(&fd, 1, (int)(left_ns / 1000000) + 1) > 0)
+            hear_grammars(core);
+    }
+}
+
 /* The masks of a step's rows, all of whose tokens are known by now. */
 static void grammar_bitmask(struct core *core, struct step *step)
 {
     int64_t begin_ns = trace_begin();
 
-    scheduler_grammar_bitmask(core->scheduler, &step->plan, &step->arena, &step->masks);
+    wait_for_masks(core, step);
+    scheduler_grammar_bitmask(core->scheduler, &step->plan, &step->arena, &step->masks,
+                              &core->events);
     trace_end("grammar_bitmask", begin_ns, step->id);
 }
 
@@ -425,14 +456,14 @@ static void obey(struct core *core)
 /* A rank that dies meanwhile is a failure too. */
 void core_wait(struct core *core)
 {
-    struct pollfd orders = {.fd = mailbox_fd(&core->orders), .events = POLLIN};
+    struct pollfd news = {.fd = core->wake_fd, .events = POLLIN};
 
     scheduler_check(core->scheduler);
     if (core->has_failed) {
-        while (poll(&orders, 1, -1) < 0)
+        while (poll(&news, 1, -1) < 0)
             ASSERT(errno == EINTR);
     } else {
-        enum status status = executor_wait(core->executor, orders.fd);
+        enum status status = executor_wait(core->executor, news.fd);
 
         if (status != OK) {
             log_error("%s", fail_text());
@@ -544,6 +575,8 @@ static bool has_work(const struct core *core)
 bool core_turn(struct core *core)
 {
     obey(core);
+    hear_grammars(core);
+    scheduler_recall(core->scheduler);
     if (!has_work(core))
         return false;
     run_step(core);
@@ -580,6 +613,23 @@ static void *core_loop(void *user)
 
 /* ---- the front's side ----------------------------------------------------------------------- */
 
+/* One descriptor for whatever ends core's rest. */
+static enum status open_wake_fd(struct core *core)
+{
+    int fds[] = {mailbox_fd(&core->orders), core->options.grammar_fd};
+
+    core->wake_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (core->wake_fd < 0)
+        return fail(ERR_IO, "no descriptor for the core: %m");
+    for (size_t i = 0; i < COUNT_OF(fds); i++) {
+        struct epoll_event event = {.events = EPOLLIN};
+
+        if (fds[i] >= 0 && epoll_ctl(core->wake_fd, EPOLL_CTL_ADD, fds[i], &event) != 0)
+            return fail(ERR_IO, "the core can't wait for its orders: %m");
+    }
+    return OK;
+}
+
 enum status core_new(const struct core_options *options, struct core **out)
 {
     const struct config *config = options->config;
@@ -587,6 +637,7 @@ enum status core_new(const struct core_options *options, struct core **out)
     AUTO_FREE(core) struct core *core = mem_new(struct core);
 
     core->options = *options;
+    core->wake_fd = -1;
     list_init(&core->pauses);
     pthread_mutex_init(&core->stats_lock, NULL);
     core->stats.phase = PHASE_READY;
@@ -610,6 +661,7 @@ enum status core_new(const struct core_options *options, struct core **out)
             strcmp(config->scheduling_policy, "priority") == 0 ? POLICY_PRIORITY : POLICY_FCFS,
     });
     TRY(mailbox_open(&core->orders, MAX_ORDERS));
+    TRY(open_wake_fd(core));
     core->executor = options->executor;
     *out = give(core);
     return OK;
@@ -646,6 +698,8 @@ void core_free(struct core *core)
         else
             finish(core);
     }
+    if (core->wake_fd >= 0)
+        close(core->wake_fd);
     mailbox_close(&core->orders);
     scheduler_free(core->scheduler);
     for (size_t i = 0; i < COUNT_OF(core->steps); i++)

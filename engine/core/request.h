@@ -53,6 +53,7 @@ struct request {
     int32_t num_preempted; /* how often */
     int32_t priority;
     bool awaits_grammar; /* not to be scheduled before it is there */
+    bool awaits_mask;    /* set aside: not to be scheduled before its next mask is there */
     struct arena arena; /* holds params' arrays and the texts */
     struct sampling_params params;
     char *name;       /* the client's, or "" */

@@ -33,8 +33,10 @@ struct scheduler {
     int64_t num_preemptions;
     struct in_flight in_flight[MAX_IN_FLIGHT]; /* oldest first */
     int32_t num_in_flight;
-    struct list_node deferred; /* wait for their grammars, in order of arrival */
+    struct list_node deferred; /* wait for their grammars, or for masks, in order of arrival */
     int32_t num_deferred;
+    int32_t num_set_aside; /* of them: were admitted, and wait for a mask */
+    int64_t num_late_masks;
     struct list_node leaving; /* finished, but a step in flight has a row for them */
 
     struct request **by_slot; /* [num_slots] NULL: free */
@@ -106,7 +108,8 @@ bool scheduler_has_work(const struct scheduler *scheduler)
 
 bool scheduler_is_drained(const struct scheduler *scheduler)
 {
-    return scheduler->num_running == 0 && scheduler->waiting.num_begun == 0;
+    return scheduler->num_running == 0 && scheduler->waiting.num_begun == 0 &&
+           scheduler->num_set_aside == 0;
 }
 
 int32_t scheduler_num_unfinished(const struct scheduler *scheduler)
@@ -147,6 +150,7 @@ void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_sta
         .num_deferred = scheduler->num_deferred,
         .num_free_blocks = block_pool_num_free(scheduler->blocks),
         .num_preemptions = scheduler->num_preemptions,
+        .num_late_masks = scheduler->num_late_masks,
         .num_prompt_tokens = scheduler->num_prompt_tokens,
         .at_first = scheduler->at_first,
         .again = scheduler->again,
@@ -162,18 +166,30 @@ static int32_t blocks_for(const struct scheduler *scheduler, int32_t num_tokens)
     return (num_tokens + block_size - 1) / block_size;
 }
 
+static void defer(struct scheduler *scheduler, struct request *request)
+{
+    list_push_back(&scheduler->deferred, &request->link);
+    scheduler->num_deferred++;
+    scheduler->num_set_aside += request->awaits_mask;
+}
+
+static void leave_deferred(struct scheduler *scheduler, struct request *request)
+{
+    list_remove(&request->link);
+    scheduler->num_deferred--;
+    scheduler->num_set_aside -= request->awaits_mask;
+}
+
 void scheduler_add(struct scheduler *scheduler, struct request *request)
 {
     ASSERT(blocks_for(scheduler, request_max_computed(request)) <= scheduler->options.num_blocks);
     map_put(&scheduler->by_id, (uint64_t)request->id, request);
     /* For all that are inside: one that is preempted must not make the queue grow. */
     wait_queue_reserve(&scheduler->waiting, scheduler_num_unfinished(scheduler));
-    if (request->awaits_grammar) {
-        list_push_back(&scheduler->deferred, &request->link);
-        scheduler->num_deferred++;
-        return;
-    }
-    wait_queue_add(&scheduler->waiting, request);
+    if (request->awaits_grammar)
+        defer(scheduler, request);
+    else
+        wait_queue_add(&scheduler->waiting, request);
 }
 
 /* ---- blocks and slots ----------------------------------------------------------------------- */
@@ -310,6 +326,36 @@ static void send_back(struct scheduler *scheduler, struct request *request)
     request->num_preempted++;
     scheduler->num_preemptions++;
     wait_queue_add(&scheduler->waiting, request);
+}
+
+/*
+ * Its next mask is not there in time, and the others are not to wait: it gives its place up until the
+ * mask has come, as if it had been preempted. What a step in flight draws for it is drawn without the mask.
+ */
+static void set_aside(struct scheduler *scheduler, struct request *request)
+{
+    leave_running(scheduler, request);
+    request->state = REQUEST_WAITING;
+    request->drops_in_flight = request->num_in_flight > 0;
+    request->awaits_mask = true;
+    request->num_preempted++;
+    defer(scheduler, request);
+}
+
+void scheduler_recall(struct scheduler *scheduler)
+{
+    struct request *request;
+
+    if (scheduler->num_set_aside == 0)
+        return;
+    LIST_FOR_EACH (request, &scheduler->deferred, link) {
+        if (!request->awaits_mask || request->num_in_flight > 0 ||
+            !grammar_is_ready(request->grammar))
+            continue;
+        leave_deferred(scheduler, request);
+        request->awaits_mask = false;
+        wait_queue_add(&scheduler->waiting, request);
+    }
 }
 
 bool scheduler_reset_prefix_cache(struct scheduler *scheduler, bool reset_running)
@@ -631,6 +677,8 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         request->num_in_flight++;
         samples[row] = request->num_computed == request_num_expected(request);
         needs_bitmask[row] = samples[row] && request->grammar;
+        if (plan->is_new[row] && request->grammar)
+            grammar_begin_mask(request->grammar); /* beside the forward pass of its prompt */
         request->num_placeholders += samples[row];
         out->total_num_scheduled_tokens += plan->num_scheduled[row];
     }
@@ -668,72 +716,14 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
         (struct in_flight){.rows = plan.rows, .num_rows = plan.num_rows};
 }
 
-/* ---- grammar_bitmask ------------------------------------------------------------------------ */
-
-int32_t scheduler_num_masks(const struct scheduler_output *plan)
-{
-    int32_t n = 0;
-
-    for (int32_t row = 0; row < plan->num_rows; row++)
-        n += plan->needs_bitmask[row];
-    return n;
-}
-
-/* A request that has finished since is sampled all the same, and its token thrown away. */
-static void fill_mask(const struct request *request, uint32_t *words, int32_t num_words)
-{
-    if (request->state == REQUEST_FINISHED)
-        memset(words, 0xff, (size_t)num_words * sizeof *words);
-    else
-        grammar_fill_bitmask(request->grammar, words, num_words);
-}
-
-void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct scheduler_output *plan,
-                               struct arena *arena, struct grammar_output *out)
-{
-    int32_t num_masks = scheduler_num_masks(plan), i = 0;
-    int32_t num_words = grammar_num_words(scheduler->options.vocab_size);
-    size_t bytes = (size_t)num_masks * (size_t)num_words * sizeof(uint32_t);
-    int32_t *slots = arena_alloc(arena, (size_t)num_masks * sizeof *slots);
-    int32_t *positions = arena_alloc(arena, (size_t)num_masks * sizeof *positions);
-    uint32_t *words = arena_alloc(arena, bytes);
-
-    ASSERT(scheduler->num_in_flight == 1 && scheduler->in_flight[0].num_rows == plan->num_rows);
-    ASSERT(bytes <= MAX_BITMASK_BYTES, "%zu bytes of masks", bytes);
-    for (int32_t row = 0; row < plan->num_rows; row++) {
-        const struct request *request = scheduler->in_flight[0].rows[row];
-
-        if (!plan->needs_bitmask[row])
-            continue;
-        slots[i] = plan->slots[row];
-        positions[i] = plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
-        ASSERT(request->state == REQUEST_FINISHED || positions[i] == request->num_tokens);
-        fill_mask(request, words + (int64_t)i++ * num_words, num_words);
-    }
-    *out = (struct grammar_output){
-        .slots = slots,
-        .num_rows = num_masks,
-        .positions = positions,
-        .words_per_row = num_words,
-        .bitmask = (const uint8_t *)words,
-        .num_bitmask_bytes = (int32_t)bytes,
-    };
-}
-
-/* ---- update --------------------------------------------------------------------------------- */
-
-static void leave_deferred(struct scheduler *scheduler, struct request *request)
-{
-    list_remove(&request->link);
-    scheduler->num_deferred--;
-}
+/* ---- the end of a request ------------------------------------------------------------------- */
 
 /* The request is over; its last event has been added before. */
 static void end(struct scheduler *scheduler, struct request *request)
 {
     if (request->state == REQUEST_RUNNING)
         leave_running(scheduler, request);
-    else if (request->awaits_grammar)
+    else if (request->awaits_grammar || request->awaits_mask)
         leave_deferred(scheduler, request);
     else
         wait_queue_remove(&scheduler->waiting, request);
@@ -764,6 +754,125 @@ static void end_with_error(struct scheduler *scheduler, struct request *request,
     event->error_text = arena_strndup(output_builder_arena(events), text, strlen(text));
     end(scheduler, request);
 }
+
+/* ---- grammar_bitmask ------------------------------------------------------------------------ */
+
+int32_t scheduler_num_masks(const struct scheduler_output *plan)
+{
+    int32_t n = 0;
+
+    for (int32_t row = 0; row < plan->num_rows; row++)
+        n += plan->needs_bitmask[row];
+    return n;
+}
+
+/* One that has finished since, or that was set aside, is sampled all the same, and its token thrown
+ * away. */
+static bool wants_mask(const struct request *request)
+{
+    return request->state != REQUEST_FINISHED && !request->drops_in_flight;
+}
+
+bool scheduler_masks_are_ready(const struct scheduler *scheduler,
+                               const struct scheduler_output *plan)
+{
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        const struct request *request = scheduler->in_flight[0].rows[row];
+
+        if (plan->needs_bitmask[row] && wants_mask(request) && !grammar_is_ready(request->grammar))
+            return false;
+    }
+    return true;
+}
+
+static bool has_bits(const uint32_t *words, int32_t num_words)
+{
+    for (int32_t i = 0; i < num_words; i++)
+        if (words[i])
+            return true;
+    return false;
+}
+
+/* min_tokens is kept here, for workers leave masked rows alone: where the grammar lets the output go on, it
+ * does; where it is at its end, it ends. */
+static void forbid_early_stop(const struct request *request, uint32_t *words, int32_t num_words)
+{
+    const struct sampling_params *params = &request->params;
+    AUTO_MEM uint32_t *others = NULL;
+
+    if (request_num_output(request) >= params->min_tokens)
+        return;
+    others = mem_new_array(uint32_t, (size_t)num_words);
+    memcpy(others, words, (size_t)num_words * sizeof *words);
+    for (int32_t i = 0; i < params->num_all_stop_token_ids; i++) {
+        token_id token = params->all_stop_token_ids[i];
+
+        others[token / 32] &= ~((uint32_t)1 << (token % 32));
+    }
+    if (has_bits(others, num_words))
+        memcpy(words, others, (size_t)num_words * sizeof *words);
+}
+
+static void fill_mask(struct scheduler *scheduler, struct request *request, uint32_t *words,
+                      int32_t num_words, struct output_builder *events)
+{
+    size_t bytes = (size_t)num_words * sizeof *words;
+    enum status status = OK;
+
+    if (!wants_mask(request)) {
+        memset(words, 0xff, bytes);
+        return;
+    }
+    if (grammar_is_ready(request->grammar)) {
+        status = grammar_fill_bitmask(request->grammar, words, num_words);
+        if (status == OK) {
+            forbid_early_stop(request, words, num_words);
+            return;
+        }
+    }
+    memset(words, 0, bytes); /* nothing is drawn unmasked */
+    if (status != OK) {
+        end_with_error(scheduler, request, status, fail_text(), events);
+    } else if (request->state == REQUEST_RUNNING) {
+        scheduler->num_late_masks++;
+        set_aside(scheduler, request);
+    }
+}
+
+void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct scheduler_output *plan,
+                               struct arena *arena, struct grammar_output *out,
+                               struct output_builder *events)
+{
+    int32_t num_masks = scheduler_num_masks(plan), i = 0;
+    int32_t num_words = grammar_num_words(scheduler->options.vocab_size);
+    size_t bytes = (size_t)num_masks * (size_t)num_words * sizeof(uint32_t);
+    int32_t *slots = arena_alloc(arena, (size_t)num_masks * sizeof *slots);
+    int32_t *positions = arena_alloc(arena, (size_t)num_masks * sizeof *positions);
+    uint32_t *words = arena_alloc(arena, bytes);
+
+    ASSERT(scheduler->num_in_flight == 1 && scheduler->in_flight[0].num_rows == plan->num_rows);
+    ASSERT(bytes <= MAX_BITMASK_BYTES, "%zu bytes of masks", bytes);
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        struct request *request = scheduler->in_flight[0].rows[row];
+
+        if (!plan->needs_bitmask[row])
+            continue;
+        slots[i] = plan->slots[row];
+        positions[i] = plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
+        ASSERT(!wants_mask(request) || positions[i] == request->num_tokens);
+        fill_mask(scheduler, request, words + (int64_t)i++ * num_words, num_words, events);
+    }
+    *out = (struct grammar_output){
+        .slots = slots,
+        .num_rows = num_masks,
+        .positions = positions,
+        .words_per_row = num_words,
+        .bitmask = (const uint8_t *)words,
+        .num_bitmask_bytes = (int32_t)bytes,
+    };
+}
+
+/* ---- update --------------------------------------------------------------------------------- */
 
 enum status scheduler_check_answer(const struct scheduler_output *plan,
                                    const struct model_runner_output *output, int32_t vocab_size)
@@ -856,17 +965,27 @@ static void take_token(struct scheduler *scheduler, struct request *request,
 
     enum finish_reason finish = request_append(request, *token, &stop_token);
     struct engine_event *event = output_builder_add(events, request);
+    bool is_terminated = request->grammar && grammar_is_terminated(request->grammar);
+
+    if (is_terminated) { /* also under ignore_eos: nothing may follow */
+        finish = FINISH_STOP;
+        stop_token = *token;
+    }
 
     event->tokens = token;
     event->num_tokens = 1;
     event->finish = finish;
     event->stop_token = stop_token;
+    event->grammar_is_complete = is_terminated;
     if (output->logprob_counts[i] > 0)
         event->logprobs = copy_logprobs(output_builder_arena(events), output, i, first_logprob);
     if (request->state == REQUEST_RUNNING)
         cache_full_blocks(scheduler, request);
     if (finish != FINISH_NONE)
         end(scheduler, request);
+    else if (request->grammar && request->state == REQUEST_RUNNING &&
+             grammar_is_slow(request->grammar))
+        set_aside(scheduler, request);
 }
 
 enum status scheduler_update_from_output(struct scheduler *scheduler,
@@ -1039,7 +1158,7 @@ void scheduler_describe_in_flight(const struct scheduler *scheduler,
 void scheduler_check(const struct scheduler *scheduler)
 {
     const struct request *request;
-    int32_t num_running = 0, num_deferred = 0, num_slots = 0;
+    int32_t num_running = 0, num_deferred = 0, num_set_aside = 0, num_slots = 0;
     int64_t num_blocks = 0;
 
     block_pool_check(scheduler->blocks);
@@ -1059,7 +1178,10 @@ void scheduler_check(const struct scheduler *scheduler)
         num_slots += request->slot >= 0;
     }
     LIST_FOR_EACH (request, &scheduler->deferred, link) {
-        ASSERT(request->awaits_grammar && request->num_blocks == 0 && request->slot < 0);
+        ASSERT(request->awaits_grammar != request->awaits_mask && request->num_blocks == 0);
+        ASSERT((request->slot >= 0) == (request->num_in_flight > 0));
+        num_slots += request->slot >= 0;
+        num_set_aside += request->awaits_mask;
         num_deferred++;
     }
     LIST_FOR_EACH (request, &scheduler->leaving, link) {
@@ -1071,6 +1193,7 @@ void scheduler_check(const struct scheduler *scheduler)
     ASSERT(num_running + scheduler->waiting.num_requests + num_deferred ==
            scheduler_num_unfinished(scheduler));
     ASSERT(num_deferred == scheduler->num_deferred);
+    ASSERT(num_set_aside == scheduler->num_set_aside);
     ASSERT(num_slots + scheduler->num_free_slots == num_slots_for(scheduler->options.max_num_seqs));
     ASSERT(num_blocks == block_pool_num_users(scheduler->blocks));
 }

@@ -77,7 +77,8 @@ struct cache_counts {
 
 struct scheduler_stats {
     int32_t num_running, num_waiting;
-    int32_t num_deferred; /* wait for their grammars; not among num_waiting */
+    int32_t num_deferred; /* wait for their grammars or masks; not among num_waiting */
+    int64_t num_late_masks;
     int32_t num_free_blocks;
     int64_t num_preemptions;
     int64_t num_prompt_tokens; /* of admitted requests, computed or found in the prefix cache */
@@ -101,10 +102,19 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
 /* How many rows of the plan, which is the newest in flight, need a mask to be sampled. */
 int32_t scheduler_num_masks(const struct scheduler_output *plan);
 
+/* Would scheduler_grammar_bitmask have them all? */
+bool scheduler_masks_are_ready(const struct scheduler *scheduler,
+                               const struct scheduler_output *plan);
+
 /* Their masks, in the plan's arena. It must be the only step in flight: a mask depends on the tokens of
- * all steps before. */
+ * all steps before. A row whose mask is not there may draw nothing, and its request is set aside until
+ * it is (scheduler_recall); one whose grammar has failed ends. */
 void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct scheduler_output *plan,
-                               struct arena *arena, struct grammar_output *out);
+                               struct arena *arena, struct grammar_output *out,
+                               struct output_builder *events);
+
+/* Requests that were set aside, and whose masks have come, wait to be admitted again. */
+void scheduler_recall(struct scheduler *scheduler);
 
 /* The oldest step in flight came back: its tokens join their requests; requests that end are freed;
  * events go to `events`. ERR_MISMATCH: the answer does not fit the plan; nothing was changed. */

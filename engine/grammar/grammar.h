@@ -2,10 +2,12 @@
  * grammar: which tokens may come next in the output of one request.
  *
  * An automaton that moves on with each token that was sampled, and writes the bitmask of a step: 1
- * bits are tokens that are allowed. A backend is a struct grammar_ops; it embeds a struct grammar.
+ * bits are tokens that are allowed. It may live elsewhere (remote.h): then a mask is filled beside the
+ * caller, from begin_mask on, and may come too late for a step. A kind of automaton is a struct
+ * grammar_ops; its object embeds a struct grammar.
  *
- * Once the grammar is complete and nothing may follow, only the request's stop tokens are allowed.
- * A state without any allowed token is a fault of the backend: the sampler ends such a request.
+ * Once the output is a whole one, stop tokens are allowed, and when nothing else may follow they
+ * alone are. A state without any allowed token is a fault: the sampler ends such a request.
  *
  * Thread: core, from submission on.
  */
@@ -16,11 +18,20 @@
 
 struct grammar_ops {
     const char *name;
-    /* Moves on by a token. false: it is not allowed here, and the state is as it was. */
+    /* Moves on by a token. false: it is not allowed here, and the state is as it was. The mask of the state
+     * before must have been filled. */
     bool (*accept)(struct grammar *grammar, token_id token);
-    /* Writes all bits of words[num_words]; token t is bit t % 32 of word t / 32. */
-    void (*fill_bitmask)(const struct grammar *grammar, uint32_t *words, int32_t num_words);
-    /* true: complete, and nothing but a stop token may follow. */
+    /* The mask of this state will be asked for; may be said again. NULL: nothing can be done before. */
+    void (*begin_mask)(struct grammar *grammar);
+    /* Does fill_bitmask return at once, with the mask or with a failure? If not, what core waits for
+     * beside its orders (core_options.grammar_fd) becomes readable when it does. NULL: always. */
+    bool (*is_ready)(struct grammar *grammar);
+    /* Writes all bits of words[num_words]; token t is bit t % 32 of word t / 32. Only when ready. A failure
+     * is the request's, with its sentence. */
+    enum status (*fill_bitmask)(struct grammar *grammar, uint32_t *words, int32_t num_words);
+    /* Others should not wait for its masks: the last one took long. NULL: never. */
+    bool (*is_slow)(const struct grammar *grammar);
+    /* true: a stop token was accepted, and nothing may follow. */
     bool (*is_terminated)(const struct grammar *grammar);
     void (*free)(struct grammar *grammar);
 };
@@ -34,10 +45,26 @@ MUST_USE static inline bool grammar_accept(struct grammar *grammar, token_id tok
     return grammar->ops->accept(grammar, token);
 }
 
-static inline void grammar_fill_bitmask(const struct grammar *grammar, uint32_t *words,
-                                        int32_t num_words)
+static inline void grammar_begin_mask(struct grammar *grammar)
 {
-    grammar->ops->fill_bitmask(grammar, words, num_words);
+    if (grammar->ops->begin_mask)
+        grammar->ops->begin_mask(grammar);
+}
+
+static inline bool grammar_is_ready(struct grammar *grammar)
+{
+    return !grammar->ops->is_ready || grammar->ops->is_ready(grammar);
+}
+
+MUST_USE static inline enum status grammar_fill_bitmask(struct grammar *grammar, uint32_t *words,
+                                                        int32_t num_words)
+{
+    return grammar->ops->fill_bitmask(grammar, words, num_words);
+}
+
+static inline bool grammar_is_slow(const struct grammar *grammar)
+{
+    return grammar->ops->is_slow && grammar->ops->is_slow(grammar);
 }
 
 static inline bool grammar_is_terminated(const struct grammar *grammar)

@@ -45,8 +45,11 @@ static bool stops(const struct sampling_params *params, token_id token)
 
 void oracle_answer(struct scenario *scenario, struct client *client)
 {
+    struct toy_grammar_options language = client->language;
+
+    language.late_percent = 0; /* which changes no token */
     AUTO_FREE(grammar)
-    struct grammar *grammar = client->has_grammar ? toy_grammar_new(&client->language) : NULL;
+    struct grammar *grammar = client->has_grammar ? toy_grammar_new(&language) : NULL;
     struct sampling_params params = settle(scenario, client);
     int32_t room = scenario->max_model_len - client->num_prompt;
     int32_t max_tokens = params.max_tokens < 1 ? room : MIN(params.max_tokens, room);
@@ -61,8 +64,8 @@ void oracle_answer(struct scenario *scenario, struct client *client)
     client->stop_token = -1;
     client->finish = FINISH_LENGTH;
     while (client->num_tokens < max_tokens) {
-        if (grammar)
-            grammar_fill_bitmask(grammar, bitmask, num_words);
+        if (grammar && grammar_fill_bitmask(grammar, bitmask, num_words) != OK)
+            ASSERT(false, "%s", fail_text());
 
         token_id token = toy_model_sample(&(struct toy_row){.context = reader.context,
                                                             .position = reader.position,
@@ -78,7 +81,7 @@ void oracle_answer(struct scenario *scenario, struct client *client)
         tokens[client->num_tokens++] = token;
         if (grammar)
             ASSERT(grammar_accept(grammar, token));
-        if (stops(&params, token)) {
+        if (stops(&params, token) || (grammar && grammar_is_terminated(grammar))) {
             client->finish = FINISH_STOP;
             client->stop_token = token;
             return;

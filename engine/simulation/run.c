@@ -7,6 +7,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 enum {
     MAX_OUTPUTS = 1 << 20,
@@ -66,6 +68,7 @@ static enum status look(struct run *run)
     core_stats(run->core, &run->stats);
     run->totals->num_steps += run->stats.num_steps - before.num_steps;
     run->totals->num_preemptions += run->stats.num_preemptions - before.num_preemptions;
+    run->totals->num_late_masks += run->stats.num_late_masks - before.num_late_masks;
     return has_failed(run) && before.phase != PHASE_FAILED ? check_failure(run, run->stats.failure)
                                                            : OK;
 }
@@ -193,6 +196,7 @@ static enum status open_engine(struct run *run)
     TRY(core_new(&(struct core_options){.config = &run->config,
                                         .executor = executor,
                                         .outputs = &run->outputs,
+                                        .grammar_fd = run->front.grammar_fd,
                                         .vocab_size = run->scenario->vocab_size},
                  &run->core));
     toy_front_connect(&run->front, run->core);
@@ -260,7 +264,10 @@ static enum status run_open(struct run *run)
         .agenda = &run->agenda,
         .faults = &run->faults,
         .totals = run->totals,
+        .grammar_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
     };
+    if (run->front.grammar_fd < 0)
+        return fail(ERR_IO, "no descriptor for grammars: %m");
     toy_front_open(&run->front);
     TRY(mailbox_open(&run->outputs, MAX_OUTPUTS));
     return open_engine(run);
@@ -272,6 +279,8 @@ static void run_close(struct run *run)
     (void)close_engine(run);
     mailbox_close(&run->outputs);
     agenda_close(&run->agenda);
+    if (run->front.grammar_fd > 0)
+        close(run->front.grammar_fd);
     config_close(&run->config);
     clock_simulate(NULL);
 }

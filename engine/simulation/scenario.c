@@ -15,7 +15,7 @@ struct theme {
     int64_t gap_max_ns; /* between arrivals */
     int32_t prompt_max, output_max;
     int32_t zero_percent; /* of the tokens of prompts: memory that nobody wrote to looks like it */
-    int32_t chat_percent, grammar_percent, abort_percent, salt_percent;
+    int32_t chat_percent, grammar_percent, late_percent, abort_percent, salt_percent;
 };
 
 static const token_id *draw_tokens(struct scenario *scenario, struct random *random, int32_t n)
@@ -96,6 +96,8 @@ static void draw_grammar(const struct scenario *scenario, struct random *random,
         .vocab_size = scenario->vocab_size,
         .num_tokens = random_below(random, theme->output_max + 5),
         .stop_token = theme->eos,
+        .late_percent = theme->late_percent,
+        .late_ns = random_between(random, 1, 30 * MS),
     };
     client->grammar_after_ns = random_chance(random, 30) ? random_between(random, 1, 20 * MS) : 0;
     client->grammar_fails = client->grammar_after_ns > 0 && random_chance(random, 15);
@@ -129,6 +131,7 @@ static void draw_clients(struct scenario *scenario, struct random *random)
         .zero_percent = random_chance(random, 50) ? 50 : 0,
         .chat_percent = random_chance(random, 50) ? random_below(random, 101) : 0,
         .grammar_percent = random_chance(random, 50) ? random_below(random, 101) : 0,
+        .late_percent = random_chance(random, 50) ? random_below(random, 60) : 0,
         .abort_percent = random_chance(random, 60) ? random_below(random, 60) : 0,
         .salt_percent = random_chance(random, 30) ? 50 : 0,
     };

@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <unistd.h>
 
 static const int64_t MS = 1000000;
 /* A client that finds no engine comes again. */
@@ -76,6 +77,30 @@ static void abort_request(void *user, const struct event *event)
         happen_at(front, front->agenda->now_ns + RETRY_NS, event->who, abort_request);
 }
 
+/* A mask has been filled. */
+static void wake_core(void *user, const struct event *event)
+{
+    struct toy_front *front = user;
+    uint64_t one = 1;
+
+    (void)event;
+    ASSERT(write(front->grammar_fd, &one, sizeof one) == sizeof one);
+}
+
+static void wake_core_at(void *user, int64_t ready_ns)
+{
+    happen_at(user, ready_ns, 0, wake_core);
+}
+
+static struct grammar *make_grammar(struct toy_front *front, const struct client *client)
+{
+    struct toy_grammar_options options = client->language;
+
+    options.on_late = wake_core_at;
+    options.user = front;
+    return toy_grammar_new(&options);
+}
+
 static void bring_grammar(void *user, const struct event *event)
 {
     struct toy_front *front = user;
@@ -88,7 +113,7 @@ static void bring_grammar(void *user, const struct event *event)
                          "line 1: a bracket is missing");
     else
         core_set_grammar(front->core, session_of(front, event->who)->id,
-                         toy_grammar_new(&client->language), OK, NULL);
+                         make_grammar(front, client), OK, NULL);
 }
 
 static struct request *make_request(const struct toy_front *front, const struct client *client)
@@ -127,7 +152,7 @@ static void arrive(void *user, const struct event *event)
         return;
     }
     if (client->has_grammar && client->grammar_after_ns == 0)
-        request->grammar = toy_grammar_new(&client->language);
+        request->grammar = make_grammar(front, client);
     if (core_add(front->core, request) != OK)
         ASSERT(false, "%s", fail_text()); /* the box is larger than all clients */
     request = NULL;

@@ -21,7 +21,7 @@ struct run_totals {
     int64_t num_requests, num_refused;
     int64_t num_finished[FINISH_ERROR + 1]; /* by enum finish_reason */
     int64_t num_tokens, num_masked_tokens, num_cached_tokens;
-    int64_t num_preemptions;
+    int64_t num_preemptions, num_late_masks;
     int64_t num_orders_done, num_orders_refused;
 };
 
@@ -46,6 +46,7 @@ struct toy_front {
     struct agenda *agenda;
     const struct fault_plan *faults;
     struct run_totals *totals;
+    int grammar_fd;       /* wakes the core when a mask has come */
     struct core *core;    /* NULL: between two engines */
     bool core_has_failed; /* its owner says so, before outputs are taken */
 

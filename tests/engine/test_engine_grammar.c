@@ -267,6 +267,161 @@ static void a_grammar_that_comes_too_late_is_thrown_away(void **state)
     close_engine(&b);
 }
 
+/* ---- masks that come late ------------------------------------------------------------------- */
+
+/* A toy whose masks take time. */
+struct late_grammar {
+    struct grammar grammar;
+    struct grammar *toy;
+    int grammar_fd;
+    bool is_slow;
+    int32_t num_accepted, fails_at;
+    int64_t ready_ns; /* of the present mask; 0: not asked for yet */
+};
+
+static struct late_grammar *late(struct grammar *grammar)
+{
+    return CONTAINER_OF(grammar, struct late_grammar, grammar);
+}
+
+static void late_begin_mask(struct grammar *grammar)
+{
+    struct late_grammar *self = late(grammar);
+    int32_t ms = self->num_accepted % 3 == 1 ? 25 : self->num_accepted % 3; /* 25: the step does not wait */
+
+    if (self->ready_ns == 0)
+        self->ready_ns = clock_deadline_ns(ms);
+}
+
+static bool late_accept(struct grammar *grammar, token_id token)
+{
+    struct late_grammar *self = late(grammar);
+
+    if (!grammar_accept(self->toy, token))
+        return false;
+    self->num_accepted++;
+    self->ready_ns = 0;
+    late_begin_mask(grammar);
+    return true;
+}
+
+static bool late_is_ready(struct grammar *grammar)
+{
+    struct late_grammar *self = late(grammar);
+    uint64_t one = 1;
+
+    late_begin_mask(grammar);
+    if (clock_now_ns() >= self->ready_ns)
+        return true;
+    /* Nobody else is there to wake the core, so it asks again at once. */
+    assert_int_equal(write(self->grammar_fd, &one, sizeof one), sizeof one);
+    return false;
+}
+
+static enum status late_fill_bitmask(struct grammar *grammar, uint32_t *words, int32_t num_words)
+{
+    struct late_grammar *self = late(grammar);
+
+    if (self->num_accepted == self->fails_at)
+        return fail(ERR_FULL, "the grammar takes too long");
+    return grammar_fill_bitmask(self->toy, words, num_words);
+}
+
+static bool late_is_slow(const struct grammar *grammar)
+{
+    return CONTAINER_OF(grammar, const struct late_grammar, grammar)->is_slow;
+}
+
+static bool late_is_terminated(const struct grammar *grammar)
+{
+    return grammar_is_terminated(CONTAINER_OF(grammar, const struct late_grammar, grammar)->toy);
+}
+
+static void late_free(struct grammar *grammar)
+{
+    grammar_free(late(grammar)->toy);
+    mem_free(late(grammar));
+}
+
+static struct grammar *late_new(const struct bench *b, int32_t number, bool is_slow)
+{
+    static const struct grammar_ops ops = {
+        .name = "late",
+        .accept = late_accept,
+        .begin_mask = late_begin_mask,
+        .is_ready = late_is_ready,
+        .fill_bitmask = late_fill_bitmask,
+        .is_slow = late_is_slow,
+        .is_terminated = late_is_terminated,
+        .free = late_free,
+    };
+    struct toy_grammar_options options = language(b, number);
+    struct late_grammar *self = mem_new(struct late_grammar);
+
+    *self = (struct late_grammar){.grammar = {&ops},
+                                  .toy = toy_grammar_new(&options),
+                                  .grammar_fd = engine_grammar_fd(b->engine),
+                                  .is_slow = is_slow,
+                                  .fails_at = -1};
+    return &self->grammar;
+}
+
+static void steps_do_not_wait_for_a_late_mask_and_no_token_changes(void **state)
+{
+    static const char *const rows[] = {
+        "--max-num-seqs 12 --no-async-scheduling",
+        "--max-num-seqs 12",
+        "--max-num-seqs 2 --no-enable-prefix-caching",
+        "--max-num-seqs 12 --max-num-batched-tokens 64 --num-gpu-blocks-override 8",
+    };
+    struct reply first[NUM_REQUESTS], replies[NUM_REQUESTS];
+    struct engine_stats stats;
+    struct bench b;
+
+    (void)state;
+    open_engine(&b, "");
+    ask_all(&b, first);
+    close_engine(&b);
+    for (size_t r = 0; r < COUNT_OF(rows); r++) {
+        open_engine(&b, rows[r]);
+        for (int32_t i = 0; i < NUM_REQUESTS; i++)
+            submit(&b, i, has_grammar(i) ? late_new(&b, i, i % 2) : NULL, false, &replies[i]);
+        wait_for(&b, replies, NUM_REQUESTS);
+        engine_stats(b.engine, &stats);
+        assert_true(stats.num_late_masks > 0);
+        for (int32_t i = 0; i < NUM_REQUESTS; i++) {
+            assert_int_equal(replies[i].num_tokens, first[i].num_tokens);
+            assert_memory_equal(replies[i].tokens, first[i].tokens,
+                                sizeof(int32_t) * (size_t)first[i].num_tokens);
+        }
+        close_engine(&b);
+    }
+}
+
+static void a_grammar_that_fails_later_ends_its_request_alone(void **state)
+{
+    static const char *const rows[] = {"", "--no-async-scheduling"};
+
+    (void)state;
+    for (size_t r = 0; r < COUNT_OF(rows); r++) {
+        struct reply replies[2] = {0};
+        struct grammar *grammar;
+        struct bench b;
+
+        open_engine(&b, rows[r]);
+        grammar = late_new(&b, 10, false);
+        late(grammar)->fails_at = 3;
+        submit(&b, 10, grammar, false, &replies[0]);
+        submit(&b, 2, NULL, false, &replies[1]);
+        wait_for(&b, replies, 2);
+        assert_int_equal(replies[0].finish, FINISH_ERROR);
+        assert_int_equal(replies[0].num_tokens, 3);
+        assert_string_equal(replies[0].error_text, "the grammar takes too long");
+        assert_int_equal(replies[1].finish, FINISH_LENGTH);
+        close_engine(&b);
+    }
+}
+
 /* ---- a backend that contradicts itself ------------------------------------------------------ */
 
 static bool accept_nothing(struct grammar *grammar, token_id token)
@@ -275,10 +430,11 @@ static bool accept_nothing(struct grammar *grammar, token_id token)
     return token < 0;
 }
 
-static void allow_all(const struct grammar *grammar, uint32_t *words, int32_t num_words)
+static enum status allow_all(struct grammar *grammar, uint32_t *words, int32_t num_words)
 {
     (void)grammar;
     memset(words, 0xff, (size_t)num_words * sizeof *words);
+    return OK;
 }
 
 static bool never(const struct grammar *grammar)
@@ -326,6 +482,8 @@ int main(void)
         cmocka_unit_test(a_request_waits_for_its_grammar_and_holds_nobody_up),
         cmocka_unit_test(a_grammar_that_does_not_compile_ends_its_request_alone),
         cmocka_unit_test(a_grammar_that_comes_too_late_is_thrown_away),
+        cmocka_unit_test(steps_do_not_wait_for_a_late_mask_and_no_token_changes),
+        cmocka_unit_test(a_grammar_that_fails_later_ends_its_request_alone),
         cmocka_unit_test(a_token_that_its_grammar_rejects_ends_its_request_alone),
     };
 

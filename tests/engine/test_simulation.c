@@ -45,6 +45,7 @@ static void every_token_is_right_and_everything_has_happened(void **state)
 
     /* A simulation in which nothing happens proves nothing. */
     assert_true(totals->num_preemptions > 0 && totals->num_cached_tokens > 0);
+    assert_true(totals->num_late_masks > 0);
     assert_true(totals->num_masked_tokens > 0 && totals->num_masked_tokens < totals->num_tokens);
     assert_true(totals->num_orders_done > 0 && totals->num_orders_refused > 0);
     assert_true(totals->num_refused > 0 && totals->num_epochs_ended > 0);
@@ -54,10 +55,11 @@ static void every_token_is_right_and_everything_has_happened(void **state)
         if (totals->num_faults[kind] == 0)
             fail_msg("there was never %s", fault_name(kind));
     print_message("# %ld steps in %ld runs: %ld requests, %ld tokens (%ld masked, %ld cached), "
-                  "%ld preemptions, %ld engines that failed\n",
+                  "%ld preemptions, %ld late masks, %ld engines that failed\n",
                   (long)totals->num_steps, (long)totals->num_runs, (long)totals->num_requests,
                   (long)totals->num_tokens, (long)totals->num_masked_tokens,
                   (long)totals->num_cached_tokens, (long)totals->num_preemptions,
+                  (long)totals->num_late_masks,
                   (long)totals->num_epochs_ended);
 }
 
