@@ -18,13 +18,14 @@ static const struct command {
     {"replay", cmd_replay, "a step that failed, run again"},
     {"trace", cmd_trace, "what a trace file says: how busy the devices were, and a picture"},
     {"worker", cmd_worker, "one rank of an engine, which starts it itself"},
+    {"grammar-host", cmd_grammar_host, "where grammars are compiled; the engine starts it itself"},
 };
 
 static int print_help(FILE *out)
 {
     fputs("usage: tandem COMMAND [OPTION]...\n\n", out);
     for (size_t i = 0; i < COUNT_OF(commands); i++)
-        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
     fputs("\n'tandem COMMAND --help' explains one of them; 'tandem --version' tells the build.\n",
           out);
     return 0;

@@ -1,8 +1,10 @@
 #include "engine/front/front.h"
 
+#include "engine/grammar/compiler.h"
 #include "proto/base/map.h"
 #include "proto/base/trace.h"
 #include "proto/config/config.h"
+#include "proto/wire/messages.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -15,6 +17,7 @@ struct front {
     struct tokenizer *tokenizer;
     struct template *chat_template;
     struct engine *engine;
+    struct grammar_compiler *grammars;
     struct openai_model openai;
     struct map routes; /* request_id -> struct sequence_route of a live generation */
 };
@@ -93,6 +96,29 @@ static enum status end_text_job(struct text_job *job)
     return job->status == OK ? OK : fail(job->status, "%s", job->sentence);
 }
 
+enum { MASK_TIMEOUT_MS = 1000, MAX_COMPILING = 8 };
+
+static enum status open_grammars(const struct config *config, struct front *front)
+{
+    bool is_auto = strcmp(config->grammar_backend, "auto") == 0;
+
+    return grammar_compiler_new(
+        &(struct grammar_compiler_options){
+            .backends = backends,
+            .folder = config->grammar_folder,
+            .backend = is_auto ? NULL : config->grammar_backend,
+            .tokenizer = front->tokenizer,
+            .num_places = num_slots_for(config->max_num_seqs),
+            .bell_fd = engine_grammar_fd(front->engine),
+            .memory_bytes = config->grammar_memory,
+            .cache_bytes = config->grammar_cache,
+            .max_compiling = MAX_COMPILING,
+            .compile_timeout_ms = (int32_t)(config->grammar_compile_timeout * 1000),
+            .mask_timeout_ms = MASK_TIMEOUT_MS,
+        },
+        &front->grammars);
+}
+
 enum status front_open(const struct config *config,
                        void (*progress)(void *user, const char *words, double fraction), void *user,
                        struct front **out)
@@ -112,6 +138,7 @@ enum status front_open(const struct config *config,
         return fail(status, "%s", sentence);
     }
     TRY(end_text_job(&job));
+    TRY(open_grammars(config, front));
     front->name = config->served_model_name ? mem_strdup(config->served_model_name)
                                             : name_of_file(config_model_path(config));
     front->openai = (struct openai_model){
@@ -129,6 +156,7 @@ void front_free(struct front *front)
 {
     if (!front)
         return;
+    grammar_compiler_free(front->grammars);
     engine_free(front->engine);
     map_close(&front->routes);
     template_free(front->chat_template);
@@ -150,35 +178,84 @@ const struct openai_model *front_model(const struct front *front)
 
 /* ---- in ------------------------------------------------------------------------------------------- */
 
+/* process: of its grammar; NULL: it has none, or waits for it. */
 static enum status submit_sequence(struct front *front, struct generation *generation,
-                                   int32_t sequence)
+                                   int32_t sequence, struct grammar_process *process)
 {
     struct sequence_route *route = &generation->routes[sequence];
+    AUTO_FREE(grammar) struct grammar *grammar = process ? grammar_process_start(process) : NULL;
     struct submission submission;
     struct sampling_params params;
 
     generation_submission(generation, sequence, front->tokenizer, &submission, &params);
+    submission.grammar = grammar;
+    submission.awaits_grammar = generation->grammar && !process;
     TRY(engine_submit(front->engine, &submission, &route->id));
+    grammar = NULL; /* the request's */
     route->generation = generation;
     map_put(&front->routes, (uint64_t)route->id, route);
     return OK;
 }
 
+/* Sequences whose grammar is being compiled. They may be over when it comes. */
+struct awaited_grammar {
+    struct engine *engine;
+    int32_t num_ids;
+    request_id ids[];
+};
+
+/* On the compiler's thread. */
+static void bring_grammar(void *user, struct grammar_process *process, enum status status,
+                          const char *text)
+{
+    struct awaited_grammar *awaited = user;
+
+    for (int32_t i = 0; i < awaited->num_ids; i++)
+        engine_set_grammar(awaited->engine, awaited->ids[i],
+                           process ? grammar_process_start(process) : NULL, status, text);
+    mem_free(awaited);
+}
+
+static enum status ask_for_grammar(struct front *front, const struct generation *generation)
+{
+    size_t n = (size_t)generation->num_sequences;
+    struct awaited_grammar *awaited = mem_alloc(sizeof *awaited + n * sizeof *awaited->ids);
+    enum status status;
+
+    awaited->engine = front->engine;
+    awaited->num_ids = generation->num_sequences;
+    for (size_t i = 0; i < n; i++)
+        awaited->ids[i] = generation->routes[i].id;
+    status = grammar_compiler_compile(front->grammars, generation->grammar, bring_grammar, awaited);
+    if (status != OK)
+        mem_free(awaited);
+    return status;
+}
+
+static enum status submit_all(struct front *front, struct generation *generation,
+                              struct grammar_process *process)
+{
+    for (int32_t i = 0; i < generation->num_sequences; i++)
+        TRY(submit_sequence(front, generation, i, process));
+    return generation->grammar && !process ? ask_for_grammar(front, generation) : OK;
+}
+
 enum status front_submit(struct front *front, struct generation *generation,
                          generation_listener *listener, void *user)
 {
+    struct grammar_process *process = NULL;
+    enum status status;
+
     TRY(engine_check_admission(front->engine, generation->num_sequences));
     generation->listener = listener;
     generation->user = user;
-    for (int32_t i = 0; i < generation->num_sequences; i++) {
-        enum status status = submit_sequence(front, generation, i);
-
-        if (status != OK) {
-            front_abort(front, generation);
-            return status;
-        }
-    }
-    return OK;
+    if (generation->grammar)
+        process = grammar_compiler_find(front->grammars, generation->grammar);
+    status = submit_all(front, generation, process);
+    grammar_process_drop(process);
+    if (status != OK)
+        front_abort(front, generation);
+    return status;
 }
 
 void front_abort(struct front *front, struct generation *generation)

@@ -17,6 +17,7 @@
 
 #include "engine/engine.h"
 #include "engine/front/output_processor.h"
+#include "engine/grammar/spec.h"
 #include "engine/text/template.h"
 #include "engine/text/tokenizer.h"
 
@@ -70,6 +71,7 @@ struct generation {
 
     struct openai_prompt *prompts; /* [num_prompts] */
     int32_t num_prompts;
+    const struct grammar_spec *grammar; /* in `arena`; NULL: the answers may be anything */
     struct sampling_params params; /* arrays in `arena`; a seed that was not given is random */
 
     struct output_processor *outputs; /* [num_sequences] */

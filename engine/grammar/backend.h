@@ -65,11 +65,12 @@ struct backend_ops {
 
 extern const struct backend_ops backend_llguidance, backend_xgrammar;
 
-/* The rows, NULL at the end. */
+/* The rows, NULL at the end; the first that has a kind is the best for it. */
 extern const struct backend_ops *const backends[];
-/* spec->backend, or the best for its kind. ERR_UNSUPPORTED: there is no such backend, or it has not
- * this kind; the sentence names those that have. */
-enum status backend_choose(const struct grammar_spec *spec, const struct backend_ops **out);
+/* The row of spec->backend, or the best for its kind, by its number. ERR_UNSUPPORTED: there is no such
+ * backend, or it has not this kind; the sentence names those that have. */
+enum status backend_choose(const struct backend_ops *const *rows, const struct grammar_spec *spec,
+                           int32_t *out);
 /* "json_object", "json", "regex", "choice", "grammar" (EBNF and Lark), "structural_tag" */
 const char *grammar_kind_name(enum grammar_kind kind);
 

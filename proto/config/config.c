@@ -57,6 +57,17 @@ static const struct option options[] = {
     ROW(num_gpu_blocks_override, OPTION_I32, "0", "KV blocks; 0: as many as fit",
         .most = 1 << 30),
 
+    ROW(grammar_backend, OPTION_WORD, "auto", "library for structured outputs; auto: the best for each",
+        .words = "auto llguidance xgrammar", .group = "Structured outputs"),
+    ROW(grammar_folder, OPTION_TEXT, NULL, "where those libraries are; `grammar` beside the program",
+        .value = "FOLDER"),
+    ROW(grammar_memory, OPTION_BYTES, "512MiB", "that the process of one grammar may take",
+        .least = 1 << 20, .most = (int64_t)1 << 40),
+    ROW(grammar_cache, OPTION_BYTES, "256MiB", "of grammars that no request uses",
+        .most = (int64_t)1 << 40),
+    ROW(grammar_compile_timeout, OPTION_F64, "1.5", "seconds that a grammar may take to compile",
+        .least = 0.01, .most = 3600),
+
     ROW(host, OPTION_TEXT, "127.0.0.1", "address to listen on", .group = "Server"),
     ROW(port, OPTION_I32, "8000", "0 picks a free one and prints it", .most = 65535),
 

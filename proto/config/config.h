@@ -48,6 +48,13 @@ struct config {
     int64_t kv_cache_memory;          /* bytes of all ranks together; 0: measured */
     int32_t num_gpu_blocks_override;  /* 0: as many as fit */
 
+    /* structured outputs */
+    char *grammar_backend;  /* "auto": the best for each kind of grammar */
+    char *grammar_folder;   /* of the libraries; NULL: `grammar` beside the program */
+    int64_t grammar_memory; /* bytes that the process of one grammar may take */
+    int64_t grammar_cache;  /* bytes of grammars that no request uses */
+    double grammar_compile_timeout; /* seconds */
+
     /* server */
     char *host;
     int32_t port;
