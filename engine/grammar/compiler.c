@@ -566,9 +566,8 @@ static bool has_to_watch(struct grammar_compiler *compiler)
 }
 
 /* Tells what there is to tell and parks, with the lock free. */
-static void park(struct grammar_compiler *compiler)
+static void park(struct grammar_compiler *compiler, int timeout_ms)
 {
-    int timeout_ms = has_to_watch(compiler) ? WATCH_MS : -1;
     struct pollfd fds[] = {{.fd = compiler->wake_fd, .events = POLLIN},
                            {.fd = compiler->socket_fd, .events = POLLIN}};
     struct telling *tellings = give(compiler->tellings);
@@ -593,8 +592,11 @@ static void *compiler_loop(void *user)
         watch(compiler);
         tell_late_listeners(compiler);
         begin_waiting(compiler);
+        /* Before evict: what is idle by then is looked at, and what becomes so later is watched. */
+        int timeout_ms = has_to_watch(compiler) ? WATCH_MS : -1;
+
         evict(compiler);
-        park(compiler);
+        park(compiler, timeout_ms);
     }
     pthread_mutex_unlock(&compiler->lock);
     tell_all(give(compiler->tellings));
