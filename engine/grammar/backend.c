@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-const struct backend_ops *const backends[] = {NULL};
+const struct backend_ops *const backends[] = {&backend_llguidance, NULL};
 
 static const char *const kind_names[NUM_GRAMMAR_KINDS] = {
     [GRAMMAR_JSON_OBJECT] = "json_object", [GRAMMAR_JSON_SCHEMA] = "json",

@@ -397,6 +397,11 @@ static bool remote_is_terminated(const struct grammar *grammar)
     return CONTAINER_OF(grammar, const struct remote_grammar, grammar)->is_terminated;
 }
 
+int64_t grammar_process_mask_ns(const struct grammar *grammar)
+{
+    return CONTAINER_OF(grammar, const struct remote_grammar, grammar)->last_ns;
+}
+
 static void free_place(struct remote_grammar *self)
 {
     struct grammar_process *process = self->process;

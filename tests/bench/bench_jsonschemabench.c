@@ -1,0 +1,315 @@
+/*
+ * bench_jsonschemabench: JSON schemas compiled, and instances followed through them, by the product's
+ * own path: a process for each, and a mask for each token.
+ *
+ * A line of the data is {"id", "schema", "tests": [{"data", "valid"}]}. An instance is accepted if every
+ * token of its text is allowed where it stands, and a stop token behind the last.
+ */
+#include "engine/bench/samples.h"
+#include "engine/cmd/cmd.h"
+#include "engine/grammar/compiler.h"
+#include "engine/text/json_text.h"
+#include "proto/base/clock.h"
+#include "proto/config/option.h"
+#include "proto/model/model_file.h"
+
+#include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct settings {
+    char *data, *model, *folder, *backend;
+    bool json, lenient, verbose;
+    double timeout;
+    int64_t memory;
+};
+
+#define ROW(member, ...) OPTION(struct settings, member, __VA_ARGS__)
+static const struct option options[] = {
+    ROW(data, OPTION_TEXT, NULL, "lines of {\"id\", \"schema\", \"tests\": [{\"data\", \"valid\"}]}",
+        .value = "FILE", .group = "Bench"),
+    ROW(model, OPTION_TEXT, ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "whose vocabulary is used", .value = "FILE"),
+    ROW(folder, OPTION_TEXT, ".cache/grammar", "of the libraries", .value = "FOLDER"),
+    ROW(backend, OPTION_WORD, "llguidance", "the library", .words = "llguidance xgrammar"),
+    ROW(lenient, OPTION_BOOL, "false", "ignore keywords that can't be enforced"),
+    ROW(timeout, OPTION_F64, "1.5", "seconds that a schema may take to compile", .least = 0.01,
+        .most = 3600),
+    ROW(memory, OPTION_BYTES, "512MiB", "that a schema may take", .least = 1 << 20,
+        .most = (int64_t)1 << 40),
+    ROW(json, OPTION_BOOL, "false", "the figures as one JSON object"),
+    ROW(verbose, OPTION_BOOL, "false", "tell what is refused, and what goes wrong"),
+};
+#undef ROW
+
+struct bench {
+    const struct settings *settings;
+    struct tokenizer *tokenizer;
+    struct grammar_compiler *compiler;
+    int bell_fd;
+    int64_t num_schemas, num_compiled, num_refused, num_killed;
+    int64_t num_valid, num_valid_accepted, num_invalid, num_invalid_rejected;
+    struct samples compile, mask, round_trip; /* ns */
+};
+
+/* ---- a grammar --------------------------------------------------------------------------------- */
+
+struct told {
+    pthread_mutex_t lock;
+    pthread_cond_t is_told;
+    bool has_come;
+    struct grammar_process *process;
+    char sentence[512];
+};
+
+static void listen(void *user, struct grammar_process *process, enum status status,
+                   const char *text)
+{
+    struct told *told = user;
+
+    (void)status;
+    pthread_mutex_lock(&told->lock);
+    told->process = process ? grammar_process_take(process) : NULL;
+    snprintf(told->sentence, sizeof told->sentence, "%s", text);
+    told->has_come = true;
+    pthread_cond_signal(&told->is_told);
+    pthread_mutex_unlock(&told->lock);
+}
+
+/* NULL: refused, with its sentence in `told`. */
+static struct grammar_process *compile(struct bench *bench, const char *schema, struct told *told)
+{
+    struct grammar_spec spec = {
+        .kind = GRAMMAR_JSON_SCHEMA,
+        .text = schema,
+        .size = strlen(schema),
+        .backend = bench->settings->backend,
+        .lenient = bench->settings->lenient,
+    };
+
+    *told = (struct told){.lock = PTHREAD_MUTEX_INITIALIZER, .is_told = PTHREAD_COND_INITIALIZER};
+    if (spec.size > MAX_GRAMMAR_BYTES) {
+        snprintf(told->sentence, sizeof told->sentence, "%zu bytes of schema", spec.size);
+        return NULL;
+    }
+    if (grammar_compiler_compile(bench->compiler, &spec, listen, told) != OK) {
+        snprintf(told->sentence, sizeof told->sentence, "%s", fail_text());
+        return NULL;
+    }
+    pthread_mutex_lock(&told->lock);
+    while (!told->has_come)
+        pthread_cond_wait(&told->is_told, &told->lock);
+    pthread_mutex_unlock(&told->lock);
+    if (told->process)
+        samples_add(&bench->compile, grammar_process_compile_ns(told->process));
+    return told->process;
+}
+
+static enum status next_mask(struct bench *bench, struct grammar *grammar, uint32_t *words,
+                             int32_t num_words, int64_t begin_ns)
+{
+    struct pollfd fd = {.fd = bench->bell_fd, .events = POLLIN};
+    eventfd_t ignored;
+
+    grammar_begin_mask(grammar);
+    while (!grammar_is_ready(grammar)) {
+        poll(&fd, 1, -1);
+        eventfd_read(bench->bell_fd, &ignored);
+    }
+    samples_add(&bench->round_trip, clock_now_ns() - begin_ns);
+    TRY(grammar_fill_bitmask(grammar, words, num_words));
+    samples_add(&bench->mask, grammar_process_mask_ns(grammar));
+    return OK;
+}
+
+/* Is the instance accepted? A failure of the grammar is no acceptance, and is told. */
+static bool follow(struct bench *bench, struct grammar *grammar, const struct token_list *tokens)
+{
+    int32_t num_words = grammar_num_words(tokenizer_vocab_size(bench->tokenizer)), num_stops;
+    token_id stop = tokenizer_stop_ids(bench->tokenizer, &num_stops)[0];
+    AUTO_MEM uint32_t *words = mem_new_array(uint32_t, (size_t)num_words);
+
+    for (int32_t i = 0; i <= tokens->count; i++) {
+        enum status status = next_mask(bench, grammar, words, num_words, clock_now_ns());
+
+        if (status != OK) {
+            fprintf(stderr, "a mask failed: %s\n", fail_text());
+            return false;
+        }
+        if (!grammar_accept(grammar, i < tokens->count ? tokens->ids[i] : stop))
+            return false;
+    }
+    return true;
+}
+
+static void try_instance(struct bench *bench, struct grammar_process *process, const char *id,
+                         const json_t *test)
+{
+    bool is_valid = json_is_true(json_object_get(test, "valid"));
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    AUTO_CLOSE(token_list) struct token_list tokens = {0};
+    AUTO_FREE(grammar) struct grammar *grammar = grammar_process_start(process);
+    bool is_accepted;
+
+    json_text(json_object_get(test, "data"), JSON_SPACED, &text);
+    if (tokenizer_encode(bench->tokenizer, bytes_text(&text), text.size, false, false, &tokens) != OK)
+        return;
+    is_accepted = follow(bench, grammar, &tokens);
+    bench->num_valid += is_valid;
+    bench->num_invalid += !is_valid;
+    bench->num_valid_accepted += is_valid && is_accepted;
+    bench->num_invalid_rejected += !is_valid && !is_accepted;
+    if (bench->settings->verbose && is_valid != is_accepted)
+        fprintf(stderr, "%s: %s and %s: %.200s\n", id, is_valid ? "valid" : "invalid",
+                is_accepted ? "accepted" : "refused", bytes_text(&text));
+}
+
+static void try_line(struct bench *bench, const json_t *line)
+{
+    const char *id = json_string_value(json_object_get(line, "id"));
+    AUTO_CLOSE(bytes) struct bytes schema = {0};
+    struct grammar_process *process;
+    struct told told;
+    json_t *test;
+    size_t i;
+
+    json_text(json_object_get(line, "schema"), JSON_TIGHT, &schema);
+    bench->num_schemas++;
+    process = compile(bench, bytes_text(&schema), &told);
+    bench->num_compiled += process != NULL;
+    bench->num_refused += !process;
+    if (!process && bench->settings->verbose)
+        fprintf(stderr, "%s: refused: %s\n", id, told.sentence);
+    if (!process)
+        return;
+    json_array_foreach(json_object_get(line, "tests"), i, test)
+        try_instance(bench, process, id, test);
+    grammar_process_drop(process);
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------ */
+
+static enum status read_lines(struct bench *bench, const char *path)
+{
+    FILE *file = fopen(path, "r");
+    char *line = NULL;
+    size_t capacity = 0;
+    int64_t number = 0;
+
+    if (!file)
+        return fail(ERR_NOT_FOUND, "%s: %m", path);
+    while (getline(&line, &capacity, file) > 0) {
+        json_error_t error;
+        json_t *json = json_loads(line, JSON_ALLOW_NUL, &error);
+
+        number++;
+        if (json_is_object(json))
+            try_line(bench, json);
+        else
+            fprintf(stderr, "line %ld: %s\n", (long)number, error.text);
+        json_decref(json);
+    }
+    free(line);
+    fclose(file);
+    return OK;
+}
+
+static void print_spread(const char *name, struct samples *samples, double per_unit,
+                         const char *end)
+{
+    static const struct {
+        const char *name;
+        double share;
+    } rows[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p999", 0.999}, {"max", 1}};
+
+    printf("\"%s\": {", name);
+    for (size_t i = 0; i < COUNT_OF(rows) && samples->count > 0; i++)
+        printf("%s\"%s\": %.4g", i ? ", " : "", rows[i].name,
+               (double)samples_quantile(samples, rows[i].share) / per_unit);
+    printf("}%s", end);
+}
+
+static void print_result(struct bench *bench)
+{
+    const char *separator = bench->settings->json ? ", " : ",\n ";
+    struct grammar_compiler_stats stats;
+
+    grammar_compiler_get_stats(bench->compiler, &stats);
+    printf("{\"schemas\": %" PRId64 ", \"compiled\": %" PRId64 ", \"refused\": %" PRId64
+           ", \"killed\": %" PRId64 "%s",
+           bench->num_schemas, bench->num_compiled, bench->num_refused, stats.num_killed, separator);
+    printf("\"valid_accepted\": %" PRId64 ", \"valid\": %" PRId64 ", \"invalid_rejected\": %" PRId64
+           ", \"invalid\": %" PRId64 "%s",
+           bench->num_valid_accepted, bench->num_valid, bench->num_invalid_rejected,
+           bench->num_invalid, separator);
+    print_spread("compile_ms", &bench->compile, 1e6, separator);
+    print_spread("mask_us", &bench->mask, 1e3, separator);
+    print_spread("round_trip_us", &bench->round_trip, 1e3, "}\n");
+}
+
+static enum status run(const struct settings *settings)
+{
+    AUTO_FREE(model_file) struct model_file *file = NULL;
+    struct bench bench = {.settings = settings};
+    enum status status;
+
+    if (!settings->data)
+        return fail(ERR_INVALID, "--data FILE is missing");
+    TRY(model_file_open(settings->model, &file));
+    TRY(tokenizer_new(model_file_vocabulary(file), &bench.tokenizer));
+    bench.bell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    status = grammar_compiler_new(
+        &(struct grammar_compiler_options){
+            .backends = backends,
+            .folder = settings->folder,
+            .tokenizer = bench.tokenizer,
+            .num_places = 4,
+            .bell_fd = bench.bell_fd,
+            .memory_bytes = settings->memory,
+            .cache_bytes = 16 << 20,
+            .max_compiling = 1,
+            .compile_timeout_ms = (int32_t)(settings->timeout * 1000),
+            .mask_timeout_ms = 1000,
+        },
+        &bench.compiler);
+    if (status == OK)
+        status = read_lines(&bench, settings->data);
+    if (status == OK)
+        print_result(&bench);
+    grammar_compiler_free(bench.compiler);
+    tokenizer_free(bench.tokenizer);
+    samples_close(&bench.compile);
+    samples_close(&bench.mask);
+    samples_close(&bench.round_trip);
+    close(bench.bell_fd);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct settings settings = {0};
+    struct option_set set = {options, COUNT_OF(options), &settings};
+    enum status status;
+
+    if (argc > 1 && strcmp(argv[1], "grammar-host") == 0) /* it is its own host */
+        return cmd_grammar_host(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "--help") == 0) {
+        AUTO_CLOSE(bytes) struct bytes text = {0};
+
+        options_help(&set, 1, &text);
+        printf("usage: jsonschemabench --data FILE [--json]\n\n%s", bytes_text(&text));
+        return 0;
+    }
+    options_init(&set);
+    status = options_parse(&set, 1, argc, argv, NULL, NULL);
+    if (status == OK)
+        status = run(&settings);
+    if (status != OK)
+        fprintf(stderr, "jsonschemabench: %s\n", fail_text());
+    options_close(&set);
+    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+}
