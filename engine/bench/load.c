@@ -6,9 +6,11 @@
 #include "engine/bench/bench.h"
 #include "engine/bench/stream_clients.h"
 #include "engine/front/front.h"
+#include "engine/grammar/compiler.h"
 #include "engine/server/server.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/mailbox.h"
 #include "proto/config/config.h"
 
 #include <poll.h>
@@ -24,7 +26,19 @@ struct load_settings {
     int32_t clients, prompt_tokens, tokens, seconds;
     char *executor;
     bool http, async_scheduling;
+    double structured;
+    char *schema, *grammar_folder;
 };
+
+/* Objects without end, of most that schemas are made of. */
+static const char SCHEMA[] =
+    "{\"type\":\"array\",\"minItems\":1000,\"items\":{\"type\":\"object\",\"properties\":{"
+    "\"name\":{\"type\":\"string\"},\"age\":{\"type\":\"integer\",\"minimum\":0,"
+    "\"maximum\":150},\"email\":{\"type\":\"string\",\"format\":\"email\"},"
+    "\"tags\":{\"type\":\"array\",\"items\":{\"enum\":[\"red\",\"green\",\"blue\"]}},"
+    "\"score\":{\"type\":[\"number\",\"null\"]}},"
+    "\"required\":[\"name\",\"age\",\"email\",\"tags\",\"score\"],"
+    "\"additionalProperties\":false}}";
 
 /* ---- an engine ------------------------------------------------------------------------------- */
 
@@ -42,11 +56,22 @@ static enum status parse_config(const struct load_settings *settings, struct con
         (char *)"--log-level",
         (char *)"warn",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
+        (char *)"--model",
+        settings->model,
+        (char *)"--grammar-folder",
+        settings->grammar_folder,
     };
+    int argc = COUNT_OF(argv) - 4;
 
-    if (!settings->sim == !settings->model)
+    if (!settings->sim && !settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE, or --sim FILE");
-    return config_parse(out, NULL, COUNT_OF(argv), argv);
+    if (settings->sim && settings->model) /* for its words */
+        argc += 2;
+    if (settings->grammar_folder) {
+        argv[argc++] = (char *)"--grammar-folder";
+        argv[argc++] = settings->grammar_folder;
+    }
+    return config_parse(out, NULL, argc, argv);
 }
 
 /* In every vocabulary. */
@@ -57,9 +82,18 @@ static token_id prompt_token(int32_t request, int32_t at)
 
 /* ---- without HTTP ---------------------------------------------------------------------------- */
 
+/* What compiling came to. */
+struct compiled_mail {
+    struct mail mail;
+    struct grammar_process *process;
+    enum status status;
+    char sentence[512];
+};
+
 struct direct_load {
     const struct load_settings *settings;
     struct engine *engine;
+    struct grammar_process *process; /* of the grammar that some follow; NULL: none do */
     token_id *prompt; /* [prompt_tokens] */
     int32_t num_running, num_submitted;
     int64_t end_ns;
@@ -68,6 +102,12 @@ struct direct_load {
 
 static enum status submit(struct direct_load *load)
 {
+    /* Evenly among the others. */
+    double share = load->settings->structured;
+    bool is_structured = (int64_t)((load->num_submitted + 1) * share) >
+                         (int64_t)(load->num_submitted * share);
+    AUTO_FREE(grammar)
+    struct grammar *grammar = is_structured ? grammar_process_start(load->process) : NULL;
     struct sampling_params params;
     request_id id;
 
@@ -80,8 +120,10 @@ static enum status submit(struct direct_load *load)
     TRY(engine_submit(load->engine,
                       &(struct submission){.prompt = load->prompt,
                                            .num_prompt = load->settings->prompt_tokens,
-                                           .params = &params},
+                                           .params = &params,
+                                           .grammar = grammar},
                       &id));
+    grammar = NULL; /* the request's */
     load->num_running++;
     return OK;
 }
@@ -108,14 +150,47 @@ static enum status take_output(struct direct_load *load, struct engine_output *o
     return status;
 }
 
+static void take_process(void *user, struct grammar_process *process, enum status status,
+                         const char *text)
+{
+    struct mailbox *told = user;
+    struct compiled_mail *mail = mem_new(struct compiled_mail);
+
+    mail->process = process ? grammar_process_take(process) : NULL;
+    mail->status = status;
+    snprintf(mail->sentence, sizeof mail->sentence, "%s", text);
+    if (mailbox_push(told, &mail->mail) != OK)
+        ASSERT(false, "%s", fail_text());
+}
+
+/* Waits for the grammar that some requests follow. */
+static enum status compile(const struct load_settings *settings, struct front *front,
+                           struct grammar_process **out)
+{
+    const char *text = settings->schema ? settings->schema : SCHEMA;
+    struct grammar_spec spec = {.kind = GRAMMAR_JSON_SCHEMA, .text = text, .size = strlen(text)};
+    AUTO_CLOSE(mailbox) struct mailbox told = {0};
+    AUTO_MEM struct compiled_mail *mail = NULL;
+
+    if (settings->structured == 0)
+        return OK;
+    TRY(mailbox_open(&told, 1));
+    TRY(grammar_compiler_compile(front_grammars(front), &spec, take_process, &told));
+    mail = MAIL_ITEM(mailbox_wait(&told, clock_deadline_ns(-1)), struct compiled_mail, mail);
+    *out = mail->process;
+    return mail->status == OK ? OK : fail(mail->status, "%s", mail->sentence);
+}
+
 static enum status run_direct(const struct load_settings *settings, struct front *front,
                               struct stream_counts *out)
 {
     AUTO_MEM token_id *prompt = mem_new_array(token_id, (size_t)settings->prompt_tokens);
     struct direct_load load = {
         .settings = settings, .engine = front_engine(front), .prompt = prompt};
-    int64_t start_ns = clock_now_ns();
+    int64_t start_ns;
 
+    TRY(compile(settings, front, &load.process));
+    start_ns = clock_now_ns();
     load.end_ns = start_ns + (int64_t)settings->seconds * 1000000000;
     for (int32_t i = 0; i < settings->clients; i++)
         TRY(submit(&load));
@@ -129,6 +204,7 @@ static enum status run_direct(const struct load_settings *settings, struct front
     }
     load.counts.elapsed_ns = clock_now_ns() - start_ns;
     *out = load.counts;
+    grammar_process_drop(load.process);
     return OK;
 }
 
@@ -217,13 +293,18 @@ static enum status run(const void *user, double *figures_out)
 #define ROW(member, ...) OPTION(struct load_settings, member, __VA_ARGS__)
 static const struct option options[] = {
     ROW(model, OPTION_TEXT, NULL, "to run on this machine", .value = "FILE"),
-    ROW(sim, OPTION_TEXT, NULL, "a device that only takes time, and its model", .value = "FILE"),
+    ROW(sim, OPTION_TEXT, NULL, "a device that only takes time; of --model there are only the words",
+        .value = "FILE"),
     ROW(clients, OPTION_I32, "256", "requests at a time", .least = 1, .most = BENCH_MAX_RUNNING),
     ROW(prompt_tokens, OPTION_I32, "16", "of each request", .least = 1, .most = 1 << 16),
     ROW(tokens, OPTION_I32, "512", "that each is answered with", .least = 1, .most = 1 << 16),
     ROW(seconds, OPTION_I32, "5", "while which requests begin", .least = 1, .most = 3600),
     ROW(executor, OPTION_WORD, "multiproc", "where the ranks run", .words = "uniproc multiproc"),
     ROW(http, OPTION_BOOL, "false", "clients stream completions over HTTP"),
+    ROW(structured, OPTION_F64, "0", "share of the requests that follow a JSON schema", .most = 1),
+    ROW(schema, OPTION_TEXT, NULL, "that schema; an array of objects without end", .value = "JSON"),
+    ROW(grammar_folder, OPTION_TEXT, NULL, "of the libraries; `grammar` beside the program",
+        .value = "FOLDER"),
     ROW(async_scheduling, OPTION_BOOL, "true", "a step is prepared while the one before runs"),
 };
 #undef ROW

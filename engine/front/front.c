@@ -176,6 +176,11 @@ const struct openai_model *front_model(const struct front *front)
     return &front->openai;
 }
 
+struct grammar_compiler *front_grammars(const struct front *front)
+{
+    return front->grammars;
+}
+
 /* ---- in ------------------------------------------------------------------------------------------- */
 
 /* process: of its grammar; NULL: it has none, or waits for it. */

@@ -10,6 +10,7 @@
 #include "engine/front/openai.h"
 
 struct front;
+struct grammar_compiler; /* engine/grammar/compiler.h */
 
 /* Opens the model and starts the engine; the tokenizer is built while the ranks load. `config`
  * is borrowed until front_free. Call it on a thread that lives as long as the front. progress may be NULL and is told each phase in words, on the calling thread. */
@@ -21,6 +22,7 @@ DEFINE_AUTO_FREE(front)
 
 struct engine *front_engine(const struct front *front);
 const struct openai_model *front_model(const struct front *front);
+struct grammar_compiler *front_grammars(const struct front *front);
 
 /* Submits every sequence, all or none; `listener` is told of each event from front_poll on.
  * Failures are engine_submit's. The generation stays the caller's. */
