@@ -72,6 +72,7 @@ struct core {
     struct step *in_flight; /* async: launched and not collected; NULL: none */
     struct step *current;   /* whose verb runs: the one to print when it fails */
     const char *verb;       /* the verb */
+    int64_t masks_end_ns;   /* of the last masks in the trace */
     struct output_builder events;
     struct list_node pauses; /* orders that are not answered yet */
 
@@ -215,6 +216,19 @@ static void wait_for_masks(struct core *core, const struct step *step)
     }
 }
 
+/* Grammar processes have no row in the trace; their work has, as far as this step waited for it. */
+static void trace_masks(struct core *core, const struct step *step)
+{
+    int64_t begin_ns, end_ns;
+
+    scheduler_fill_times(core->scheduler, &step->plan, &begin_ns, &end_ns);
+    begin_ns = MAX(begin_ns, core->masks_end_ns); /* one that was late has been told before */
+    if (end_ns > begin_ns) {
+        trace_add_to("masks", "fill_masks", begin_ns, end_ns, step->id);
+        core->masks_end_ns = end_ns;
+    }
+}
+
 /* The masks of a step's rows, all of whose tokens are known by now. */
 static void grammar_bitmask(struct core *core, struct step *step)
 {
@@ -223,6 +237,8 @@ static void grammar_bitmask(struct core *core, struct step *step)
     wait_for_masks(core, step);
     scheduler_grammar_bitmask(core->scheduler, &step->plan, &step->arena, &step->masks,
                               &core->events);
+    if (begin_ns)
+        trace_masks(core, step);
     trace_end("grammar_bitmask", begin_ns, step->id);
 }
 

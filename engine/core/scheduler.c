@@ -839,6 +839,23 @@ static void fill_mask(struct scheduler *scheduler, struct request *request, uint
     }
 }
 
+void scheduler_fill_times(const struct scheduler *scheduler, const struct scheduler_output *plan,
+                          int64_t *begin_ns_out, int64_t *end_ns_out)
+{
+    *begin_ns_out = INT64_MAX;
+    *end_ns_out = 0;
+    for (int32_t row = 0; row < plan->num_rows; row++) {
+        const struct request *request = scheduler->in_flight[0].rows[row];
+        int64_t begin_ns, end_ns;
+
+        if (!plan->needs_bitmask[row] || !wants_mask(request) ||
+            !grammar_fill_times(request->grammar, &begin_ns, &end_ns))
+            continue;
+        *begin_ns_out = MIN(*begin_ns_out, begin_ns);
+        *end_ns_out = MAX(*end_ns_out, end_ns);
+    }
+}
+
 void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct scheduler_output *plan,
                                struct arena *arena, struct grammar_output *out,
                                struct output_builder *events)

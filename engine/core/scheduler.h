@@ -113,6 +113,11 @@ void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct schedul
                                struct arena *arena, struct grammar_output *out,
                                struct output_builder *events);
 
+/* When the masks of that step were filled: from the begin of the first to the end of the last, as far as
+ * that was elsewhere; end 0: none was. */
+void scheduler_fill_times(const struct scheduler *scheduler, const struct scheduler_output *plan,
+                          int64_t *begin_ns_out, int64_t *end_ns_out);
+
 /* Requests that were set aside, and whose masks have come, wait to be admitted again. */
 void scheduler_recall(struct scheduler *scheduler);
 

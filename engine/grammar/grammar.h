@@ -31,6 +31,8 @@ struct grammar_ops {
     enum status (*fill_bitmask)(struct grammar *grammar, uint32_t *words, int32_t num_words);
     /* Others should not wait for its masks: the last one took long. NULL: never. */
     bool (*is_slow)(const struct grammar *grammar);
+    /* When the mask that was filled last was begun, and ended, elsewhere; CLOCK_MONOTONIC. NULL: here. */
+    void (*fill_times)(const struct grammar *grammar, int64_t *begin_ns_out, int64_t *end_ns_out);
     /* true: a stop token was accepted, and nothing may follow. */
     bool (*is_terminated)(const struct grammar *grammar);
     void (*free)(struct grammar *grammar);
@@ -65,6 +67,15 @@ MUST_USE static inline enum status grammar_fill_bitmask(struct grammar *grammar,
 static inline bool grammar_is_slow(const struct grammar *grammar)
 {
     return grammar->ops->is_slow && grammar->ops->is_slow(grammar);
+}
+
+/* false: it was filled here. */
+static inline bool grammar_fill_times(const struct grammar *grammar, int64_t *begin_ns_out,
+                                      int64_t *end_ns_out)
+{
+    if (grammar->ops->fill_times)
+        grammar->ops->fill_times(grammar, begin_ns_out, end_ns_out);
+    return grammar->ops->fill_times != NULL;
 }
 
 static inline bool grammar_is_terminated(const struct grammar *grammar)

@@ -48,7 +48,8 @@ struct remote_grammar {
     int32_t place;  /* -1: none yet */
     bool is_filled; /* the answer to its last question was seen */
     bool is_terminated;
-    int64_t total_ns, last_ns; /* that the process took for it */
+    int64_t total_ns, last_ns; /* that the process took for it, and for the last mask */
+    int64_t begin_ns;          /* of that */
     int32_t num_tokens;
 };
 
@@ -325,6 +326,7 @@ static void note_answer(struct remote_grammar *self)
         return;
     self->is_filled = true;
     atomic_store_explicit(&place->posted_ns, 0, memory_order_relaxed);
+    self->begin_ns = place->begin_ns;
     self->last_ns = place->end_ns - place->begin_ns;
     self->total_ns += self->last_ns;
 }
@@ -392,14 +394,19 @@ static bool remote_is_slow(const struct grammar *grammar)
     return CONTAINER_OF(grammar, const struct remote_grammar, grammar)->last_ns > SLOW_NS;
 }
 
+static void remote_fill_times(const struct grammar *grammar, int64_t *begin_ns_out,
+                              int64_t *end_ns_out)
+{
+    const struct remote_grammar *self =
+        CONTAINER_OF(grammar, const struct remote_grammar, grammar);
+
+    *begin_ns_out = self->begin_ns;
+    *end_ns_out = self->begin_ns + self->last_ns;
+}
+
 static bool remote_is_terminated(const struct grammar *grammar)
 {
     return CONTAINER_OF(grammar, const struct remote_grammar, grammar)->is_terminated;
-}
-
-int64_t grammar_process_mask_ns(const struct grammar *grammar)
-{
-    return CONTAINER_OF(grammar, const struct remote_grammar, grammar)->last_ns;
 }
 
 static void free_place(struct remote_grammar *self)
@@ -434,6 +441,7 @@ struct grammar *grammar_process_start(struct grammar_process *process)
         .is_ready = remote_is_ready,
         .fill_bitmask = remote_fill_bitmask,
         .is_slow = remote_is_slow,
+        .fill_times = remote_fill_times,
         .is_terminated = remote_is_terminated,
         .free = remote_free,
     };

@@ -54,9 +54,6 @@ int64_t grammar_process_hang_ns(const struct grammar_process *process);
 bool grammar_process_is_of(const struct grammar_process *process, const struct grammar_spec *spec,
                            int32_t backend);
 
-/* How long the process took for the last mask that was filled for this output, its token included. */
-int64_t grammar_process_mask_ns(const struct grammar *grammar);
-
 /* For one output, from its beginning; it keeps the process. */
 struct grammar *grammar_process_start(struct grammar_process *process);
 

@@ -203,6 +203,7 @@ STAT(stat_prompt_tokens, prompt_tokens)
 STAT(stat_generation_tokens, generation_tokens)
 STAT(stat_prefix_queries, prefix_cache_queries)
 STAT(stat_prefix_hits, prefix_cache_hits)
+STAT(stat_late_masks, num_late_masks)
 STAT(stat_steps, num_steps)
 STAT(stat_ranks, num_ranks)
 STAT(stat_ranks_alive, num_ranks_alive)
@@ -223,6 +224,8 @@ static const struct {
      stat_prefix_queries},
     {"vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.",
      stat_prefix_hits},
+    {"tandem:late_masks_total", "counter",
+     "Masks that were not filled in time for their step.", stat_late_masks},
     {"tandem:steps_total", "counter", "Steps of the core loop.", stat_steps},
     {"tandem:ranks", "gauge", "Ranks that the engine has.", stat_ranks},
     {"tandem:ranks_alive", "gauge", "Ranks that are alive.", stat_ranks_alive},

@@ -74,16 +74,8 @@ void trace_name_thread(const char *name)
 #define STORE(place, value) atomic_store_explicit(&(place), (value), memory_order_release)
 #define LOAD(place)         atomic_load_explicit(&(place), memory_order_acquire)
 
-void trace_add(const char *name, int64_t begin_ns, int64_t end_ns, int64_t arg)
+static void add(struct ring *ring, const char *name, int64_t begin_ns, int64_t end_ns, int64_t arg)
 {
-    /* Seen on: then everything that trace_start did is seen, too. */
-    if (!atomic_load_explicit(&trace_is_on_, memory_order_acquire))
-        return;
-
-    struct ring *ring = take_ring();
-
-    if (!ring)
-        return;
     uint64_t at = LOAD(ring->num_added);
     struct span *span = &ring->spans[at & ring_mask];
 
@@ -92,6 +84,47 @@ void trace_add(const char *name, int64_t begin_ns, int64_t end_ns, int64_t arg)
     STORE(span->end_ns, end_ns);
     STORE(span->arg, arg);
     STORE(ring->num_added, at + 1);
+}
+
+/* Seen on: then everything that trace_start did is seen, too. */
+static bool sees_on(void)
+{
+    return atomic_load_explicit(&trace_is_on_, memory_order_acquire);
+}
+
+void trace_add(const char *name, int64_t begin_ns, int64_t end_ns, int64_t arg)
+{
+    struct ring *ring = sees_on() ? take_ring() : NULL;
+
+    if (ring)
+        add(ring, name, begin_ns, end_ns, arg);
+}
+
+/* Threads have numbers; what is a row and no thread has one that none can have. */
+enum { FIRST_ROW_ID = 1 << 24 };
+
+static struct ring *find_row(const char *row_name)
+{
+    int n = MIN(atomic_load(&num_rings), MAX_THREADS);
+
+    for (int i = 0; i < n; i++)
+        if (LOAD(rings[i].thread_id) >= FIRST_ROW_ID && LOAD(rings[i].thread_name) == row_name)
+            return &rings[i];
+    n = atomic_fetch_add(&num_rings, 1);
+    if (n >= MAX_THREADS)
+        return NULL;
+    atomic_store(&rings[n].thread_name, row_name);
+    atomic_store(&rings[n].thread_id, FIRST_ROW_ID + n);
+    return &rings[n];
+}
+
+void trace_add_to(const char *row_name, const char *name, int64_t begin_ns, int64_t end_ns,
+                  int64_t arg)
+{
+    struct ring *ring = sees_on() ? find_row(row_name) : NULL;
+
+    if (ring)
+        add(ring, name, begin_ns, end_ns, arg);
 }
 
 /* ---- files ---------------------------------------------------------------------------------- */

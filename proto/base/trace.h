@@ -37,6 +37,10 @@ static inline bool trace_is_on(void)
 }
 
 void trace_add(const char *name, int64_t begin_ns, int64_t end_ns, int64_t arg);
+/* In a row of its own: of what others did whose spans this process knows. One thread at a time adds to a
+ * row; its spans must not overlap. row_name is a literal, and names the row. */
+void trace_add_to(const char *row_name, const char *name, int64_t begin_ns, int64_t end_ns,
+                  int64_t arg);
 
 /* Now, or 0 when off. */
 static inline int64_t trace_begin(void)
