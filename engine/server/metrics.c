@@ -1,5 +1,7 @@
 #include "engine/server/metrics.h"
 
+#include "engine/grammar/compiler.h"
+
 #include <string.h>
 
 enum { MAX_BUCKETS = 32 };
@@ -231,13 +233,45 @@ static const struct {
     {"tandem:ranks_alive", "gauge", "Ranks that are alive.", stat_ranks_alive},
 };
 
+#define GRAMMARS(name, field)                                                                      \
+    static double name(const struct grammar_compiler_stats *stats)                                 \
+    {                                                                                              \
+        return (double)stats->field;                                                               \
+    }
+GRAMMARS(grammars_compiled, num_compiled)
+GRAMMARS(grammars_refused, num_refused)
+GRAMMARS(grammars_killed, num_killed)
+GRAMMARS(grammar_hits, num_hits)
+GRAMMARS(grammar_processes, num_processes)
+GRAMMARS(grammar_bytes, bytes)
+
+static const struct {
+    const char *name, *type, *help;
+    double (*value)(const struct grammar_compiler_stats *stats);
+} grammar_rows[] = {
+    {"tandem:grammars_compiled_total", "counter", "Grammars that were compiled.", grammars_compiled},
+    {"tandem:grammars_refused_total", "counter", "Grammars that could not be compiled.",
+     grammars_refused},
+    {"tandem:grammars_killed_total", "counter",
+     "Grammars whose processes were killed, for they took too long.", grammars_killed},
+    {"tandem:grammar_cache_hits_total", "counter", "Grammars that were there when they were wanted.",
+     grammar_hits},
+    {"tandem:grammar_processes", "gauge", "Processes that fill masks.", grammar_processes},
+    {"tandem:grammar_bytes", "gauge", "Memory of those processes.", grammar_bytes},
+};
+
 void metrics_print(const struct metrics *metrics, const struct engine_stats *stats,
-                   struct bytes *out)
+                   const struct grammar_compiler_stats *grammars, struct bytes *out)
 {
     for (size_t i = 0; i < COUNT_OF(stat_rows); i++) {
         print_about(out, stat_rows[i].name, stat_rows[i].type, stat_rows[i].help);
         bytes_printf(out, "%s{%s} %.17g\n", stat_rows[i].name, metrics->label,
                      stat_rows[i].value(stats));
+    }
+    for (size_t i = 0; i < COUNT_OF(grammar_rows); i++) {
+        print_about(out, grammar_rows[i].name, grammar_rows[i].type, grammar_rows[i].help);
+        bytes_printf(out, "%s{%s} %.17g\n", grammar_rows[i].name, metrics->label,
+                     grammar_rows[i].value(grammars));
     }
     print_waiting(metrics, stats, out);
     print_rejections(metrics, stats, out);

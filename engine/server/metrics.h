@@ -11,6 +11,8 @@
 
 #include "engine/engine.h"
 
+struct grammar_compiler_stats; /* engine/grammar/compiler.h */
+
 enum metric_histogram {
     METRIC_TIME_TO_FIRST_TOKEN,
     METRIC_INTER_TOKEN_LATENCY,
@@ -40,6 +42,6 @@ void metrics_count_finish(struct metrics *metrics, enum finish_reason reason);
 
 /* Appends the whole page, version 0.0.4 of the text format. */
 void metrics_print(const struct metrics *metrics, const struct engine_stats *stats,
-                   struct bytes *out);
+                   const struct grammar_compiler_stats *grammars, struct bytes *out);
 
 #endif

@@ -1,4 +1,5 @@
 #include "engine/server/routes.h"
+#include "engine/grammar/compiler.h"
 #include "engine/server/completions.h"
 #include "engine/server/dev.h"
 #include "engine/server/post.h"
@@ -55,10 +56,12 @@ static void models_get(struct server *server, struct http_exchange *exchange)
 static void metrics_get(struct server *server, struct http_exchange *exchange)
 {
     AUTO_CLOSE(bytes) struct bytes body = {0};
+    struct grammar_compiler_stats grammars;
     struct engine_stats stats;
 
     engine_stats(front_engine(server->front), &stats);
-    metrics_print(server->metrics, &stats, &body);
+    grammar_compiler_get_stats(front_grammars(server->front), &grammars);
+    metrics_print(server->metrics, &stats, &grammars, &body);
     server_reply(server, exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }
 

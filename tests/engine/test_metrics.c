@@ -1,9 +1,12 @@
 #include "tests/support/expect.h"
 
+#include "engine/grammar/compiler.h"
 #include "engine/server/metrics.h"
 #include "engine/server/stats_log.h"
 
 #include <stdio.h>
+
+static const struct grammar_compiler_stats grammars = {.num_compiled = 7, .num_hits = 9};
 
 static void expect_line(struct bytes *page, const char *line)
 {
@@ -27,9 +30,11 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
                                  .steps_by_size = {2, 2, [NUM_STEP_SIZES - 1] = 1},
                                  .generation_tokens = 123456789012};
 
-    metrics_print(metrics, &stats, &page);
+    metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "# TYPE vllm:num_requests_running gauge");
     expect_line(&page, "vllm:num_requests_running{model_name=\"tiny\"} 3");
+    expect_line(&page, "tandem:grammars_compiled_total{model_name=\"tiny\"} 7");
+    expect_line(&page, "tandem:grammar_cache_hits_total{model_name=\"tiny\"} 9");
     expect_line(&page, "vllm:num_requests_waiting{model_name=\"tiny\"} 2");
     expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.75");
     expect_line(&page, "# TYPE vllm:generation_tokens_total counter");
@@ -52,7 +57,7 @@ static void reasons_are_told_apart(void **state)
         .admission_rejections = {[LIMIT_QUEUED_REQS] = 7, [LIMIT_QUEUED_TOKENS] = 9},
     };
 
-    metrics_print(metrics, &stats, &page);
+    metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "# TYPE vllm:num_requests_waiting_by_reason gauge");
     expect_line(&page,
                 "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",reason=\"capacity\"} 2");
@@ -95,7 +100,7 @@ static void an_empty_cache_is_not_divided_by(void **state)
     AUTO_CLOSE(bytes) struct bytes page = {0};
     struct engine_stats stats = {0};
 
-    metrics_print(metrics, &stats, &page);
+    metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0");
 }
 
@@ -109,7 +114,7 @@ static void buckets_of_a_histogram_add_up(void **state)
     metrics_observe(metrics, METRIC_PARAMS_N, 1); /* on a bound: it belongs below */
     metrics_observe(metrics, METRIC_PARAMS_N, 2.5);
     metrics_observe(metrics, METRIC_PARAMS_N, 100); /* above all bounds */
-    metrics_print(metrics, &stats, &page);
+    metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "# TYPE vllm:request_params_n histogram");
     expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"1\"} 1");
     expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"2\"} 1");
@@ -130,7 +135,7 @@ static void ends_are_counted_by_reason(void **state)
     metrics_count_finish(metrics, FINISH_STOP);
     metrics_count_finish(metrics, FINISH_STOP);
     metrics_count_finish(metrics, FINISH_ABORT);
-    metrics_print(metrics, &stats, &page);
+    metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page,
                 "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"stop\"} 2");
     expect_line(&page,
@@ -146,7 +151,7 @@ static void a_model_s_name_is_escaped(void **state)
     AUTO_CLOSE(bytes) struct bytes page = {0};
     struct engine_stats stats = {0};
 
-    metrics_print(metrics, &stats, &page);
+    metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "vllm:num_requests_running{model_name=\"a\\\"b\\\\c\\nd\"} 0");
 }
 
@@ -159,7 +164,7 @@ static void every_line_stands_behind_its_type(void **state)
     struct engine_stats stats = {0};
     char name[128] = "", helped[128] = "";
 
-    metrics_print(metrics, &stats, &page);
+    metrics_print(metrics, &stats, &grammars, &page);
     assert_int_equal(page.data[page.size - 1], '\n');
     char *text = (char *)bytes_text(&page);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
