@@ -1,4 +1,5 @@
 #include "engine/front/openai.h"
+#include "engine/front/structured_outputs.h"
 #include "engine/text/chat.h"
 #include "engine/text/utf8.h"
 #include "proto/config/option.h"
@@ -176,6 +177,14 @@ static const struct request_field {
     {"priority", IN_BOTH, read_priority},
     {"cache_salt", IN_BOTH, read_cache_salt},
     {"best_of", IN_BOTH, read_best_of},
+    {"response_format", IN_BOTH}, /* with those below: structured_outputs_read */
+    {"structured_outputs", IN_BOTH},
+    {"guided_json", IN_BOTH},
+    {"guided_regex", IN_BOTH},
+    {"guided_choice", IN_BOTH},
+    {"guided_grammar", IN_BOTH},
+    {"guided_whitespace_pattern", IN_BOTH},
+    {"guided_decoding_backend", IN_BOTH},
     /* harmless: they ask for nothing that shows in the answer */
     {"user", IN_BOTH},
     {"metadata", IN_BOTH},
@@ -202,12 +211,6 @@ static const struct request_field {
     {"documents", IN_CHAT, .not_yet = "[[]]"},
     {"chat_template", IN_CHAT, .not_yet = "[]"},
     {"continue_final_message", IN_CHAT, .not_yet = "[false]"},
-    {"response_format", IN_BOTH, .not_yet = "[{\"type\": \"text\"}]"},
-    {"structured_outputs", IN_BOTH, .not_yet = "[]"},
-    {"guided_json", IN_BOTH, .not_yet = "[]"},
-    {"guided_regex", IN_BOTH, .not_yet = "[]"},
-    {"guided_choice", IN_BOTH, .not_yet = "[]"},
-    {"guided_grammar", IN_BOTH, .not_yet = "[]"},
     {"prompt_logprobs", IN_BOTH, .not_yet = "[]"},
     {"truncate_prompt_tokens", IN_BOTH, .not_yet = "[]"},
     {"use_beam_search", IN_BOTH, .not_yet = "[false]"},
@@ -539,6 +542,8 @@ static enum status read_all(struct reader *reader)
 {
     TRY(read_fields(reader));
     TRY(read_params(reader));
+    TRY(structured_outputs_read(reader->body, &reader->generation->arena,
+                                &reader->generation->grammar, &reader->param));
     return read_prompts(reader);
 }
 
