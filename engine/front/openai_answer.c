@@ -507,6 +507,8 @@ int openai_http_status(enum status status)
     case ERR_FULL:
     case ERR_CLOSED:
         return 503;
+    case ERR_MISSING:
+        return 501;
     case ERR_TIMEOUT:
         return 504;
     default:
@@ -521,7 +523,7 @@ static const char *error_type(int http_status)
         const char *type;
     } rows[] = {
         {401, "AuthenticationError"},     {404, "NotFoundError"}, {429, "RateLimitError"},
-        {503, "ServiceUnavailableError"}, {504, "TimeoutError"},
+        {501, "NotImplementedError"},     {503, "ServiceUnavailableError"}, {504, "TimeoutError"},
     };
 
     for (size_t i = 0; i < COUNT_OF(rows); i++)

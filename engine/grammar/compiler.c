@@ -476,9 +476,11 @@ static void take_news(struct grammar_compiler *compiler, const struct host_news 
     if (!entry)
         return; /* evicted, or killed: what became of it is known */
     switch (news->kind) {
-    case NEWS_REFUSED:
+    case NEWS_REFUSED: /* a library that is not there, or not the one that is known */
         end_entry(compiler, entry,
-                  news->status == ERR_NOT_FOUND ? ERR_UNSUPPORTED : (enum status)news->status,
+                  news->status == ERR_NOT_FOUND || news->status == ERR_UNSUPPORTED
+                      ? ERR_MISSING
+                      : (enum status)news->status,
                   news->sentence);
         break;
     case NEWS_STARTED:

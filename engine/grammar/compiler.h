@@ -51,7 +51,7 @@ struct grammar_process *grammar_compiler_find(struct grammar_compiler *compiler,
 
 /*
  * What a compilation came to: OK and the process, borrowed during the call; or a status and its sentence:
- * ERR_INVALID (the grammar is at fault), ERR_UNSUPPORTED (a library is missing), ERR_FULL (too many
+ * ERR_INVALID (the grammar is at fault), ERR_MISSING (its library is not there), ERR_FULL (too many
  * wait), ERR_INTERNAL.
  */
 typedef void grammar_listener(void *user, struct grammar_process *process, enum status status,

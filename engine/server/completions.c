@@ -120,11 +120,37 @@ static void gather_events(struct completion *completion)
         openai_stream_delta(model, generation, i, &completion->events);
 }
 
+static void begin_stream(struct completion *completion)
+{
+    struct http_exchange *exchange = completion->post.exchange;
+
+    http_add_header(exchange, "Cache-Control", "no-cache");
+    http_stream_begin(exchange, 200, "text/event-stream; charset=utf-8");
+    openai_stream_start(front_model(completion->post.server->front), completion->generation,
+                        &completion->events);
+}
+
+/* Its grammar can't be had: a status says so, while none has been sent. */
+static bool failed_at_once(const struct completion *completion)
+{
+    const struct output_processor *failed = generation_failure(completion->generation);
+
+    return failed && failed->num_tokens == 0;
+}
+
 static void send_news(struct completion *completion)
 {
     const struct generation *generation = completion->generation;
     bool finished = generation->num_finished == generation->num_sequences;
 
+    if (generation->stream && !http_is_streaming(completion->post.exchange)) {
+        if (failed_at_once(completion)) {
+            reply_whole(completion);
+            post_free(&completion->post);
+            return;
+        }
+        begin_stream(completion);
+    }
     if (generation->stream)
         gather_events(completion);
 
@@ -166,11 +192,9 @@ static void answer_completion(struct post *post)
     }
     completion->submitted = true;
     completion->tokens_seen = mem_new_array(int32_t, generation->num_sequences);
-    if (!generation->stream)
-        return;
-    http_add_header(post->exchange, "Cache-Control", "no-cache");
-    http_stream_begin(post->exchange, 200, "text/event-stream; charset=utf-8");
-    openai_stream_start(front_model(front), generation, &completion->events);
+    if (!generation->stream || generation->grammar)
+        return; /* a grammar may be refused yet */
+    begin_stream(completion);
     write_events(completion);
 }
 

@@ -536,8 +536,8 @@ static void a_library_that_is_missing_is_named(void **state)
 
     (void)state;
     open_compiler(&b, "/nowhere");
-    refuse(&b, "count 3", ERR_UNSUPPORTED, "libtoy.so is not in /nowhere");
-    refuse(&b, "count 3", ERR_UNSUPPORTED, "libtoy.so is not in /nowhere");
+    refuse(&b, "count 3", ERR_MISSING, "libtoy.so is not in /nowhere");
+    refuse(&b, "count 3", ERR_MISSING, "libtoy.so is not in /nowhere");
     close_compiler(&b);
 }
 
