@@ -533,6 +533,7 @@ static void prepare_outputs(struct generation *generation, const struct tokenize
                          .include_stop = params->include_stop_str_in_output,
                          .min_tokens = params->min_tokens,
                          .show_special = !params->skip_special_tokens},
+                .has_grammar = generation->grammar != NULL,
                 .ignore_eos = params->ignore_eos,
                 .num_prompt_tokens = generation->prompts[i / params->n].tokens.count,
             });

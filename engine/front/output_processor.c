@@ -14,6 +14,7 @@ void output_processor_init(struct output_processor *output, const struct output_
         .num_stop = text->num_stop,
         .include_stop = text->include_stop,
         .ignore_eos = options->ignore_eos,
+        .has_grammar = options->has_grammar,
     };
     output->stop = mem_new_array(char *, text->num_stop);
     for (int32_t i = 0; i < text->num_stop; i++)
@@ -91,9 +92,12 @@ static void finish(struct output_processor *output, const struct engine_event *e
 {
     detokenizer_finish(output->detokenizer, &output->text);
     output->finish = event->finish;
-    if (event->finish == FINISH_STOP && event->stop_token >= 0 &&
-        !is_eos(output, event->stop_token))
-        output->stop_token = event->stop_token;
+    if (event->finish == FINISH_STOP && !event->grammar_is_complete) {
+        if (event->stop_token >= 0 && !is_eos(output, event->stop_token))
+            output->stop_token = event->stop_token;
+        if (output->has_grammar)
+            output->finish = FINISH_LENGTH;
+    }
     if (event->finish == FINISH_ERROR) {
         output->error = event->error;
         output->error_text = mem_strdup(event->error_text ? event->error_text : "");
@@ -115,7 +119,7 @@ bool output_processor_push(struct output_processor *output, const struct engine_
             break; /* a stop token is no text */
         stop = detokenizer_push(output->detokenizer, event->tokens[i], &output->text);
         if (stop >= 0) {
-            output->finish = FINISH_STOP;
+            output->finish = output->has_grammar ? FINISH_LENGTH : FINISH_STOP;
             output->stop_string = output->stop[stop];
             return event->finish == FINISH_NONE;
         }

@@ -4,7 +4,9 @@
  *
  * Stop strings are found here, where the text is: the engine knows tokens only, so the caller
  * aborts the request when one is complete. A stop token (EOS or stop_token_ids) is one of
- * `tokens`, and not in `text` unless include_stop.
+ * `tokens`, and not in `text` unless include_stop. Where a grammar was to be followed, an output that a
+ * stop string or one of the stop_token_ids has cut short has not come to its end: it ends with
+ * FINISH_LENGTH, and "stop" says that it is whole.
  *
  * Thread: front only.
  */
@@ -17,6 +19,7 @@
 struct output_options {
     const struct tokenizer *tokenizer; /* borrowed */
     struct detokenizer_options text;   /* stop strings, include_stop, show_special */
+    bool has_grammar;
     bool ignore_eos;                   /* an EOS that stops is then one of the stop_token_ids */
     int32_t num_prompt_tokens;
 };
@@ -54,7 +57,7 @@ struct output_processor {
     struct detokenizer *detokenizer;
     char **stop; /* copies */
     int32_t num_stop;
-    bool include_stop, ignore_eos;
+    bool include_stop, ignore_eos, has_grammar;
     int32_t capacity;
     struct arena arena; /* the tops */
 };

@@ -120,6 +120,42 @@ static void a_stop_string_ends_the_sequence_once(void **state)
     assert_int_equal(output.num_tokens, 3);
 }
 
+static void what_cuts_a_grammar_short_is_no_stop(void **state)
+{
+    struct output_options options = {
+        .tokenizer = tokenizer,
+        .text = {.stop = &(const char *){"!"}, .num_stop = 1},
+        .has_grammar = true,
+    };
+    struct engine_event whole = {
+        .num_tokens = 1,
+        .tokens = &(token_id){SMALL_HELLO},
+        .finish = FINISH_STOP,
+        .stop_token = SMALL_HELLO,
+        .grammar_is_complete = true,
+    };
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        AUTO_CLOSE(output_processor) struct output_processor output;
+
+        output_processor_init(&output, &options);
+        if (i == 0) { /* the grammar's own end */
+            assert_false(output_processor_push(&output, &whole));
+            assert_int_equal(output.finish, FINISH_STOP);
+            assert_int_equal(output.stop_token, -1);
+        } else if (i == 1) { /* one of the stop_token_ids */
+            assert_false(push(&output, FINISH_STOP, SMALL_HELLO, SMALL_HELLO));
+            assert_int_equal(output.finish, FINISH_LENGTH);
+            assert_int_equal(output.stop_token, SMALL_HELLO);
+        } else {
+            assert_true(push(&output, FINISH_NONE, -1, SMALL_HELLO, '!'));
+            assert_int_equal(output.finish, FINISH_LENGTH);
+            assert_string_equal(output.stop_string, "!");
+        }
+    }
+}
+
 static void a_stop_string_in_the_last_step_needs_no_abort(void **state)
 {
     (void)state;
@@ -205,6 +241,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(eos_is_a_token_and_no_text),
     cmocka_unit_test(a_stop_token_shows_only_if_asked_for),
     cmocka_unit_test(a_stop_string_ends_the_sequence_once),
+    cmocka_unit_test(what_cuts_a_grammar_short_is_no_stop),
     cmocka_unit_test(a_stop_string_in_the_last_step_needs_no_abort),
     cmocka_unit_test(what_was_held_back_comes_out_at_the_end),
     cmocka_unit_test(logprobs_are_copied),
