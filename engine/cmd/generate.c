@@ -1,5 +1,6 @@
 #include "engine/cmd/cmd.h"
 #include "engine/cmd/generate_options.h"
+#include "engine/front/structured_outputs.h"
 #include "engine/front/front.h"
 #include "engine/text/utf8.h"
 #include "proto/base/list.h"
@@ -287,6 +288,9 @@ static enum status read_body(struct run *run, json_t *body, struct generation **
     const char *param;
     enum status status;
 
+    /* Its own form stands in for that of the flags. */
+    if (structured_outputs_are_asked_for(body) && !json_object_get(body, "structured_outputs"))
+        json_object_set_new(body, "structured_outputs", json_null());
     json_object_update_missing(body, run->options->params);
     if (run->options->chat)
         make_chat(body);

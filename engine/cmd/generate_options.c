@@ -1,8 +1,10 @@
 #include "engine/cmd/generate_options.h"
 
+#include "engine/front/structured_outputs.h"
 #include "engine/text/utf8.h"
 #include "proto/wire/sampling_params.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static const char usage[] =
@@ -46,8 +48,32 @@ static const struct option rows[] = {
     ROW(frequency_penalty, OPTION_TEXT, NULL, "the same, by how often", .value = "X"),
     ROW(repetition_penalty, OPTION_TEXT, NULL, "over 1: against tokens of prompt and answer",
         .value = "X"),
+
+    ROW(json_schema, OPTION_TEXT, NULL, "a JSON schema that the answer follows",
+        .value = "JSON|@FILE", .group = "The form of the answer: one of these"),
+    ROW(json_object, OPTION_BOOL, "false", "the answer is any JSON object"),
+    ROW(regex, OPTION_TEXT, NULL, "a regular expression that the whole answer matches",
+        .value = "TEXT|@FILE"),
+    ROW(choice, OPTION_TEXT, NULL, "a JSON list of texts, one of which is the answer",
+        .value = "JSON|@FILE"),
+    ROW(grammar, OPTION_TEXT, NULL, "GBNF (rules with ::=) or Lark", .value = "TEXT|@FILE"),
+    ROW(structural_tag, OPTION_TEXT, NULL, "a structural tag, as XGrammar reads it",
+        .value = "JSON|@FILE"),
 };
 #undef ROW
+
+/* The kinds of structured_outputs. */
+static const struct {
+    size_t offset;
+    const char *flag, *field;
+    bool is_json;
+} forms[] = {
+    {offsetof(struct generate_options, json_schema), "--json-schema", "json", true},
+    {offsetof(struct generate_options, regex), "--regex", "regex", false},
+    {offsetof(struct generate_options, choice), "--choice", "choice", true},
+    {offsetof(struct generate_options, grammar), "--grammar", "grammar", false},
+    {offsetof(struct generate_options, structural_tag), "--structural-tag", "structural_tag", true},
+};
 
 static struct option_set option_set_of(struct generate_options *options)
 {
@@ -63,8 +89,67 @@ static json_t *value_of(const struct option *row, const char *text)
     return value ? value : json_string(text);
 }
 
+/* The text itself, or that of @FILE. */
+static enum status read_form(const char *flag, const char *value, struct bytes *out)
+{
+    enum { MOST = 16 << 20 };
+    FILE *file;
+
+    if (*value != '@') {
+        bytes_append(out, value, strlen(value));
+        return OK;
+    }
+    file = fopen(value + 1, "rb");
+    if (!file)
+        return fail(ERR_INVALID, "%s %s: %m", flag, value);
+    out->size = fread(bytes_reserve(out, MOST), 1, MOST, file);
+    fclose(file);
+    return OK;
+}
+
+static enum status gather_form(size_t i, const char *value, json_t *outputs)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    json_error_t error;
+    json_t *json;
+
+    TRY(read_form(forms[i].flag, value, &text));
+    json = forms[i].is_json
+               ? json_loadb(bytes_text(&text), text.size,
+                            JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &error)
+               : json_stringn(bytes_text(&text), text.size);
+    if (!json && forms[i].is_json)
+        return fail(ERR_INVALID, "%s is no JSON at line %d, column %d: %s", forms[i].flag,
+                    error.line, error.column, error.text);
+    if (!json)
+        return fail(ERR_INVALID, "%s is not UTF-8", forms[i].flag);
+    json_object_set_new(outputs, forms[i].field, json);
+    return OK;
+}
+
+static enum status gather_forms(struct generate_options *options)
+{
+    json_t *outputs = json_object();
+    enum status status = OK;
+
+    for (size_t i = 0; i < COUNT_OF(forms) && status == OK; i++) {
+        const char *value = *(char **)((char *)options + forms[i].offset);
+
+        if (value)
+            status = gather_form(i, value, outputs);
+    }
+    if (options->json_object)
+        json_object_set_new(outputs, "json_object", json_true());
+    if (json_object_size(outputs) > 0)
+        json_object_set(options->params, "structured_outputs", outputs);
+    json_decref(outputs);
+    return status;
+}
+
 static enum status gather_params(struct generate_options *options)
 {
+    const struct grammar_spec *spec = NULL;
+    const char *param;
     AUTO_CLOSE(arena) struct arena arena = {0};
     struct sampling_params params;
 
@@ -79,8 +164,10 @@ static enum status gather_params(struct generate_options *options)
     }
     if (options->ignore_eos)
         json_object_set_new(options->params, "ignore_eos", json_true());
+    TRY(gather_forms(options));
     sampling_params_init(&params);
-    return sampling_params_from_json(options->params, &arena, &params, NULL);
+    TRY(sampling_params_from_json(options->params, &arena, &params, NULL));
+    return structured_outputs_read(options->params, &arena, &spec, &param);
 }
 
 static enum status check(const struct config *config, const struct generate_options *options)

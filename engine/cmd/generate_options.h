@@ -21,6 +21,10 @@ struct generate_options {
     char *presence_penalty, *frequency_penalty, *repetition_penalty;
     bool ignore_eos;
 
+    /* one of structured_outputs' kinds: its text, or @FILE; NULL: not given */
+    char *json_schema, *regex, *choice, *grammar, *structural_tag;
+    bool json_object;
+
     json_t *params; /* {"max_tokens": 64, …}: what was given */
 };
 

@@ -316,6 +316,15 @@ static const json_t *field_of(const json_t *body, const char *name)
     return value && !json_is_null(value) ? value : NULL;
 }
 
+bool structured_outputs_are_asked_for(const json_t *body)
+{
+    bool is_asked = field_of(body, "response_format") || field_of(body, "structured_outputs");
+
+    for (size_t i = 0; i < COUNT_OF(guided_fields); i++)
+        is_asked |= field_of(body, guided_fields[i].name) != NULL;
+    return is_asked;
+}
+
 static enum status read_all(struct reader *reader, const json_t *body)
 {
     const json_t *format = field_of(body, "response_format");

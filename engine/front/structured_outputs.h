@@ -24,5 +24,7 @@
 MUST_USE enum status structured_outputs_read(const json_t *body, struct arena *arena,
                                              const struct grammar_spec **out,
                                              const char **param_out);
+/* Does the body say anything of it, be it right or wrong? */
+bool structured_outputs_are_asked_for(const json_t *body);
 
 #endif
