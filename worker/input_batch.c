@@ -176,6 +176,8 @@ static enum status check_new(const struct input_batch *batch, const struct new_r
                   slot));
     TRY(check_ids(request->sampling_params.logit_bias_ids, request->sampling_params.num_logit_bias,
                   limits->vocab_size, "biased token", slot));
+    if (sampling_params_check_ids(&request->sampling_params, limits->vocab_size) != OK)
+        return fail(ERR_MISMATCH, "slot %d: %s", slot, fail_text());
     return check_ids(request->block_ids, request->num_block_ids, batch->num_kv_blocks, "KV block",
                      slot);
 }
@@ -292,6 +294,12 @@ static void add_request(struct input_batch *batch, const struct new_request *req
     params->logit_bias_ids = keep(&slot->arena, params->logit_bias_ids, params->num_logit_bias);
     params->logit_bias_values =
         keep(&slot->arena, params->logit_bias_values, params->num_logit_bias);
+    params->allowed_token_ids =
+        keep(&slot->arena, params->allowed_token_ids, params->num_allowed_token_ids);
+    params->bad_words_token_ids =
+        keep(&slot->arena, params->bad_words_token_ids, params->num_bad_words_token_ids);
+    params->bad_words_counts =
+        keep(&slot->arena, params->bad_words_counts, params->num_bad_words_counts);
 }
 
 /* A row's tokens, positions and block table go into the staged step behind what is there. */

@@ -26,11 +26,19 @@ static void copy_params(struct request *request, const struct submission *submis
     *params = *from;
     params->stop = NULL;
     params->num_stop = 0;
+    params->bad_words = NULL;
+    params->num_bad_words = 0;
     params->stop_token_ids = copy_array(arena, from->stop_token_ids, num_stop, sizeof *all);
     params->logit_bias_ids =
         copy_array(arena, from->logit_bias_ids, from->num_logit_bias, sizeof(int32_t));
     params->logit_bias_values =
         copy_array(arena, from->logit_bias_values, from->num_logit_bias, sizeof(float));
+    params->allowed_token_ids =
+        copy_array(arena, from->allowed_token_ids, from->num_allowed_token_ids, sizeof(int32_t));
+    params->bad_words_token_ids = copy_array(arena, from->bad_words_token_ids,
+                                             from->num_bad_words_token_ids, sizeof(int32_t));
+    params->bad_words_counts =
+        copy_array(arena, from->bad_words_counts, from->num_bad_words_counts, sizeof(int32_t));
 
     all = arena_alloc(arena, (size_t)(num_eos + num_stop) * sizeof *all);
     if (num_eos > 0)

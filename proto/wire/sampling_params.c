@@ -9,7 +9,7 @@ struct parameter;
 typedef enum status parse_function(const struct parameter *row, const json_t *value,
                                    struct arena *arena, struct sampling_params *params);
 static parse_function parse_temperature, parse_seed, parse_stop, parse_stop_token_ids,
-    parse_logprobs, parse_top_logprobs, parse_logit_bias;
+    parse_logprobs, parse_top_logprobs, parse_logit_bias, parse_allowed_token_ids, parse_bad_words;
 
 /*
  * One row a parameter. `field` comes first, so that the table is the message's too;
@@ -60,9 +60,15 @@ static const struct parameter parameters[] = {
     {FIELD_LIST(P, logit_bias_ids, num_logit_bias, FIELD_I32S, MAX_LOGIT_BIAS),
      .key = "logit_bias", .parse = parse_logit_bias, .help = "{token id: added to its logit}"},
     {FIELD_COLUMN(P, logit_bias_values, num_logit_bias, FIELD_F32S), .key = ""},
+    {FIELD_LIST(P, allowed_token_ids, num_allowed_token_ids, FIELD_I32S, MAX_ALLOWED_TOKENS),
+     .parse = parse_allowed_token_ids, .help = "no other tokens are sampled"},
+    {FIELD_LIST(P, bad_words_token_ids, num_bad_words_token_ids, FIELD_I32S, MAX_BAD_WORDS_TOKENS),
+     .key = ""},
+    {FIELD_LIST(P, bad_words_counts, num_bad_words_counts, FIELD_I32S, MAX_BAD_WORDS), .key = ""},
     /* from here on: not on the wire */
     {{.name = "stop"}, .parse = parse_stop,
      .help = "a text or a list of texts that end the answer"},
+    {{.name = "bad_words"}, .parse = parse_bad_words, .help = "a list of texts that do not come"},
     {FIELD(P, skip_special_tokens, FIELD_BOOL), .help = "no control tokens in the text"},
     {FIELD(P, include_stop_str_in_output, FIELD_BOOL), .help = "keep the text that ended it"},
     /* other names: after the rows that they refer to */
@@ -73,7 +79,7 @@ static const struct parameter parameters[] = {
 };
 #undef P
 
-enum { NUM_WIRE_PARAMETERS = 17 };
+enum { NUM_WIRE_PARAMETERS = 20 };
 
 const struct message_type sampling_params_type = {
     .name = "sampling_params",
@@ -190,10 +196,11 @@ static enum status parse_logprobs(const struct parameter *row, const json_t *val
     }
     if (!json_is_integer(value))
         return fail(ERR_INVALID, "logprobs must be an integer, or true or false.");
-    if (json_integer_value(value) < 0 || json_integer_value(value) > INT32_MAX)
-        return fail(ERR_INVALID, "logprobs must be non-negative, got %lld.",
+    if (json_integer_value(value) < -1 || json_integer_value(value) > INT32_MAX)
+        return fail(ERR_INVALID, "logprobs must be non-negative or -1, got %lld.",
                     (long long)json_integer_value(value));
-    params->logprobs = (int32_t)json_integer_value(value);
+    params->logprobs =
+        json_integer_value(value) == -1 ? LOGPROBS_ALL : (int32_t)json_integer_value(value);
     return OK;
 }
 
@@ -202,13 +209,14 @@ static enum status parse_top_logprobs(const struct parameter *row, const json_t 
 {
     (void)row;
     (void)arena;
-    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+    if (!json_is_integer(value) || json_integer_value(value) < -1 ||
         json_integer_value(value) > INT32_MAX)
-        return fail(ERR_INVALID, "top_logprobs must be a non-negative integer.");
-    if (json_integer_value(value) > 0 && params->logprobs < 0)
+        return fail(ERR_INVALID, "top_logprobs must be a non-negative integer or -1.");
+    if (json_integer_value(value) != 0 && params->logprobs < 0)
         return fail(ERR_INVALID, "when using `top_logprobs`, `logprobs` must be set to true.");
     if (params->logprobs >= 0)
-        params->logprobs = (int32_t)json_integer_value(value);
+        params->logprobs =
+            json_integer_value(value) == -1 ? LOGPROBS_ALL : (int32_t)json_integer_value(value);
     return OK;
 }
 
@@ -222,42 +230,62 @@ static bool holds(const int32_t *ids, int32_t count, int32_t id)
     return false;
 }
 
-static enum status parse_stop_token_ids(const struct parameter *row, const json_t *value,
-                                        struct arena *arena, struct sampling_params *params)
+/* A list of token ids. */
+static enum status parse_ids(const char *key, const json_t *value, int32_t max_count,
+                             struct arena *arena, int32_t **ids_out)
 {
-    (void)row;
     size_t count = json_array_size(value);
 
-    if (!json_is_array(value) || count > MAX_STOP_TOKENS)
-        return fail(ERR_INVALID, "stop_token_ids must be a list of at most %d integers.",
-                    MAX_STOP_TOKENS);
-
-    int32_t *ids = arena_alloc(arena, count * sizeof *ids), num_ids = 0;
-
+    if (!json_is_array(value) || count > (size_t)max_count)
+        return fail(ERR_INVALID, "%s must be a list of at most %d integers.", key, max_count);
+    *ids_out = arena_alloc(arena, count * sizeof **ids_out);
     for (size_t i = 0; i < count; i++) {
         const json_t *id = json_array_get(value, i);
 
         if (!json_is_integer(id) || json_integer_value(id) < 0 ||
             json_integer_value(id) > INT32_MAX)
-            return fail(ERR_INVALID, "stop_token_ids must contain only token ids; element %zu is "
-                        "none.", i);
-        if (!holds(ids, num_ids, (int32_t)json_integer_value(id)))
-            ids[num_ids++] = (int32_t)json_integer_value(id);
+            return fail(ERR_INVALID, "%s must contain only token ids; element %zu is none.", key, i);
+        (*ids_out)[i] = (int32_t)json_integer_value(id);
     }
+    return OK;
+}
+
+static enum status parse_stop_token_ids(const struct parameter *row, const json_t *value,
+                                        struct arena *arena, struct sampling_params *params)
+{
+    int32_t *ids, num_ids = 0;
+
+    TRY(parse_ids(key_of(row), value, MAX_STOP_TOKENS, arena, &ids));
+    for (size_t i = 0; i < json_array_size(value); i++)
+        if (!holds(ids, num_ids, ids[i]))
+            ids[num_ids++] = ids[i];
     params->stop_token_ids = ids;
     params->num_stop_token_ids = num_ids;
     return OK;
 }
 
-static enum status parse_stop(const struct parameter *row, const json_t *value,
-                              struct arena *arena, struct sampling_params *params)
+static enum status parse_allowed_token_ids(const struct parameter *row, const json_t *value,
+                                           struct arena *arena, struct sampling_params *params)
 {
-    (void)row;
+    int32_t *ids;
+
+    if (json_is_array(value) && json_array_size(value) == 0)
+        return fail(ERR_INVALID, "allowed_token_ids is not None and empty!");
+    TRY(parse_ids(key_of(row), value, MAX_ALLOWED_TOKENS, arena, &ids));
+    params->allowed_token_ids = ids;
+    params->num_allowed_token_ids = (int32_t)json_array_size(value);
+    return OK;
+}
+
+/* A list of texts, or one. */
+static enum status parse_texts(const char *key, const json_t *value, int32_t max_count,
+                               struct arena *arena, const char *const **texts_out,
+                               int32_t *count_out)
+{
     size_t count = json_is_string(value) ? 1 : json_array_size(value);
 
-    if ((!json_is_string(value) && !json_is_array(value)) || count > MAX_STOP_TEXTS)
-        return fail(ERR_INVALID, "stop must be a text or a list of at most %d texts.",
-                    MAX_STOP_TEXTS);
+    if ((!json_is_string(value) && !json_is_array(value)) || count > (size_t)max_count)
+        return fail(ERR_INVALID, "%s must be a text or a list of at most %d texts.", key, max_count);
 
     const char **texts = arena_alloc(arena, count * sizeof *texts);
 
@@ -265,18 +293,33 @@ static enum status parse_stop(const struct parameter *row, const json_t *value,
         const json_t *text = json_is_string(value) ? value : json_array_get(value, i);
 
         if (!json_is_string(text))
-            return fail(ERR_INVALID, "stop must be a text or a list of texts.");
+            return fail(ERR_INVALID, "%s must be a text or a list of texts.", key);
         if (json_string_length(text) == 0)
-            return fail(ERR_INVALID, "stop cannot contain an empty string.");
+            return fail(ERR_INVALID, "%s cannot contain an empty string.", key);
         if (json_string_length(text) > MAX_STOP_BYTES ||
             strlen(json_string_value(text)) != json_string_length(text))
-            return fail(ERR_INVALID, "stop can contain texts of at most %d bytes without NUL.",
+            return fail(ERR_INVALID, "%s can contain texts of at most %d bytes without NUL.", key,
                         MAX_STOP_BYTES);
         texts[i] = arena_strndup(arena, json_string_value(text), json_string_length(text));
     }
-    params->stop = texts;
-    params->num_stop = (int32_t)count;
+    *texts_out = texts;
+    *count_out = (int32_t)count;
     return OK;
+}
+
+static enum status parse_stop(const struct parameter *row, const json_t *value,
+                              struct arena *arena, struct sampling_params *params)
+{
+    return parse_texts(key_of(row), value, MAX_STOP_TEXTS, arena, &params->stop, &params->num_stop);
+}
+
+static enum status parse_bad_words(const struct parameter *row, const json_t *value,
+                                   struct arena *arena, struct sampling_params *params)
+{
+    if (!json_is_array(value))
+        return fail(ERR_INVALID, "bad_words must be a list of at most %d texts.", MAX_BAD_WORDS);
+    return parse_texts(key_of(row), value, MAX_BAD_WORDS, arena, &params->bad_words,
+                       &params->num_bad_words);
 }
 
 static enum status parse_bias_key(const char *key, int32_t *id_out)
@@ -353,6 +396,26 @@ static enum status check_ids(const char *name, const int32_t *ids, int32_t count
     return OK;
 }
 
+enum status sampling_params_check_ids(const struct sampling_params *params, int32_t vocab_size)
+{
+    int64_t total = 0;
+
+    for (int32_t i = 0; i < params->num_allowed_token_ids; i++)
+        if (params->allowed_token_ids[i] < 0 || params->allowed_token_ids[i] >= vocab_size)
+            return fail(ERR_INVALID, "allowed_token_ids contains out-of-vocab token id!");
+    for (int32_t i = 0; i < params->num_bad_words_counts; i++) {
+        if (params->bad_words_counts[i] < 1)
+            return fail(ERR_INVALID, "bad_words: list %d has %d tokens", i,
+                        params->bad_words_counts[i]);
+        total += params->bad_words_counts[i];
+    }
+    if (total != params->num_bad_words_token_ids)
+        return fail(ERR_INVALID, "bad_words: lists of %lld tokens in all, and there are %d",
+                    (long long)total, params->num_bad_words_token_ids);
+    return check_ids("bad_words", params->bad_words_token_ids, params->num_bad_words_token_ids,
+                     vocab_size);
+}
+
 static double number_of(const struct parameter *row, const struct sampling_params *params)
 {
     const void *place = (const char *)params + row->field.offset;
@@ -390,9 +453,10 @@ enum status sampling_params_validate(const struct sampling_params *params, int32
     if (params->min_tokens >= max_model_len)
         return fail(ERR_INVALID, "min_tokens is %d, which is not less than the maximum model "
                     "length of %d.", params->min_tokens, max_model_len);
-    if (params->logprobs > max_logprobs)
+    if (max_logprobs >= 0 && MIN(params->logprobs, vocab_size) > max_logprobs)
         return fail(ERR_INVALID, "Requested sample logprobs of %d, which is greater than max "
-                    "allowed: %d", params->logprobs, max_logprobs);
+                    "allowed: %d", MIN(params->logprobs, vocab_size), max_logprobs);
+    TRY(sampling_params_check_ids(params, vocab_size));
     TRY(check_ids("stop_token_ids", params->stop_token_ids, params->num_stop_token_ids,
                   vocab_size));
     return check_ids("logit_bias", params->logit_bias_ids, params->num_logit_bias, vocab_size);

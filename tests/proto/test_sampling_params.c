@@ -96,7 +96,14 @@ static void what_is_out_of_range_is_refused_in_known_words(void **state)
         {"{\"stop\": \"\"}", "stop cannot contain an empty string."},
         {"{\"stop\": [1]}", "stop must be a text or a list of texts."},
         {"{\"stop_token_ids\": [1, \"2\"]}", "element 1 is none"},
-        {"{\"logprobs\": -1}", "logprobs must be non-negative, got -1."},
+        {"{\"logprobs\": -2}", "logprobs must be non-negative or -1, got -2."},
+        {"{\"top_logprobs\": -2}", "top_logprobs must be a non-negative integer or -1."},
+        {"{\"allowed_token_ids\": []}", "allowed_token_ids is not None and empty!"},
+        {"{\"allowed_token_ids\": 3}", "allowed_token_ids must be a list of at most"},
+        {"{\"allowed_token_ids\": [3, -1]}", "element 1 is none"},
+        {"{\"bad_words\": \"x\"}", "bad_words must be a list of at most 128 texts."},
+        {"{\"bad_words\": [\"x\", \"\"]}", "bad_words cannot contain an empty string."},
+        {"{\"bad_words\": [1]}", "bad_words must be a text or a list of texts."},
         {"{\"top_logprobs\": 3}", "when using `top_logprobs`, `logprobs` must be set to true."},
         {"{\"logit_bias\": {\"x\": 1}}", "the key 'x', which is no token id"},
         {"{\"logit_bias\": {\"1\": 1, \"01\": 2}}", "names token 1 twice"},
@@ -121,6 +128,10 @@ static void parameters_are_checked_against_each_other_and_the_model(void **state
         {"{\"min_tokens\": 64}", "maximum model length of 64"},
         {"{\"logprobs\": 21}",
          "Requested sample logprobs of 21, which is greater than max allowed: 20"},
+        {"{\"logprobs\": -1}",
+         "Requested sample logprobs of 100, which is greater than max allowed: 20"},
+        {"{\"allowed_token_ids\": [1, 100]}",
+         "allowed_token_ids contains out-of-vocab token id!"},
         {"{\"stop_token_ids\": [100]}", "token_id 100 in stop_token_ids"},
         {"{\"logit_bias\": {\"100\": 1}}", "Vocabulary size: 100"},
     };
@@ -162,6 +173,45 @@ static void a_refused_request_leaves_the_parameters_as_they_were(void **state)
     assert_int_equal(params.n, 1);
 }
 
+static void logprobs_of_the_whole_vocabulary_need_no_limit_or_a_large_one(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(arena) struct arena arena = {0};
+    struct sampling_params params;
+
+    expect_ok(parse("{\"logprobs\": -1}", &arena, &params));
+    assert_int_equal(params.logprobs, LOGPROBS_ALL);
+    expect_ok(sampling_params_validate(&params, 100, 64, -1));
+    expect_ok(sampling_params_validate(&params, 100, 64, 100));
+    expect_fails(sampling_params_validate(&params, 100, 64, 99), ERR_INVALID,
+                 "Requested sample logprobs of 100");
+    expect_ok(parse("{\"logprobs\": true, \"top_logprobs\": -1}", &arena, &params));
+    assert_int_equal(params.logprobs, LOGPROBS_ALL);
+}
+
+static void lists_of_bad_words_must_add_up(void **state)
+{
+    (void)state;
+    static const int32_t ids[] = {1, 2, 99}, counts[] = {1, 2}, empty[] = {3, 0};
+    AUTO_CLOSE(arena) struct arena arena = {0};
+    struct sampling_params params;
+
+    expect_ok(parse("{\"bad_words\": [\"a b\", \"c\"]}", &arena, &params));
+    assert_int_equal(params.num_bad_words, 2);
+    assert_string_equal(params.bad_words[0], "a b");
+    params.bad_words_token_ids = ids, params.num_bad_words_token_ids = 3;
+    params.bad_words_counts = counts, params.num_bad_words_counts = 2;
+    expect_ok(sampling_params_validate(&params, 100, 64, 20));
+    expect_fails(sampling_params_validate(&params, 99, 64, 20), ERR_INVALID,
+                 "token_id 99 in bad_words");
+    params.num_bad_words_counts = 1;
+    expect_fails(sampling_params_validate(&params, 100, 64, 20), ERR_INVALID,
+                 "lists of 1 tokens in all, and there are 3");
+    params.bad_words_counts = empty, params.num_bad_words_counts = 2;
+    expect_fails(sampling_params_validate(&params, 100, 64, 20), ERR_INVALID,
+                 "list 1 has 0 tokens");
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(what_is_not_given_has_the_default_and_others_keys_are_left_alone),
     cmocka_unit_test(every_parameter_is_read),
@@ -169,5 +219,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(parameters_are_checked_against_each_other_and_the_model),
     cmocka_unit_test(a_temperature_that_would_overflow_is_raised),
     cmocka_unit_test(a_refused_request_leaves_the_parameters_as_they_were),
+    cmocka_unit_test(logprobs_of_the_whole_vocabulary_need_no_limit_or_a_large_one),
+    cmocka_unit_test(lists_of_bad_words_must_add_up),
 };
 TEST_MAIN(tests)
