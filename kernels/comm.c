@@ -29,11 +29,15 @@ enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t co
     return is_alone(comm) ? OK : comm->ops->all_reduce_f32_disjoint(comm, x, count);
 }
 
-enum status comm_gather_f32(struct comm *comm, const float *x, int32_t rows, const int32_t *counts,
-                            float *out)
+enum status comm_all_gather(struct comm *comm, const void *data, int64_t bytes, int64_t stride,
+                            void *out, int64_t *bytes_out)
 {
+    ASSERT(bytes >= 0 && bytes <= stride, "%lld bytes of %lld", (long long)bytes,
+           (long long)stride);
     if (!is_alone(comm))
-        return comm->ops->gather_f32(comm, x, rows, counts, out);
-    memcpy(out, x, sizeof *x * (size_t)rows * (size_t)counts[0]);
+        return comm->ops->all_gather(comm, data, bytes, stride, out, bytes_out);
+    if (bytes > 0)
+        memcpy(out, data, (size_t)bytes);
+    bytes_out[0] = bytes;
     return OK;
 }

@@ -14,8 +14,8 @@ struct comm_ops {
     void (*abort)(struct comm *comm);
     enum status (*all_reduce_f64)(struct comm *comm, double *x, int64_t count);
     enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
-    enum status (*gather_f32)(struct comm *comm, const float *x, int32_t rows,
-                              const int32_t *counts, float *out);
+    enum status (*all_gather)(struct comm *comm, const void *data, int64_t bytes, int64_t stride,
+                              void *out, int64_t *bytes_out);
 };
 
 struct comm {

@@ -257,13 +257,16 @@ MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct com
 void comm_close(struct comm *comm); /* NULL is fine */
 void comm_abort(struct comm *comm);
 
-/* world 1 (or comm NULL): nothing to do, OK. */
+/* world 1 (or comm NULL): nothing to add, OK. */
 MUST_USE enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count);
 MUST_USE enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count);
-/* Rank r contributes counts[r] floats per row; out (rank 0 only; others pass NULL):
- * [rows, sum(counts)] in rank order. */
-MUST_USE enum status comm_gather_f32(struct comm *comm, const float *x, int32_t rows,
-                                     const int32_t *counts, float *out);
+/*
+ * Every rank tells every rank `bytes` bytes, each as many as it likes up to `stride`, on which they
+ * agree: rank r's come to out + r * stride, bytes_out[r] says how many. out: [world * stride],
+ * bytes_out: [world]. A sim comm has no other rank's bytes: it leaves both as they are.
+ */
+MUST_USE enum status comm_all_gather(struct comm *comm, const void *data, int64_t bytes,
+                                     int64_t stride, void *out, int64_t *bytes_out);
 
 #ifdef __cplusplus
 }

@@ -1,36 +1,67 @@
 #include "worker/sampler.h"
 
-#include "worker/philox.h"
+#include "worker/slice.h"
 
 #include <math.h>
 #include <string.h>
 
-/* The largest value gumbel() can return: -log(-log(1 - 2^-33)). */
-static const double MAX_GUMBEL = 22.9;
+enum { MAX_CANDIDATES = 1024 };
 
-struct sampler {
-    int32_t vocab_size;
-    struct candidate *candidates; /* [vocab_size] */
-    int32_t *counts;              /* [vocab_size] zero between runs: occurrences in the output */
-    uint8_t *seen;                /* [vocab_size] zero between runs: occurs in prompt or output */
-    int32_t *top_tokens;          /* [vocab_size] */
-    float *top_logprobs;
-    float *raw; /* [vocab_size] logits as the model gave them */
+/* What is known of a row, on every rank alike. */
+struct row_state {
+    const struct sampler_row *row;
+    const float *logits; /* [num_tokens] as the model gave them */
+    float temperature;   /* that divides them; 1: greedy too */
+    bool is_greedy, has_top_k, has_top_p, has_min_p;
+    bool is_done;
+    float max;            /* of logits / temperature */
+    uint64_t weight;      /* of all that top_p chooses among */
+    struct candidate cut; /* the last token that is kept */
+    struct drawn drawn;
+    struct sampler_result result;
+
+    /* stage 4 */
+    uint32_t prefix; /* of the key at which the cut lies */
+    uint64_t above;  /* weight of the keys above */
+    int64_t num_above;
+    struct bin at;      /* the keys that begin with prefix; in the end the tokens with one logit */
+    int64_t num_own;    /* of these, in this rank's slice */
+    int64_t num_at_cut; /* of these, kept */
 };
 
-struct sampler *sampler_new(int32_t vocab_size)
+struct sampler {
+    struct sampler_options options;
+    int32_t grid_bits;
+    int32_t max_candidates;
+    struct logit_edits *edits;
+    struct row_state *states;     /* [max_rows] */
+    struct candidate *candidates; /* [num_candidates] one row's, at a time */
+    int64_t num_candidates;
+    struct candidate *blocks; /* [slice_num_blocks] */
+    struct bytes sent, received;
+    int64_t *received_bytes; /* [world] */
+    int64_t *places;         /* [world] in what was received, while it is read */
+    struct bytes bins;       /* struct bin, then doubles: stage 4's */
+    struct bytes top_tokens, top_logprobs;
+};
+
+struct sampler *sampler_new(const struct sampler_options *options)
 {
     struct sampler *sampler = mem_new(struct sampler);
-    size_t n = (size_t)vocab_size;
+    int32_t num_blocks = slice_num_blocks(options->first_token, options->num_tokens);
 
-    ASSERT(vocab_size > 0);
-    sampler->vocab_size = vocab_size;
-    sampler->candidates = mem_new_array(struct candidate, n);
-    sampler->counts = mem_new_array(int32_t, n);
-    sampler->seen = mem_new_array(uint8_t, n);
-    sampler->top_tokens = mem_new_array(int32_t, n);
-    sampler->top_logprobs = mem_new_array(float, n);
-    sampler->raw = mem_new_array(float, n);
+    ASSERT(options->num_tokens > 0 && options->max_rows > 0 && options->world > 0);
+    sampler->options = *options;
+    sampler->grid_bits = grid_bits_for(options->vocab_size);
+    sampler->max_candidates = MAX_CANDIDATES;
+    sampler->edits = logit_edits_new(options->first_token, options->num_tokens);
+    sampler->states = mem_new_array(struct row_state, options->max_rows);
+    /* Logprobs may be wanted of the whole vocabulary. */
+    sampler->num_candidates = MAX(options->vocab_size, (int64_t)options->world * MAX_CANDIDATES);
+    sampler->candidates = mem_new_array(struct candidate, sampler->num_candidates);
+    sampler->blocks = mem_new_array(struct candidate, num_blocks);
+    sampler->received_bytes = mem_new_array(int64_t, options->world);
+    sampler->places = mem_new_array(int64_t, options->world);
     return sampler;
 }
 
@@ -38,300 +69,772 @@ void sampler_free(struct sampler *sampler)
 {
     if (!sampler)
         return;
+    logit_edits_free(sampler->edits);
+    mem_free(sampler->states);
     mem_free(sampler->candidates);
-    mem_free(sampler->counts);
-    mem_free(sampler->seen);
-    mem_free(sampler->top_tokens);
-    mem_free(sampler->top_logprobs);
-    mem_free(sampler->raw);
+    mem_free(sampler->blocks);
+    mem_free(sampler->received_bytes);
+    mem_free(sampler->places);
+    bytes_close(&sampler->sent);
+    bytes_close(&sampler->received);
+    bytes_close(&sampler->bins);
+    bytes_close(&sampler->top_tokens);
+    bytes_close(&sampler->top_logprobs);
     mem_free(sampler);
 }
 
-/* ---- logit edits ---------------------------------------------------------------------------- */
-
-static void apply_bitmask(float *logits, int32_t n, const uint32_t *bitmask)
+void sampler_limit_candidates(struct sampler *sampler, int32_t max_candidates)
 {
-    for (int32_t t = 0; t < n; t++)
-        if (!(bitmask[t / 32] >> (t % 32) & 1))
-            logits[t] = -INFINITY;
+    ASSERT(max_candidates >= 1 && max_candidates <= MAX_CANDIDATES);
+    sampler->max_candidates = max_candidates;
 }
 
-static bool has_penalties(const struct sampling_params *params)
-{
-    return params->repetition_penalty != 1 || params->frequency_penalty != 0 ||
-           params->presence_penalty != 0;
-}
+/* ---- rows ----------------------------------------------------------------------------------- */
 
-static void apply_penalties(struct sampler *sampler, float *logits, const struct sampler_row *row)
+static void begin_row(const struct sampler *sampler, struct row_state *state,
+                      const struct sampler_row *row, const float *logits)
 {
     const struct sampling_params *params = row->params;
+    bool is_greedy = sampling_params_is_greedy(params);
 
-    for (int32_t i = 0; i < row->num_prompt; i++)
-        sampler->seen[row->prompt[i]] = 1;
-    for (int32_t i = 0; i < row->num_output; i++) {
-        sampler->seen[row->output[i]] = 1;
-        sampler->counts[row->output[i]]++;
-    }
-    for (int32_t t = 0; t < sampler->vocab_size; t++) {
-        if (!sampler->seen[t])
-            continue;
-        logits[t] = logits[t] > 0 ? logits[t] / params->repetition_penalty
-                                  : logits[t] * params->repetition_penalty;
-        logits[t] -= params->frequency_penalty * (float)sampler->counts[t];
-        if (sampler->counts[t] > 0)
-            logits[t] -= params->presence_penalty;
-        sampler->seen[t] = 0;
-        sampler->counts[t] = 0;
-    }
+    *state = (struct row_state){
+        .row = row,
+        .logits = logits,
+        .is_greedy = is_greedy,
+        .temperature = is_greedy ? 1 : fmaxf(params->temperature, LEAST_TEMPERATURE),
+        .has_top_k = !is_greedy && params->top_k > 0 && params->top_k < sampler->options.vocab_size,
+        .has_top_p = !is_greedy && params->top_p < 1,
+        .has_min_p = !is_greedy && params->min_p > 0,
+        .max = -INFINITY,
+        .cut = KEEP_ALL,
+        .drawn = {-INFINITY, -1},
+        .result = {.token = -1},
+    };
 }
 
-void sampler_edit_logits(struct sampler *sampler, float *logits, const struct sampler_row *row)
+/* Valid until the next one is made. */
+static struct slice slice_of(struct sampler *sampler, const struct row_state *state)
 {
-    const struct sampling_params *params = row->params;
-
-    if (row->bitmask)
-        apply_bitmask(logits, sampler->vocab_size, row->bitmask);
-    if (row->num_output < params->min_tokens)
-        for (int32_t i = 0; i < params->num_all_stop_token_ids; i++)
-            logits[params->all_stop_token_ids[i]] = -INFINITY;
-    for (int32_t i = 0; i < params->num_logit_bias; i++)
-        logits[params->logit_bias_ids[i]] += params->logit_bias_values[i];
-    if (has_penalties(params))
-        apply_penalties(sampler, logits, row);
+    return (struct slice){
+        .logits = logit_edits_apply(sampler->edits, state->logits, state->row),
+        .first_token = sampler->options.first_token,
+        .num_tokens = sampler->options.num_tokens,
+        .temperature = state->temperature,
+    };
 }
 
-/* ---- what is left --------------------------------------------------------------------------- */
-
-int32_t sampler_argmax(const float *logits, int32_t n)
+static struct slice raw_slice_of(const struct sampler *sampler, const struct row_state *state)
 {
-    int32_t best = -1;
-    float best_logit = -INFINITY;
-
-    for (int32_t t = 0; t < n; t++)
-        if (logits[t] > best_logit) {
-            best_logit = logits[t];
-            best = t;
-        }
-    return best;
+    return (struct slice){
+        .logits = state->logits,
+        .first_token = sampler->options.first_token,
+        .num_tokens = sampler->options.num_tokens,
+        .temperature = 1,
+    };
 }
 
-/* Likelier first; equal logits in order of ids. */
-static bool comes_before(struct candidate a, struct candidate b)
+static struct drawn draw_from_slice(struct sampler *sampler, const struct row_state *state)
 {
-    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+    struct slice slice = slice_of(sampler, state);
+
+    return slice_draw(&slice, state->cut, (uint64_t)state->row->params->seed, state->row->position);
 }
 
-static void sift_down(struct candidate *heap, int32_t n, int32_t at)
+/* min_p keeps what is at least so many times as likely as the likeliest. */
+static void take_max(struct row_state *state, float max)
 {
-    struct candidate moving = heap[at];
+    double least = max + log(state->row->params->min_p);
+    float rounded = (float)least;
 
-    for (int32_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && comes_before(heap[child + 1], heap[child]))
-            child++;
-        if (!comes_before(heap[child], moving))
-            break;
-        heap[at] = heap[child];
-    }
-    heap[at] = moving;
+    state->max = max;
+    if (state->has_min_p)
+        state->cut = keep_from((double)rounded < least ? nextafterf(rounded, INFINITY) : rounded);
 }
 
-static void make_heap(struct candidate *heap, int32_t n)
+/* Has top_p enough when so much is kept? */
+static bool is_enough(const struct row_state *state, uint64_t kept, uint64_t weight)
 {
-    for (int32_t at = n / 2 - 1; at >= 0; at--)
-        sift_down(heap, n, at);
+    return (double)kept >= (double)state->row->params->top_p * (double)weight;
 }
 
-/*
- * Moves the first of a heap of n behind it, to heap[n - 1]: popping again and again sorts the
- * array from its end, likeliest last.
+/* ---- exchanges ------------------------------------------------------------------------------ */
+
+static void *make_room(struct bytes *bytes, size_t size)
+{
+    bytes->size = 0;
+    return bytes_reserve(bytes, size);
+}
+
+/* Tells the others `bytes` of sampler->sent, which has been made `stride` long. */
+static enum status exchange(struct sampler *sampler, int64_t bytes, int64_t stride)
+{
+    make_room(&sampler->received, (size_t)(stride * sampler->options.world));
+    return comm_all_gather(sampler->options.comm, sampler->sent.data, bytes, stride,
+                           sampler->received.data, sampler->received_bytes);
+}
+
+/* Records of one size, as many from every rank. */
+static enum status exchange_records(struct sampler *sampler, int32_t count, size_t record_bytes)
+{
+    int64_t bytes = (int64_t)record_bytes * count;
+
+    TRY(exchange(sampler, bytes, bytes));
+    for (int32_t rank = 0; rank < sampler->options.world; rank++)
+        if (sampler->received_bytes[rank] != bytes)
+            return fail(ERR_MISMATCH,
+                        "rank %d tells %lld bytes of %d rows, not %lld: the ranks are "
+                        "not at one step",
+                        rank, (long long)sampler->received_bytes[rank], count, (long long)bytes);
+    return OK;
+}
+
+/* What rank `rank` told. */
+static const void *received_from(const struct sampler *sampler, int32_t rank, int64_t stride)
+{
+    return sampler->received.data + rank * stride;
+}
+
+/* ---- stages where each rank finds one thing a row ---------------------------------------------
  */
-static struct candidate pop(struct candidate *heap, int32_t n)
-{
-    struct candidate first = heap[0];
 
-    heap[0] = heap[n - 1];
-    heap[n - 1] = first;
-    sift_down(heap, n - 1, 0);
-    return first;
+/* Of one row: on one rank, then of all. */
+struct found {
+    struct drawn drawn;
+    uint64_t weight;
+    float max;
+};
+
+struct stage {
+    bool (*needs)(const struct row_state *state);
+    void (*find)(struct sampler *sampler, const struct row_state *state, struct found *out);
+    void (*take)(struct row_state *state, const struct found *of_all);
+};
+
+static const struct found NOTHING = {.drawn = {-INFINITY, -1}, .max = -INFINITY};
+
+static struct found found_by_all(const struct sampler *sampler, int32_t n, int32_t i)
+{
+    struct found all = NOTHING;
+
+    for (int32_t rank = 0; rank < sampler->options.world; rank++) {
+        const struct found *found =
+            (const struct found *)received_from(sampler, rank, (int64_t)sizeof *found * n) + i;
+
+        if (drawn_is_better(found->drawn, all.drawn))
+            all.drawn = found->drawn;
+        all.weight += found->weight;
+        all.max = fmaxf(all.max, found->max);
+    }
+    return all;
 }
 
-/* Keeps what is at least min_p times as likely as the likeliest. */
-static int32_t keep_min_p(struct candidate *candidates, int32_t n, float max_logit, double min_p)
+static enum status run_stage(struct sampler *sampler, int32_t num_rows, const struct stage *stage)
 {
-    double least = max_logit + log(min_p);
-    int32_t kept = 0;
+    struct found *sent = make_room(&sampler->sent, sizeof *sent * (size_t)num_rows);
+    int32_t n = 0, taken = 0;
 
-    for (int32_t i = 0; i < n; i++)
-        if (candidates[i].logit >= least)
-            candidates[kept++] = candidates[i];
+    for (int32_t i = 0; i < num_rows; i++)
+        if (stage->needs(&sampler->states[i])) {
+            sent[n] = NOTHING;
+            stage->find(sampler, &sampler->states[i], &sent[n++]);
+        }
+    if (n == 0)
+        return OK;
+    TRY(exchange_records(sampler, n, sizeof *sent));
+    for (int32_t i = 0; i < num_rows; i++)
+        if (stage->needs(&sampler->states[i])) {
+            struct found all = found_by_all(sampler, n, taken++);
+
+            stage->take(&sampler->states[i], &all);
+        }
+    return OK;
+}
+
+static void finish(struct row_state *state, struct drawn drawn)
+{
+    state->drawn = drawn;
+    state->is_done = true;
+}
+
+static void draw(struct sampler *sampler, const struct row_state *state, struct found *out)
+{
+    out->drawn = draw_from_slice(sampler, state);
+}
+
+static void take_drawn(struct row_state *state, const struct found *of_all)
+{
+    finish(state, of_all->drawn);
+}
+
+/* 1: greedy and plain rows are done; the others learn the max. */
+static bool needs_best(const struct row_state *state)
+{
+    return !state->has_top_k;
+}
+
+static bool is_plain(const struct row_state *state)
+{
+    return !state->has_top_k && !state->has_top_p && !state->has_min_p;
+}
+
+static void find_best(struct sampler *sampler, const struct row_state *state, struct found *out)
+{
+    if (is_plain(state) && !state->is_greedy) {
+        draw(sampler, state, out);
+        return;
+    }
+    struct slice slice = slice_of(sampler, state);
+    struct candidate best = slice_best(&slice);
+
+    out->drawn = (struct drawn){best.logit, best.token};
+    out->max = best.logit;
+}
+
+static void take_best(struct row_state *state, const struct found *of_all)
+{
+    if (is_plain(state) || of_all->drawn.token < 0)
+        finish(state, of_all->drawn);
+    take_max(state, of_all->max);
+}
+
+/* 2: rows with min_p alone are done; the others learn what there is to choose among. */
+static bool needs_weight(const struct row_state *state)
+{
+    return !state->is_done && !state->has_top_k;
+}
+
+static void find_weight(struct sampler *sampler, const struct row_state *state, struct found *out)
+{
+    if (!state->has_top_p) {
+        draw(sampler, state, out);
+        return;
+    }
+    struct slice slice = slice_of(sampler, state);
+
+    out->weight = slice_sum(&slice, state->cut, state->max, sampler->grid_bits);
+}
+
+static void take_weight(struct row_state *state, const struct found *of_all)
+{
+    state->weight = of_all->weight;
+    if (!state->has_top_p)
+        finish(state, of_all->drawn);
+}
+
+static bool is_left(const struct row_state *state)
+{
+    return !state->is_done;
+}
+
+static const struct stage best_stage = {needs_best, find_best, take_best};
+static const struct stage weight_stage = {needs_weight, find_weight, take_weight};
+static const struct stage last_stage = {is_left, draw, take_drawn};
+
+/* ---- stages where each rank tells its first in order ------------------------------------------
+ */
+
+/* What a rank tells of a row; its candidates follow. */
+struct list {
+    uint64_t weight; /* of all tokens; logprobs' */
+    int32_t num_above;
+    float unsent; /* no token that it does not tell is larger, or matters; -inf: none matters */
+    int32_t count;
+};
+
+struct list_stage {
+    bool (*needs)(const struct row_state *state);
+    /* Candidates that a rank tells at most: the same on all. */
+    int32_t (*limit)(const struct sampler *sampler, const struct row_state *state);
+    /* Fills in the head; the candidates are the first of sampler->candidates. */
+    void (*find)(struct sampler *sampler, const struct row_state *state, struct list *out);
+    /* All ranks' candidates are the first of sampler->candidates, in no order. */
+    void (*take)(struct sampler *sampler, struct row_state *state, const struct list *of_all);
+};
+
+static void append_list(struct sampler *sampler, const struct list *list)
+{
+    bytes_append(&sampler->sent, list, sizeof *list);
+    bytes_append(&sampler->sent, sampler->candidates,
+                 sizeof *sampler->candidates * (size_t)list->count);
+}
+
+/* Reads every rank's next list and moves on. places: [world] bytes. */
+static struct list lists_of_all(struct sampler *sampler, int64_t stride, int64_t *places)
+{
+    struct list all = {.unsent = -INFINITY};
+
+    for (int32_t rank = 0; rank < sampler->options.world; rank++) {
+        const char *from = (const char *)received_from(sampler, rank, stride) + places[rank];
+        struct list list;
+
+        memcpy(&list, from, sizeof list);
+        ASSERT(all.count + list.count <= sampler->num_candidates);
+        memcpy(sampler->candidates + all.count, from + sizeof list,
+               sizeof *sampler->candidates * (size_t)list.count);
+        places[rank] += (int64_t)(sizeof list + sizeof *sampler->candidates * (size_t)list.count);
+        all.weight += list.weight;
+        all.num_above += list.num_above;
+        all.unsent = fmaxf(all.unsent, list.unsent);
+        all.count += list.count;
+    }
+    return all;
+}
+
+static enum status run_list_stage(struct sampler *sampler, int32_t num_rows,
+                                  const struct list_stage *stage)
+{
+    int64_t stride = 0;
+
+    for (int32_t i = 0; i < num_rows; i++)
+        if (stage->needs(&sampler->states[i]))
+            stride += (int64_t)(sizeof(struct list) +
+                                sizeof(struct candidate) *
+                                    (size_t)stage->limit(sampler, &sampler->states[i]));
+    if (stride == 0)
+        return OK;
+    make_room(&sampler->sent, (size_t)stride);
+    for (int32_t i = 0; i < num_rows; i++)
+        if (stage->needs(&sampler->states[i])) {
+            struct list list = {.unsent = -INFINITY};
+
+            stage->find(sampler, &sampler->states[i], &list);
+            append_list(sampler, &list);
+        }
+    TRY(exchange(sampler, (int64_t)sampler->sent.size, stride));
+    memset(sampler->places, 0, sizeof *sampler->places * (size_t)sampler->options.world);
+    for (int32_t i = 0; i < num_rows; i++)
+        if (stage->needs(&sampler->states[i])) {
+            struct list all = lists_of_all(sampler, stride, sampler->places);
+
+            stage->take(sampler, &sampler->states[i], &all);
+        }
+    return OK;
+}
+
+/* ---- 3: the first in order --------------------------------------------------------------------
+ */
+
+static int32_t limit_first(const struct sampler *sampler, const struct row_state *state)
+{
+    return state->has_top_k ? MIN(state->row->params->top_k, sampler->max_candidates)
+                            : sampler->max_candidates;
+}
+
+static uint64_t weigh(const struct sampler *sampler, const struct row_state *state,
+                      struct candidate c)
+{
+    return weight_of(c.logit, state->max, sampler->grid_bits);
+}
+
+/* Of n candidates those that top_p may keep if all others are on other ranks and smaller; the first
+ * of the array afterwards. Without them all, out->unsent stays as it is. */
+static void drop_behind_top_p(struct sampler *sampler, const struct row_state *state,
+                              struct list *out)
+{
+    struct candidate *candidates = sampler->candidates;
+    int32_t n = out->count, kept = 0;
+    uint64_t larger = 0;
+
+    candidates_heapify(candidates, n);
+    while (kept < n && (kept == 0 || !is_enough(state, larger, state->weight)))
+        larger += weigh(sampler, state, candidates_pop(candidates, n - kept++));
+    if (kept > 0 && is_enough(state, larger, state->weight))
+        out->unsent = -INFINITY;
+    memmove(candidates, candidates + n - kept, sizeof *candidates * (size_t)kept);
+    out->count = kept;
+}
+
+static void find_first(struct sampler *sampler, const struct row_state *state, struct list *out)
+{
+    struct slice slice = slice_of(sampler, state);
+    int32_t limit = limit_first(sampler, state);
+
+    /* One more than is told: the largest of those that are not. */
+    out->count = slice_top(&slice, state->cut, limit + 1, sampler->candidates, sampler->blocks);
+    if (out->count > limit) {
+        candidates_select(sampler->candidates, out->count, limit);
+        out->unsent = sampler->candidates[limit].logit;
+        out->count = limit;
+    }
+    if (!state->has_top_k)
+        drop_behind_top_p(sampler, state, out);
+}
+
+/* Pops what top_k leaves of a heap, ties with the k-th too; the last one becomes the cut. */
+static int32_t pop_top_k(struct row_state *state, struct candidate *heap, int32_t n)
+{
+    int32_t top_k = state->row->params->top_k, kept = 0;
+    struct candidate cut = state->cut;
+
+    while (kept < n && is_kept(heap[0], cut) &&
+           (kept < top_k || heap[0].logit == state->cut.logit)) {
+        state->cut = candidates_pop(heap, n - kept);
+        kept++;
+    }
     return kept;
 }
 
-/*
- * Sorts the likeliest tokens to the end of the array until top_k (ties with the k-th stay) or
- * top_p (of what top_k leaves; the likeliest always stays) is reached. Returns how many those are.
- */
-static int32_t keep_top(struct candidate *candidates, int32_t n, float max_logit,
-                        const struct sampling_params *params)
+/* Are all tokens known that top_k leaves, of which `kept` are? */
+static bool has_all_of_top_k(const struct row_state *state, int32_t kept, struct candidate cut,
+                             float unsent)
 {
-    bool has_top_k = params->top_k > 0 && params->top_k < n;
-    int32_t kept = 0;
+    float least = kept < state->row->params->top_k ? cut.logit : state->cut.logit;
 
-    make_heap(candidates, n);
-    if (has_top_k) {
-        float kth_logit = 0;
-
-        while (kept < n && (kept < params->top_k || candidates[0].logit == kth_logit)) {
-            kth_logit = pop(candidates, n - kept).logit;
-            kept++;
-        }
-    }
-    if (params->top_p >= 1)
-        return kept;
-
-    double sum = 0, larger = 0;
-    int32_t limit = has_top_k ? kept : n;
-
-    /* The sum in order of ids where the order is still that of the heap: any fixed order will do. */
-    for (int32_t i = n - limit; i < n; i++)
-        sum += exp((double)candidates[i].logit - max_logit);
-    for (int32_t i = 0; i < limit; i++) {
-        if (i > 0 && larger >= params->top_p * sum)
-            return i;
-        struct candidate next = has_top_k ? candidates[n - 1 - i] : pop(candidates, n - i);
-        larger += exp((double)next.logit - max_logit);
-    }
-    return limit;
+    return unsent == -INFINITY || unsent < least;
 }
 
-const struct candidate *sampler_keep(struct sampler *sampler, const float *logits,
-                                     const struct sampling_params *params, int32_t *num_out)
+/* Of `kept` candidates before `end`, in order from the last: those that top_p keeps. */
+static int32_t keep_top_p(const struct sampler *sampler, struct row_state *state,
+                          const struct candidate *end, int32_t kept)
 {
-    struct candidate *candidates = sampler->candidates;
-    float temperature = fmaxf(params->temperature, LEAST_TEMPERATURE), max_logit = -INFINITY;
+    uint64_t larger = 0;
+    int32_t i = 0;
+
+    state->weight = 0;
+    for (int32_t j = 1; j <= kept; j++)
+        state->weight += weigh(sampler, state, end[-j]);
+    for (; i < kept && (i == 0 || !is_enough(state, larger, state->weight)); i++)
+        larger += weigh(sampler, state, end[-1 - i]);
+    state->cut = end[-i];
+    return i;
+}
+
+/* Returns how many at the end of the array are kept; 0: that can't be said yet. */
+static int32_t resolve_top_k(const struct sampler *sampler, struct row_state *state,
+                             const struct list *all)
+{
+    struct candidate *heap = sampler->candidates, cut;
+    int32_t kept;
+
+    take_max(state, heap[0].logit);
+    cut = state->cut;
+    kept = pop_top_k(state, heap, all->count);
+    if (!has_all_of_top_k(state, kept, cut, all->unsent)) {
+        state->cut = cut;
+        return 0;
+    }
+    return state->has_top_p ? keep_top_p(sampler, state, heap + all->count, kept) : kept;
+}
+
+static int32_t resolve_top_p(const struct sampler *sampler, struct row_state *state,
+                             const struct list *all)
+{
+    struct candidate *heap = sampler->candidates, cut = state->cut;
+    int32_t n = all->count, kept = 0;
+    uint64_t larger = 0;
+
+    while (kept < n && heap[0].logit > all->unsent) {
+        state->cut = candidates_pop(heap, n - kept++);
+        larger += weigh(sampler, state, state->cut);
+        if (is_enough(state, larger, state->weight))
+            return kept;
+    }
+    if (kept == n && all->unsent == -INFINITY)
+        return kept;
+    state->cut = cut;
+    return 0;
+}
+
+static void take_first(struct sampler *sampler, struct row_state *state, const struct list *all)
+{
+    int32_t kept;
+
+    if (all->count == 0) {
+        finish(state, NOTHING.drawn);
+        return;
+    }
+    candidates_heapify(sampler->candidates, all->count);
+    kept =
+        state->has_top_k ? resolve_top_k(sampler, state, all) : resolve_top_p(sampler, state, all);
+    if (kept > 0)
+        finish(state, candidates_draw(sampler->candidates + all->count - kept, kept,
+                                      (uint64_t)state->row->params->seed, state->row->position));
+}
+
+static const struct list_stage first_stage = {is_left, limit_first, find_first, take_first};
+
+/* ---- 4: rounds ------------------------------------------------------------------------------ */
+
+enum {
+    BIN_DOUBLES = 3
+}; /* the count, and two halves of the weight, each exact in a sum of doubles */
+
+static void put_bin(const struct bin *bin, double *out)
+{
+    out[0] = (double)bin->count;
+    out[1] = (double)(bin->weight & UINT32_MAX);
+    out[2] = (double)(bin->weight >> 32);
+}
+
+static struct bin get_bin(const double *sums)
+{
+    return (struct bin){
+        .count = (int64_t)sums[0],
+        .weight = (uint64_t)sums[1] + ((uint64_t)sums[2] << 32),
+    };
+}
+
+/* Of rows that are not done: those with top_k by count, then those with top_p by weight. */
+static bool takes_rounds(const struct row_state *state, bool by_weight)
+{
+    return !state->is_done && (by_weight ? state->has_top_p : state->has_top_k);
+}
+
+/* Is the cut in the bin that comes next? */
+static bool cuts_in(const struct row_state *state, const struct bin *bin, bool by_weight)
+{
+    if (bin->count == 0)
+        return false;
+    return by_weight ? is_enough(state, state->above + bin->weight, state->weight)
+                     : state->num_above + bin->count >= state->row->params->top_k;
+}
+
+/* Goes down to the bin in which the cut lies, or to the last with tokens. own: this rank's bins. */
+static void descend(struct row_state *state, const double *sums, const struct bin *own,
+                    int32_t shift, bool by_weight)
+{
+    uint32_t chosen = 0;
+
+    state->at = (struct bin){0};
+    for (uint32_t b = NUM_BINS; b-- > 0;) {
+        struct bin bin = get_bin(sums + b * BIN_DOUBLES);
+
+        if (bin.count == 0)
+            continue;
+        state->above += state->at.weight;
+        state->num_above += state->at.count;
+        state->at = bin;
+        state->num_own = own[b].count;
+        chosen = b;
+        if (cuts_in(state, &bin, by_weight))
+            break;
+    }
+    state->prefix |= chosen << shift;
+}
+
+static enum status run_round(struct sampler *sampler, int32_t num_rows, bool by_weight,
+                             int32_t shift)
+{
+    size_t row_bytes = NUM_BINS * (sizeof(struct bin) + BIN_DOUBLES * sizeof(double));
+    struct bin *bins = make_room(&sampler->bins, row_bytes * (size_t)num_rows);
+    double *sums = (double *)(bins + (size_t)num_rows * NUM_BINS);
     int32_t n = 0;
 
-    for (int32_t t = 0; t < sampler->vocab_size; t++) {
-        float logit = logits[t] / temperature;
+    for (int32_t i = 0; i < num_rows; i++) {
+        struct row_state *state = &sampler->states[i];
 
-        if (logit > -INFINITY) { /* false for NaN too */
-            candidates[n++] = (struct candidate){t, logit};
-            max_logit = fmaxf(max_logit, logit);
+        if (!takes_rounds(state, by_weight))
+            continue;
+        struct slice slice = slice_of(sampler, state);
+        struct bin *own = bins + (size_t)n * NUM_BINS;
+
+        memset(own, 0, sizeof *own * NUM_BINS);
+        slice_count_bins(&slice, state->cut, state->prefix, shift, state->max, sampler->grid_bits,
+                         own);
+        for (int32_t b = 0; b < NUM_BINS; b++)
+            put_bin(&own[b], sums + ((size_t)n * NUM_BINS + (size_t)b) * BIN_DOUBLES);
+        n++;
+    }
+    TRY(comm_all_reduce_f64(sampler->options.comm, sums, (int64_t)n * NUM_BINS * BIN_DOUBLES));
+    n = 0;
+    for (int32_t i = 0; i < num_rows; i++)
+        if (takes_rounds(&sampler->states[i], by_weight)) {
+            descend(&sampler->states[i], sums + (size_t)n * NUM_BINS * BIN_DOUBLES,
+                    bins + (size_t)n * NUM_BINS, shift, by_weight);
+            n++;
         }
-    }
-    if (params->min_p > 0)
-        n = keep_min_p(candidates, n, max_logit, params->min_p);
-
-    bool cut = (params->top_k > 0 && params->top_k < n) || params->top_p < 1;
-
-    if (cut && n > 0) {
-        int32_t kept = keep_top(candidates, n, max_logit, params);
-
-        candidates += n - kept;
-        n = kept;
-    }
-    *num_out = n;
-    return candidates;
+    return OK;
 }
 
-/* ---- the draw ------------------------------------------------------------------------------- */
-
-/* -log(-log(u)), u in (0, 1) from 32 random bits. */
-static double gumbel(uint32_t bits)
+/* All with the logit that was found stay. */
+static void end_top_k(struct row_state *state)
 {
-    return -log(-log(((double)bits + 0.5) * 0x1p-32));
+    state->weight = state->above + state->at.weight;
+    state->cut = keep_from(logit_of_key(state->prefix));
 }
 
-static int32_t draw(const struct candidate *candidates, int32_t n, uint64_t seed, int64_t position)
+/* Of those with the logit that was found the first do, by their ids. */
+static void end_top_p(struct row_state *state)
 {
-    uint32_t noise[4] = {0};
-    int32_t best = -1, noise_of = -1;
-    double best_value = -INFINITY;
+    uint64_t each = state->at.weight / (uint64_t)state->at.count, kept = state->above;
 
-    for (int32_t i = 0; i < n; i++) {
-        struct candidate c = candidates[i];
+    state->num_at_cut = 0;
+    do {
+        kept += each;
+        state->num_at_cut++;
+    } while (state->num_at_cut < state->at.count && !is_enough(state, kept, state->weight));
+}
 
-        if (c.logit + MAX_GUMBEL < best_value)
-            continue; /* no noise can lift it above what we have */
-        if (c.token / 4 != noise_of) {
-            noise_of = c.token / 4;
-            philox4x32(seed, (uint64_t)position, (uint64_t)noise_of, noise);
-        }
-        double value = c.logit + gumbel(noise[c.token % 4]);
+static enum status run_rounds(struct sampler *sampler, int32_t num_rows, bool by_weight)
+{
+    int32_t n = 0;
 
-        if (value > best_value || (value == best_value && c.token < best)) {
-            best_value = value;
-            best = c.token;
-        }
+    for (int32_t i = 0; i < num_rows; i++) {
+        struct row_state *state = &sampler->states[i];
+
+        state->prefix = 0;
+        state->above = 0;
+        state->num_above = 0;
+        n += takes_rounds(state, by_weight);
     }
-    return best;
+    if (n == 0)
+        return OK;
+    for (int32_t shift = 24; shift >= 0; shift -= 8)
+        TRY(run_round(sampler, num_rows, by_weight, shift));
+    for (int32_t i = 0; i < num_rows; i++)
+        if (takes_rounds(&sampler->states[i], by_weight))
+            (by_weight ? end_top_p : end_top_k)(&sampler->states[i]);
+    return OK;
+}
+
+/* The ranks before this one keep their tokens at the cut first. */
+static enum status share_cuts(struct sampler *sampler, int32_t num_rows)
+{
+    int64_t *sent = make_room(&sampler->sent, sizeof *sent * (size_t)num_rows);
+    int32_t n = 0, at = 0;
+
+    for (int32_t i = 0; i < num_rows; i++)
+        if (takes_rounds(&sampler->states[i], true))
+            sent[n++] = sampler->states[i].num_own;
+    if (n == 0)
+        return OK;
+    TRY(exchange_records(sampler, n, sizeof *sent));
+    for (int32_t i = 0; i < num_rows; i++) {
+        struct row_state *state = &sampler->states[i];
+
+        if (!takes_rounds(state, true))
+            continue;
+        int64_t before = 0;
+
+        for (int32_t rank = 0; rank < sampler->options.rank; rank++)
+            before +=
+                ((const int64_t *)received_from(sampler, rank, (int64_t)sizeof *sent * n))[at];
+        at++;
+        int64_t own = MAX(MIN(state->num_at_cut - before, state->num_own), (int64_t)0);
+        struct slice slice = slice_of(sampler, state);
+        float logit = logit_of_key(state->prefix);
+
+        state->cut = (struct candidate){logit, slice_nth_equal(&slice, logit, (int32_t)own)};
+    }
+    return OK;
+}
+
+static enum status find_cuts(struct sampler *sampler, int32_t num_rows)
+{
+    TRY(run_rounds(sampler, num_rows, false));
+    TRY(run_rounds(sampler, num_rows, true));
+    TRY(share_cuts(sampler, num_rows));
+    return run_stage(sampler, num_rows, &last_stage);
 }
 
 /* ---- logprobs ------------------------------------------------------------------------------- */
 
-static double log_sum_exp(const float *logits, int32_t n)
+static bool wants_logprobs(const struct row_state *state)
 {
-    int32_t best = sampler_argmax(logits, n);
-    double sum = 0;
-
-    if (best < 0)
-        return NAN;
-    for (int32_t t = 0; t < n; t++)
-        sum += exp((double)logits[t] - logits[best]);
-    return logits[best] + log(sum);
+    return state->row->params->logprobs >= 0;
 }
 
-static void find_top(struct sampler *sampler, const float *logits, double total, int32_t k,
-                     struct sampler_result *out)
+/* The max of all raw logits, and the drawn token's, which one rank knows. */
+static void find_raw(struct sampler *sampler, const struct row_state *state, struct found *out)
 {
-    struct candidate *candidates = sampler->candidates;
-    int32_t n = 0;
+    struct slice slice = raw_slice_of(sampler, state);
+    int32_t at = state->drawn.token - sampler->options.first_token;
 
-    for (int32_t t = 0; t < sampler->vocab_size; t++)
-        if (!isnan(logits[t]))
-            candidates[n++] = (struct candidate){t, logits[t]};
-    make_heap(candidates, n);
-    out->num_top = k < n ? k : n;
-    for (int32_t i = 0; i < out->num_top; i++) {
-        struct candidate c = pop(candidates, n - i);
-
-        sampler->top_tokens[i] = c.token;
-        sampler->top_logprobs[i] = (float)(c.logit - total);
-    }
-    out->top_tokens = sampler->top_tokens;
-    out->top_logprobs = sampler->top_logprobs;
+    out->max = slice_best(&slice).logit;
+    if (state->drawn.token >= 0 && at >= 0 && at < sampler->options.num_tokens)
+        out->drawn = (struct drawn){slice.logits[at], state->drawn.token};
 }
 
-void sampler_run(struct sampler *sampler, float *logits, const struct sampler_row *row,
-                 struct sampler_result *out)
+static void take_raw(struct row_state *state, const struct found *of_all)
 {
-    const struct sampling_params *params = row->params;
-    bool wants_logprobs = params->logprobs >= 0;
-    double total = 0;
+    state->max = of_all->max;
+    state->drawn.value = of_all->drawn.value;
+}
 
-    *out = (struct sampler_result){.token = -1};
-    if (wants_logprobs) {
-        total = log_sum_exp(logits, sampler->vocab_size);
-        find_top(sampler, logits, total, params->logprobs, out);
-        memcpy(sampler->raw, logits, sizeof *logits * (size_t)sampler->vocab_size);
+static int32_t limit_top(const struct sampler *sampler, const struct row_state *state)
+{
+    return MIN(state->row->params->logprobs, sampler->options.vocab_size);
+}
+
+static void find_top(struct sampler *sampler, const struct row_state *state, struct list *out)
+{
+    struct slice slice = raw_slice_of(sampler, state);
+    int32_t limit = limit_top(sampler, state);
+
+    out->weight = slice_sum(&slice, KEEP_ALL, state->max, sampler->grid_bits);
+    out->num_above = slice_count_above(&slice, (float)state->drawn.value);
+    out->count =
+        limit > 0 ? slice_top(&slice, KEEP_ALL, limit, sampler->candidates, sampler->blocks) : 0;
+}
+
+static void take_top(struct sampler *sampler, struct row_state *state, const struct list *all)
+{
+    double total = state->max + log(ldexp((double)all->weight, -sampler->grid_bits));
+    int32_t n = MIN(state->row->params->logprobs, all->count);
+
+    state->result.logprob = (float)(state->drawn.value - total);
+    state->result.rank = 1 + all->num_above;
+    state->result.num_top = n;
+    candidates_heapify(sampler->candidates, all->count);
+    for (int32_t i = 0; i < n; i++) {
+        struct candidate c = candidates_pop(sampler->candidates, all->count - i);
+        float logprob = (float)(c.logit - total);
+
+        bytes_append(&sampler->top_tokens, &c.token, sizeof c.token);
+        bytes_append(&sampler->top_logprobs, &logprob, sizeof logprob);
     }
+}
 
-    sampler_edit_logits(sampler, logits, row);
-    if (sampling_params_is_greedy(params)) {
-        out->token = sampler_argmax(logits, sampler->vocab_size);
-    } else {
-        int32_t n;
-        const struct candidate *candidates = sampler_keep(sampler, logits, params, &n);
+static const struct stage raw_stage = {wants_logprobs, find_raw, take_raw};
+static const struct list_stage top_stage = {wants_logprobs, limit_top, find_top, take_top};
 
-        out->token = draw(candidates, n, (uint64_t)params->seed, row->position);
+static enum status find_logprobs(struct sampler *sampler, int32_t num_rows)
+{
+    int32_t at = 0;
+
+    sampler->top_tokens.size = sampler->top_logprobs.size = 0;
+    TRY(run_stage(sampler, num_rows, &raw_stage));
+    TRY(run_list_stage(sampler, num_rows, &top_stage));
+    for (int32_t i = 0; i < num_rows; i++) { /* the lists no longer move */
+        struct sampler_result *result = &sampler->states[i].result;
+
+        result->top_tokens = (const int32_t *)sampler->top_tokens.data + at;
+        result->top_logprobs = (const float *)sampler->top_logprobs.data + at;
+        at += result->num_top;
     }
+    return OK;
+}
 
-    if (wants_logprobs && out->token >= 0) {
-        float chosen = sampler->raw[out->token];
+/* ---- the whole ------------------------------------------------------------------------------ */
 
-        out->logprob = (float)(chosen - total);
-        out->rank = 1;
-        for (int32_t t = 0; t < sampler->vocab_size; t++)
-            out->rank += sampler->raw[t] > chosen;
+enum status sampler_run(struct sampler *sampler, const float *logits,
+                        const struct sampler_row *rows, int32_t num_rows,
+                        struct sampler_result *results)
+{
+    ASSERT(num_rows <= sampler->options.max_rows, "%d rows", num_rows);
+    for (int32_t i = 0; i < num_rows; i++)
+        begin_row(sampler, &sampler->states[i], &rows[i],
+                  logits + (int64_t)i * sampler->options.num_tokens);
+    TRY(run_stage(sampler, num_rows, &best_stage));
+    TRY(run_stage(sampler, num_rows, &weight_stage));
+    TRY(run_list_stage(sampler, num_rows, &first_stage));
+    TRY(find_cuts(sampler, num_rows));
+    for (int32_t i = 0; i < num_rows; i++)
+        sampler->states[i].result.token = sampler->states[i].drawn.token;
+    TRY(find_logprobs(sampler, num_rows));
+    for (int32_t i = 0; i < num_rows; i++)
+        results[i] = sampler->states[i].result;
+    return OK;
+}
+
+void sampler_kept(struct sampler *sampler, int32_t i, float *out)
+{
+    const struct row_state *state = &sampler->states[i];
+    struct slice slice = slice_of(sampler, state);
+
+    for (int32_t t = 0; t < slice.num_tokens; t++) {
+        struct candidate c = {slice.logits[t] / slice.temperature, slice.first_token + t};
+
+        out[t] = c.logit > -INFINITY && is_kept(c, state->cut) ? c.logit : -INFINITY;
     }
 }

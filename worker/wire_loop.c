@@ -178,6 +178,8 @@ static enum status tell_ready(struct wire *wire)
                     .weights_bytes = memory.weight_bytes,
                     .free_bytes = memory.available_bytes,
                     .kv_block_bytes = memory.kv_block_bytes,
+                    .first_token = memory.first_token,
+                    .num_tokens = memory.num_tokens,
                     .max_num_blocks = memory.available_bytes / memory.kv_block_bytes,
                     .max_position = config->max_position,
                     .vocab_size = config->vocab_size,

@@ -72,10 +72,11 @@ struct worker {
     struct device *device;
     struct comm *comm;
     struct model *model;
-    struct sampler *sampler;
-    float *logits; /* rank 0: [max_num_seqs, vocab_size] */
+    struct sampler *sampler; /* NULL: the device draws without logits */
+    float *logits;           /* [max_num_seqs, tokens of this rank's shard] */
     size_t logits_bytes;
-    double *exchange; /* [max_num_seqs] sampled tokens on their way to the other ranks */
+    struct sampler_row *rows;          /* [max_num_seqs] */
+    struct sampler_result *results;    /* [max_num_seqs] */
     struct answer *pending[NUM_STEPS]; /* launched, in order of steps, and not answered */
     int32_t num_pending;
     int64_t last_end_ns; /* of the device's last step; 0: it has had none */
@@ -101,11 +102,48 @@ static enum status join_ranks(const struct worker_options *options, struct comm 
     return status;
 }
 
+/* The tokens whose masks this rank wants: its shard's. A device without logits draws from them all.
+ */
+static void find_slice(const struct worker *worker, int32_t *first_token_out,
+                       int32_t *num_tokens_out)
+{
+    const struct shard *shard = model_shard(worker->model);
+    bool has_logits = !device_kernels(worker->device)->draw;
+
+    *first_token_out = has_logits ? shard->first_token : 0;
+    *num_tokens_out =
+        has_logits ? shard->num_tokens : model_file_vocabulary(worker->file)->num_tokens;
+}
+
+static enum status make_sampler(struct worker *worker)
+{
+    const struct worker_options *options = &worker->options;
+    const struct shard *shard = model_shard(worker->model);
+    void *p;
+
+    worker->rows = mem_new_array(struct sampler_row, (size_t)options->max_num_seqs);
+    worker->results = mem_new_array(struct sampler_result, (size_t)options->max_num_seqs);
+    if (device_kernels(worker->device)->draw)
+        return OK;
+    worker->logits_bytes =
+        sizeof(float) * (size_t)options->max_num_seqs * (size_t)shard->num_tokens;
+    TRY(mem_map(worker->logits_bytes, "the logits", &p));
+    worker->logits = p;
+    worker->sampler = sampler_new(&(struct sampler_options){
+        .vocab_size = model_file_config(worker->file)->vocab_size,
+        .first_token = shard->first_token,
+        .num_tokens = shard->num_tokens,
+        .max_rows = options->max_num_seqs,
+        .rank = options->rank,
+        .world = options->world,
+        .comm = worker->comm,
+    });
+    return OK;
+}
+
 static enum status load(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
-    int32_t vocab_size = model_file_config(worker->file)->vocab_size;
-    void *p;
 
     TRY(device_open(&(struct device_options){.name = options->sim ? "sim" : "cpu",
                                              .isa = options->isa,
@@ -126,25 +164,21 @@ static enum status load(struct worker *worker)
                                            .user = options->user},
                    &worker->model));
     model_file_drop_pages(worker->file);
-    if (options->rank == 0 && !device_kernels(worker->device)->draw) {
-        worker->logits_bytes = sizeof(float) * (size_t)options->max_num_seqs * (size_t)vocab_size;
-        TRY(mem_map(worker->logits_bytes, "the logits", &p));
-        worker->logits = p;
-        worker->sampler = sampler_new(vocab_size);
-    }
-    worker->exchange = mem_new_array(double, (size_t)options->max_num_seqs);
+    TRY(make_sampler(worker));
     worker->memory = (struct worker_memory){
         .weight_bytes = model_weight_bytes(worker->model),
         .workspace_bytes = model_workspace_bytes(worker->model),
         .kv_block_bytes = model_kv_block_bytes(worker->model),
         .available_bytes = device_available_bytes(worker->device),
     };
+    find_slice(worker, &worker->memory.first_token, &worker->memory.num_tokens);
     return OK;
 }
 
 static void unload(struct worker *worker)
 {
-    mem_free(worker->exchange);
+    mem_free(worker->rows);
+    mem_free(worker->results);
     sampler_free(worker->sampler);
     mem_unmap(worker->logits, worker->logits_bytes);
     model_free(worker->model);
@@ -204,51 +238,61 @@ static void add_logprobs(struct output_columns *columns, int32_t i,
 
 /* On a device that has no logits. The prompt takes part, for logits would tell it: greedy requests
  * whose tokens meet at one place must not go on as one. */
-static struct sampler_result draw_row(struct worker *worker, const struct staged_sample *sample,
-                                      const int32_t *tokens, const uint32_t *bitmask)
+static struct sampler_result draw_row(const struct worker *worker,
+                                      const struct staged_sample *sample,
+                                      const struct sampler_row *row)
 {
     const struct kernels *kernels = device_kernels(worker->device);
-    const struct sampling_params *params = input_batch_params(worker->batch, sample->slot);
     uint64_t seed = input_batch_prompt_hash(worker->batch, sample->slot);
 
-    if (!sampling_params_is_greedy(params))
-        seed += (uint64_t)params->seed;
+    if (!sampling_params_is_greedy(row->params))
+        seed += (uint64_t)row->params->seed;
     return (struct sampler_result){
         .token = kernels->draw(
             worker->device,
             &(struct draw_args){
                 .vocab_size = model_file_vocabulary(worker->file)->num_tokens,
                 .seed = seed,
-                .previous = tokens[sample->position - 1],
+                .previous = row->prompt[sample->position - 1], /* the output follows the prompt */
                 .position = sample->position,
-                .bitmask = bitmask,
+                .bitmask = row->bitmask,
             }),
         .rank = 1,
     };
 }
 
-static struct sampler_result sample_row(struct worker *worker, const struct staged_sample *sample,
-                                        int32_t i, const uint32_t *bitmask)
+static struct sampler_row row_of(const struct worker *worker, const struct staged_sample *sample,
+                                 const uint32_t *bitmask)
 {
-    int32_t vocab_size = model_file_config(worker->file)->vocab_size, num_prompt;
+    int32_t num_prompt;
     const int32_t *tokens = input_batch_tokens(worker->batch, sample->slot, &num_prompt);
-    struct sampler_result result;
 
-    if (!worker->logits)
-        return draw_row(worker, sample, tokens, bitmask);
+    return (struct sampler_row){
+        .params = input_batch_params(worker->batch, sample->slot),
+        .prompt = tokens,
+        .num_prompt = num_prompt,
+        .output = tokens + num_prompt,
+        .num_output = sample->position - num_prompt,
+        .position = sample->position,
+        .bitmask = bitmask,
+    };
+}
 
-    sampler_run(worker->sampler, worker->logits + (int64_t)i * vocab_size,
-                &(struct sampler_row){
-                    .params = input_batch_params(worker->batch, sample->slot),
-                    .prompt = tokens,
-                    .num_prompt = num_prompt,
-                    .output = tokens + num_prompt,
-                    .num_output = sample->position - num_prompt,
-                    .position = sample->position,
-                    .bitmask = bitmask,
-                },
-                &result);
-    return result;
+/* Every rank draws every row's token: the same. */
+static enum status draw_tokens(struct worker *worker, const struct staged_step *staged,
+                               const struct step_slot *slot)
+{
+    int32_t n = staged->num_samples;
+
+    for (int32_t i = 0; i < n; i++) {
+        worker->rows[i] = row_of(worker, &staged->samples[i], slot->bitmasks[i]);
+        if (!worker->sampler)
+            worker->results[i] = draw_row(worker, &staged->samples[i], &worker->rows[i]);
+    }
+    if (worker->sampler)
+        return sampler_run(worker->sampler, worker->logits, worker->rows, n, worker->results);
+    /* What the sampler's exchange would take. */
+    return worker->comm ? comm_all_gather(worker->comm, NULL, 32 * n, 32 * n, NULL, NULL) : OK;
 }
 
 static int32_t count_logprobs(const struct worker *worker, const struct staged_step *staged)
@@ -263,11 +307,9 @@ static int32_t count_logprobs(const struct worker *worker, const struct staged_s
     return n;
 }
 
-/* Rank 0 draws every row of the step. */
-static void sample_rows(struct worker *worker, const struct staged_step *staged,
-                        struct step_slot *slot)
+static void write_answer(const struct worker *worker, const struct staged_step *staged,
+                         struct answer *answer)
 {
-    struct answer *answer = &slot->answer;
     struct arena *arena = &answer->arena;
     size_t n = (size_t)staged->num_samples, max_logprobs = (size_t)count_logprobs(worker, staged);
     struct output_columns columns = {
@@ -281,16 +323,14 @@ static void sample_rows(struct worker *worker, const struct staged_step *staged,
     };
 
     for (int32_t i = 0; i < staged->num_samples; i++) {
-        const struct staged_sample *sample = &staged->samples[i];
-        struct sampler_result result = sample_row(worker, sample, i, slot->bitmasks[i]);
+        const struct sampler_result *result = &worker->results[i];
 
-        columns.slots[i] = sample->slot;
-        columns.positions[i] = sample->position;
-        columns.tokens[i] = result.token;
+        columns.slots[i] = staged->samples[i].slot;
+        columns.positions[i] = staged->samples[i].position;
+        columns.tokens[i] = result->token;
         columns.logprob_counts[i] = columns.ranks[i] = 0;
-        if (input_batch_params(worker->batch, sample->slot)->logprobs >= 0)
-            add_logprobs(&columns, i, &result);
-        worker->exchange[i] = result.token;
+        if (worker->rows[i].params->logprobs >= 0)
+            add_logprobs(&columns, i, result);
     }
     answer->output.slots = columns.slots;
     answer->output.positions = columns.positions;
@@ -314,16 +354,12 @@ static enum status sample(struct worker *worker, int64_t step)
         .rank = worker->options.rank,
         .num_rows = staged->batch.num_requests,
     };
-    memset(worker->exchange, 0, sizeof(double) * (size_t)staged->num_samples);
     device_mark(worker->device, &slot->sample_begin);
+    TRY(draw_tokens(worker, staged, slot));
     if (worker->options.rank == 0)
-        sample_rows(worker, staged, slot);
-
-    /* Rank 0 tells the others what it drew: their contribution to the sum is 0. */
-    TRY(comm_all_reduce_f64(worker->comm, worker->exchange, staged->num_samples));
+        write_answer(worker, staged, &slot->answer);
     for (int32_t i = 0; i < staged->num_samples; i++)
-        input_batch_append_token(worker->batch, &staged->samples[i],
-                                 (int32_t)worker->exchange[i]);
+        input_batch_append_token(worker->batch, &staged->samples[i], worker->results[i].token);
     device_mark(worker->device, &slot->answer.due);
     return OK;
 }
@@ -584,7 +620,7 @@ static enum status check_bitmask(const struct staged_step *staged,
                                  const struct staged_sample *sample,
                                  const struct grammar_output *grammar, int32_t at)
 {
-    if (at >= (grammar ? grammar->num_rows : 0) || grammar->slots[at] != sample->slot)
+    if (at >= grammar->num_rows || grammar->slots[at] != sample->slot)
         return fail(ERR_MISMATCH, "step %" PRId64 ": no bitmask came for slot %d, which needs one",
                     staged->step, sample->slot);
     if (grammar->positions[at] != sample->position)
@@ -599,23 +635,27 @@ static enum status check_bitmask(const struct staged_step *staged,
 static enum status take_bitmasks(struct worker *worker, const struct staged_step *staged,
                                  struct step_slot *slot, const struct grammar_output *grammar)
 {
-    int32_t num_masks = grammar ? grammar->num_rows : 0, num_due = 0;
-    uint8_t *bits = NULL;
+    static const struct grammar_output no_masks;
+    const struct worker_memory *memory = &worker->memory;
+    int32_t num_due = 0;
+    uint32_t *bits;
 
-    if (num_masks > 0) {
-        TRY(grammar_output_check(grammar, model_file_vocabulary(worker->file)->num_tokens));
-        arena_reset(&slot->grammar_arena);
-        bits = arena_alloc(&slot->grammar_arena, (size_t)grammar->num_bitmask_bytes);
+    if (!grammar)
+        grammar = &no_masks;
+    TRY(grammar_output_check(grammar, memory->first_token, memory->num_tokens));
+    arena_reset(&slot->grammar_arena);
+    bits = arena_alloc(&slot->grammar_arena, (size_t)grammar->num_bitmask_bytes);
+    if (grammar->num_bitmask_bytes > 0)
         memcpy(bits, grammar->bitmask, (size_t)grammar->num_bitmask_bytes);
-    }
     for (int32_t i = 0; i < staged->num_samples; i++) {
         slot->bitmasks[i] = NULL;
         if (!staged->samples[i].needs_bitmask)
             continue;
         TRY(check_bitmask(staged, &staged->samples[i], grammar, num_due));
-        slot->bitmasks[i] = (const uint32_t *)bits + (int64_t)num_due++ * grammar->words_per_row;
+        slot->bitmasks[i] =
+            bits + (int64_t)grammar->bitmask_rows[num_due++] * grammar->words_per_row;
     }
-    if (num_due < num_masks)
+    if (num_due < grammar->num_rows)
         return fail(ERR_MISMATCH, "step %" PRId64 ": a bitmask came for slot %d, which needs none",
                     staged->step, grammar->slots[num_due]);
     return OK;
@@ -627,8 +667,7 @@ enum status worker_sample(struct worker *worker, int64_t step,
     struct step_slot *slot = &worker->steps[step & 1];
 
     TRY(check_phase(worker, step, PHASE_EXECUTING, "sample"));
-    if (worker->options.rank == 0) /* the others don't sample */
-        TRY(take_bitmasks(worker, input_batch_staged(worker->batch, step), slot, grammar));
+    TRY(take_bitmasks(worker, input_batch_staged(worker->batch, step), slot, grammar));
     slot->phase = PHASE_SAMPLING;
     slot->sample.step = step;
     command(worker, &slot->sample);

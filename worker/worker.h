@@ -44,6 +44,7 @@ struct worker_memory {
     int64_t workspace_bytes;
     int64_t kv_block_bytes;
     int64_t available_bytes; /* of this host, after loading */
+    int32_t first_token, num_tokens; /* whose masks it wants: see grammar_output_slice */
 };
 
 /* Starts the device thread, which begins to load. `model` is borrowed until the worker is freed. */
@@ -74,8 +75,9 @@ MUST_USE enum status worker_prepare_inputs(struct worker *worker, int64_t step,
                                            const struct scheduler_output *plan);
 /* ERR_MISMATCH: that step is not the one staged next. */
 MUST_USE enum status worker_execute_model(struct worker *worker, int64_t step);
-/* grammar: NULL, or the masks of rows that need one; copied. ERR_MISMATCH likewise, and on rank 0, which
- * samples, when a row that was announced to need a mask has none, or that of another position. */
+/* grammar: NULL, or the masks of rows that need one, of this rank's slice of the vocabulary;
+ * copied. ERR_MISMATCH likewise, and when a row that was announced to need a mask has none, or that
+ * of another position. */
 MUST_USE enum status worker_sample(struct worker *worker, int64_t step,
                                    const struct grammar_output *grammar);
 

@@ -117,7 +117,7 @@ static enum status join(struct null_worker *worker)
     TRY(rendezvous_join(worker->channel, settings->rank, settings->world, EPOCH,
                         clock_deadline_ns(JOIN_TIMEOUT_MS), &worker->arena, &welcome));
     return tell(worker, &ready_type, -1,
-                &(struct ready){.rank = settings->rank, .fingerprint = "no model"});
+                &(struct ready){.rank = settings->rank, .fingerprint = "no model"}); /* nor masks */
 }
 
 static enum status beat(struct null_worker *worker)

@@ -8,6 +8,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 /* Steps that are scheduled and have not come back. */
 enum { MAX_IN_FLIGHT = 2 };
@@ -856,6 +857,30 @@ void scheduler_fill_times(const struct scheduler *scheduler, const struct schedu
     }
 }
 
+/* Masks of a step that are the same are one: many requests are at one place of one grammar. */
+struct masks {
+    uint32_t *words;  /* [num_rows, num_words] */
+    uint64_t *hashes; /* [num_rows] */
+    int32_t num_rows, num_words;
+};
+
+/* The last of them: is there one that is the same? Then it goes. Returns which row it is. */
+static int32_t merge_last_mask(struct masks *masks)
+{
+    int32_t last = masks->num_rows - 1;
+    size_t bytes = (size_t)masks->num_words * sizeof *masks->words;
+    const uint32_t *words = masks->words + (int64_t)last * masks->num_words;
+
+    masks->hashes[last] = XXH3_64bits(words, bytes);
+    for (int32_t row = 0; row < last; row++)
+        if (masks->hashes[row] == masks->hashes[last] &&
+            memcmp(masks->words + (int64_t)row * masks->num_words, words, bytes) == 0) {
+            masks->num_rows--;
+            return row;
+        }
+    return last;
+}
+
 void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct scheduler_output *plan,
                                struct arena *arena, struct grammar_output *out,
                                struct output_builder *events)
@@ -865,7 +890,12 @@ void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct schedul
     size_t bytes = (size_t)num_masks * (size_t)num_words * sizeof(uint32_t);
     int32_t *slots = arena_alloc(arena, (size_t)num_masks * sizeof *slots);
     int32_t *positions = arena_alloc(arena, (size_t)num_masks * sizeof *positions);
-    uint32_t *words = arena_alloc(arena, bytes);
+    int32_t *bitmask_rows = arena_alloc(arena, (size_t)num_masks * sizeof *bitmask_rows);
+    struct masks masks = {
+        .words = arena_alloc(arena, bytes),
+        .hashes = arena_alloc(arena, (size_t)num_masks * sizeof *masks.hashes),
+        .num_words = num_words,
+    };
 
     ASSERT(scheduler->num_in_flight == 1 && scheduler->in_flight[0].num_rows == plan->num_rows);
     ASSERT(bytes <= MAX_BITMASK_BYTES, "%zu bytes of masks", bytes);
@@ -877,15 +907,19 @@ void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct schedul
         slots[i] = plan->slots[row];
         positions[i] = plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
         ASSERT(!wants_mask(request) || positions[i] == request->num_tokens);
-        fill_mask(scheduler, request, words + (int64_t)i++ * num_words, num_words, events);
+        fill_mask(scheduler, request, masks.words + (int64_t)masks.num_rows++ * num_words,
+                  num_words, events);
+        bitmask_rows[i++] = merge_last_mask(&masks);
     }
     *out = (struct grammar_output){
         .slots = slots,
         .num_rows = num_masks,
         .positions = positions,
+        .bitmask_rows = bitmask_rows,
+        .num_bitmask_rows = masks.num_rows,
         .words_per_row = num_words,
-        .bitmask = (const uint8_t *)words,
-        .num_bitmask_bytes = (int32_t)bytes,
+        .bitmask = (const uint8_t *)masks.words,
+        .num_bitmask_bytes = (int32_t)((size_t)masks.num_rows * (size_t)num_words * 4),
     };
 }
 

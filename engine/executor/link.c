@@ -39,6 +39,7 @@ void link_close(struct link *link)
     mem_free(link->poll_fds);
     arena_close(&link->arena);
     arena_close(&link->output);
+    arena_close(&link->masks);
 }
 
 /* ---- hearing -------------------------------------------------------------------------------- */
@@ -211,10 +212,18 @@ enum status link_sample(struct link *link, int64_t step, const struct grammar_ou
 {
     static const struct grammar_output no_masks;
 
-    if (!grammar)
+    if (!grammar || grammar->num_rows == 0)
         return link_send_all(link, &grammar_output_type, step, &no_masks);
-    TRY(send_to(link, 0, 1, &grammar_output_type, step, grammar));
-    return send_to(link, 1, link->world, &grammar_output_type, step, &no_masks);
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        const struct ready *ready = &link->rendezvous.ranks[rank].ready;
+        struct grammar_output slice;
+
+        arena_reset(&link->masks);
+        TRY(grammar_output_slice(grammar, ready->first_token, ready->num_tokens, &link->masks,
+                                 &slice));
+        TRY(send_to(link, rank, rank + 1, &grammar_output_type, step, &slice));
+    }
+    return OK;
 }
 
 /* ---- joining -------------------------------------------------------------------------------- */

@@ -27,6 +27,7 @@ struct link {
     struct pollfd *poll_fds;
     struct arena arena;  /* of the message heard last */
     struct arena output; /* of the answer collected last */
+    struct arena masks;  /* of one rank's, while they are sent */
     int64_t num_calls;
     struct flight_recorder *recorder; /* borrowed; NULL: none */
 };
@@ -40,7 +41,8 @@ void link_close(struct link *link);
 MUST_USE enum status link_send_all(struct link *link, const struct message_type *type, int64_t step,
                                    const void *body);
 
-/* SAMPLE to all. The masks (NULL: no row needs one) go to rank 0 alone, which samples. */
+/* SAMPLE to all, each with its slice of the masks, which are of the whole vocabulary; NULL: no row
+ * needs one. Those behind a rank that is gone don't get it. */
 MUST_USE enum status link_sample(struct link *link, int64_t step,
                                  const struct grammar_output *grammar);
 

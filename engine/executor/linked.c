@@ -30,6 +30,10 @@ static const int64_t MAX_BLOCK_BYTES = (int64_t)1 << 32, MAX_FREE_BYTES = (int64
 
 static enum status check_ready(int32_t rank, const struct ready *ready)
 {
+    if (ready->first_token < 0 || ready->num_tokens < 1 ||
+        (int64_t)ready->first_token + ready->num_tokens > ready->vocab_size)
+        return fail(ERR_MISMATCH, "rank %d: says that it samples %d tokens from %d on, of %d", rank,
+                    ready->num_tokens, ready->first_token, ready->vocab_size);
     if (ready->kv_block_bytes < 1 || ready->kv_block_bytes > MAX_BLOCK_BYTES ||
         ready->free_bytes < 0 || ready->free_bytes > MAX_FREE_BYTES)
         return fail(ERR_MISMATCH,

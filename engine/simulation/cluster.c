@@ -61,7 +61,11 @@ static void beat(void *user, const struct event *event)
 static enum status on_welcome(struct cluster *cluster, int32_t rank, const struct message *message)
 {
     const struct welcome *welcome = message->body;
+    struct toy_rank_limits limits = cluster->options.limits;
+    int32_t first_token, num_tokens;
 
+    limits.rank = rank;
+    toy_rank_slice(&limits, &first_token, &num_tokens);
     if (cluster->members[rank].is_welcome)
         return fail(ERR_MISMATCH, "rank %d is welcomed twice", rank);
     if (*welcome->refusal)
@@ -72,7 +76,9 @@ static enum status on_welcome(struct cluster *cluster, int32_t rank, const struc
                                  .fingerprint = "toy",
                                  .free_bytes = 1 << 30,
                                  .kv_block_bytes = 1,
-                                 .vocab_size = cluster->options.limits.vocab_size});
+                                 .vocab_size = limits.vocab_size,
+                                 .first_token = first_token,
+                                 .num_tokens = num_tokens});
     beat(cluster, &(struct event){.who = rank});
     return OK;
 }

@@ -183,16 +183,18 @@ static bool spoil_masks(struct grammar_output *grammar, struct random *random)
     if (grammar->num_rows == 0)
         return false;
     row = random_below(random, grammar->num_rows);
-    switch (random_below(random, 3)) {
+    switch (random_below(random, 4)) {
     case 0: /* the mask of another step */
         set(grammar->positions, row, grammar->positions[row] - 1);
         return true;
     case 1: /* of another request */
         set(grammar->slots, row, grammar->slots[row] + 1);
         return true;
+    case 2: /* a mask that there is not */
+        set(grammar->bitmask_rows, row, grammar->num_bitmask_rows);
+        return true;
     default: /* one row without its mask */
         grammar->num_rows--;
-        grammar->num_bitmask_bytes -= grammar->words_per_row * 4;
         return true;
     }
 }

@@ -26,6 +26,7 @@ struct slot {
 struct row {
     int32_t slot, first, num_tokens;
     bool samples, needs_bitmask;
+    const uint32_t *bitmask; /* of the slice; NULL: it needs none, or none came yet */
 };
 
 enum phase { EMPTY, PREPARED, EXECUTING, SAMPLING };
@@ -36,9 +37,7 @@ struct toy_step {
     enum phase phase;
     struct row *rows; /* [max_num_seqs] */
     int32_t num_rows, num_samples;
-    struct arena arena;      /* of the bitmask */
-    const uint32_t *bitmask; /* rows that need one, in order */
-    int32_t num_words;       /* of a row of it */
+    struct arena arena; /* of the bitmasks */
 };
 
 struct toy_rank {
@@ -359,12 +358,15 @@ enum status toy_rank_execute_model(struct toy_rank *rank, int64_t step)
 }
 
 /* Nothing is sampled unmasked where a mask was due. */
-static enum status check_masks(const struct toy_step *step, const struct grammar_output *grammar)
+static enum status take_masks(struct toy_step *step, const struct grammar_output *grammar)
 {
+    uint32_t *bits = arena_alloc(&step->arena, (size_t)grammar->num_bitmask_bytes);
     int32_t num_due = 0;
 
+    if (grammar->num_bitmask_bytes > 0)
+        memcpy(bits, grammar->bitmask, (size_t)grammar->num_bitmask_bytes);
     for (int32_t i = 0; i < step->num_rows; i++) {
-        const struct row *row = &step->rows[i];
+        struct row *row = &step->rows[i];
 
         if (!row->needs_bitmask)
             continue;
@@ -374,31 +376,34 @@ static enum status check_masks(const struct toy_step *step, const struct grammar
             return fail(ERR_MISMATCH,
                         "the bitmask of slot %d is for position %d, its token comes at %d",
                         row->slot, grammar->positions[num_due], row->first + row->num_tokens);
-        num_due++;
+        row->bitmask = bits + grammar->bitmask_rows[num_due++] * grammar->words_per_row;
     }
     if (num_due != grammar->num_rows)
         return fail(ERR_MISMATCH, "%d bitmasks came, %d were due", grammar->num_rows, num_due);
     return OK;
 }
 
+void toy_rank_slice(const struct toy_rank_limits *limits, int32_t *first_token_out,
+                    int32_t *num_tokens_out)
+{
+    int32_t share = MAX(limits->vocab_size / 5, 1);
+
+    *first_token_out = MIN(limits->rank * share, limits->vocab_size - 1);
+    *num_tokens_out =
+        limits->rank == 0 ? limits->vocab_size : MIN(share, limits->vocab_size - *first_token_out);
+}
+
 enum status toy_rank_sample(struct toy_rank *rank, int64_t step,
                             const struct grammar_output *grammar)
 {
     struct toy_step *staged = &rank->steps[step & 1];
-    size_t bytes = (size_t)grammar->num_bitmask_bytes;
-    void *bitmask;
+    int32_t first_token, num_tokens;
 
     TRY(advance(rank, step, EXECUTING, "sample"));
-    TRY(grammar_output_check(grammar, rank->limits.vocab_size));
-    if (rank->limits.rank == 0) /* the others don't sample */
-        TRY(check_masks(staged, grammar));
+    toy_rank_slice(&rank->limits, &first_token, &num_tokens);
+    TRY(grammar_output_check(grammar, first_token, num_tokens));
     arena_reset(&staged->arena);
-    bitmask = arena_alloc(&staged->arena, bytes);
-    if (bytes > 0)
-        memcpy(bitmask, grammar->bitmask, bytes);
-    staged->bitmask = bitmask;
-    staged->num_words = grammar->words_per_row;
-    return OK;
+    return take_masks(staged, grammar);
 }
 
 /* ---- the device ----------------------------------------------------------------------------- */
@@ -516,7 +521,6 @@ void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out)
     struct arena *arena = &rank->answer;
     size_t n = (size_t)step->num_samples * sizeof(int32_t);
     size_t num_logprobs = (size_t)count_logprobs(rank, step);
-    const uint32_t *bitmask = step->bitmask;
 
     arena_reset(arena);
     struct columns columns = {
@@ -537,14 +541,12 @@ void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out)
                                 .position = position,
                                 .num_output = position - slot->num_prompt,
                                 .params = &slot->params,
-                                .bitmask = row->needs_bitmask ? bitmask : NULL};
+                                .bitmask = row->bitmask};
 
         if (!row->samples)
             continue;
         add_token(&columns, row->slot, position, toy_model_sample(&drawn, rank->limits.vocab_size),
                   num_logprobs_of(&slot->params));
-        if (row->needs_bitmask)
-            bitmask += step->num_words;
     }
     *out = (struct model_runner_output){
         .num_rows = step->num_rows,
@@ -560,6 +562,20 @@ void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out)
     };
 }
 
+/* Does the mask of this rank's slice allow what was drawn? Masks that differ between ranks do not.
+ */
+static void check_drawn(const struct toy_rank *rank, const struct row *row, int32_t token)
+{
+    int32_t first_token, num_tokens;
+
+    toy_rank_slice(&rank->limits, &first_token, &num_tokens);
+    if (!row->bitmask || token < first_token || token >= first_token + num_tokens)
+        return;
+    token -= first_token / 32 * 32;
+    ASSERT(row->bitmask[token / 32] >> (token % 32) & 1, "rank %d, slot %d", rank->limits.rank,
+           row->slot);
+}
+
 void toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_output *drawn)
 {
     struct toy_step *step = &rank->steps[rank->oldest_step & 1];
@@ -571,6 +587,7 @@ void toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_outpu
 
         if (!row->samples)
             continue;
+        check_drawn(rank, row, drawn->sampled_token_ids[num_taken]);
         /* The last token that fits is sampled, and never computed. */
         if (position < rank->limits.max_model_len)
             rank->slots[row->slot].tokens[position] = drawn->sampled_token_ids[num_taken];

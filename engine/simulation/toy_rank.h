@@ -26,6 +26,11 @@ struct toy_rank *toy_rank_new(const struct toy_rank_limits *limits);
 void toy_rank_free(struct toy_rank *rank); /* NULL is fine */
 DEFINE_AUTO_FREE(toy_rank)
 
+/* The tokens whose masks it wants: rank 0, which draws, all; the others a part each, to check what
+ * was drawn. */
+void toy_rank_slice(const struct toy_rank_limits *limits, int32_t *first_token_out,
+                    int32_t *num_tokens_out);
+
 /* Once, before the first step. */
 MUST_USE enum status toy_rank_initialize_kv_cache(struct toy_rank *rank, int32_t num_blocks);
 

@@ -216,16 +216,14 @@ static enum status wait_for(const struct comm_shm *shm, int32_t rank)
     return OK;
 }
 
-/* Posts this rank's `bytes` bytes and waits for everybody's. */
-static enum status exchange(struct comm_shm *shm, const void *data, size_t bytes)
+/* Posts what this rank has put into its next buffer and waits for everybody's. */
+static enum status post(struct comm_shm *shm)
 {
     struct lane *lane = &shm->shared->lanes[shm->rank];
 
-    ASSERT(bytes <= (size_t)shm->buffer_bytes);
     if (atomic_load_explicit(&shm->shared->is_aborted, memory_order_relaxed))
         return fail(ERR_ABORTED, "rank %d was told to stop", shm->rank);
     shm->exchange++;
-    memcpy(buffer_of(shm, shm->rank, shm->exchange), data, bytes);
     atomic_store(&lane->posted, shm->exchange);
     if (atomic_load(&lane->num_waiting) > 0)
         futex_wake_all(&lane->posted, true);
@@ -233,6 +231,14 @@ static enum status exchange(struct comm_shm *shm, const void *data, size_t bytes
         if (rank != shm->rank)
             TRY(wait_for(shm, rank));
     return OK;
+}
+
+/* Posts this rank's `bytes` bytes and waits for everybody's. */
+static enum status exchange(struct comm_shm *shm, const void *data, size_t bytes)
+{
+    ASSERT(bytes <= (size_t)shm->buffer_bytes);
+    memcpy(buffer_of(shm, shm->rank, shm->exchange + 1), data, bytes);
+    return post(shm);
 }
 
 /* ---- sums ----------------------------------------------------------------------------------- */
@@ -275,32 +281,48 @@ static enum status shm_all_reduce_f32_disjoint(struct comm *comm, float *x, int6
     return OK;
 }
 
-static enum status shm_gather_f32(struct comm *comm, const float *x, int32_t rows,
-                                  const int32_t *counts, float *out)
+/* What a rank puts into its buffer: how many bytes it has in all, and a piece of them. */
+struct piece {
+    int64_t total;
+    char data[];
+};
+
+/* The piece of `total` bytes that begins at `at`: none when they have all been told. */
+static int64_t piece_bytes(const struct comm_shm *shm, int64_t total, int64_t at)
+{
+    return MAX(MIN(total - at, shm->buffer_bytes - (int64_t)sizeof(struct piece)), (int64_t)0);
+}
+
+static enum status shm_all_gather(struct comm *comm, const void *data, int64_t bytes,
+                                  int64_t stride, void *out, int64_t *bytes_out)
 {
     struct comm_shm *shm = of(comm);
+    int64_t most = bytes; /* that any rank has, once all have told */
 
-    int64_t total = 0, largest = 0, max = shm->buffer_bytes / (int64_t)sizeof *x;
+    for (int64_t at = 0; at == 0 || at < most;
+         at += shm->buffer_bytes - (int64_t)sizeof(struct piece)) {
+        struct piece *own = buffer_of(shm, shm->rank, shm->exchange + 1);
+        int64_t n = piece_bytes(shm, bytes, at);
 
-    for (int32_t rank = 0; rank < shm->comm.world; rank++) {
-        total += counts[rank];
-        largest = MAX(largest, (int64_t)counts[rank]);
-    }
-    /* Pieces of a row, so that any row fits through any buffer; every rank takes as many. */
-    for (int32_t row = 0; row < rows; row++)
-        for (int64_t first = 0; first < largest; first += max) {
-            int64_t own = counts[shm->rank], piece = MAX(MIN(own - first, max), (int64_t)0), at = 0;
+        own->total = bytes;
+        if (n > 0)
+            memcpy(own->data, (const char *)data + at, (size_t)n);
+        TRY(post(shm));
+        for (int32_t rank = 0; rank < shm->comm.world; rank++) {
+            const struct piece *piece = buffer_of(shm, rank, shm->exchange);
 
-            TRY(exchange(shm, x + row * own + MIN(first, own), (size_t)piece * sizeof *x));
-            for (int32_t rank = 0; out && rank < shm->comm.world; rank++) {
-                int64_t n = MIN((int64_t)counts[rank] - first, max);
+            int64_t total = piece->total;
 
-                if (n > 0)
-                    memcpy(out + row * total + at + first, buffer_of(shm, rank, shm->exchange),
-                           (size_t)n * sizeof *x);
-                at += counts[rank];
-            }
+            if (total < 0 || total > stride)
+                return fail(ERR_MISMATCH, "rank %d tells %lld bytes, at most %lld were agreed on",
+                            rank, (long long)total, (long long)stride);
+            bytes_out[rank] = total;
+            most = MAX(most, total);
+            n = piece_bytes(shm, total, at);
+            if (n > 0)
+                memcpy((char *)out + rank * stride + at, piece->data, (size_t)n);
         }
+    }
     return OK;
 }
 
@@ -309,5 +331,5 @@ static const struct comm_ops shm_ops = {
     .abort = shm_abort,
     .all_reduce_f64 = shm_all_reduce_f64,
     .all_reduce_f32_disjoint = shm_all_reduce_f32_disjoint,
-    .gather_f32 = shm_gather_f32,
+    .all_gather = shm_all_gather,
 };

@@ -40,6 +40,8 @@ const struct message_type scheduler_output_type =
 static const struct field grammar_output_fields[] = {
     FIELD_LIST(struct grammar_output, slots, num_rows, FIELD_I32S, MAX_ROWS),
     FIELD_COLUMN(struct grammar_output, positions, num_rows, FIELD_I32S),
+    FIELD_COLUMN(struct grammar_output, bitmask_rows, num_rows, FIELD_I32S),
+    FIELD(struct grammar_output, num_bitmask_rows, FIELD_I32),
     FIELD(struct grammar_output, words_per_row, FIELD_I32),
     FIELD_LIST(struct grammar_output, bitmask, num_bitmask_bytes, FIELD_BYTES, MAX_BITMASK_BYTES),
 };
@@ -100,6 +102,8 @@ static const struct field ready_fields[] = {
     FIELD(struct ready, max_num_blocks, FIELD_I64),
     FIELD(struct ready, max_position, FIELD_I32),
     FIELD(struct ready, vocab_size, FIELD_I32),
+    FIELD(struct ready, first_token, FIELD_I32),
+    FIELD(struct ready, num_tokens, FIELD_I32),
     FIELD(struct ready, load_ms, FIELD_F64),
 };
 const struct message_type ready_type =
@@ -218,17 +222,53 @@ enum status scheduler_output_check(const struct scheduler_output *plan, int32_t 
     return OK;
 }
 
-enum status grammar_output_check(const struct grammar_output *grammar, int32_t vocab_size)
+enum status grammar_output_check(const struct grammar_output *grammar, int32_t first_token,
+                                 int32_t num_tokens)
 {
-    int32_t words = (int32_t)(((int64_t)vocab_size + 31) / 32);
-    int64_t bytes = (int64_t)grammar->num_rows * words * 4;
+    int32_t words = grammar_words_for(first_token, num_tokens);
+    int64_t bytes = (int64_t)grammar->num_bitmask_rows * words * 4;
 
+    if (grammar->num_bitmask_rows < 0 || grammar->num_bitmask_rows > grammar->num_rows)
+        return fail(ERR_MISMATCH, "%d masks for %d rows", grammar->num_bitmask_rows,
+                    grammar->num_rows);
     if (grammar->num_rows > 0 && grammar->words_per_row != words)
-        return fail(ERR_MISMATCH, "the bitmask has %d words a row, %d tokens need %d",
-                    grammar->words_per_row, vocab_size, words);
+        return fail(ERR_MISMATCH, "the bitmask has %d words a row, %d tokens from %d on need %d",
+                    grammar->words_per_row, num_tokens, first_token, words);
     if (grammar->num_bitmask_bytes != bytes)
         return fail(ERR_MISMATCH, "the bitmask has %d bytes, %d rows of %d words have %" PRId64,
-                    grammar->num_bitmask_bytes, grammar->num_rows, words, bytes);
+                    grammar->num_bitmask_bytes, grammar->num_bitmask_rows, words, bytes);
+    for (int32_t row = 0; row < grammar->num_rows; row++)
+        if (grammar->bitmask_rows[row] < 0 ||
+            grammar->bitmask_rows[row] >= grammar->num_bitmask_rows)
+            return fail(ERR_MISMATCH, "slot %d has mask %d of %d", grammar->slots[row],
+                        grammar->bitmask_rows[row], grammar->num_bitmask_rows);
+    return OK;
+}
+
+enum status grammar_output_slice(const struct grammar_output *whole, int32_t first_token,
+                                 int32_t num_tokens, struct arena *arena,
+                                 struct grammar_output *out)
+{
+    int32_t words = grammar_words_for(first_token, num_tokens), first_word = first_token / 32;
+    int64_t whole_words = whole->words_per_row, rows = whole->num_bitmask_rows;
+    size_t row_bytes = (size_t)words * 4;
+    uint8_t *bits;
+
+    if (first_word + words > whole_words || rows < 0 ||
+        whole->num_bitmask_bytes != rows * whole_words * 4)
+        return fail(ERR_MISMATCH,
+                    "masks of %" PRId64 " rows of %" PRId64
+                    " words in %d bytes; a rank needs words "
+                    "%d to %d",
+                    rows, whole_words, whole->num_bitmask_bytes, first_word, first_word + words);
+    bits = arena_alloc(arena, row_bytes * (size_t)rows);
+    for (int64_t row = 0; row < rows; row++)
+        memcpy(bits + (size_t)row * row_bytes,
+               whole->bitmask + (row * whole_words + first_word) * 4, row_bytes);
+    *out = *whole;
+    out->words_per_row = words;
+    out->bitmask = bits;
+    out->num_bitmask_bytes = (int32_t)(row_bytes * (size_t)rows);
     return OK;
 }
 

@@ -100,21 +100,41 @@ MUST_USE enum status scheduler_output_check(const struct scheduler_output *plan,
                                             int32_t max_tokens);
 
 /*
- * Which tokens a row may sample: 1 bits of little-endian 32-bit words, one row a masked slot. A mask
- * belongs to one state of one grammar, that before the token at its position; a worker refuses it for
- * any other. Only rank 0 samples: the others get no rows.
+ * Which tokens a row may sample: 1 bits of little-endian 32-bit words, a row of words for each mask
+ * that is different: rows of the step may share one. A mask belongs to one state of one grammar,
+ * that before the token at its position; a worker refuses it for any other.
+ *
+ * Each rank gets the words that cover its slice of the vocabulary, which its READY names: from word
+ * first_token / 32 of a mask of the whole vocabulary up to that of its last token, so bit b of word
+ * w of a row is token 32 * (first_token / 32 + w) + b. Bits of tokens before and behind the slice
+ * mean nothing.
  */
 struct grammar_output {
     const int32_t *slots; /* in batch order; a row that is not here is not masked */
     int32_t num_rows;
     const int32_t *positions; /* of the token that the mask is for, in its request */
+    const int32_t *bitmask_rows; /* which row of the bitmask is its mask */
+    int32_t num_bitmask_rows;
     int32_t words_per_row;
     const uint8_t *bitmask; /* 4-byte aligned when decoded */
     int32_t num_bitmask_bytes;
 };
 
-/* ERR_MISMATCH: the bitmask's size is not num_rows rows for a vocabulary of this size. */
-MUST_USE enum status grammar_output_check(const struct grammar_output *grammar, int32_t vocab_size);
+/* Words that cover num_tokens tokens from first_token on. */
+static inline int32_t grammar_words_for(int32_t first_token, int32_t num_tokens)
+{
+    return num_tokens < 1 ? 0 : (first_token + num_tokens - 1) / 32 - first_token / 32 + 1;
+}
+
+/* ERR_MISMATCH: the bitmask's size is not num_bitmask_rows rows for such a slice of the vocabulary,
+ * or a row has a mask that there is not. */
+MUST_USE enum status grammar_output_check(const struct grammar_output *grammar, int32_t first_token,
+                                          int32_t num_tokens);
+/* What the rank with this slice gets of masks of the whole vocabulary: ERR_MISMATCH when they are
+ * of a smaller one. The words go into `arena`, the rest is shared. */
+MUST_USE enum status grammar_output_slice(const struct grammar_output *whole, int32_t first_token,
+                                          int32_t num_tokens, struct arena *arena,
+                                          struct grammar_output *out);
 
 /* Rank 0 tells the tokens; the others send it with num_sampled 0: they are alive, and in step. */
 struct model_runner_output {
@@ -161,6 +181,7 @@ struct ready {
     int64_t max_num_blocks;   /* that fit */
     int32_t max_position;     /* tokens the model was made for */
     int32_t vocab_size;
+    int32_t first_token, num_tokens; /* the slice of the vocabulary whose masks it wants */
     double load_ms;
 };
 

@@ -244,7 +244,8 @@ static enum status parse_ids(const char *key, const json_t *value, int32_t max_c
 
         if (!json_is_integer(id) || json_integer_value(id) < 0 ||
             json_integer_value(id) > INT32_MAX)
-            return fail(ERR_INVALID, "%s must contain only token ids; element %zu is none.", key, i);
+            return fail(ERR_INVALID, "%s must contain only token ids; element %zu is none.", key,
+                        i);
         (*ids_out)[i] = (int32_t)json_integer_value(id);
     }
     return OK;
@@ -285,7 +286,8 @@ static enum status parse_texts(const char *key, const json_t *value, int32_t max
     size_t count = json_is_string(value) ? 1 : json_array_size(value);
 
     if ((!json_is_string(value) && !json_is_array(value)) || count > (size_t)max_count)
-        return fail(ERR_INVALID, "%s must be a text or a list of at most %d texts.", key, max_count);
+        return fail(ERR_INVALID, "%s must be a text or a list of at most %d texts.", key,
+                    max_count);
 
     const char **texts = arena_alloc(arena, count * sizeof *texts);
 

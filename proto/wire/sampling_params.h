@@ -13,15 +13,15 @@
 #include "proto/wire/message.h"
 
 enum {
-    MAX_SEQUENCES = 16384,   /* n */
-    MAX_LOGPROBS = 20,       /* unless the caller allows more */
+    MAX_SEQUENCES = 16384,    /* n */
+    MAX_LOGPROBS = 20,        /* unless the caller allows more */
     LOGPROBS_ALL = INT32_MAX, /* of the whole vocabulary; in JSON: -1 */
     MAX_STOP_TOKENS = 4096,
     MAX_STOP_TEXTS = 64,
-    MAX_STOP_BYTES = 4096,   /* of one stop text */
+    MAX_STOP_BYTES = 4096, /* of one stop text */
     MAX_LOGIT_BIAS = 4096,
     MAX_ALLOWED_TOKENS = 1 << 20,
-    MAX_BAD_WORDS = 128,     /* texts; and lists of tokens, of which a text may become two */
+    MAX_BAD_WORDS = 128, /* texts; and lists of tokens, of which a text may become two */
     MAX_BAD_WORDS_TOKENS = 1 << 16,
 };
 
@@ -44,16 +44,16 @@ struct sampling_params {
     const int32_t *all_stop_token_ids; /* set by the engine, not by users: the above and, unless */
     int32_t num_all_stop_token_ids;    /* ignore_eos, the model's; not sampled before min_tokens */
     bool ignore_eos;
-    int32_t logprobs;        /* of the k likeliest tokens beside the sampled one's; -1: none;
-                                LOGPROBS_ALL */
+    int32_t logprobs; /* of the k likeliest tokens beside the sampled one's; -1: none;
+                         LOGPROBS_ALL */
     float presence_penalty, frequency_penalty, repetition_penalty;
     const int32_t *logit_bias_ids;
     const float *logit_bias_values; /* within [-100, 100] */
     int32_t num_logit_bias;
     const int32_t *allowed_token_ids; /* nothing else is sampled; none: all are allowed */
     int32_t num_allowed_token_ids;
-    /* Set by the front, which tokenises bad_words: lists of ids, one behind the other. The last of a list
-     * is not sampled where those before it are the end of the answer so far. */
+    /* Set by the front, which tokenises bad_words: lists of ids, one behind the other. The last of
+     * a list is not sampled where those before it are the end of the answer so far. */
     const int32_t *bad_words_token_ids;
     int32_t num_bad_words_token_ids;
     const int32_t *bad_words_counts; /* ids of each list, 1 or more; they add up to all of them */
@@ -88,13 +88,14 @@ MUST_USE enum status sampling_params_from_json(const json_t *request, struct are
                                                struct sampling_params *params,
                                                const char **key_out);
 
-/* The ranges, and everything that needs to know more than one parameter. max_logprobs: -1: no limit. */
+/* The ranges, and everything that needs to know more than one parameter. max_logprobs: -1: no
+ * limit. */
 MUST_USE enum status sampling_params_validate(const struct sampling_params *params,
                                               int32_t vocab_size, int32_t max_model_len,
                                               int32_t max_logprobs);
 
-/* Do the lists of bad words add up, and are their ids and the allowed ones within the vocabulary? ERR_INVALID.
- * A part of sampling_params_validate, for a rank that is told them. */
+/* Do the lists of bad words add up, and are their ids and the allowed ones within the vocabulary?
+ * ERR_INVALID. A part of sampling_params_validate, for a rank that is told them. */
 MUST_USE enum status sampling_params_check_ids(const struct sampling_params *params,
                                                int32_t vocab_size);
 

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ROUNDS = 300, BUFFER_BYTES = 4096, COUNT = 700 /* more than one buffer */ };
+enum { ROUNDS = 300, BUFFER_BYTES = 4096, COUNT = 700 /* more than one buffer */, STRIDE = 10000 };
 
 static int comm_fd;
 
@@ -34,36 +34,40 @@ static double value(int32_t rank, int round, int i)
     return (double)((rank + 1) * 7919 + round * 31 - i * 3) * EXACT_GRID;
 }
 
+/* What a rank tells the others in a round: nothing, a little, or more than a buffer holds. */
+static int64_t bytes_of(int32_t rank, int round)
+{
+    return (rank + round) % 3 == 2 ? STRIDE - rank : (rank + round) % 3 * (100 + round);
+}
+
+static char byte_of(int32_t rank, int round, int64_t i)
+{
+    return (char)(rank * 31 + round + i * 7);
+}
+
 /* What every rank does; the result says whether all was as it should be. */
 static bool run_rank(int32_t rank, int32_t world)
 {
     AUTO_MEM double *sums = mem_new_array(double, COUNT);
     AUTO_MEM float *disjoint = mem_new_array(float, COUNT);
-    AUTO_MEM float *gathered = mem_new_array(float, COUNT * 16);
-    int32_t counts[16], total = 0, first = 0;
+    AUTO_MEM char *told = mem_new_array(char, STRIDE);
+    AUTO_MEM char *gathered = mem_new_array(char, STRIDE * 16);
+    int64_t told_bytes[16];
     struct comm *comm;
     bool good = true;
 
     if (comm_open(comm_path(), rank, world, &comm) != OK)
         return false;
-    for (int32_t r = 0; r < world; r++) {
-        counts[r] = r % 2 ? 1300 : 64 * r + 32; /* uneven, some longer than a buffer */
-        first += r < rank ? counts[r] : 0;
-        total += counts[r];
-    }
-    AUTO_MEM float *slice = mem_new_array(float, 2 * (size_t)counts[rank]);
-
     for (int round = 0; round < ROUNDS && good; round++) {
         for (int i = 0; i < COUNT; i++) {
             sums[i] = value(rank, round, i);
             disjoint[i] = i % world == rank ? (float)(i + round) : 0;
         }
-        for (int row = 0; row < 2; row++)
-            for (int32_t i = 0; i < counts[rank]; i++)
-                slice[row * counts[rank] + i] = (float)(row * 100000 + first + i + round);
+        for (int64_t i = 0; i < bytes_of(rank, round); i++)
+            told[i] = byte_of(rank, round, i);
         if (comm_all_reduce_f64(comm, sums, COUNT) != OK ||
             comm_all_reduce_f32_disjoint(comm, disjoint, COUNT) != OK ||
-            comm_gather_f32(comm, slice, 2, counts, rank == 0 ? gathered : NULL) != OK)
+            comm_all_gather(comm, told, bytes_of(rank, round), STRIDE, gathered, told_bytes) != OK)
             return false;
         for (int i = 0; i < COUNT; i++) {
             double sum = 0;
@@ -72,9 +76,11 @@ static bool run_rank(int32_t rank, int32_t world)
                 sum += value(r, round, i);
             good &= sums[i] == sum && disjoint[i] == (float)(i + round);
         }
-        for (int row = 0; rank == 0 && row < 2; row++)
-            for (int32_t i = 0; i < total; i++)
-                good &= gathered[row * total + i] == (float)(row * 100000 + i + round);
+        for (int32_t r = 0; r < world; r++) {
+            good &= told_bytes[r] == bytes_of(r, round);
+            for (int64_t i = 0; i < told_bytes[r]; i++)
+                good &= gathered[r * STRIDE + i] == byte_of(r, round, i);
+        }
         if (round % 7 == rank)
             usleep(100);
     }

@@ -257,7 +257,6 @@ static void steps_that_do_not_add_up_are_refused(void **state)
     struct scheduler_output plan = *(const struct scheduler_output *)sample_messages()[3].body;
     struct model_runner_output output =
         *(const struct model_runner_output *)sample_messages()[6].body;
-    struct grammar_output grammar = *(const struct grammar_output *)sample_messages()[5].body;
 
     expect_ok(scheduler_output_check(&plan, 8, 16));
     expect_fails(scheduler_output_check(&plan, 3, 16), ERR_MISMATCH,
@@ -270,9 +269,45 @@ static void steps_that_do_not_add_up_are_refused(void **state)
     expect_ok(model_runner_output_check(&output));
     output.num_logprobs = 1;
     expect_fails(model_runner_output_check(&output), ERR_MISMATCH, "2 logprobs, the step 1");
-    expect_ok(grammar_output_check(&grammar, 50));
-    expect_fails(grammar_output_check(&grammar, 70), ERR_MISMATCH,
-                 "the bitmask has 2 words a row, 70 tokens need 3");
+}
+
+static void masks_fit_their_rows_and_the_vocabulary(void **state)
+{
+    (void)state;
+    struct grammar_output grammar = *(const struct grammar_output *)sample_messages()[5].body;
+    const int32_t wrong_row[] = {0, 2, 0};
+
+    expect_ok(grammar_output_check(&grammar, 0, 70));
+    expect_ok(grammar_output_check(&grammar, 0, 96));
+    expect_ok(grammar_output_check(&grammar, 31, 34)); /* from a last bit to a first */
+    expect_fails(grammar_output_check(&grammar, 0, 64), ERR_MISMATCH,
+                 "the bitmask has 3 words a row, 64 tokens from 0 on need 2");
+    grammar.bitmask_rows = wrong_row;
+    expect_fails(grammar_output_check(&grammar, 0, 70), ERR_MISMATCH, "slot 5 has mask 2 of 2");
+    grammar.num_bitmask_rows = 4;
+    expect_fails(grammar_output_check(&grammar, 0, 70), ERR_MISMATCH, "4 masks for 3 rows");
+    grammar.num_bitmask_rows = 1;
+    expect_fails(grammar_output_check(&grammar, 0, 70), ERR_MISMATCH, "24 bytes, 1 rows");
+}
+
+static void a_rank_gets_the_words_of_its_slice(void **state)
+{
+    (void)state;
+    static const uint8_t second_words[] = {4, 5, 6, 7, 16, 17, 18, 19};
+    AUTO_CLOSE(arena) struct arena arena = {0};
+    struct grammar_output grammar = *(const struct grammar_output *)sample_messages()[5].body;
+    struct grammar_output slice;
+
+    expect_ok(grammar_output_slice(&grammar, 33, 30, &arena, &slice));
+    expect_ok(grammar_output_check(&slice, 33, 30));
+    assert_int_equal(slice.words_per_row, 1);
+    assert_int_equal(slice.num_rows, 3);
+    assert_memory_equal(slice.bitmask, second_words, sizeof second_words);
+    expect_ok(grammar_output_slice(&grammar, 31, 40, &arena, &slice));
+    assert_int_equal(slice.words_per_row, 3);
+    assert_memory_equal(slice.bitmask, grammar.bitmask, 24);
+    expect_fails(grammar_output_slice(&grammar, 64, 64, &arena, &slice), ERR_MISMATCH,
+                 "a rank needs words 2 to 4");
 }
 
 static void write_corpus(const char *folder)
@@ -374,6 +409,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(json_that_does_not_fit_is_refused_by_name),
     cmocka_unit_test(print_shows_every_field_and_no_users_tokens),
     cmocka_unit_test(steps_that_do_not_add_up_are_refused),
+    cmocka_unit_test(masks_fit_their_rows_and_the_vocabulary),
+    cmocka_unit_test(a_rank_gets_the_words_of_its_slice),
     cmocka_unit_test(the_fuzzers_corpus_still_decodes),
     cmocka_unit_test(a_decode_step_of_256_requests_is_small_and_quick),
 };

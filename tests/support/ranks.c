@@ -9,6 +9,7 @@ struct rank {
     const struct ranks_script *script;
     const char *comm_path;
     int32_t rank;
+    float *logits; /* [most rows, vocab_size] of all ranks */
     enum status status;
     char failure[1024];
 };
@@ -108,9 +109,24 @@ static void stage(struct staged *staged, const struct ranks_script *script,
 /* ---- a rank -----------------------------------------------------------------------------------
  */
 
-static enum status play_steps(const struct rank *self, struct model *model, float *logits)
+/* Puts this rank's slice of each row beside the others', and waits until all have. */
+static enum status join_logits(const struct rank *self, const struct shard *shard,
+                               struct comm *comm, const float *slice, int32_t rows)
+{
+    int64_t vocab_size = model_file_config(self->script->file)->vocab_size;
+    double nothing = 0;
+
+    for (int32_t row = 0; row < rows; row++)
+        memcpy(self->logits + row * vocab_size + shard->first_token,
+               slice + (int64_t)row * shard->num_tokens, sizeof *slice * (size_t)shard->num_tokens);
+    return comm_all_reduce_f64(comm, &nothing, 1);
+}
+
+static enum status play_steps(const struct rank *self, struct model *model, struct comm *comm)
 {
     const struct ranks_script *script = self->script;
+    const struct shard *shard = model_shard(model);
+    AUTO_MEM float *slice = mem_new_array(float, most_rows(script) * (int64_t)shard->num_tokens);
     __attribute__((cleanup(staged_close))) struct staged staged = staged_new(script);
 
     for (int32_t i = 0; i < script->num_steps; i++) {
@@ -118,9 +134,10 @@ static enum status play_steps(const struct rank *self, struct model *model, floa
             continue;
         stage(&staged, script, &script->steps[i]);
         TRY(model_forward(model, &staged.batch, staged.ids, staged.logit_rows,
-                          staged.num_logit_rows, logits));
+                          staged.num_logit_rows, slice));
+        TRY(join_logits(self, shard, comm, slice, staged.num_logit_rows));
         if (self->rank == 0 && script->on_logits && staged.num_logit_rows > 0)
-            script->on_logits(script->user, i, logits);
+            script->on_logits(script->user, i, self->logits);
     }
     return OK;
 }
@@ -128,9 +145,7 @@ static enum status play_steps(const struct rank *self, struct model *model, floa
 static enum status play_model(const struct rank *self, struct device *dev, struct comm *comm)
 {
     const struct ranks_script *script = self->script;
-    int64_t vocab_size = model_file_config(script->file)->vocab_size;
     AUTO_FREE(model) struct model *model = NULL;
-    AUTO_MEM float *logits = NULL;
 
     TRY(model_load(dev, script->file,
                    &(struct model_options){
@@ -143,11 +158,9 @@ static enum status play_model(const struct rank *self, struct device *dev, struc
                    },
                    &model));
     TRY(model_alloc_kv(model, blocks_of_request(script) * script->num_requests));
-    if (self->rank == 0) {
-        logits = mem_new_array(float, most_rows(script) * vocab_size);
+    if (self->rank == 0)
         model_observe(model, script->observer, script->user);
-    }
-    return play_steps(self, model, logits);
+    return play_steps(self, model, comm);
 }
 
 static enum status play(const struct rank *self)
@@ -199,6 +212,8 @@ enum status ranks_play(const struct ranks_script *script)
     char folder[] = "/tmp/tandem-test-XXXXXX", path[64];
     struct rank ranks[16] = {0};
     pthread_t threads[16];
+    AUTO_MEM float *logits = mem_new_array(
+        float, most_rows(script) * (int64_t)model_file_config(script->file)->vocab_size);
 
     ASSERT(script->world <= 16);
     ASSERT(mkdtemp(folder));
@@ -206,7 +221,7 @@ enum status ranks_play(const struct ranks_script *script)
     if (script->world > 1)
         TRY(comm_create(path, script->world, 1 << 20));
     for (int32_t i = 0; i < script->world; i++) {
-        ranks[i] = (struct rank){.script = script, .comm_path = path, .rank = i};
+        ranks[i] = (struct rank){.script = script, .comm_path = path, .rank = i, .logits = logits};
         ASSERT(pthread_create(&threads[i], NULL, rank_main, &ranks[i]) == 0);
     }
     for (int32_t i = 0; i < script->world; i++)

@@ -26,7 +26,13 @@ static const struct new_request new_requests[] = {
                             .repetition_penalty = 1,
                             .logit_bias_ids = INTS(17, 4),
                             .logit_bias_values = (const float[]){-100, 1.5f},
-                            .num_logit_bias = 2},
+                            .num_logit_bias = 2,
+                            .allowed_token_ids = INTS(3, 4, 9),
+                            .num_allowed_token_ids = 3,
+                            .bad_words_token_ids = INTS(1, 2, 3),
+                            .num_bad_words_token_ids = 3,
+                            .bad_words_counts = INTS(1, 2),
+                            .num_bad_words_counts = 2},
     },
     {.slot = 0, .id = "b", .output_token_ids = INTS(7), .num_output_token_ids = 1},
 };
@@ -50,12 +56,15 @@ static const struct scheduler_output scheduler_output = {
 
 static const struct scheduler_output nothing_to_do = {0};
 static const struct grammar_output grammar_output = {
-    .slots = INTS(3),
-    .num_rows = 1,
-    .positions = INTS(17),
-    .words_per_row = 2,
-    .bitmask = BYTES_OF(255, 0, 1, 2, 3, 4, 5, 6),
-    .num_bitmask_bytes = 8,
+    .slots = INTS(3, 5, 6),
+    .num_rows = 3,
+    .positions = INTS(17, 2, 90),
+    .bitmask_rows = INTS(1, 0, 1),
+    .num_bitmask_rows = 2,
+    .words_per_row = 3,
+    .bitmask = BYTES_OF(255, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
+                        21, 22, 23),
+    .num_bitmask_bytes = 24,
 };
 static const struct model_runner_output model_runner_output = {
     .rank = 0,
@@ -84,6 +93,8 @@ static const struct ready ready = {.rank = 1,
                                    .max_num_blocks = 5,
                                    .max_position = 8192,
                                    .vocab_size = 49152,
+                                   .first_token = 24576,
+                                   .num_tokens = 24576,
                                    .load_ms = 12.5};
 static const struct call call = {.id = 9, .name = "init_kv_cache", .args = "{\"num_blocks\": 7}"};
 static const struct reply reply = {.id = 9, .rank = 1, .status = OK, .text = "{}"};

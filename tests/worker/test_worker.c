@@ -217,11 +217,13 @@ static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
     start(&rank);
 
     int32_t vocab_size = model_file_config(rank.file)->vocab_size, words = (vocab_size + 31) / 32;
-    int32_t slot = 0, allowed = 77, position = NUM_PROMPT;
+    int32_t slot = 0, allowed = 77, position = NUM_PROMPT, mask = 0;
     uint32_t *bits = mem_new_array(uint32_t, (size_t)words);
     struct grammar_output grammar = {.slots = &slot,
                                      .num_rows = 1,
                                      .positions = &position,
+                                     .bitmask_rows = &mask,
+                                     .num_bitmask_rows = 1,
                                      .words_per_row = words,
                                      .bitmask = (const uint8_t *)bits,
                                      .num_bitmask_bytes = words * 4};
@@ -242,6 +244,9 @@ static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
     grammar.words_per_row--;
     expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH, "words a row");
     grammar.words_per_row++;
+    mask++;
+    expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH, "slot 0 has mask 1 of 1");
+    mask--;
     position++;
     expect_fails(worker_sample(rank.worker, 0, &grammar), ERR_MISMATCH,
                  "the bitmask of slot 0 is for position");
@@ -265,7 +270,7 @@ static void a_mask_that_allows_nothing_samples_no_token(void **state)
 {
     struct rank rank = {0};
     struct plan_sheet sheet;
-    int32_t slot = 0, position = NUM_PROMPT;
+    int32_t slot = 0, position = NUM_PROMPT, mask = 0;
 
     (void)state;
     start(&rank);
@@ -284,6 +289,8 @@ static void a_mask_that_allows_nothing_samples_no_token(void **state)
                             &(struct grammar_output){.slots = &slot,
                                                      .num_rows = 1,
                                                      .positions = &position,
+                                                     .bitmask_rows = &mask,
+                                                     .num_bitmask_rows = 1,
                                                      .words_per_row = words,
                                                      .bitmask = (const uint8_t *)bits,
                                                      .num_bitmask_bytes = words * 4}));

@@ -11,22 +11,17 @@ enum status embedding_look_up(struct pass *pass, float scale)
     return comm_all_reduce_f32_disjoint(pass->comm, pass->residual, (int64_t)rows * table->k);
 }
 
-enum status embedding_logits(struct pass *pass)
+void embedding_logits(struct pass *pass)
 {
     int32_t rows = pass->num_logit_rows, n = pass->config->hidden_size;
     const struct weights *weights = pass->weights;
     const struct linear *output =
         weights->output.num_matrices ? &weights->output : &weights->embedding;
-    bool alone = pass->shard->world == 1;
-    float *logits = alone ? pass->logits_out : pass->logits_slice;
 
     if (rows == 0)
-        return OK; /* for every rank alike: no chunk of this step is the last of its prompt */
+        return; /* for every rank alike: no chunk of this step is the last of its prompt */
     pass->kernels->gather_rows(pass->dev, pass->last, pass->residual, pass->logit_rows, rows, n);
     pass->kernels->rms_norm(pass->dev, pass->last, n, pass->last, n, weights->output_norm, rows, n,
                             pass->config->rms_norm_eps);
-    linear_forward(pass, output, pass->last, rows, logits, output->n);
-    return alone
-               ? OK
-               : comm_gather_f32(pass->comm, logits, rows, pass->tokens_of_rank, pass->logits_out);
+    linear_forward(pass, output, pass->last, rows, pass->logits_out, output->n);
 }

@@ -12,7 +12,8 @@
 
 /* residual = the tokens' vectors, times scale. */
 MUST_USE enum status embedding_look_up(struct pass *pass, float scale);
-/* logits_out = the output projection of the normed residual of the rows that are wanted. */
-MUST_USE enum status embedding_logits(struct pass *pass);
+/* logits_out = the output projection of the normed residual of the rows that are wanted, to this
+ * rank's slice of the vocabulary. */
+void embedding_logits(struct pass *pass);
 
 #endif

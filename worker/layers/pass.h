@@ -22,7 +22,6 @@ struct pass {
     const struct weights *weights;
     const struct kv_layer *kv;     /* [num_layers] */
     const int32_t *kv_head_of;     /* [shard->num_heads] */
-    const int32_t *tokens_of_rank; /* [world]: each rank's slice of the vocabulary */
     struct rope_table rope;
     struct rope_table rope_local; /* of sliding-window layers; cos_sin NULL: there are none */
 
@@ -31,7 +30,7 @@ struct pass {
     const int32_t *ids;
     const int32_t *logit_rows;
     int32_t num_logit_rows;
-    float *logits_out;
+    float *logits_out; /* [num_logit_rows, shard->num_tokens] */
 
     /* Workspaces. Widths are this rank's. */
     float *residual;     /* [rows, hidden]: the stream that every layer adds to */
@@ -42,7 +41,6 @@ struct pass {
     float *activated;    /* [rows, ffn] */
     double *sum;         /* [rows, hidden]: of a row-parallel layer, over all ranks */
     float *last;         /* [logit rows, hidden] */
-    float *logits_slice; /* [logit rows, shard->num_tokens]; NULL when alone */
     int8_t *quantised;   /* of a linear layer's input; its q, d, z and sums */
     float *block_scales;
     float *block_biases;

@@ -80,7 +80,8 @@ static enum status forward(struct pass *pass)
         pass_add_normed(pass, layer->post_ffn_norm);
         pass_observe(pass, i);
     }
-    return embedding_logits(pass);
+    embedding_logits(pass);
+    return OK;
 }
 
 const struct architecture gemma3 = {

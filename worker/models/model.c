@@ -12,7 +12,6 @@ struct model {
     struct slab kv_cache;
     struct kv_layer *kv;     /* [num_layers] */
     int32_t *kv_head_of;     /* [shard.num_heads] */
-    int32_t *tokens_of_rank; /* [world] */
     struct pass pass;
 };
 
@@ -36,7 +35,7 @@ static enum status check_rope(const struct model *model)
     return OK;
 }
 
-static void deal_heads_and_tokens(struct model *model)
+static void deal_heads(struct model *model)
 {
     const struct shard *shard = &model->shard;
     int32_t heads_per_kv_head = model->config.num_heads / model->config.num_kv_heads;
@@ -44,14 +43,6 @@ static void deal_heads_and_tokens(struct model *model)
     model->kv_head_of = mem_new_array(int32_t, shard->num_heads);
     for (int32_t i = 0; i < shard->num_heads; i++)
         model->kv_head_of[i] = (shard->first_head + i) / heads_per_kv_head - shard->first_kv_head;
-
-    model->tokens_of_rank = mem_new_array(int32_t, shard->world);
-    for (int32_t rank = 0; rank < shard->world; rank++) {
-        struct shard of_rank = *shard;
-
-        ASSERT(shard_init(&model->config, rank, shard->world, &of_rank) == OK);
-        model->tokens_of_rank[rank] = of_rank.num_tokens;
-    }
 }
 
 /* Run twice, see slab.h. */
@@ -77,8 +68,6 @@ static void take_workspaces(struct model *model)
     pass->activated = slab_take_array(slab, float, rows *ffn);
     pass->sum = slab_take_array(slab, double, rows * config->hidden_size);
     pass->last = slab_take_array(slab, float, logit_rows * config->hidden_size);
-    if (shard->world > 1)
-        pass->logits_slice = slab_take_array(slab, float, logit_rows * shard->num_tokens);
     pass->quantised = slab_take_array(slab, int8_t, inputs);
     pass->block_scales = slab_take_array(slab, float, inputs / 32);
     pass->block_biases = slab_take_array(slab, float, inputs / 32);
@@ -129,7 +118,6 @@ static void connect_pass(struct model *model, struct device *dev, struct comm *c
     pass->shard = &model->shard;
     pass->weights = &model->weights;
     pass->kv_head_of = model->kv_head_of;
-    pass->tokens_of_rank = model->tokens_of_rank;
 }
 
 enum status model_load(struct device *dev, const struct model_file *file,
@@ -153,7 +141,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
     take_workspaces(model); /* measures */
     TRY(slab_open(&model->workspaces, dev, "the workspaces of a step"));
     take_workspaces(model);
-    deal_heads_and_tokens(model);
+    deal_heads(model);
     connect_pass(model, dev, options->comm);
     fill_ropes(model);
 
@@ -170,7 +158,6 @@ void model_free(struct model *model)
     weights_close(&model->weights);
     mem_free(model->kv);
     mem_free(model->kv_head_of);
-    mem_free(model->tokens_of_rank);
     mem_free(model);
 }
 

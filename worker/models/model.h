@@ -53,9 +53,9 @@ MUST_USE enum status model_alloc_kv(struct model *model, int32_t num_blocks);
 
 /*
  * One step. ids: [batch->rows] tokens. logit_rows: [num_logit_rows] ascending rows of the batch
- * whose logits are wanted. logits_out: [num_logit_rows, vocab_size] on rank 0, NULL elsewhere: the
- * ranks compute their slice of the vocabulary and rank 0 gathers. Every rank of the group calls
- * this with the same batch. ERR_ABORTED when a peer is gone.
+ * whose logits are wanted. logits_out: [num_logit_rows, shard->num_tokens], this rank's slice of
+ * the vocabulary. Every rank of the group calls this with the same batch. ERR_ABORTED when a peer
+ * is gone.
  */
 MUST_USE enum status model_forward(struct model *model, const struct batch_view *batch,
                                    const int32_t *ids, const int32_t *logit_rows,

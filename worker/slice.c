@@ -1,0 +1,478 @@
+#include "worker/slice.h"
+
+#include "proto/base/memory.h"
+#include "worker/philox.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Tokens [64 b, 64 b + 64) are block b, wherever slices begin. */
+enum { BLOCK = 64 };
+
+/* The largest noise there is: -log(-log(1 - 2^-33)), rounded up. */
+static const double MAX_GUMBEL = 22.9;
+
+/* The tokens of a slice in one block, at their places; -inf elsewhere and where there is no number.
+ */
+struct block {
+    float x[BLOCK];
+    float max;
+    int32_t first_token; /* of the block, not of the slice */
+};
+
+static void find_max(struct block *block)
+{
+    float lanes[16];
+
+    memcpy(lanes, block->x, sizeof lanes);
+    for (int i = 16; i < BLOCK; i += 16)
+        for (int j = 0; j < 16; j++)
+            lanes[j] = block->x[i + j] > lanes[j] ? block->x[i + j] : lanes[j];
+    for (int half = 8; half > 0; half /= 2)
+        for (int j = 0; j < half; j++)
+            lanes[j] = lanes[j + half] > lanes[j] ? lanes[j + half] : lanes[j];
+    block->max = lanes[0];
+}
+
+static void load_part(const struct slice *slice, struct block *block)
+{
+    int32_t at = block->first_token - slice->first_token;
+
+    for (int32_t i = 0; i < BLOCK; i++)
+        block->x[i] = at + i >= 0 && at + i < slice->num_tokens ? slice->logits[at + i] : -INFINITY;
+}
+
+static void load(const struct slice *slice, int32_t b, struct block *block)
+{
+    int32_t at = b * BLOCK - slice->first_token;
+
+    block->first_token = b * BLOCK;
+    if (at >= 0 && at + BLOCK <= slice->num_tokens)
+        memcpy(block->x, slice->logits + at, sizeof block->x);
+    else
+        load_part(slice, block);
+    if (slice->temperature != 1)
+        for (int i = 0; i < BLOCK; i++)
+            block->x[i] /= slice->temperature;
+    for (int i = 0; i < BLOCK; i++) /* false for NaN */
+        block->x[i] = block->x[i] > -INFINITY ? block->x[i] : -INFINITY;
+    find_max(block);
+}
+
+static int32_t first_block(const struct slice *slice)
+{
+    return slice->first_token / BLOCK;
+}
+
+static int32_t end_block(const struct slice *slice)
+{
+    return (slice->first_token + slice->num_tokens + BLOCK - 1) / BLOCK;
+}
+
+int32_t slice_num_blocks(int32_t first_token, int32_t num_tokens)
+{
+    return (first_token + num_tokens + BLOCK - 1) / BLOCK - first_token / BLOCK;
+}
+
+static struct candidate candidate_at(const struct block *block, int32_t i)
+{
+    return (struct candidate){block->x[i], block->first_token + i};
+}
+
+/* Can the block have a token that is kept? */
+static bool is_block_kept(const struct block *block, struct candidate cut)
+{
+    return block->max > -INFINITY && block->max >= cut.logit;
+}
+
+/* ---- the best ------------------------------------------------------------------------------- */
+
+struct candidate slice_best(const struct slice *slice)
+{
+    struct candidate best = {-INFINITY, -1};
+    struct block block;
+
+    for (int32_t b = first_block(slice); b < end_block(slice); b++) {
+        load(slice, b, &block);
+        if (block.max <= best.logit)
+            continue;
+        int32_t i = 0;
+
+        while (block.x[i] != block.max)
+            i++;
+        best = candidate_at(&block, i);
+    }
+    return best;
+}
+
+static void swap(struct candidate *a, struct candidate *b)
+{
+    struct candidate held = *a;
+
+    *a = *b;
+    *b = held;
+}
+
+/* The middle of first, last and the one between them, a good guess at the middle of all. */
+static struct candidate guess_pivot(const struct candidate *candidates, int32_t first, int32_t last)
+{
+    struct candidate a = candidates[first], b = candidates[first + (last - first) / 2],
+                     c = candidates[last];
+
+    if (candidate_comes_before(b, a) == candidate_comes_before(a, c))
+        return a;
+    return candidate_comes_before(a, b) == candidate_comes_before(b, c) ? b : c;
+}
+
+static void sort_down_to(struct candidate *candidates, int32_t n, int32_t k)
+{
+    candidates_heapify(candidates, n);
+    for (int32_t i = 0; i < k; i++)
+        candidates_pop(candidates, n - i);
+    /* the k first lie at the end */
+    for (int32_t i = 0; i < k && i < n - 1 - i; i++)
+        swap(&candidates[i], &candidates[n - 1 - i]);
+}
+
+void candidates_select(struct candidate *candidates, int32_t n, int32_t k)
+{
+    int32_t first = 0, last = n - 1;
+
+    /* A row may be made so that guesses are bad: after these the rest is sorted. */
+    for (int32_t guesses = 0; first < last && k > first && k <= last; guesses++) {
+        if (guesses == 40) {
+            sort_down_to(candidates + first, last + 1 - first, k - first);
+            return;
+        }
+        struct candidate pivot = guess_pivot(candidates, first, last);
+        int32_t i = first, j = last;
+
+        while (i <= j) {
+            while (candidate_comes_before(candidates[i], pivot))
+                i++;
+            while (candidate_comes_before(pivot, candidates[j]))
+                j--;
+            if (i <= j)
+                swap(&candidates[i++], &candidates[j--]);
+        }
+        if (k <= j)
+            last = j;
+        else if (k > i)
+            first = i;
+        else
+            return;
+    }
+}
+
+static void sift_down(struct candidate *heap, int32_t n, int32_t at)
+{
+    struct candidate moving = heap[at];
+
+    for (int32_t child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && candidate_comes_before(heap[child + 1], heap[child]))
+            child++;
+        if (!candidate_comes_before(heap[child], moving))
+            break;
+        heap[at] = heap[child];
+    }
+    heap[at] = moving;
+}
+
+void candidates_heapify(struct candidate *heap, int32_t n)
+{
+    for (int32_t at = n / 2 - 1; at >= 0; at--)
+        sift_down(heap, n, at);
+}
+
+struct candidate candidates_pop(struct candidate *heap, int32_t n)
+{
+    struct candidate first = heap[0];
+
+    heap[0] = heap[n - 1];
+    heap[n - 1] = first;
+    sift_down(heap, n - 1, 0);
+    return first;
+}
+
+/* Every block's largest logit: among the k largest of these are k tokens, so no token below them is
+ * among the k first. Keeps what `cut` keeps. */
+static struct candidate raise_cut(const struct slice *slice, struct candidate cut, int32_t k,
+                                  struct candidate *blocks)
+{
+    struct block block;
+    int32_t n = 0;
+
+    for (int32_t b = first_block(slice); b < end_block(slice); b++) {
+        load(slice, b, &block);
+        if (is_block_kept(&block, cut))
+            blocks[n++] = (struct candidate){block.max, b};
+    }
+    if (n < k)
+        return cut;
+    candidates_select(blocks, n, k);
+
+    float least = INFINITY;
+
+    for (int32_t i = 0; i < k; i++)
+        least = fminf(least, blocks[i].logit);
+    return least > cut.logit ? keep_from(least) : cut;
+}
+
+int32_t slice_top(const struct slice *slice, struct candidate cut, int32_t k, struct candidate *out,
+                  struct candidate *blocks)
+{
+    struct block block;
+    int32_t n = 0;
+
+    cut = raise_cut(slice, cut, k, blocks);
+    for (int32_t b = first_block(slice); b < end_block(slice); b++) {
+        load(slice, b, &block);
+        if (!is_block_kept(&block, cut))
+            continue;
+        for (int32_t i = 0; i < BLOCK; i++)
+            if (block.x[i] > -INFINITY && is_kept(candidate_at(&block, i), cut))
+                out[n++] = candidate_at(&block, i);
+    }
+    if (n <= k)
+        return n;
+    candidates_select(out, n, k);
+    return k;
+}
+
+/* ---- weights -------------------------------------------------------------------------------- */
+
+int32_t grid_bits_for(int32_t vocab_size)
+{
+    int32_t bits = 62;
+
+    while (bits > 31 && (int64_t)vocab_size > (int64_t)1 << (62 - bits))
+        bits--;
+    return MIN(bits, 51); /* what a double's fraction has for whole numbers, see on_grid */
+}
+
+/* exp(x), x <= 0; below -40, where nothing is left on any grid, exp(-40). */
+static inline double exp_down(double x)
+{
+    /* Adding it rounds to a whole number, which the low bits then are. */
+    const double round = 0x1.8p52;
+
+    x = x > -40 ? x : -40; /* NaN too */
+    double shifted = x * 0x1.71547652b82fep0 + round, n = shifted - round;
+    /* ln 2 in two parts: n times the first is exact. */
+    double r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
+    double p = 1.0 / 39916800; /* Taylor's series to r^11: below 1e-14 for |r| <= ln 2 / 2 */
+    int64_t power;
+
+    p = p * r + 1.0 / 3628800;
+    p = p * r + 1.0 / 362880;
+    p = p * r + 1.0 / 40320;
+    p = p * r + 1.0 / 5040;
+    p = p * r + 1.0 / 720;
+    p = p * r + 1.0 / 120;
+    p = p * r + 1.0 / 24;
+    p = p * r + 1.0 / 6;
+    p = p * r + 0.5;
+    p = p * r + 1;
+    p = p * r + 1;
+    memcpy(&power, &shifted, sizeof power);
+    power = (int64_t)((uint64_t)(power + 1023) << 52); /* 2^n: the low bits of `shifted` are n */
+
+    double scale;
+
+    memcpy(&scale, &power, sizeof scale);
+    return p * scale;
+}
+
+/* x in [0, 1] in units of the grid, rounded to the nearest, half to even: 1.5 * 2^52 units, where a
+ * double counts in them, and then the difference of the bits. */
+static inline uint64_t on_grid(double x, double magic)
+{
+    double sum = x + magic;
+    uint64_t bits, magic_bits;
+
+    memcpy(&bits, &sum, sizeof bits);
+    memcpy(&magic_bits, &magic, sizeof magic_bits);
+    return bits - magic_bits;
+}
+
+static double magic_of(int32_t grid_bits)
+{
+    return ldexp(1.5, 52 - grid_bits);
+}
+
+uint64_t weight_of(float logit, float max, int32_t grid_bits)
+{
+    return on_grid(exp_down((double)logit - max), magic_of(grid_bits));
+}
+
+uint64_t slice_sum(const struct slice *slice, struct candidate cut, float max, int32_t grid_bits)
+{
+    double magic = magic_of(grid_bits);
+    struct block block;
+    uint64_t sums[8] = {0}, sum = 0;
+
+    for (int32_t b = first_block(slice); b < end_block(slice); b++) {
+        load(slice, b, &block);
+        if (!is_block_kept(&block, cut))
+            continue;
+        for (int32_t i = 0; i < BLOCK; i++)
+            if (!is_kept(candidate_at(&block, i), cut))
+                block.x[i] = -INFINITY;
+        for (int32_t i = 0; i < BLOCK; i += 8)
+            for (int32_t j = 0; j < 8; j++)
+                sums[j] += on_grid(exp_down((double)block.x[i + j] - max), magic);
+    }
+    for (int32_t j = 0; j < 8; j++)
+        sum += sums[j];
+    return sum;
+}
+
+int32_t slice_count_above(const struct slice *slice, float logit)
+{
+    struct block block;
+    int32_t n = 0;
+
+    for (int32_t b = first_block(slice); b < end_block(slice); b++) {
+        load(slice, b, &block);
+        for (int32_t i = 0; i < BLOCK; i++)
+            n += block.x[i] > logit;
+    }
+    return n;
+}
+
+uint32_t key_of(float logit)
+{
+    uint32_t bits;
+
+    logit += 0.0f; /* -0 */
+    memcpy(&bits, &logit, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+float logit_of_key(uint32_t key)
+{
+    uint32_t bits = key >> 31 ? key & 0x7fffffffu : ~key;
+    float logit;
+
+    memcpy(&logit, &bits, sizeof logit);
+    return logit;
+}
+
+void slice_count_bins(const struct slice *slice, struct candidate cut, uint32_t prefix,
+                      int32_t shift, float max, int32_t grid_bits, struct bin *bins)
+{
+    double magic = magic_of(grid_bits);
+    struct block block;
+
+    for (int32_t b = first_block(slice); b < end_block(slice); b++) {
+        load(slice, b, &block);
+        if (!is_block_kept(&block, cut))
+            continue;
+        for (int32_t i = 0; i < BLOCK; i++) {
+            uint32_t key = key_of(block.x[i]);
+
+            if (block.x[i] == -INFINITY || !is_kept(candidate_at(&block, i), cut) ||
+                (uint64_t)key >> (shift + 8) != (uint64_t)prefix >> (shift + 8))
+                continue;
+            struct bin *bin = &bins[key >> shift & (NUM_BINS - 1)];
+
+            bin->count++;
+            bin->weight += on_grid(exp_down((double)block.x[i] - max), magic);
+        }
+    }
+}
+
+int32_t slice_nth_equal(const struct slice *slice, float logit, int32_t count)
+{
+    struct block block;
+
+    for (int32_t b = first_block(slice); count > 0 && b < end_block(slice); b++) {
+        load(slice, b, &block);
+        for (int32_t i = 0; i < BLOCK; i++)
+            if (block.x[i] == logit && --count == 0)
+                return block.first_token + i;
+    }
+    return -1;
+}
+
+/* ---- the draw ------------------------------------------------------------------------------- */
+
+/* -log(-log(u)), u in (0, 1) from 32 random bits. */
+static double gumbel(uint32_t bits)
+{
+    return -log(-log(((double)bits + 0.5) * 0x1p-32));
+}
+
+/*
+ * Bits of which the noise is at least `lift` are no fewer than this. -log(u) >= 1 - u, so noise of
+ * lift needs 1 - u <= exp(-lift), which is at most exp(-floor(lift)).
+ */
+static uint32_t least_bits(double lift)
+{
+    static const uint32_t exps[] = {
+        /* exp(-n) * 2^32, rounded up, and one more */
+        4294967295u, 1580030170u, 581260617u, 213833832u, 78665072u, 28939264u, 10646161u, 3916505u,
+        1440803u,    530043u,     194993u,    71735u,     26391u,    9710u,     3573u,     1315u,
+        485u,        179u,        67u,        26u,        10u,       5u,        3u,
+    };
+
+    if (!(lift > 0))
+        return 0;
+    return UINT32_MAX - exps[(int32_t)MIN(lift, (double)COUNT_OF(exps) - 1)];
+}
+
+struct draw {
+    uint64_t seed;
+    int64_t position;
+    struct drawn best;
+    uint32_t words[BLOCK]; /* of the block: word t % 64 is token t's */
+};
+
+static void offer(struct draw *draw, struct candidate c, uint32_t bits)
+{
+    if (bits < least_bits(draw->best.value - c.logit))
+        return;
+    struct drawn drawn = {c.logit + gumbel(bits), c.token};
+
+    if (drawn_is_better(drawn, draw->best))
+        draw->best = drawn;
+}
+
+static void draw_block(struct draw *draw, const struct block *block, struct candidate cut)
+{
+    philox4x32_row(draw->seed, (uint64_t)draw->position, (uint64_t)block->first_token / 4,
+                   draw->words);
+    for (int32_t i = 0; i < BLOCK; i++)
+        if (block->x[i] > -INFINITY && is_kept(candidate_at(block, i), cut))
+            offer(draw, candidate_at(block, i), draw->words[i]);
+}
+
+struct drawn slice_draw(const struct slice *slice, struct candidate cut, uint64_t seed,
+                        int64_t position)
+{
+    struct draw draw = {.seed = seed, .position = position, .best = {-INFINITY, -1}};
+    struct block block;
+
+    for (int32_t b = first_block(slice); b < end_block(slice); b++) {
+        load(slice, b, &block);
+        if (is_block_kept(&block, cut) && block.max + MAX_GUMBEL >= draw.best.value)
+            draw_block(&draw, &block, cut);
+    }
+    return draw.best;
+}
+
+struct drawn candidates_draw(const struct candidate *candidates, int32_t n, uint64_t seed,
+                             int64_t position)
+{
+    struct draw draw = {.seed = seed, .position = position, .best = {-INFINITY, -1}};
+
+    for (int32_t i = 0; i < n; i++) {
+        struct candidate c = candidates[i];
+
+        if (c.logit + MAX_GUMBEL < draw.best.value)
+            continue;
+        philox4x32(seed, (uint64_t)position, (uint64_t)c.token / 4, draw.words);
+        offer(&draw, c, draw.words[c.token % 4]);
+    }
+    return draw.best;
+}
