@@ -1,5 +1,7 @@
 #include "worker/logit_edits.h"
 
+#include "worker/wide.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -49,16 +51,26 @@ static void forbid(struct logit_edits *edits, int32_t token)
         edits->edited[at] = -INFINITY;
 }
 
+/* x: [32] */
+WIDE static void mask_word(float *x, uint32_t word)
+{
+    for (int bit = 0; bit < 32; bit++)
+        x[bit] = word >> bit & 1 ? x[bit] : -INFINITY;
+}
+
 static void apply_bitmask(struct logit_edits *edits, const uint32_t *bitmask)
 {
     int32_t first = edits->first_token / 32 * 32, end = edits->first_token + edits->num_tokens;
 
     for (int32_t word = 0; first + word * 32 < end; word++) {
-        if (bitmask[word] == UINT32_MAX)
-            continue;
-        for (int32_t bit = 0; bit < 32; bit++)
-            if (!(bitmask[word] >> bit & 1))
-                forbid(edits, first + word * 32 + bit);
+        int32_t token = first + word * 32;
+
+        if (token >= edits->first_token && token + 32 <= end)
+            mask_word(edits->edited + (token - edits->first_token), bitmask[word]);
+        else
+            for (int32_t bit = 0; bit < 32; bit++)
+                if (!(bitmask[word] >> bit & 1))
+                    forbid(edits, token + bit);
     }
 }
 

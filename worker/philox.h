@@ -34,8 +34,8 @@ static inline void philox4x32(uint64_t key, uint64_t counter_high, uint64_t coun
 
 /* Of 16 counters in a row, side by side for the compiler to put into vectors: out[4 i + w] is word
  * w of counter_low + i. */
-static inline void philox4x32_row(uint64_t key, uint64_t counter_high, uint64_t counter_low,
-                                  uint32_t out[64])
+__attribute__((always_inline)) static inline void
+philox4x32_row(uint64_t key, uint64_t counter_high, uint64_t counter_low, uint32_t out[64])
 {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     uint32_t c0[16], c1[16], c2[16], c3[16];

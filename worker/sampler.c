@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MAX_CANDIDATES = 1024 };
+enum { MAX_CANDIDATES = 1024, FEW_CANDIDATES = 64 };
 
 /* What is known of a row, on every rank alike. */
 struct row_state {
@@ -311,7 +311,7 @@ static void find_weight(struct sampler *sampler, const struct row_state *state, 
     }
     struct slice slice = slice_of(sampler, state);
 
-    out->weight = slice_sum(&slice, state->cut, state->max, sampler->grid_bits);
+    out->weight = slice_sum(&slice, state->cut.logit, state->max, sampler->grid_bits);
 }
 
 static void take_weight(struct row_state *state, const struct found *of_all)
@@ -444,13 +444,15 @@ static void drop_behind_top_p(struct sampler *sampler, const struct row_state *s
     out->count = kept;
 }
 
-static void find_first(struct sampler *sampler, const struct row_state *state, struct list *out)
+/* Of the first `limit`: what matters of them. */
+static void find_first_of(struct sampler *sampler, const struct row_state *state, int32_t limit,
+                          struct list *out)
 {
     struct slice slice = slice_of(sampler, state);
-    int32_t limit = limit_first(sampler, state);
 
     /* One more than is told: the largest of those that are not. */
     out->count = slice_top(&slice, state->cut, limit + 1, sampler->candidates, sampler->blocks);
+    out->unsent = -INFINITY;
     if (out->count > limit) {
         candidates_select(sampler->candidates, out->count, limit);
         out->unsent = sampler->candidates[limit].logit;
@@ -458,6 +460,19 @@ static void find_first(struct sampler *sampler, const struct row_state *state, s
     }
     if (!state->has_top_k)
         drop_behind_top_p(sampler, state, out);
+}
+
+static void find_first(struct sampler *sampler, const struct row_state *state, struct list *out)
+{
+    int32_t limit = limit_first(sampler, state);
+
+    /* top_p mostly keeps few. */
+    if (!state->has_top_k && limit > FEW_CANDIDATES) {
+        find_first_of(sampler, state, FEW_CANDIDATES, out);
+        if (out->unsent == -INFINITY)
+            return;
+    }
+    find_first_of(sampler, state, limit, out);
 }
 
 /* Pops what top_k leaves of a heap, ties with the k-th too; the last one becomes the cut. */
@@ -629,8 +644,8 @@ static enum status run_round(struct sampler *sampler, int32_t num_rows, bool by_
         struct bin *own = bins + (size_t)n * NUM_BINS;
 
         memset(own, 0, sizeof *own * NUM_BINS);
-        slice_count_bins(&slice, state->cut, state->prefix, shift, state->max, sampler->grid_bits,
-                         own);
+        slice_count_bins(&slice, state->cut.logit, state->prefix, shift, state->max,
+                         sampler->grid_bits, own);
         for (int32_t b = 0; b < NUM_BINS; b++)
             put_bin(&own[b], sums + ((size_t)n * NUM_BINS + (size_t)b) * BIN_DOUBLES);
         n++;
@@ -761,7 +776,7 @@ static void find_top(struct sampler *sampler, const struct row_state *state, str
     struct slice slice = raw_slice_of(sampler, state);
     int32_t limit = limit_top(sampler, state);
 
-    out->weight = slice_sum(&slice, KEEP_ALL, state->max, sampler->grid_bits);
+    out->weight = slice_sum(&slice, -INFINITY, state->max, sampler->grid_bits);
     out->num_above = slice_count_above(&slice, (float)state->drawn.value);
     out->count =
         limit > 0 ? slice_top(&slice, KEEP_ALL, limit, sampler->candidates, sampler->blocks) : 0;

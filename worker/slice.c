@@ -2,6 +2,7 @@
 
 #include "proto/base/memory.h"
 #include "worker/philox.h"
+#include "worker/wide.h"
 
 #include <math.h>
 #include <string.h>
@@ -20,43 +21,45 @@ struct block {
     int32_t first_token; /* of the block, not of the slice */
 };
 
-static void find_max(struct block *block)
+/* x[i] = from[i] / temperature, -inf for what is no number; returns the largest. */
+WIDE static float scale(const float *from, float temperature, float *x)
 {
-    float lanes[16];
+    float max[16], most;
 
-    memcpy(lanes, block->x, sizeof lanes);
-    for (int i = 16; i < BLOCK; i += 16)
-        for (int j = 0; j < 16; j++)
-            lanes[j] = block->x[i + j] > lanes[j] ? block->x[i + j] : lanes[j];
-    for (int half = 8; half > 0; half /= 2)
-        for (int j = 0; j < half; j++)
-            lanes[j] = lanes[j + half] > lanes[j] ? lanes[j + half] : lanes[j];
-    block->max = lanes[0];
-}
-
-static void load_part(const struct slice *slice, struct block *block)
-{
-    int32_t at = block->first_token - slice->first_token;
-
-    for (int32_t i = 0; i < BLOCK; i++)
-        block->x[i] = at + i >= 0 && at + i < slice->num_tokens ? slice->logits[at + i] : -INFINITY;
+    if (temperature == 1)
+        for (int i = 0; i < BLOCK; i++) /* false for NaN */
+            x[i] = from[i] > -INFINITY ? from[i] : -INFINITY;
+    else
+        for (int i = 0; i < BLOCK; i++)
+            x[i] = from[i] / temperature > -INFINITY ? from[i] / temperature : -INFINITY;
+    for (int j = 0; j < 16; j++)
+        max[j] = x[j] > x[j + 16] ? x[j] : x[j + 16];
+    for (int j = 0; j < 16; j++)
+        max[j] = max[j] > x[j + 32] ? max[j] : x[j + 32];
+    for (int j = 0; j < 16; j++)
+        max[j] = max[j] > x[j + 48] ? max[j] : x[j + 48];
+    for (int j = 0; j < 8; j++)
+        max[j] = max[j] > max[j + 8] ? max[j] : max[j + 8];
+    for (int j = 0; j < 4; j++)
+        max[j] = max[j] > max[j + 4] ? max[j] : max[j + 4];
+    most = max[0] > max[1] ? max[0] : max[1];
+    most = most > max[2] ? most : max[2];
+    return most > max[3] ? most : max[3];
 }
 
 static void load(const struct slice *slice, int32_t b, struct block *block)
 {
     int32_t at = b * BLOCK - slice->first_token;
+    float part[BLOCK];
+    const float *from = part;
 
     block->first_token = b * BLOCK;
     if (at >= 0 && at + BLOCK <= slice->num_tokens)
-        memcpy(block->x, slice->logits + at, sizeof block->x);
+        from = slice->logits + at;
     else
-        load_part(slice, block);
-    if (slice->temperature != 1)
-        for (int i = 0; i < BLOCK; i++)
-            block->x[i] /= slice->temperature;
-    for (int i = 0; i < BLOCK; i++) /* false for NaN */
-        block->x[i] = block->x[i] > -INFINITY ? block->x[i] : -INFINITY;
-    find_max(block);
+        for (int32_t i = 0; i < BLOCK; i++)
+            part[i] = at + i >= 0 && at + i < slice->num_tokens ? slice->logits[at + i] : -INFINITY;
+    block->max = scale(from, slice->temperature, block->x);
 }
 
 static int32_t first_block(const struct slice *slice)
@@ -251,7 +254,7 @@ int32_t grid_bits_for(int32_t vocab_size)
 }
 
 /* exp(x), x <= 0; below -40, where nothing is left on any grid, exp(-40). */
-static inline double exp_down(double x)
+__attribute__((always_inline)) static inline double exp_down(double x)
 {
     /* Adding it rounds to a whole number, which the low bits then are. */
     const double round = 0x1.8p52;
@@ -285,7 +288,7 @@ static inline double exp_down(double x)
 
 /* x in [0, 1] in units of the grid, rounded to the nearest, half to even: 1.5 * 2^52 units, where a
  * double counts in them, and then the difference of the bits. */
-static inline uint64_t on_grid(double x, double magic)
+__attribute__((always_inline)) static inline uint64_t on_grid(double x, double magic)
 {
     double sum = x + magic;
     uint64_t bits, magic_bits;
@@ -305,26 +308,39 @@ uint64_t weight_of(float logit, float max, int32_t grid_bits)
     return on_grid(exp_down((double)logit - max), magic_of(grid_bits));
 }
 
-uint64_t slice_sum(const struct slice *slice, struct candidate cut, float max, int32_t grid_bits)
+/* out[i] = the weight of x[i]; returns the sum of those that are `least` or larger. */
+WIDE static uint64_t weigh(const float *x, float least, float max, double magic, uint64_t *out)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; i < BLOCK; i++)
+        out[i] = on_grid(exp_down((double)x[i] - max), magic);
+    for (int i = 0; i < BLOCK; i++)
+        sum += x[i] >= least ? out[i] : 0;
+    return sum;
+}
+
+uint64_t slice_sum(const struct slice *slice, float least, float max, int32_t grid_bits)
 {
     double magic = magic_of(grid_bits);
     struct block block;
-    uint64_t sums[8] = {0}, sum = 0;
+    uint64_t weights[BLOCK], sum = 0;
 
     for (int32_t b = first_block(slice); b < end_block(slice); b++) {
         load(slice, b, &block);
-        if (!is_block_kept(&block, cut))
-            continue;
-        for (int32_t i = 0; i < BLOCK; i++)
-            if (!is_kept(candidate_at(&block, i), cut))
-                block.x[i] = -INFINITY;
-        for (int32_t i = 0; i < BLOCK; i += 8)
-            for (int32_t j = 0; j < 8; j++)
-                sums[j] += on_grid(exp_down((double)block.x[i + j] - max), magic);
+        if (block.max >= least && block.max > -INFINITY)
+            sum += weigh(block.x, least, max, magic, weights);
     }
-    for (int32_t j = 0; j < 8; j++)
-        sum += sums[j];
     return sum;
+}
+
+WIDE static int32_t count_above(const float *x, float logit)
+{
+    int32_t n = 0;
+
+    for (int i = 0; i < BLOCK; i++)
+        n += x[i] > logit;
+    return n;
 }
 
 int32_t slice_count_above(const struct slice *slice, float logit)
@@ -334,19 +350,9 @@ int32_t slice_count_above(const struct slice *slice, float logit)
 
     for (int32_t b = first_block(slice); b < end_block(slice); b++) {
         load(slice, b, &block);
-        for (int32_t i = 0; i < BLOCK; i++)
-            n += block.x[i] > logit;
+        n += block.max > logit ? count_above(block.x, logit) : 0;
     }
     return n;
-}
-
-uint32_t key_of(float logit)
-{
-    uint32_t bits;
-
-    logit += 0.0f; /* -0 */
-    memcpy(&bits, &logit, sizeof bits);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
 float logit_of_key(uint32_t key)
@@ -358,26 +364,35 @@ float logit_of_key(uint32_t key)
     return logit;
 }
 
-void slice_count_bins(const struct slice *slice, struct candidate cut, uint32_t prefix,
-                      int32_t shift, float max, int32_t grid_bits, struct bin *bins)
+WIDE static void make_keys(const float *x, uint32_t *out)
+{
+    for (int i = 0; i < BLOCK; i++)
+        out[i] = key_of(x[i]);
+}
+
+void slice_count_bins(const struct slice *slice, float least, uint32_t prefix, int32_t shift,
+                      float max, int32_t grid_bits, struct bin *bins)
 {
     double magic = magic_of(grid_bits);
+    uint64_t weights[BLOCK], first = prefix, end = first + ((uint64_t)NUM_BINS << shift);
+    uint32_t keys[BLOCK];
     struct block block;
 
+    first = MAX(first, (uint64_t)key_of(least));
+    first = MAX(first, (uint64_t)key_of(-INFINITY) + 1);
     for (int32_t b = first_block(slice); b < end_block(slice); b++) {
         load(slice, b, &block);
-        if (!is_block_kept(&block, cut))
+        if (key_of(block.max) < first)
             continue;
+        make_keys(block.x, keys);
+        weigh(block.x, -INFINITY, max, magic, weights);
         for (int32_t i = 0; i < BLOCK; i++) {
-            uint32_t key = key_of(block.x[i]);
-
-            if (block.x[i] == -INFINITY || !is_kept(candidate_at(&block, i), cut) ||
-                (uint64_t)key >> (shift + 8) != (uint64_t)prefix >> (shift + 8))
+            if (keys[i] < first || keys[i] >= end)
                 continue;
-            struct bin *bin = &bins[key >> shift & (NUM_BINS - 1)];
+            struct bin *bin = &bins[keys[i] >> shift & (NUM_BINS - 1)];
 
             bin->count++;
-            bin->weight += on_grid(exp_down((double)block.x[i] - max), magic);
+            bin->weight += weights[i];
         }
     }
 }
@@ -438,12 +453,29 @@ static void offer(struct draw *draw, struct candidate c, uint32_t bits)
         draw->best = drawn;
 }
 
+/* Makes the block's words; returns how many are this or larger. */
+WIDE static int32_t make_words(uint64_t seed, uint64_t position, uint64_t first_counter,
+                               uint32_t least, uint32_t *words)
+{
+    int32_t n = 0;
+
+    philox4x32_row(seed, position, first_counter, words);
+    for (int i = 0; i < BLOCK; i++)
+        n += words[i] >= least;
+    return n;
+}
+
 static void draw_block(struct draw *draw, const struct block *block, struct candidate cut)
 {
-    philox4x32_row(draw->seed, (uint64_t)draw->position, (uint64_t)block->first_token / 4,
-                   draw->words);
+    /* Less than this lifts not even the largest logit above what we have. */
+    uint32_t least = least_bits(draw->best.value - block->max);
+
+    if (make_words(draw->seed, (uint64_t)draw->position, (uint64_t)block->first_token / 4, least,
+                   draw->words) == 0)
+        return;
     for (int32_t i = 0; i < BLOCK; i++)
-        if (block->x[i] > -INFINITY && is_kept(candidate_at(block, i), cut))
+        if (draw->words[i] >= least && block->x[i] > -INFINITY &&
+            is_kept(candidate_at(block, i), cut))
             offer(draw, candidate_at(block, i), draw->words[i]);
 }
 

@@ -16,6 +16,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 struct slice {
     const float *logits; /* [num_tokens] */
@@ -68,13 +69,20 @@ struct candidate candidates_pop(struct candidate *heap, int32_t n);
 /* The finest grid on which the weights of so many tokens add up in 62 bits. */
 int32_t grid_bits_for(int32_t vocab_size);
 uint64_t weight_of(float logit, float max, int32_t grid_bits);
-/* Of the tokens that `cut` keeps. */
-uint64_t slice_sum(const struct slice *slice, struct candidate cut, float max, int32_t grid_bits);
+/* Of the tokens whose logit is `least` or larger. */
+uint64_t slice_sum(const struct slice *slice, float least, float max, int32_t grid_bits);
 /* Tokens with a larger logit. */
 int32_t slice_count_above(const struct slice *slice, float logit);
 
 /* A float as a number of the same order; -0 is 0. */
-uint32_t key_of(float logit);
+static inline uint32_t key_of(float logit)
+{
+    uint32_t bits;
+
+    logit += 0.0f; /* -0 */
+    memcpy(&bits, &logit, sizeof bits);
+    return bits ^ (bits >> 31 ? UINT32_MAX : 0x80000000u);
+}
 float logit_of_key(uint32_t key);
 
 enum { NUM_BINS = 256 };
@@ -84,10 +92,10 @@ struct bin {
     int64_t count;
 };
 
-/* bins: [NUM_BINS] += the kept tokens whose key begins as `prefix` does, above its lowest `shift` +
- * 8 bits, by their next 8 bits. shift: 24, 16, 8, 0. */
-void slice_count_bins(const struct slice *slice, struct candidate cut, uint32_t prefix,
-                      int32_t shift, float max, int32_t grid_bits, struct bin *bins);
+/* bins: [NUM_BINS] += the tokens whose logit is `least` or larger and whose key begins as `prefix`
+ * does, above its lowest `shift` + 8 bits, by their next 8 bits. shift: 24, 16, 8, 0. */
+void slice_count_bins(const struct slice *slice, float least, uint32_t prefix, int32_t shift,
+                      float max, int32_t grid_bits, struct bin *bins);
 /* The count-th token from the front, by id, whose logit is this; -1: count is 0. There are so many.
  */
 int32_t slice_nth_equal(const struct slice *slice, float logit, int32_t count);
