@@ -59,6 +59,19 @@ static enum status check_trace_file(const char *path)
     return OK;
 }
 
+/* All that the requests of a step may want fits in the answer to it. */
+static enum status check_max_logprobs(const struct config *config, int32_t vocab_size)
+{
+    int64_t each = config->max_logprobs < 0 ? vocab_size : MIN(config->max_logprobs, vocab_size);
+
+    if ((each + 1) * config->max_num_seqs > MAX_TOKENS)
+        return fail(ERR_INVALID,
+                    "--max-logprobs %d: %lld logprobs for each of --max-num-seqs %d are more than the "
+                    "%d that fit in one answer; lower one of them",
+                    config->max_logprobs, (long long)each + 1, config->max_num_seqs, MAX_TOKENS);
+    return OK;
+}
+
 enum status engine_new(const struct config *config, const struct model_file *model,
                        void (*progress)(void *user, const char *words, double fraction),
                        void *user, struct engine **out)
@@ -68,6 +81,7 @@ enum status engine_new(const struct config *config, const struct model_file *mod
 
     engine->config = config;
     engine->grammar_fd = -1;
+    TRY(check_max_logprobs(config, model_file_vocabulary(model)->num_tokens));
     if (config->trace) {
         TRY(check_trace_file(config->trace));
         TRY(trace_start(TRACE_SPANS));
@@ -207,7 +221,7 @@ enum status engine_submit(struct engine *engine, const struct submission *submis
         return fail(ERR_CLOSED, "the engine is shutting down");
     TRY(check_prompt(engine, submission));
     TRY(sampling_params_validate(submission->params, engine->vocab_size, engine->max_model_len,
-                                 MAX_LOGPROBS));
+                                 engine->config->max_logprobs));
     request = request_new(engine->last_id + 1, submission, engine->max_model_len,
                           engine->block_size);
     TRY(request_check_fits(request, engine->num_blocks, engine->block_size));

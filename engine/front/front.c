@@ -147,6 +147,7 @@ enum status front_open(const struct config *config,
         .chat_template = front->chat_template,
         .max_model_len = engine_max_model_len(front->engine),
         .seed = config->seed,
+        .max_logprobs = config->max_logprobs,
     };
     *out = give(front);
     return OK;

@@ -35,6 +35,7 @@ struct openai_model {              /* what bodies are read against; frozen */
     const struct template *chat_template; /* NULL: the model has none, chat is refused */
     int32_t max_model_len;
     int64_t seed; /* of requests that bring none; -1: random */
+    int32_t max_logprobs; /* -1: no limit */
 };
 
 struct openai_prompt {

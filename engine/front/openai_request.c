@@ -324,7 +324,7 @@ static enum status read_params(struct reader *reader)
     TRY(sampling_params_from_json(reader->body, &generation->arena, params, &reader->param));
     reader->param = NULL;
     TRY(sampling_params_validate(params, tokenizer_vocab_size(reader->model->tokenizer),
-                                 reader->model->max_model_len, MAX_LOGPROBS));
+                                 reader->model->max_model_len, reader->model->max_logprobs));
     if (params->seed == -1)
         params->seed = reader->model->seed == -1 ? random_seed() : reader->model->seed;
     if (generation->echo && params->logprobs >= 0)

@@ -18,6 +18,9 @@ static const struct option options[] = {
     ROW(max_model_len, OPTION_I32, "0", "longest prompt and answer together; 0: the model's",
         .most = 1 << 24),
     ROW(seed, OPTION_I64, "-1", "of requests that bring none; -1: random"),
+    ROW(max_logprobs, OPTION_I32, "20",
+        "likeliest tokens that a request may want told at each place; -1: no limit", .least = -1,
+        .most = 1 << 24),
 
     ROW(tp, OPTION_I32, "0", "ranks that share the model; 0: one, or what --sim says",
         .most = MAX_RANKS,

@@ -22,6 +22,7 @@ struct config {
     char *chat_template;     /* a file; NULL: the model's own */
     int32_t max_model_len;   /* 0: what the model was made for */
     int64_t seed;            /* of requests without one; -1: random */
+    int32_t max_logprobs;    /* that a request may ask for; -1: no limit */
 
     /* ranks */
     int32_t tp; /* 0 only between config_init and config_parse */

@@ -22,7 +22,7 @@ static int open_model(void **state)
     if (tokenizer_new(&vocabulary, &tokenizer) != OK ||
         template_new(source, strlen(source), &chat_template) != OK)
         return -1;
-    model = (struct openai_model){"small", tokenizer, chat_template, 32, -1};
+    model = (struct openai_model){"small", tokenizer, chat_template, 32, -1, 20};
     return 0;
 }
 
@@ -309,7 +309,7 @@ static void nesting_is_bounded(void **state)
 static void a_model_without_template_has_no_chat(void **state)
 {
     (void)state;
-    struct openai_model plain = {"small", tokenizer, NULL, 32, -1};
+    struct openai_model plain = {"small", tokenizer, NULL, 32, -1, 20};
     struct generation *generation;
     const char *param;
     json_t *body;

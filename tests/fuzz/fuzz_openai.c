@@ -15,7 +15,7 @@ static struct openai_model open_model(void)
 
     ASSERT(tokenizer_new(&vocabulary, &tokenizer) == OK, "%s", fail_text());
     ASSERT(template_new(source, strlen(source), &chat_template) == OK, "%s", fail_text());
-    return (struct openai_model){"small", tokenizer, chat_template, 256, -1};
+    return (struct openai_model){"small", tokenizer, chat_template, 256, -1, -1};
 }
 
 /* An answer is JSON whatever was asked. */

@@ -165,6 +165,8 @@ class BadInput(unittest.TestCase):
         self.refused(2, "max_tokens must be an integer", "--prompt", "x", "--max-tokens", "many")
         self.refused(2, "--prompt is not UTF-8 at byte 1", "--prompt", b"a\xff".decode(
             errors="surrogateescape"))
+        self.refused(2, "--max-logprobs -1: ", "--prompt", "x", "--max-logprobs", -1,
+                     "--max-num-seqs", 65536, "--max-num-batched-tokens", 65536)
         self.refused(1, "No such file", "--requests", tandem.path("none.jsonl"))
         self.refused(1, "cannot be read: Is a directory", "--requests", tandem.path("."))
         rc, _, err = tandem.run("generate", "--prompt", "x")

@@ -13,6 +13,19 @@ NUM_REQUESTS = 32
 MODEL = tandem.make_tiny_model("nine.gguf", num_heads=9, num_kv_heads=3)
 
 
+# The ways to sample: every other request is greedy, the rest take them in turn.
+WAYS = [
+    {"top_k": 50},
+    {},
+    {"top_p": 0.8},
+    {"min_p": 0.4, "logprobs": -1},
+    {"top_k": 20, "top_p": 0.7, "min_p": 0.01, "repetition_penalty": 1.3},
+    {"allowed_token_ids": list(range(3, 250, 7)), "top_p": 0.9},
+    {"logit_bias": {"40": 3, "190": 4}, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    {"temperature": 2, "top_p": 0.99},
+]
+
+
 def requests(num_requests, num_prompt, max_tokens):
     """Half of them greedy, half of them drawn; some share the beginnings of their prompts."""
     return [{
@@ -23,7 +36,7 @@ def requests(num_requests, num_prompt, max_tokens):
         "logprobs": 2,
         "temperature": 0.9 if i % 2 else 0,
         "seed": 1000 + i,
-        "top_k": 50 if i % 4 == 1 else 0,
+        **(WAYS[i // 2 % len(WAYS)] if i % 2 else {}),
     } for i in range(num_requests)]
 
 
@@ -31,7 +44,7 @@ class OneAnswer(unittest.TestCase):
     def ask(self, model, path, *options):
         """The lines of the answers, in order of the requests."""
         rc, out, err = tandem.run("generate", "--model", model, "--requests", path, "--json",
-                                  *options, timeout=300)
+                                  "--max-logprobs", -1, *options, timeout=300)
         self.assertEqual(rc, 0, err)
         return sorted(out.splitlines(), key=lambda line: int(line.split(",")[0].split(":")[1]))
 

@@ -346,7 +346,12 @@ static bool is_drawn_from(const struct reference *reference)
 static void draws_follow_the_references_distributions(void **state)
 {
     (void)state;
-    enum { ON_RANKS = 4000, ALONE = 100000 };
+    /* Sanitizers look for other faults than a distribution's. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    enum { ON_RANKS = 1000, ALONE = 5000 };
+#else
+    enum { ON_RANKS = 2000, ALONE = 100000 };
+#endif
     int num_cases = 0;
 
     for (int i = 0; i < NUM_CASES; i++) {
