@@ -1,7 +1,9 @@
-/* Requests with grammars, through the whole engine on one rank of this process. */
+/* Requests with grammars, through the whole engine: on one rank of this process, and on ranks that are
+ * this program again. */
 #include "tests/support/expect.h"
 
 #include "engine/bench/toy_grammar.h"
+#include "engine/cmd/cmd.h"
 #include "engine/engine.h"
 #include "proto/base/clock.h"
 #include "proto/config/config.h"
@@ -188,6 +190,9 @@ static void outputs_follow_their_grammars_however_they_are_scheduled(void **stat
         "--max-num-seqs 12 --max-num-batched-tokens 16",
         "--max-num-seqs 12 --max-num-batched-tokens 64 --num-gpu-blocks-override 8",
         "--max-num-seqs 12 --num-gpu-blocks-override 8 --no-async-scheduling",
+        "--max-num-seqs 12 --executor multiproc",
+        "--max-num-seqs 12 --tp 2",
+        "--max-num-seqs 12 --tp 3 --no-async-scheduling",
     };
     struct reply first[NUM_REQUESTS], replies[NUM_REQUESTS];
     struct bench b;
@@ -475,8 +480,11 @@ static void a_token_that_its_grammar_rejects_ends_its_request_alone(void **state
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "worker") == 0)
+        return cmd_worker(argc - 1, argv + 1);
+
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(outputs_follow_their_grammars_however_they_are_scheduled),
         cmocka_unit_test(a_request_waits_for_its_grammar_and_holds_nobody_up),
