@@ -1,6 +1,8 @@
 /* Whom a step serves, and how requests end. */
 #include "tests/engine/scheduler_bench.h"
 
+#include "engine/bench/toy_grammar.h"
+
 /* ---- order and budget ----------------------------------------------------------------------- */
 
 static void prompts_that_fit_are_scheduled_whole_and_in_order(void **state)
@@ -242,6 +244,32 @@ static void deferred_requests_come_back_to_their_places(void **state)
         expect_row(bench_schedule(b), 0, id, 10);
         bench_answer(b, 50);
     }
+    bench_free(b);
+}
+
+static void equal_masks_of_a_step_are_one(void **state)
+{
+    static const uint64_t seeds[] = {1, 2, 1, 2, 3};
+    static const int32_t rows[] = {0, 1, 0, 1, 2};
+    AUTO_CLOSE(arena) struct arena arena = {0};
+    struct grammar_output masks;
+    struct bench *b = bench_new(&ROOMY);
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(seeds); i++) {
+        request_id id =
+            bench_add(b, (struct wish){.num_prompt = 10, .max_tokens = 4, .awaits_grammar = true});
+        struct toy_grammar_options options = {seeds[i], VOCAB, 3, EOS};
+
+        scheduler_set_grammar(b->scheduler, id, toy_grammar_new(&options), OK, NULL, &b->events);
+    }
+    scheduler_grammar_bitmask(b->scheduler, bench_schedule(b), &arena, &masks);
+    expect_ok(grammar_output_check(&masks, 0, VOCAB));
+    assert_int_equal(masks.num_rows, COUNT_OF(rows));
+    assert_int_equal(masks.num_bitmask_rows, 3);
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        assert_int_equal(masks.bitmask_rows[i], rows[i]);
+    bench_end(b);
     bench_free(b);
 }
 
@@ -510,6 +538,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_watermark_of_blocks_is_left_to_those_that_run),
     cmocka_unit_test(requests_wait_for_room_or_for_something_of_their_own),
     cmocka_unit_test(deferred_requests_come_back_to_their_places),
+    cmocka_unit_test(equal_masks_of_a_step_are_one),
     cmocka_unit_test(a_long_prompt_leads_and_short_ones_wait_behind_it),
     cmocka_unit_test(requests_end_where_they_should),
     cmocka_unit_test(a_row_without_a_token_ends_with_an_error_alone),
