@@ -35,9 +35,10 @@ static uint32_t bit_of(token_id token)
     return (uint32_t)1 << (token % 32);
 }
 
-/* Some token is always allowed, and the stop token not before its time. */
+/* Some token is always allowed, and the stop token not before its time; no bit is set that is no token. */
 static uint32_t word_at(const struct toy_grammar *toy, int32_t at)
 {
+    int32_t num_bits = toy->options.vocab_size - at * 32;
     token_id always = (token_id)(toy->state % (uint64_t)toy->options.vocab_size);
     token_id stop = toy->options.stop_token;
     uint32_t word = (uint32_t)mix(toy->state + (uint64_t)at);
@@ -48,7 +49,7 @@ static uint32_t word_at(const struct toy_grammar *toy, int32_t at)
         word |= bit_of(always);
     if (at == stop / 32)
         word &= ~bit_of(stop);
-    return word;
+    return num_bits < 32 ? word & (((uint32_t)1 << num_bits) - 1) : word;
 }
 
 static bool is_allowed(const struct grammar *grammar, token_id token)

@@ -43,6 +43,19 @@ static bool stops(const struct sampling_params *params, token_id token)
     return false;
 }
 
+/* No stop token before min_tokens, unless the grammar is at its end and allows nothing else. */
+static void forbid_stops(const struct sampling_params *params, uint32_t *bitmask,
+                         int32_t vocab_size)
+{
+    bool has_others = false;
+
+    for (token_id token = 0; token < vocab_size; token++)
+        has_others |= bitmask[token / 32] >> (token % 32) & 1 && !stops(params, token);
+    for (int32_t i = 0; has_others && i < params->num_all_stop_token_ids; i++)
+        bitmask[params->all_stop_token_ids[i] / 32] &=
+            ~((uint32_t)1 << (params->all_stop_token_ids[i] % 32));
+}
+
 void oracle_answer(struct scenario *scenario, struct client *client)
 {
     struct toy_grammar_options language = client->language;
@@ -66,6 +79,8 @@ void oracle_answer(struct scenario *scenario, struct client *client)
     while (client->num_tokens < max_tokens) {
         if (grammar && grammar_fill_bitmask(grammar, bitmask, num_words) != OK)
             ASSERT(false, "%s", fail_text());
+        if (grammar && client->num_tokens < params.min_tokens)
+            forbid_stops(&params, bitmask, scenario->vocab_size);
 
         token_id token = toy_model_sample(&(struct toy_row){.context = reader.context,
                                                             .position = reader.position,

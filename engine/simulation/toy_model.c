@@ -17,8 +17,8 @@ static bool is_stop_token(const struct sampling_params *params, int32_t token)
 
 static bool may_come(const struct toy_row *row, int32_t token)
 {
-    if (row->bitmask && !(row->bitmask[token / 32] >> (token % 32) & 1))
-        return false;
+    if (row->bitmask) /* which knows of min_tokens */
+        return row->bitmask[token / 32] >> (token % 32) & 1;
     return row->num_output >= row->params->min_tokens || !is_stop_token(row->params, token);
 }
 

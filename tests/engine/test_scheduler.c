@@ -259,11 +259,13 @@ static void equal_masks_of_a_step_are_one(void **state)
     for (size_t i = 0; i < COUNT_OF(seeds); i++) {
         request_id id =
             bench_add(b, (struct wish){.num_prompt = 10, .max_tokens = 4, .awaits_grammar = true});
-        struct toy_grammar_options options = {seeds[i], VOCAB, 3, EOS};
+        struct toy_grammar_options options = {
+            .seed = seeds[i], .vocab_size = VOCAB, .num_tokens = 3, .stop_token = EOS};
 
         scheduler_set_grammar(b->scheduler, id, toy_grammar_new(&options), OK, NULL, &b->events);
     }
-    scheduler_grammar_bitmask(b->scheduler, bench_schedule(b), &arena, &masks);
+    scheduler_grammar_bitmask(b->scheduler, bench_schedule(b), &arena, &masks,
+                              &b->events);
     expect_ok(grammar_output_check(&masks, 0, VOCAB));
     assert_int_equal(masks.num_rows, COUNT_OF(rows));
     assert_int_equal(masks.num_bitmask_rows, 3);
