@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What deploy/quickstart, deploy/fetch-model and tests/run share. Sourced by bash, in the top folder.
+# What deploy/quickstart, deploy/fetch-* and tests/run share. Sourced by bash, in the top folder.
 # Each phase is one line on stderr: "[2/4] building ... 12 s"; what it printed is shown if it failed.
 
 phase_number=0
@@ -54,4 +54,10 @@ packages_install() {
 # build_setup FOLDER NATIVE_FILE: sets it up if it is not, and keeps the options of one that is.
 build_setup() {
     [ -f "$1/build.ninja" ] || meson setup "$1" --native-file "deploy/build/$2"
+    [ ! -d .cache/grammar ] || link_grammars "$1"
+}
+
+# link_grammars BUILD_FOLDER: the engine looks for its grammar libraries in `grammar` beside itself.
+link_grammars() {
+    ln -sfnT ../.cache/grammar "$1/grammar"
 }
