@@ -23,6 +23,8 @@ static void grow(struct map *map)
 
     map->capacity = old.capacity ? old.capacity * 2 : 16;
     map->entries = mem_new_array(struct map_entry, map->capacity);
+    if (!old.entries) /* C has no NULL + 0 */
+        return;
     MAP_FOR_EACH(&old, entry)
         *find(map, entry->key) = *entry;
     mem_free(old.entries);
