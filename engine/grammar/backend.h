@@ -44,20 +44,22 @@ struct backend_ops {
     /* folder: where the libraries are. The vocabulary is read during the call only. */
     enum status (*open)(const char *folder, const struct grammar_vocabulary *vocabulary,
                         struct backend **out);
-    void (*close)(struct backend *backend);
+    void (*close)(struct backend *backend); /* after what it compiled; NULL is fine */
 
     enum status (*compile)(struct backend *backend, const struct grammar_spec *spec,
                            struct compiled_grammar **out);
-    void (*free_compiled)(struct compiled_grammar *compiled); /* after its matchers */
+    void (*free_compiled)(struct compiled_grammar *compiled); /* after its matchers; NULL is fine */
 
     enum status (*start)(struct compiled_grammar *compiled, struct matcher **out);
     void (*free_matcher)(struct matcher *matcher);
     /* Moves on by a token. ERR_MISMATCH: the grammar does not allow it here, the matcher is as it was.
-     * A stop token is taken where the output is complete, and nothing after it. */
+     * ERR_FULL: a limit of work, the matcher is of no more use. A stop token is taken where the output is
+     * complete, and nothing after it. */
     enum status (*accept)(struct matcher *matcher, token_id token);
     /* Writes all bits of words[num_words], num_words = ceil(num_tokens / 32), 32-bit aligned: bit t % 32
      * of word t / 32 is 1 if token t is allowed. Stop tokens are allowed where the output is complete, bits
-     * beyond the vocabulary are 0. ERR_FULL: a limit of work or memory. Not after a stop token. */
+     * beyond the vocabulary are 0. All of them 0: a dead end, the grammar has no way out of here.
+     * ERR_FULL: a limit of work or memory. Not after a stop token. */
     enum status (*fill)(struct matcher *matcher, uint32_t *words, int32_t num_words);
     /* The output so far is a whole one: a stop token may follow. */
     bool (*is_complete)(struct matcher *matcher);

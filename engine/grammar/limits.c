@@ -5,12 +5,12 @@
 
 #include <string.h>
 
-/* ---- regular expressions, EBNF, Lark ------------------------------------------------------------- */
+/* ---- regular expressions, EBNF, Lark --------------------------------------------------------- */
 
 enum syntax { REGEX, EBNF, LARK };
 
-/* A text as it is read, character by character. What stands in a class, a literal or a comment counts for
- * nothing; so a literal's parenthesis is no group. */
+/* A text as it is read, character by character. What stands in a class, a literal or a comment
+ * counts for nothing; so a literal's parenthesis is no group. */
 struct scan {
     enum syntax syntax;
     const char *text;
@@ -72,7 +72,8 @@ static enum status repeat(struct scan *scan, double bound)
                     MAX_GRAMMAR_REPEAT);
     scan->last *= MAX(bound, 1);
     if (scan->last > MAX_GRAMMAR_REPEATS)
-        return fail(ERR_FULL, "the grammar's repetitions inside one another make %.12g, %d are allowed",
+        return fail(ERR_FULL,
+                    "the grammar's repetitions inside one another make %.12g, %d are allowed",
                     scan->last, MAX_GRAMMAR_REPEATS);
     return OK;
 }
@@ -142,7 +143,8 @@ static enum status scan_one(struct scan *scan)
         close_group(scan);
         return OK;
     }
-    if (c == '/' && scan->syntax == LARK && (scan->in_regex || !is_at(scan, "//"))) { /* a regex is a group too */
+    if (c == '/' && scan->syntax == LARK &&
+        (scan->in_regex || !is_at(scan, "//"))) { /* a regex is a group too */
         scan->at++;
         scan->in_regex = !scan->in_regex;
         if (scan->in_regex)
@@ -170,7 +172,8 @@ static enum status scan_one(struct scan *scan)
     } else if (scan->syntax == LARK && is_at(scan, "%json")) {
         return scan_schema(scan);
     } else if (scan->syntax == LARK && c == '<') {
-        return fail(ERR_INVALID, "the grammar names a special token at byte %zu; grammars are about text",
+        return fail(ERR_INVALID,
+                    "the grammar names a special token at byte %zu; grammars are about text",
                     scan->at);
     } else {
         scan->num_rules += scan->syntax == EBNF ? is_at(scan, "::=") : c == ':';
@@ -182,8 +185,12 @@ static enum status scan_one(struct scan *scan)
 
 static enum status check_text(enum syntax syntax, const char *text, size_t size)
 {
-    struct scan scan = {
-        .syntax = syntax, .text = text, .size = size, .in_regex = syntax == REGEX, .inside = {1}, .last = 1};
+    struct scan scan = {.syntax = syntax,
+                        .text = text,
+                        .size = size,
+                        .in_regex = syntax == REGEX,
+                        .inside = {1},
+                        .last = 1};
 
     while (scan.at < size) {
         TRY(scan_one(&scan));
@@ -196,7 +203,7 @@ static enum status check_text(enum syntax syntax, const char *text, size_t size)
     return OK;
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 /* Before it is parsed, so that no parser and no walk meets a deep one. */
 static enum status check_depth(const char *text, size_t size)
@@ -216,8 +223,8 @@ static enum status check_depth(const char *text, size_t size)
         else if (!in_string && (c == '}' || c == ']'))
             depth--;
         if (depth > MAX_GRAMMAR_DEPTH)
-            return fail(ERR_FULL, "the JSON nests more than %d deep, %d are allowed", MAX_GRAMMAR_DEPTH,
-                        MAX_GRAMMAR_DEPTH);
+            return fail(ERR_FULL, "the JSON nests more than %d deep, %d are allowed",
+                        MAX_GRAMMAR_DEPTH, MAX_GRAMMAR_DEPTH);
     }
     return OK;
 }
@@ -226,14 +233,10 @@ static const struct {
     const char *keyword;
     int32_t max;
 } bounds[] = {
-    {"minLength", MAX_GRAMMAR_LENGTH},
-    {"maxLength", MAX_GRAMMAR_LENGTH},
-    {"minItems", MAX_GRAMMAR_REPEAT},
-    {"maxItems", MAX_GRAMMAR_REPEAT},
-    {"minContains", MAX_GRAMMAR_REPEAT},
-    {"maxContains", MAX_GRAMMAR_REPEAT},
-    {"minProperties", MAX_GRAMMAR_REPEAT},
-    {"maxProperties", MAX_GRAMMAR_REPEAT},
+    {"minLength", MAX_GRAMMAR_LENGTH},     {"maxLength", MAX_GRAMMAR_LENGTH},
+    {"minItems", MAX_GRAMMAR_REPEAT},      {"maxItems", MAX_GRAMMAR_REPEAT},
+    {"minContains", MAX_GRAMMAR_REPEAT},   {"maxContains", MAX_GRAMMAR_REPEAT},
+    {"minProperties", MAX_GRAMMAR_REPEAT}, {"maxProperties", MAX_GRAMMAR_REPEAT},
     {"multipleOf", MAX_GRAMMAR_MULTIPLE},
 };
 
@@ -270,10 +273,10 @@ static enum status check_schema(void *user, const struct schema_place *place)
         size_t count = json_object_size(json_object_get(place->schema, counts[i].keyword));
 
         if (count > (size_t)counts[i].max)
-            return fail(ERR_FULL, "there are %zu %s at %s, %d are allowed", count, counts[i].keyword,
-                        schema_path(place, path), counts[i].max);
+            return fail(ERR_FULL, "there are %zu %s at %s, %d are allowed", count,
+                        counts[i].keyword, schema_path(place, path), counts[i].max);
     }
-    json_object_foreach(patterns, pattern, ignored)
+    json_object_foreach (patterns, pattern, ignored)
         TRY(check_text(REGEX, pattern, strlen(pattern)));
     return check_regex_of(json_object_get(place->schema, "pattern"));
 }
@@ -292,23 +295,23 @@ static enum status check_structural_tag(json_t *json)
     size_t i;
 
     if (most > MAX_GRAMMAR_REPEAT)
-        return fail(ERR_FULL, "the structural tag repeats something %.12g times, %d are allowed", most,
-                    MAX_GRAMMAR_REPEAT);
+        return fail(ERR_FULL, "the structural tag repeats something %.12g times, %d are allowed",
+                    most, MAX_GRAMMAR_REPEAT);
     TRY(check_regex_of(json_object_get(json, "pattern")));
     if (json_is_string(grammar))
         TRY(check_text(EBNF, json_string_value(grammar), json_string_length(grammar)));
-    json_object_foreach(json, key, child) {
+    json_object_foreach (json, key, child) {
         if (strcmp(key, "json_schema") == 0)
             TRY(limits_check_schema(child));
         else
             TRY(check_structural_tag(child));
     }
-    json_array_foreach(json, i, child)
+    json_array_foreach (json, i, child)
         TRY(check_structural_tag(child));
     return OK;
 }
 
-/* ---- a spec ------------------------------------------------------------------------------------------ */
+/* ---- a spec ---------------------------------------------------------------------------------- */
 
 static enum status check_characters(const char *what, const char *text, size_t size)
 {
@@ -317,10 +320,11 @@ static enum status check_characters(const char *what, const char *text, size_t s
     if (size == 0)
         return fail(ERR_INVALID, "the %s is empty", what);
     if (size > MAX_GRAMMAR_BYTES)
-        return fail(ERR_FULL, "the %s has %zu bytes, %d are allowed", what, size, MAX_GRAMMAR_BYTES);
+        return fail(ERR_FULL, "the %s has %zu bytes, %d are allowed", what, size,
+                    MAX_GRAMMAR_BYTES);
     if (!utf8_is_valid(text, size, &fault))
-        return fail(ERR_INVALID, "the %s is no UTF-8: byte 0x%02x at line %d, column %d", what, fault.byte,
-                    fault.line, fault.column);
+        return fail(ERR_INVALID, "the %s is no UTF-8: byte 0x%02x at line %d, column %d", what,
+                    fault.byte, fault.line, fault.column);
     if (memchr(text, 0, size))
         return fail(ERR_INVALID, "the %s holds a NUL", what);
     return OK;
@@ -339,7 +343,7 @@ static enum status check_choice(json_t *choice)
 
     if (!json_is_array(choice) || json_array_size(choice) == 0)
         return fail(ERR_INVALID, "a choice is a list of strings, and has one at least");
-    json_array_foreach(choice, i, item) {
+    json_array_foreach (choice, i, item) {
         if (!json_is_string(item))
             return fail(ERR_INVALID, "item %zu of the choice is no string", i);
         if (json_string_length(item) == 0)

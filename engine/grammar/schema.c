@@ -9,15 +9,17 @@ enum status schema_load(const char *what, const char *text, size_t size, json_t 
 {
     json_error_t error;
 
-    *out = json_loadb(text, size, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
+    *out =
+        json_loadb(text, size, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (!*out) {
         (void)!fail_in_words(ERR_INVALID, error.text, strlen(error.text));
-        return fail(ERR_INVALID, "the %s is no JSON: %s, at byte %d", what, fail_text(), error.position);
+        return fail(ERR_INVALID, "the %s is no JSON: %s, at byte %d", what, fail_text(),
+                    error.position);
     }
     return OK;
 }
 
-/* ---- references ----------------------------------------------------------------------------------- */
+/* ---- references ------------------------------------------------------------------------------ */
 
 /* A step of a JSON pointer, "~1" and "~0" undone; `step` has room for it. */
 static const char *next_step(const char *pointer, char *step)
@@ -55,7 +57,7 @@ static json_t *resolve(json_t *root, const char *reference)
     return *reference == '\0' ? json : NULL;
 }
 
-/* ---- the schemas of a document -------------------------------------------------------------------- */
+/* ---- the schemas of a document --------------------------------------------------------------- */
 
 enum { HOLDS_SCHEMA = 1, HOLDS_LIST = 2, HOLDS_NAMES = 4 };
 
@@ -129,13 +131,13 @@ static void add_children(struct visit *visit, json_t *root, const struct schema_
         if (!value)
             continue;
         if (keywords[k].holds & HOLDS_NAMES) {
-            json_object_foreach(value, place.name, child) {
+            json_object_foreach (value, place.name, child) {
                 place.schema = child;
                 add_place(visit, place);
             }
         } else if (json_is_array(value) && (keywords[k].holds & HOLDS_LIST)) {
             place.is_item = true;
-            json_array_foreach(value, place.index, child) {
+            json_array_foreach (value, place.index, child) {
                 place.schema = child;
                 add_place(visit, place);
             }
@@ -147,7 +149,8 @@ static void add_children(struct visit *visit, json_t *root, const struct schema_
     if (json_is_string(reference)) {
         target = resolve(root, json_string_value(reference));
         if (target)
-            add_place(visit, (struct schema_place){.parent = parent, .keyword = "$ref", .schema = target});
+            add_place(visit,
+                      (struct schema_place){.parent = parent, .keyword = "$ref", .schema = target});
     }
 }
 

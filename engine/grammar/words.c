@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum status (fail_in_words)(enum status status, const char *words, size_t size)
+enum status(fail_in_words)(enum status status, const char *words, size_t size)
 {
     AUTO_CLOSE(bytes) struct bytes clean = {0};
     size_t kept = MIN(size, (size_t)MAX_WORDS_BYTES), end = 0;

@@ -1,8 +1,9 @@
 /*
  * words: what others said, in a sentence of ours.
  *
- * A library's words may hold what the client sent, so nothing of them is trusted: control characters become spaces,
- * what is no UTF-8 is replaced, and what is longer than a sentence is cut.
+ * A library's words may hold what the client sent, so nothing of them is trusted: control
+ * characters become spaces, what is no UTF-8 is replaced, and what is longer than a sentence is
+ * cut.
  *
  * Thread: any.
  */

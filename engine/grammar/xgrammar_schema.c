@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- types of values ------------------------------------------------------------------------------- */
+/* ---- types of values ------------------------------------------------------------------------- */
 
 enum {
     NULLS = 1,
@@ -37,7 +37,7 @@ static int types_named(json_t *type)
     for (size_t i = 0; json_is_string(type) && i < COUNT_OF(type_names); i++)
         if (strcmp(json_string_value(type), type_names[i].name) == 0)
             types = type_names[i].types;
-    json_array_foreach(type, k, item)
+    json_array_foreach (type, k, item)
         if (json_is_string(item))
             types |= types_named(item);
     return types;
@@ -69,12 +69,13 @@ static int type_of_value(json_t *value)
 /* Of an enum or const; 0: it is neither. */
 static int types_of_values(json_t *schema)
 {
-    json_t *constant = json_object_get(schema, "const"), *list = json_object_get(schema, "enum"), *item;
+    json_t *constant = json_object_get(schema, "const"), *list = json_object_get(schema, "enum"),
+           *item;
     int types = constant ? type_of_value(constant) : 0;
     size_t i;
 
     if (!constant)
-        json_array_foreach(list, i, item)
+        json_array_foreach (list, i, item)
             types |= type_of_value(item);
     return types;
 }
@@ -90,14 +91,14 @@ static bool has_any(json_t *schema, const char *const *keywords)
 /* What XGrammar takes a schema without a `type` to be. */
 static int types_implied(json_t *schema)
 {
-    static const char *const of_objects[] = {"properties", "additionalProperties", "unevaluatedProperties",
-                                             NULL};
+    static const char *const of_objects[] = {"properties", "additionalProperties",
+                                             "unevaluatedProperties", NULL};
     static const char *const of_arrays[] = {"items", "prefixItems", "unevaluatedItems", NULL};
 
     return has_any(schema, of_objects) ? OBJECTS : has_any(schema, of_arrays) ? ARRAYS : ALL;
 }
 
-/* ---- oneOf: whether two schemas surely have no value in common --------------------------------------- */
+/* ---- oneOf: whether two schemas surely have no value in common ------------------------------- */
 
 static int types_of_schema(json_t *schema)
 {
@@ -118,7 +119,7 @@ static bool is_among(json_t *value, json_t *schema)
 
     if (constant)
         return json_equal(value, constant);
-    json_array_foreach(json_object_get(schema, "enum"), i, item)
+    json_array_foreach (json_object_get(schema, "enum"), i, item)
         if (json_equal(value, item))
             return true;
     return false;
@@ -134,7 +135,7 @@ static bool have_other_strings(json_t *a, json_t *b)
         return false;
     if (constant)
         return !is_among(constant, b);
-    json_array_foreach(json_object_get(a, "enum"), i, item)
+    json_array_foreach (json_object_get(a, "enum"), i, item)
         if (is_among(item, b))
             return false;
     return true;
@@ -145,7 +146,7 @@ static bool is_required(json_t *schema, const char *name)
     json_t *item;
     size_t i;
 
-    json_array_foreach(json_object_get(schema, "required"), i, item)
+    json_array_foreach (json_object_get(schema, "required"), i, item)
         if (json_is_string(item) && strcmp(json_string_value(item), name) == 0)
             return true;
     return false;
@@ -159,7 +160,7 @@ static bool are_told_apart(json_t *a, json_t *b)
 
     if (types_of_schema(a) != OBJECTS || types_of_schema(b) != OBJECTS)
         return false;
-    json_object_foreach(json_object_get(a, "properties"), name, mine)
+    json_object_foreach (json_object_get(a, "properties"), name, mine)
         if (is_required(a, name) && is_required(b, name) &&
             have_other_strings(mine, json_object_get(others, name)))
             return true;
@@ -185,7 +186,7 @@ static bool are_disjoint(json_t *arms)
     return true;
 }
 
-/* ---- keywords ------------------------------------------------------------------------------------------- */
+/* ---- keywords -------------------------------------------------------------------------------- */
 
 /* The first of these that is there is what a schema is read by. */
 static const char *const readers[] = {"$ref", "const", "enum", "anyOf", "oneOf", "allOf", NULL};
@@ -205,9 +206,21 @@ static bool always(json_t *schema)
 /* A format goes before a pattern, a pattern before lengths. */
 static bool format_counts(json_t *schema)
 {
-    static const char *const known[] = {
-        "date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri",
-        "uri-reference", "uri-template", "uuid", "json-pointer", "relative-json-pointer", NULL};
+    static const char *const known[] = {"date",
+                                        "time",
+                                        "date-time",
+                                        "duration",
+                                        "email",
+                                        "hostname",
+                                        "ipv4",
+                                        "ipv6",
+                                        "uri",
+                                        "uri-reference",
+                                        "uri-template",
+                                        "uuid",
+                                        "json-pointer",
+                                        "relative-json-pointer",
+                                        NULL};
     const char *format = json_string_value(json_object_get(schema, "format"));
 
     for (const char *const *name = known; format && *name; name++)
@@ -228,7 +241,8 @@ static bool length_counts(json_t *schema)
 
 static bool multiple_counts(json_t *schema)
 {
-    static const char *const limits[] = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", NULL};
+    static const char *const limits[] = {"minimum", "maximum", "exclusiveMinimum",
+                                         "exclusiveMaximum", NULL};
     double multiple = json_number_value(json_object_get(schema, "multipleOf"));
     int types = types_named(json_object_get(schema, "type"));
 
@@ -246,7 +260,7 @@ static bool required_ones_are_listed(json_t *schema)
     json_t *properties = json_object_get(schema, "properties"), *item;
     size_t i;
 
-    json_array_foreach(json_object_get(schema, "required"), i, item)
+    json_array_foreach (json_object_get(schema, "required"), i, item)
         if (json_is_string(item) && !json_object_get(properties, json_string_value(item)))
             return false;
     return true;
@@ -276,7 +290,8 @@ static bool condition_has_no_consequence(json_t *schema)
     return !json_object_get(schema, "then") && !json_object_get(schema, "else");
 }
 
-/* What constrains values of these types; it is enforced where the schema is read by its type, and `counts`. */
+/* What constrains values of these types; it is enforced where the schema is read by its type, and
+ * `counts`. */
 static const struct {
     const char *name;
     int types;
@@ -332,7 +347,8 @@ static bool is_said_already(json_t *schema, const char *keyword, int types)
     return strcmp(keyword, "type") == 0 && types_of_values(schema) && (types & ~named) == 0;
 }
 
-/* A schema that is read by `reader`: what stands beside it is dropped, unless it is of other types. */
+/* A schema that is read by `reader`: what stands beside it is dropped, unless it is of other
+ * types. */
 static enum status check_siblings(const struct schema_place *place, const char *reader)
 {
     json_t *schema = place->schema;
@@ -395,7 +411,7 @@ enum status xgrammar_check_schema(json_t *schema)
     return schema_visit(schema, check_schema, NULL);
 }
 
-/* ---- structural tags -------------------------------------------------------------------------------------- */
+/* ---- structural tags ------------------------------------------------------------------------- */
 
 enum status xgrammar_check_structural_tag(json_t *tag, bool lenient)
 {
@@ -407,13 +423,13 @@ enum status xgrammar_check_structural_tag(json_t *tag, bool lenient)
     if (type && strstr(type, "token")) /* "token", "any_tokens", "token_dispatch", ... */
         return fail(ERR_INVALID, "a structural tag may not name tokens, as the format `%s` does",
                     short_name(type, name));
-    json_object_foreach(tag, key, child) {
+    json_object_foreach (tag, key, child) {
         if (strcmp(key, "json_schema") != 0)
             TRY(xgrammar_check_structural_tag(child, lenient));
         else if (!lenient)
             TRY(xgrammar_check_schema(child));
     }
-    json_array_foreach(tag, i, child)
+    json_array_foreach (tag, i, child)
         TRY(xgrammar_check_structural_tag(child, lenient));
     return OK;
 }

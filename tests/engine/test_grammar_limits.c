@@ -37,7 +37,7 @@ static void what_is_no_text_is_refused(void **state)
 {
     AUTO_MEM char *long_text = repeated("", "0123456789abcdef", (MAX_GRAMMAR_BYTES >> 4) + 1, "");
     enum grammar_kind kinds[] = {GRAMMAR_JSON_SCHEMA, GRAMMAR_REGEX, GRAMMAR_CHOICE,
-                                 GRAMMAR_EBNF, GRAMMAR_LARK, GRAMMAR_STRUCTURAL_TAG};
+                                 GRAMMAR_EBNF,        GRAMMAR_LARK,  GRAMMAR_STRUCTURAL_TAG};
 
     (void)state;
     for (size_t i = 0; i < COUNT_OF(kinds); i++) {
@@ -53,15 +53,18 @@ static void what_is_no_text_is_refused(void **state)
 
 static void json_is_json_and_not_deep(void **state)
 {
-    AUTO_MEM char *deepest = repeated("{\"const\":", "[", 63, "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}");
+    AUTO_MEM char *deepest = repeated(
+        "{\"const\":", "[", 63, "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}");
     AUTO_MEM char *too_deep = repeated("", "[", 100000, "");
     AUTO_MEM char *in_string = repeated("{\"const\":\"\\\"", "[", 100, "\"}");
 
     (void)state;
     expect_fails(check(GRAMMAR_JSON_SCHEMA, "{\"a\""), ERR_INVALID, "the schema is no JSON: ");
     expect_fails(check(GRAMMAR_JSON_SCHEMA, "{} {}"), ERR_INVALID, "the schema is no JSON: ");
-    expect_fails(check(GRAMMAR_JSON_SCHEMA, "{\"a\":1,\"a\":2}"), ERR_INVALID, "duplicate object key");
-    expect_fails(check(GRAMMAR_JSON_SCHEMA, "[]"), ERR_INVALID, "a schema is an object or a boolean");
+    expect_fails(check(GRAMMAR_JSON_SCHEMA, "{\"a\":1,\"a\":2}"), ERR_INVALID,
+                 "duplicate object key");
+    expect_fails(check(GRAMMAR_JSON_SCHEMA, "[]"), ERR_INVALID,
+                 "a schema is an object or a boolean");
     expect_fails(check(GRAMMAR_JSON_SCHEMA, too_deep), ERR_FULL, "nests more than 64 deep");
     expect_ok(check(GRAMMAR_JSON_SCHEMA, deepest));
     expect_ok(check(GRAMMAR_JSON_SCHEMA, in_string));
@@ -75,7 +78,8 @@ static void choices_are_strings(void **state)
     expect_ok(check(GRAMMAR_CHOICE, "[\"a\",\"\xc3\xa9\"]"));
     expect_fails(check(GRAMMAR_CHOICE, "[]"), ERR_INVALID, "has one at least");
     expect_fails(check(GRAMMAR_CHOICE, "\"a\""), ERR_INVALID, "a choice is a list of strings");
-    expect_fails(check(GRAMMAR_CHOICE, "[\"a\",1]"), ERR_INVALID, "item 1 of the choice is no string");
+    expect_fails(check(GRAMMAR_CHOICE, "[\"a\",1]"), ERR_INVALID,
+                 "item 1 of the choice is no string");
     expect_fails(check(GRAMMAR_CHOICE, "[\"\"]"), ERR_INVALID, "item 0 of the choice is empty");
     expect_fails(check(GRAMMAR_CHOICE, "[\"a\\u0000\"]"), ERR_INVALID, "holds a NUL");
 }
@@ -177,10 +181,13 @@ static void repetitions_inside_one_another_are_multiplied(void **state)
         {GRAMMAR_LARK, "start: \"a{5000}\" // a{5000}\n", NULL},
         {GRAMMAR_LARK, "start: %json {\"maxItems\": 5000}\n", "maxItems is 5000 at the root"},
         {GRAMMAR_LARK, "start: %json {\"maxItems\": 50}\nb: \"a\"{5000}", "repeats something 5000"},
-        {GRAMMAR_STRUCTURAL_TAG, "{\"format\":{\"type\":\"regex\",\"pattern\":\"a{5000}\"}}", "5000 times"},
+        {GRAMMAR_STRUCTURAL_TAG, "{\"format\":{\"type\":\"regex\",\"pattern\":\"a{5000}\"}}",
+         "5000 times"},
         {GRAMMAR_STRUCTURAL_TAG, "{\"format\":{\"type\":\"repeat\",\"max\":5000}}", "5000 times"},
-        {GRAMMAR_STRUCTURAL_TAG, "{\"format\":{\"grammar\":\"root ::= \\\"a\\\"{5000}\"}}", "5000 times"},
-        {GRAMMAR_STRUCTURAL_TAG, "{\"a\":[{\"json_schema\":{\"maxItems\":5000}}]}", "maxItems is 5000"},
+        {GRAMMAR_STRUCTURAL_TAG, "{\"format\":{\"grammar\":\"root ::= \\\"a\\\"{5000}\"}}",
+         "5000 times"},
+        {GRAMMAR_STRUCTURAL_TAG, "{\"a\":[{\"json_schema\":{\"maxItems\":5000}}]}",
+         "maxItems is 5000"},
     };
     AUTO_MEM char *deep = repeated("", "(", 65, "");
 

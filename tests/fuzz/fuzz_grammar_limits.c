@@ -1,6 +1,6 @@
 /*
- * fuzz_grammar_limits: any bytes as a grammar of each kind: refused with a sentence of one line, or let
- * through to a library; and what XGrammar would drop of it.
+ * fuzz_grammar_limits: any bytes as a grammar of each kind: refused with a sentence of one line, or
+ * let through to a library; and what XGrammar would drop of it.
  */
 #include "engine/grammar/limits.h"
 #include "engine/grammar/schema.h"
@@ -37,7 +37,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         expect_a_sentence();
     else if (spec.kind == GRAMMAR_JSON_SCHEMA && xgrammar_check_schema(json) != OK)
         expect_a_sentence();
-    else if (spec.kind == GRAMMAR_STRUCTURAL_TAG && xgrammar_check_structural_tag(json, false) != OK)
+    else if (spec.kind == GRAMMAR_STRUCTURAL_TAG &&
+             xgrammar_check_structural_tag(json, false) != OK)
         expect_a_sentence();
     if (spec.kind == GRAMMAR_JSON_SCHEMA && json)
         ASSERT(schema_close_objects(json) == OK);
