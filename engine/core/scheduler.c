@@ -826,6 +826,9 @@ static void fill_mask(struct scheduler *scheduler, struct request *request, uint
     }
     if (grammar_is_ready(request->grammar)) {
         status = grammar_fill_bitmask(request->grammar, words, num_words);
+        if (status == OK && !has_bits(words, num_words))
+            status = fail(ERR_INVALID, "the grammar is at a dead end: it allows no token behind output "
+                          "token %d", request_num_output(request));
         if (status == OK) {
             forbid_early_stop(request, words, num_words);
             return;

@@ -96,7 +96,8 @@ static enum status end_text_job(struct text_job *job)
     return job->status == OK ? OK : fail(job->status, "%s", job->sentence);
 }
 
-enum { MASK_TIMEOUT_MS = 1000, MAX_COMPILING = 8 };
+/* A mask takes microseconds. */
+enum { MASK_TIMEOUT_MS = 500, MAX_COMPILING = 8 };
 
 static enum status open_grammars(const struct config *config, struct front *front)
 {

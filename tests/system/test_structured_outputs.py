@@ -162,7 +162,8 @@ class Refusals(unittest.TestCase):
                                 "the keyword `uniqueItems`"),
                                ({"grammar": 'root ::= "a'}, ""),
                                ({"regex": "a", "backend": "other"}, "no grammar backend 'other'"),
-                               ({"regex": "(a{1,4000}){1,4000}"}, "repetitions")):
+                               ({"regex": "(a{1,4000}){1,4000}"}, "repetitions"),
+                               ({"json": {"$ref": "#"}}, "dead end")):
             for stream in (False, True):
                 status, headers, answer = self.ask(server(), grammar, stream=stream)
                 assert status == 400, (grammar, answer)
