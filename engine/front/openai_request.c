@@ -216,8 +216,6 @@ static const struct request_field {
     {"use_beam_search", IN_BOTH, .not_yet = "[false]"},
     {"length_penalty", IN_BOTH, .not_yet = "[1, 1.0]"},
     {"early_stopping", IN_BOTH, .not_yet = "[false]"},
-    {"allowed_token_ids", IN_BOTH, .not_yet = "[]"},
-    {"bad_words", IN_BOTH, .not_yet = "[[]]"},
     {"spaces_between_special_tokens", IN_BOTH, .not_yet = "[true]"},
     {"return_tokens_as_token_ids", IN_BOTH, .not_yet = "[false]"},
     {"mm_processor_kwargs", IN_BOTH, .not_yet = "[]"},

@@ -459,6 +459,8 @@ enum status sampling_params_validate(const struct sampling_params *params, int32
         return fail(ERR_INVALID, "Requested sample logprobs of %d, which is greater than max "
                     "allowed: %d", MIN(params->logprobs, vocab_size), max_logprobs);
     TRY(sampling_params_check_ids(params, vocab_size));
+    if (params->num_bad_words > 0 && params->num_bad_words_counts == 0)
+        return fail(ERR_UNSUPPORTED, "`bad_words` is not supported yet.");
     TRY(check_ids("stop_token_ids", params->stop_token_ids, params->num_stop_token_ids,
                   vocab_size));
     return check_ids("logit_bias", params->logit_bias_ids, params->num_logit_bias, vocab_size);

@@ -89,7 +89,7 @@ MUST_USE enum status sampling_params_from_json(const json_t *request, struct are
                                                const char **key_out);
 
 /* The ranges, and everything that needs to know more than one parameter. max_logprobs: -1: no
- * limit. */
+ * limit. ERR_UNSUPPORTED: bad_words that nobody has tokenised, which would come all the same. */
 MUST_USE enum status sampling_params_validate(const struct sampling_params *params,
                                               int32_t vocab_size, int32_t max_model_len,
                                               int32_t max_logprobs);

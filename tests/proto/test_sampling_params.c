@@ -199,6 +199,8 @@ static void lists_of_bad_words_must_add_up(void **state)
     expect_ok(parse("{\"bad_words\": [\"a b\", \"c\"]}", &arena, &params));
     assert_int_equal(params.num_bad_words, 2);
     assert_string_equal(params.bad_words[0], "a b");
+    expect_fails(sampling_params_validate(&params, 100, 64, 20), ERR_UNSUPPORTED,
+                 "`bad_words` is not supported yet"); /* nobody has tokenised them */
     params.bad_words_token_ids = ids, params.num_bad_words_token_ids = 3;
     params.bad_words_counts = counts, params.num_bad_words_counts = 2;
     expect_ok(sampling_params_validate(&params, 100, 64, 20));
