@@ -227,10 +227,10 @@ static void add_logprobs(struct output_columns *columns, int32_t i,
 
     columns->logprob_tokens[at] = result->token;
     columns->logprobs[at] = result->logprob;
-    memcpy(columns->logprob_tokens + at + 1, result->top_tokens,
-           sizeof(int32_t) * (size_t)result->num_top);
-    memcpy(columns->logprobs + at + 1, result->top_logprobs,
-           sizeof(float) * (size_t)result->num_top);
+    for (int32_t k = 0; k < result->num_top; k++) {
+        columns->logprob_tokens[at + 1 + k] = result->top_tokens[k];
+        columns->logprobs[at + 1 + k] = result->top_logprobs[k];
+    }
     columns->logprob_counts[i] = 1 + result->num_top;
     columns->ranks[i] = result->rank;
     columns->num_logprobs += 1 + result->num_top;
