@@ -55,6 +55,7 @@ struct bench {
     struct grammar_compiler *compiler;
     int bell_fd;
     int64_t num_schemas, num_compiled, num_refused, num_killed;
+    int64_t num_masks, num_forced; /* forced: masks that allow one token alone */
     int64_t num_valid, num_valid_accepted, num_invalid, num_invalid_rejected;
     struct samples compile, mask, again, round_trip; /* ns */
 };
@@ -112,6 +113,15 @@ static struct grammar_process *compile(struct bench *bench, const char *schema, 
     return told->process;
 }
 
+static bool allows_one_token(const uint32_t *words, int32_t num_words)
+{
+    int32_t num_bits = 0;
+
+    for (int32_t i = 0; i < num_words && num_bits < 2; i++)
+        num_bits += __builtin_popcount(words[i]);
+    return num_bits == 1;
+}
+
 static enum status next_mask(struct bench *bench, struct grammar *grammar, uint32_t *words,
                              int32_t num_words, struct samples *masks)
 {
@@ -127,6 +137,8 @@ static enum status next_mask(struct bench *bench, struct grammar *grammar, uint3
     }
     samples_add(&bench->round_trip, clock_now_ns() - begin_ns);
     TRY(grammar_fill_bitmask(grammar, words, num_words));
+    bench->num_masks++;
+    bench->num_forced += allows_one_token(words, num_words);
     grammar_fill_times(grammar, &fill_begin_ns, &fill_end_ns);
     samples_add(masks, fill_end_ns - fill_begin_ns);
     return OK;
@@ -256,6 +268,8 @@ static void print_result(struct bench *bench)
            ", \"invalid\": %" PRId64 "%s",
            bench->num_valid_accepted, bench->num_valid, bench->num_invalid_rejected,
            bench->num_invalid, separator);
+    printf("\"masks\": %" PRId64 ", \"masks_of_one_token\": %" PRId64 "%s", bench->num_masks,
+           bench->num_forced, separator);
     print_spread("compile_ms", &bench->compile, 1e6, separator);
     print_spread("mask_us", &bench->mask, 1e3, separator);
     print_spread("mask_again_us", &bench->again, 1e3, separator);

@@ -1,15 +1,17 @@
 """Answers that follow a form, through tandem serve, on a tiny model that knows nothing of forms."""
 import concurrent.futures
 import json
+import os
 import pathlib
 import re
+import signal
 import sys
 import time
 import unittest
 
 import tandem
 from schemas import schemas
-from server import Server, shared
+from server import Server, children_of, wait_for
 
 FOLDER = next((folder for folder in (pathlib.Path(tandem.PROGRAM).resolve().parent / "grammar",
                                      pathlib.Path(__file__).resolve().parents[2] / ".cache/grammar")
@@ -27,6 +29,29 @@ except ImportError as error:
     sys.exit(77)
 
 _server = None
+
+
+def children_of_threads(pid):
+    """Threads start processes, too."""
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+def name_of(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def is_alive(pid):
+    """A zombie whose parent is not ours to blame is dead."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def server():
@@ -196,6 +221,29 @@ class Refusals(unittest.TestCase):
             assert status in (200, 400), answer
             if status == 400:
                 assert "the grammar takes" in answer["error"]["message"], answer
+
+
+class Life(unittest.TestCase):
+    def test_nothing_is_left_of_a_server_that_is_killed(self):
+        with Server("--grammar-folder", str(FOLDER)) as to:
+            for i in range(3):
+                structured(to, "regex", f"[ab]{{{i + 1}}}")
+            hosts = [pid for pid in children_of_threads(to.process.pid)
+                     if "gramhost" in name_of(pid)]
+            processes = hosts + [pid for host in hosts for pid in children_of(host)]
+            assert len(processes) == 4, processes
+            to.process.kill()
+            to.process.wait()
+            wait_for("no process", lambda: not any(is_alive(pid) for pid in processes), seconds=3)
+
+    def test_a_host_that_is_killed_ends_its_requests_and_comes_again(self):
+        with Server("--grammar-folder", str(FOLDER)) as to:
+            structured(to, "regex", "[ab]")
+            host, = [pid for pid in children_of_threads(to.process.pid) if "gramhost" in name_of(pid)]
+            os.kill(host, signal.SIGKILL)
+            wait_for("an answer", lambda: to.post("/v1/completions", {
+                "prompt": "x", "guided_regex": "[ab]{3}"})[0] == 200)
+            assert to.complete()["choices"]
 
 
 class OneAnswer(unittest.TestCase):
