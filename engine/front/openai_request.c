@@ -1,3 +1,4 @@
+#include "engine/front/bad_words.h"
 #include "engine/front/openai.h"
 #include "engine/front/structured_outputs.h"
 #include "engine/text/chat.h"
@@ -320,6 +321,8 @@ static enum status read_params(struct reader *reader)
 
     sampling_params_init(params);
     TRY(sampling_params_from_json(reader->body, &generation->arena, params, &reader->param));
+    reader->param = "bad_words";
+    TRY(bad_words_tokenize(reader->model->tokenizer, &generation->arena, params));
     reader->param = NULL;
     TRY(sampling_params_validate(params, tokenizer_vocab_size(reader->model->tokenizer),
                                  reader->model->max_model_len, reader->model->max_logprobs));

@@ -183,6 +183,48 @@ static void a_seed_that_is_not_given_is_random(void **state)
     assert_string_not_equal(a->id, b->id);
 }
 
+static void bad_words_are_forbidden_where_a_text_and_where_a_word_begins(void **state)
+{
+    (void)state;
+    /* "hello" is another token behind a space; "x" is a token behind a space token. */
+    AUTO_FREE(generation)
+    struct generation *g = generation_of(
+        OPENAI_COMPLETIONS, "{\"prompt\": \"a\", \"bad_words\": [\"  hello\", \"x\", \"hello!\"]}");
+    static const int32_t ids[] = {SMALL_HELLO, SMALL_SPACE_HELLO, 'x',
+                                  SMALL_HELLO, '!', SMALL_SPACE_HELLO, '!'};
+    static const int32_t counts[] = {1, 1, 1, 2, 2};
+
+    assert_int_equal(g->params.num_bad_words_token_ids, COUNT_OF(ids));
+    assert_memory_equal(g->params.bad_words_token_ids, ids, sizeof ids);
+    assert_int_equal(g->params.num_bad_words_counts, COUNT_OF(counts));
+    assert_memory_equal(g->params.bad_words_counts, counts, sizeof counts);
+}
+
+static void bad_words_become_so_many_lists_at_most(void **state)
+{
+    (void)state;
+    for (int count = 64; count <= 65; count++) {
+        AUTO_CLOSE(bytes) struct bytes body = {0};
+        AUTO_FREE(generation) struct generation *generation = NULL;
+        const char *param;
+        enum status status;
+
+        bytes_printf(&body, "{\"prompt\": \"a\", \"bad_words\": [\"hello\"");
+        for (int i = 1; i < count; i++)
+            bytes_printf(&body, ", \"hello\"");
+        bytes_printf(&body, "]}");
+        status = read_body(OPENAI_COMPLETIONS, bytes_text(&body), body.size, &generation, &param);
+        if (count == 64) {
+            expect_ok(status);
+            assert_int_equal(generation->params.num_bad_words_counts, 128);
+        } else {
+            expect_fails(status, ERR_INVALID,
+                         "bad_words become 130 lists of 130 tokens; 128 of 65536 are the most.");
+            assert_string_equal(param, "bad_words");
+        }
+    }
+}
+
 /* ---- what is refused ----------------------------------------------------------------------------
  */
 
@@ -247,6 +289,8 @@ static void refusals_name_the_field_and_the_reason(void **state)
          "Requested sample logprobs of 21, which is greater than max allowed: 20"},
         {CHAT(", \"top_logprobs\": 2"), ERR_INVALID, "top_logprobs", "`logprobs` must be set"},
         {TEXT(", \"stop\": \"\""), ERR_INVALID, "stop", "stop cannot contain an empty string"},
+        {TEXT(", \"bad_words\": [\" \\t\"]"), ERR_INVALID, "bad_words",
+         "bad_words cannot contain a text of nothing but space."},
         {TEXT(", \"stop_token_ids\": [265]"), ERR_INVALID, NULL, "Vocabulary size: 265"},
         /* prompts */
         {"{}", ERR_INVALID, "prompt", "The field `prompt` is required"},
@@ -568,6 +612,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_chat_may_leave_the_answer_open),
     cmocka_unit_test(sequences_have_seeds_of_their_own),
     cmocka_unit_test(a_seed_that_is_not_given_is_random),
+    cmocka_unit_test(bad_words_are_forbidden_where_a_text_and_where_a_word_begins),
+    cmocka_unit_test(bad_words_become_so_many_lists_at_most),
     cmocka_unit_test(refusals_name_the_field_and_the_reason),
     cmocka_unit_test(nesting_is_bounded),
     cmocka_unit_test(a_model_without_template_has_no_chat),
