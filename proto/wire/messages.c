@@ -30,6 +30,8 @@ static const struct field scheduler_output_fields[] = {
     FIELD_COLUMN(PLAN, needs_bitmask, num_rows, FIELD_BYTES),
     FIELD_COLUMN(PLAN, new_block_counts, num_rows, FIELD_I32S),
     FIELD_LIST(PLAN, new_block_ids, num_new_block_ids, FIELD_I32S, MAX_BLOCKS),
+    FIELD_LIST(PLAN, prompt_logprob_rows, num_prompt_logprob_rows, FIELD_I32S, MAX_ROWS),
+    FIELD_COLUMN(PLAN, prompt_logprob_lengths, num_prompt_logprob_rows, FIELD_I32S),
     FIELD(PLAN, total_num_scheduled_tokens, FIELD_I32),
 };
 #undef PLAN
@@ -59,6 +61,14 @@ static const struct field model_runner_output_fields[] = {
     FIELD_COLUMN(OUTPUT, sampled_token_ranks, num_sampled, FIELD_I32S),
     FIELD_LIST(OUTPUT, logprob_token_ids, num_logprobs, FIELD_I32S, MAX_TOKENS),
     FIELD_COLUMN(OUTPUT, logprobs, num_logprobs, FIELD_F32S),
+    FIELD_LIST(OUTPUT, prompt_slots, num_prompt_runs, FIELD_I32S, MAX_ROWS),
+    FIELD_COLUMN(OUTPUT, prompt_positions, num_prompt_runs, FIELD_I32S),
+    FIELD_COLUMN(OUTPUT, prompt_lengths, num_prompt_runs, FIELD_I32S),
+    FIELD_LIST(OUTPUT, prompt_ranks, num_prompt_tokens, FIELD_I32S, MAX_PROMPT_LOGPROBS),
+    FIELD_COLUMN(OUTPUT, prompt_logprob_counts, num_prompt_tokens, FIELD_I32S),
+    FIELD_LIST(OUTPUT, prompt_logprob_token_ids, num_prompt_logprobs, FIELD_I32S,
+               MAX_PROMPT_LOGPROBS),
+    FIELD_COLUMN(OUTPUT, prompt_logprobs, num_prompt_logprobs, FIELD_F32S),
     FIELD(OUTPUT, prepare_ns, FIELD_I64),
     FIELD(OUTPUT, execute_ns, FIELD_I64),
     FIELD(OUTPUT, sample_ns, FIELD_I64),
@@ -196,6 +206,25 @@ static enum status check_sum(const char *what, int64_t sum, int64_t wanted)
     return OK;
 }
 
+/* Rows in order, each foretelling some of what it schedules. */
+static enum status check_prompt_rows(const struct scheduler_output *plan)
+{
+    int32_t before = -1;
+
+    for (int32_t i = 0; i < plan->num_prompt_logprob_rows; i++) {
+        int32_t row = plan->prompt_logprob_rows[i], length = plan->prompt_logprob_lengths[i];
+
+        if (row <= before || row >= plan->num_rows)
+            return fail(ERR_MISMATCH, "row %d comes after row %d of %d where prompts' logprobs are "
+                        "wanted", row, before, plan->num_rows);
+        if (length < 1 || length > plan->num_scheduled_tokens[row])
+            return fail(ERR_MISMATCH, "row %d schedules %d tokens, the logprobs of %d are wanted", row,
+                        plan->num_scheduled_tokens[row], length);
+        before = row;
+    }
+    return OK;
+}
+
 enum status scheduler_output_check(const struct scheduler_output *plan, int32_t max_slots,
                                    int32_t max_tokens)
 {
@@ -211,6 +240,7 @@ enum status scheduler_output_check(const struct scheduler_output *plan, int32_t 
                     max_tokens);
     TRY(check_sum("scheduled tokens", num_scheduled, plan->total_num_scheduled_tokens));
     TRY(check_sum("new blocks", num_blocks, plan->num_new_block_ids));
+    TRY(check_prompt_rows(plan));
     for (int32_t i = 0; i < plan->num_new_requests; i++)
         if (plan->new_requests[i].slot < 0 || plan->new_requests[i].slot >= max_slots)
             return fail(ERR_MISMATCH, "new request %s has slot %d; slots are 0 to %d",
@@ -272,6 +302,26 @@ enum status grammar_output_slice(const struct grammar_output *whole, int32_t fir
     return OK;
 }
 
+static enum status check_prompt_runs(const struct model_runner_output *output)
+{
+    int64_t num_tokens = 0, num_logprobs = 0;
+
+    for (int32_t i = 0; i < output->num_prompt_runs; i++) {
+        if (output->prompt_lengths[i] < 1)
+            return fail(ERR_MISMATCH, "the answer has the logprobs of %d prompt tokens of slot %d",
+                        output->prompt_lengths[i], output->prompt_slots[i]);
+        num_tokens += output->prompt_lengths[i];
+    }
+    TRY(check_sum("prompt tokens with logprobs", num_tokens, output->num_prompt_tokens));
+    for (int32_t i = 0; i < output->num_prompt_tokens; i++) {
+        if (output->prompt_logprob_counts[i] < 1)
+            return fail(ERR_MISMATCH, "prompt token %d has %d logprobs", i,
+                        output->prompt_logprob_counts[i]);
+        num_logprobs += output->prompt_logprob_counts[i];
+    }
+    return check_sum("prompt logprobs", num_logprobs, output->num_prompt_logprobs);
+}
+
 enum status model_runner_output_check(const struct model_runner_output *output)
 {
     int64_t num_logprobs = 0;
@@ -285,5 +335,6 @@ enum status model_runner_output_check(const struct model_runner_output *output)
                         output->logprob_counts[i]);
         num_logprobs += output->logprob_counts[i];
     }
-    return check_sum("logprobs", num_logprobs, output->num_logprobs);
+    TRY(check_sum("logprobs", num_logprobs, output->num_logprobs));
+    return check_prompt_runs(output);
 }

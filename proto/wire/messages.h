@@ -42,6 +42,7 @@ enum {
     MAX_TOKENS = 16 << 20,        /* in one list of a step */
     MAX_BLOCKS = 16 << 20,
     MAX_BITMASK_BYTES = 256 << 20,
+    MAX_PROMPT_LOGPROBS = 4 << 20, /* in one step, or of one prompt */
     MAX_SHORT_TEXT = 1024,        /* names, ids */
     MAX_LONG_TEXT = 1 << 20,      /* settings, arguments, replies */
 };
@@ -83,6 +84,12 @@ struct scheduler_output {
     const int32_t *new_block_counts;     /* of new_block_ids, row by row */
     const int32_t *new_block_ids;        /* appended to the row's block table */
     int32_t num_new_block_ids;
+
+    /* Rows of prompts whose logprobs are wanted, in order, and of how many tokens: of those at
+     * num_computed_tokens + 1 and on, which the scheduled tokens foretell. */
+    const int32_t *prompt_logprob_rows;
+    int32_t num_prompt_logprob_rows;
+    const int32_t *prompt_logprob_lengths;
 
     int32_t total_num_scheduled_tokens;
 };
@@ -150,6 +157,19 @@ struct model_runner_output {
     const int32_t *logprob_token_ids;
     int32_t num_logprobs;
     const float *logprobs; /* natural, as many as logprob_token_ids */
+
+    /* Of the plan's prompt_logprob_rows, in order: num_prompt_runs runs of tokens. */
+    const int32_t *prompt_slots;
+    int32_t num_prompt_runs;
+    const int32_t *prompt_positions; /* of a run's first token */
+    const int32_t *prompt_lengths;   /* of a run, in tokens */
+    const int32_t *prompt_ranks;     /* of each token of all runs */
+    int32_t num_prompt_tokens;
+    const int32_t *prompt_logprob_counts; /* k + 1 entries: the token itself, then the k likeliest */
+    const int32_t *prompt_logprob_token_ids;
+    int32_t num_prompt_logprobs;
+    const float *prompt_logprobs;
+
     int64_t prepare_ns, execute_ns, sample_ns;
     int64_t idle_ns; /* of the device: between the step before and this one, and before its sampling */
 };

@@ -9,7 +9,7 @@ struct parameter;
 typedef enum status parse_function(const struct parameter *row, const json_t *value,
                                    struct arena *arena, struct sampling_params *params);
 static parse_function parse_temperature, parse_seed, parse_stop, parse_stop_token_ids,
-    parse_logprobs, parse_top_logprobs, parse_logit_bias, parse_allowed_token_ids, parse_bad_words;
+    parse_logprobs, parse_top_logprobs, parse_prompt_logprobs, parse_logit_bias, parse_allowed_token_ids, parse_bad_words;
 
 /*
  * One row a parameter. `field` comes first, so that the table is the message's too;
@@ -50,6 +50,8 @@ static const struct parameter parameters[] = {
     {FIELD(P, ignore_eos, FIELD_BOOL), .help = "go on after the model's end-of-sequence token"},
     {FIELD(P, logprobs, FIELD_I32), .parse = parse_logprobs,
      .help = "tell this many likeliest tokens with their log probabilities"},
+    {FIELD(P, prompt_logprobs, FIELD_I32), .parse = parse_prompt_logprobs,
+     .help = "the same of the prompt's tokens"},
     {FIELD(P, presence_penalty, FIELD_F32), .least = -2, .most = 2, .rule = "must be in [-2, 2]",
      .help = "against tokens that were generated before"},
     {FIELD(P, frequency_penalty, FIELD_F32), .least = -2, .most = 2, .rule = "must be in [-2, 2]",
@@ -79,7 +81,7 @@ static const struct parameter parameters[] = {
 };
 #undef P
 
-enum { NUM_WIRE_PARAMETERS = 20 };
+enum { NUM_WIRE_PARAMETERS = 21 };
 
 const struct message_type sampling_params_type = {
     .name = "sampling_params",
@@ -98,6 +100,7 @@ void sampling_params_init(struct sampling_params *params)
         .seed = -1,
         .max_tokens = -1,
         .logprobs = -1,
+        .prompt_logprobs = -1,
         .repetition_penalty = 1,
         .skip_special_tokens = true,
     };
@@ -221,6 +224,20 @@ static enum status parse_top_logprobs(const struct parameter *row, const json_t 
 }
 
 /* ---- lists ----------------------------------------------------------------------------------- */
+
+static enum status parse_prompt_logprobs(const struct parameter *row, const json_t *value,
+                                         struct arena *arena, struct sampling_params *params)
+{
+    (void)row;
+    (void)arena;
+    if (!json_is_integer(value))
+        return fail(ERR_INVALID, "prompt_logprobs must be an integer.");
+    if (json_integer_value(value) < -1 || json_integer_value(value) > INT32_MAX)
+        return fail(ERR_INVALID, "`prompt_logprobs` must be a positive value or -1.");
+    params->prompt_logprobs =
+        json_integer_value(value) == -1 ? LOGPROBS_ALL : (int32_t)json_integer_value(value);
+    return OK;
+}
 
 static bool holds(const int32_t *ids, int32_t count, int32_t id)
 {
@@ -443,6 +460,16 @@ static enum status check_ranges(const struct sampling_params *params)
     return OK;
 }
 
+static enum status check_logprobs(const char *whose, int32_t count, int32_t vocab_size,
+                                  int32_t max_logprobs)
+{
+    if (max_logprobs >= 0 && MIN(count, vocab_size) > max_logprobs)
+        return fail(ERR_INVALID,
+                    "Requested %s logprobs of %d, which is greater than max allowed: %d", whose,
+                    MIN(count, vocab_size), max_logprobs);
+    return OK;
+}
+
 enum status sampling_params_validate(const struct sampling_params *params, int32_t vocab_size,
                                      int32_t max_model_len, int32_t max_logprobs)
 {
@@ -455,9 +482,8 @@ enum status sampling_params_validate(const struct sampling_params *params, int32
     if (params->min_tokens >= max_model_len)
         return fail(ERR_INVALID, "min_tokens is %d, which is not less than the maximum model "
                     "length of %d.", params->min_tokens, max_model_len);
-    if (max_logprobs >= 0 && MIN(params->logprobs, vocab_size) > max_logprobs)
-        return fail(ERR_INVALID, "Requested sample logprobs of %d, which is greater than max "
-                    "allowed: %d", MIN(params->logprobs, vocab_size), max_logprobs);
+    TRY(check_logprobs("sample", params->logprobs, vocab_size, max_logprobs));
+    TRY(check_logprobs("prompt", params->prompt_logprobs, vocab_size, max_logprobs));
     TRY(sampling_params_check_ids(params, vocab_size));
     if (params->num_bad_words > 0 && params->num_bad_words_counts == 0)
         return fail(ERR_UNSUPPORTED, "`bad_words` is not supported yet.");

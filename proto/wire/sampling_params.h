@@ -46,6 +46,7 @@ struct sampling_params {
     bool ignore_eos;
     int32_t logprobs; /* of the k likeliest tokens beside the sampled one's; -1: none;
                          LOGPROBS_ALL */
+    int32_t prompt_logprobs; /* the same of the prompt's tokens, from the second on; -1: none */
     float presence_penalty, frequency_penalty, repetition_penalty;
     const int32_t *logit_bias_ids;
     const float *logit_bias_values; /* within [-100, 100] */
