@@ -77,6 +77,7 @@ enum status input_batch_new(const struct input_batch_limits *limits, struct inpu
         staged->row_slots = mem_new_array(int32_t, num_seqs);
         staged->samples = mem_new_array(struct staged_sample, num_seqs);
         staged->sample_rows = mem_new_array(int32_t, num_seqs);
+        staged->prompt_runs = mem_new_array(struct staged_prompt_run, num_seqs);
     }
     *out = give(batch);
     return OK;
@@ -100,6 +101,7 @@ void input_batch_free(struct input_batch *batch)
         mem_free(batch->staged[i].row_slots);
         mem_free(batch->staged[i].samples);
         mem_free(batch->staged[i].sample_rows);
+        mem_free(batch->staged[i].prompt_runs);
     }
     mem_free(batch);
 }
@@ -229,6 +231,26 @@ static enum status check_row(const struct input_batch *batch, const struct sched
                      id);
 }
 
+/* Are there such tokens in the prompt, and were their logprobs asked for? */
+static enum status check_prompt_row(const struct input_batch *batch,
+                                    const struct scheduler_output *plan, int32_t i)
+{
+    int32_t row = plan->prompt_logprob_rows[i], slot = plan->slots[row];
+    const struct new_request *request = find_new(plan, slot);
+    const struct sampling_params *params =
+        request ? &request->sampling_params : &batch->slots[slot].params;
+    int32_t num_prompt = request ? request->num_prompt_token_ids : batch->slots[slot].num_prompt;
+    int64_t end = (int64_t)plan->num_computed_tokens[row] + plan->prompt_logprob_lengths[i];
+
+    if (end >= num_prompt)
+        return fail(ERR_MISMATCH,
+                    "row %d: the logprob of prompt token %" PRId64 " of slot %d is wanted, it has %d",
+                    row, end, slot, num_prompt);
+    if (params->prompt_logprobs < 0)
+        return fail(ERR_MISMATCH, "row %d: slot %d did not ask for its prompt's logprobs", row, slot);
+    return OK;
+}
+
 static enum status check_plan(const struct input_batch *batch, const struct scheduler_output *plan)
 {
     const int32_t *block_ids = plan->new_block_ids;
@@ -248,6 +270,8 @@ static enum status check_plan(const struct input_batch *batch, const struct sche
         TRY(check_row(batch, plan, row, block_ids));
         block_ids += plan->new_block_counts[row];
     }
+    for (int32_t i = 0; i < plan->num_prompt_logprob_rows; i++)
+        TRY(check_prompt_row(batch, plan, i));
     for (int32_t i = 0; i < plan->num_new_requests; i++)
         if (!(batch->marks[plan->new_requests[i].slot] & HAS_ROW))
             return fail(ERR_MISMATCH, "slot %d is new and has no row", plan->new_requests[i].slot);
@@ -333,6 +357,21 @@ static void stage_row(struct input_batch *batch, struct staged_step *staged,
     }
 }
 
+static void stage_prompt_runs(struct staged_step *staged, const struct scheduler_output *plan)
+{
+    staged->num_prompt_runs = plan->num_prompt_logprob_rows;
+    for (int32_t i = 0; i < plan->num_prompt_logprob_rows; i++) {
+        int32_t row = plan->prompt_logprob_rows[i];
+
+        staged->prompt_runs[i] = (struct staged_prompt_run){
+            .row = staged->batch.row_start[row],
+            .slot = plan->slots[row],
+            .position = plan->num_computed_tokens[row] + 1,
+            .length = plan->prompt_logprob_lengths[i],
+        };
+    }
+}
+
 enum status input_batch_stage(struct input_batch *batch, int64_t step,
                               const struct scheduler_output *plan)
 {
@@ -366,6 +405,7 @@ enum status input_batch_stage(struct input_batch *batch, int64_t step,
         block_ids += plan->new_block_counts[row];
         stage_row(batch, staged, plan, row);
     }
+    stage_prompt_runs(staged, plan);
     staged->prepare_ns = clock_now_ns() - start_ns;
     return OK;
 }

@@ -32,6 +32,14 @@ struct staged_sample {
     bool needs_bitmask;
 };
 
+/* Rows of a prompt, whose next tokens' logprobs are wanted. */
+struct staged_prompt_run {
+    int32_t row; /* of the step: the first */
+    int32_t slot;
+    int32_t position; /* of the token that the first row foretells */
+    int32_t length;
+};
+
 /* A step, ready to run. */
 struct staged_step {
     int64_t step;
@@ -41,6 +49,8 @@ struct staged_step {
     struct staged_sample *samples;
     int32_t *sample_rows; /* [num_samples] the rows alone, as model_forward wants them */
     int32_t num_samples;
+    struct staged_prompt_run *prompt_runs;
+    int32_t num_prompt_runs;
     int64_t prepare_ns, execute_ns;
 };
 

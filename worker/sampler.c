@@ -18,6 +18,7 @@ struct row_state {
     uint64_t weight;      /* of all that top_p chooses among */
     struct candidate cut; /* the last token that is kept */
     struct drawn drawn;
+    int32_t num_logprobs; /* beside its own; -1: none */
     struct sampler_result result;
 
     /* stage 4 */
@@ -108,6 +109,7 @@ static void begin_row(const struct sampler *sampler, struct row_state *state,
         .max = -INFINITY,
         .cut = KEEP_ALL,
         .drawn = {-INFINITY, -1},
+        .num_logprobs = params->logprobs,
         .result = {.token = -1},
     };
 }
@@ -746,10 +748,10 @@ static enum status find_cuts(struct sampler *sampler, int32_t num_rows)
 
 static bool wants_logprobs(const struct row_state *state)
 {
-    return state->row->params->logprobs >= 0;
+    return state->num_logprobs >= 0;
 }
 
-/* The max of all raw logits, and the drawn token's, which one rank knows. */
+/* The max of all raw logits, and that of the token that was drawn, or asked about, which one rank knows. */
 static void find_raw(struct sampler *sampler, const struct row_state *state, struct found *out)
 {
     struct slice slice = raw_slice_of(sampler, state);
@@ -768,7 +770,7 @@ static void take_raw(struct row_state *state, const struct found *of_all)
 
 static int32_t limit_top(const struct sampler *sampler, const struct row_state *state)
 {
-    return MIN(state->row->params->logprobs, sampler->options.vocab_size);
+    return MIN(state->num_logprobs, sampler->options.vocab_size);
 }
 
 static void find_top(struct sampler *sampler, const struct row_state *state, struct list *out)
@@ -785,7 +787,7 @@ static void find_top(struct sampler *sampler, const struct row_state *state, str
 static void take_top(struct sampler *sampler, struct row_state *state, const struct list *all)
 {
     double total = state->max + log(ldexp((double)all->weight, -sampler->grid_bits));
-    int32_t n = MIN(state->row->params->logprobs, all->count);
+    int32_t n = MIN(state->num_logprobs, all->count);
 
     state->result.logprob = (float)(state->drawn.value - total);
     state->result.rank = 1 + all->num_above;
@@ -836,6 +838,24 @@ enum status sampler_run(struct sampler *sampler, const float *logits,
     TRY(find_cuts(sampler, num_rows));
     for (int32_t i = 0; i < num_rows; i++)
         sampler->states[i].result.token = sampler->states[i].drawn.token;
+    TRY(find_logprobs(sampler, num_rows));
+    for (int32_t i = 0; i < num_rows; i++)
+        results[i] = sampler->states[i].result;
+    return OK;
+}
+
+enum status sampler_logprobs(struct sampler *sampler, const float *logits,
+                             const struct logprob_query *queries, int32_t num_rows,
+                             struct sampler_result *results)
+{
+    ASSERT(num_rows <= sampler->options.max_rows, "%d rows", num_rows);
+    for (int32_t i = 0; i < num_rows; i++)
+        sampler->states[i] = (struct row_state){
+            .logits = logits + (int64_t)i * sampler->options.num_tokens,
+            .drawn = {-INFINITY, queries[i].token},
+            .num_logprobs = queries[i].num_top,
+            .result = {.token = queries[i].token},
+        };
     TRY(find_logprobs(sampler, num_rows));
     for (int32_t i = 0; i < num_rows; i++)
         results[i] = sampler->states[i].result;

@@ -64,6 +64,18 @@ MUST_USE enum status sampler_run(struct sampler *sampler, const float *logits,
                                  const struct sampler_row *rows, int32_t num_rows,
                                  struct sampler_result *results);
 
+/* A token whose logprob is wanted though it was not drawn: of a prompt. */
+struct logprob_query {
+    int32_t token;
+    int32_t num_top; /* likeliest tokens beside it; LOGPROBS_ALL */
+};
+
+/* Fills in all of results[i] for queries[i] and row i of the logits, whose raw logprobs these are.
+ * As for sampler_run, all ranks call this alike. */
+MUST_USE enum status sampler_logprobs(struct sampler *sampler, const float *logits,
+                                      const struct logprob_query *queries, int32_t num_rows,
+                                      struct sampler_result *results);
+
 /* ---- for tests ------------------------------------------------------------------------------ */
 
 /* The distribution that row i of the last run was drawn from: each token's logit / temperature,

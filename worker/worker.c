@@ -6,6 +6,7 @@
 #include "proto/base/trace.h"
 #include "worker/input_batch.h"
 #include "worker/models/model.h"
+#include "worker/prompt_logprobs.h"
 #include "worker/sampler.h"
 
 #include <inttypes.h>
@@ -73,6 +74,7 @@ struct worker {
     struct comm *comm;
     struct model *model;
     struct sampler *sampler; /* NULL: the device draws without logits */
+    struct prompt_logprobs *prompt_logprobs;
     float *logits;           /* [max_num_seqs, tokens of this rank's shard] */
     size_t logits_bytes;
     struct sampler_row *rows;          /* [max_num_seqs] */
@@ -165,6 +167,14 @@ static enum status load(struct worker *worker)
                    &worker->model));
     model_file_drop_pages(worker->file);
     TRY(make_sampler(worker));
+    worker->prompt_logprobs = prompt_logprobs_new(&(struct prompt_logprobs_options){
+        .model = worker->model,
+        .sampler = worker->sampler,
+        .batch = worker->batch,
+        .logits = worker->logits,
+        .max_rows = options->max_num_seqs,
+        .vocab_size = model_file_config(worker->file)->vocab_size,
+    });
     worker->memory = (struct worker_memory){
         .weight_bytes = model_weight_bytes(worker->model),
         .workspace_bytes = model_workspace_bytes(worker->model),
@@ -179,6 +189,7 @@ static void unload(struct worker *worker)
 {
     mem_free(worker->rows);
     mem_free(worker->results);
+    prompt_logprobs_free(worker->prompt_logprobs);
     sampler_free(worker->sampler);
     mem_unmap(worker->logits, worker->logits_bytes);
     model_free(worker->model);
@@ -358,6 +369,8 @@ static enum status sample(struct worker *worker, int64_t step)
     TRY(draw_tokens(worker, staged, slot));
     if (worker->options.rank == 0)
         write_answer(worker, staged, &slot->answer);
+    TRY(prompt_logprobs_run(worker->prompt_logprobs, staged, &slot->answer.arena,
+                            worker->options.rank == 0 ? &slot->answer.output : NULL));
     for (int32_t i = 0; i < staged->num_samples; i++)
         input_batch_append_token(worker->batch, &staged->samples[i], worker->results[i].token);
     device_mark(worker->device, &slot->answer.due);

@@ -1,3 +1,4 @@
+#include "worker/layers/embedding.h"
 #include "worker/models/architecture.h"
 
 struct model {
@@ -223,6 +224,19 @@ enum status model_forward(struct model *model, const struct batch_view *batch, c
     pass->num_logit_rows = num_logit_rows;
     pass->logits_out = logits_out;
     return model->architecture->forward(pass);
+}
+
+void model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,
+                  float *logits_out)
+{
+    struct pass *pass = &model->pass;
+
+    ASSERT(num_logit_rows >= 0 && num_logit_rows <= model->max_logit_rows, "%d logit rows",
+           num_logit_rows);
+    pass->logit_rows = logit_rows;
+    pass->num_logit_rows = num_logit_rows;
+    pass->logits_out = logits_out;
+    embedding_logits(pass);
 }
 
 void model_observe(struct model *model, model_observer *observer, void *user)

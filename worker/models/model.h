@@ -61,6 +61,11 @@ MUST_USE enum status model_forward(struct model *model, const struct batch_view 
                                    const int32_t *ids, const int32_t *logit_rows,
                                    int32_t num_logit_rows, float *logits_out);
 
+/* The logits of other rows of the last step, or of the same once more: as for model_forward, but that
+ * no other rank need do the same. */
+void model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,
+                  float *logits_out);
+
 /* Lets tests see the residual stream, [rows, hidden], after the embedding (layer -1) and after each
  * layer. NULL: no more. */
 typedef void model_observer(void *user, int32_t layer, const float *residual);
