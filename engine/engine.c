@@ -212,6 +212,20 @@ static void count_out(struct engine *engine, const struct engine_output *output)
     }
 }
 
+/* The scheduler counts on it that those of one prompt fit in one step. */
+static enum status check_prompt_logprobs(const struct engine *engine,
+                                         const struct submission *submission)
+{
+    int32_t each = MIN(submission->params->prompt_logprobs, engine->vocab_size);
+    int64_t all = ((int64_t)each + 1) * submission->num_prompt;
+
+    if (each >= 0 && all > MAX_PROMPT_LOGPROBS)
+        return fail(ERR_INVALID,
+                    "prompt_logprobs of %d for %d prompt tokens are %lld logprobs; %d are the most.",
+                    each, submission->num_prompt, (long long)all, MAX_PROMPT_LOGPROBS);
+    return OK;
+}
+
 enum status engine_submit(struct engine *engine, const struct submission *submission,
                           request_id *id_out)
 {
@@ -222,6 +236,7 @@ enum status engine_submit(struct engine *engine, const struct submission *submis
     TRY(check_prompt(engine, submission));
     TRY(sampling_params_validate(submission->params, engine->vocab_size, engine->max_model_len,
                                  engine->config->max_logprobs));
+    TRY(check_prompt_logprobs(engine, submission));
     request = request_new(engine->last_id + 1, submission, engine->max_model_len,
                           engine->block_size);
     TRY(request_check_fits(request, engine->num_blocks, engine->block_size));

@@ -121,8 +121,8 @@ struct top_logprob {
     float logprob;
 };
 
-struct token_logprobs { /* of one generated token, from the raw logits as vLLM's default */
-    float logprob;      /* of the sampled token */
+struct token_logprobs { /* of one token, from the raw logits as vLLM's default */
+    float logprob;      /* of the token that was sampled, or that the prompt has */
     int32_t rank;       /* 1: it was the most likely */
     int32_t num_top;
     const struct top_logprob *top; /* [num_top], most likely first */
@@ -133,6 +133,9 @@ struct engine_event { /* what one step brought one request */
     int32_t num_tokens; /* 0 or more new tokens */
     const token_id *tokens;
     const struct token_logprobs *logprobs; /* [num_tokens], or NULL when not asked for */
+    /* [num_prompt_tokens - 1], of the prompt's tokens from the second on: with the first token, where they
+     * were asked for, else NULL. */
+    const struct token_logprobs *prompt_logprobs;
     enum finish_reason finish;
     token_id stop_token;    /* FINISH_STOP: the id that ended it (also the last of tokens), else -1 */
     bool grammar_is_complete; /* these tokens end with the stop token that the grammar allowed */

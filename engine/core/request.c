@@ -1,5 +1,6 @@
 #include "engine/core/request.h"
 
+#include "engine/core/prompt_scores.h"
 #include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
 
@@ -71,6 +72,8 @@ struct request *request_new(request_id id, const struct submission *submission,
     request->max_tokens = params->max_tokens < 1 ? room : MIN(params->max_tokens, room);
 
     request->num_prompt = request->num_tokens = submission->num_prompt;
+    if (params->prompt_logprobs >= 0)
+        request->prompt_scores = prompt_scores_new(request->num_prompt);
     request->capacity = submission->num_prompt + request->max_tokens;
     request->tokens = mem_new_array(token_id, (size_t)request->capacity);
     memcpy(request->tokens, submission->prompt, sizeof(token_id) * (size_t)request->num_prompt);
@@ -91,6 +94,7 @@ void request_free(struct request *request)
     mem_free(request->blocks);
     mem_free(request->hashes);
     grammar_free(request->grammar);
+    prompt_scores_free(request->prompt_scores);
     arena_close(&request->arena);
     mem_free(request);
 }

@@ -18,6 +18,8 @@
 #include "engine/engine.h"
 #include "proto/base/list.h"
 
+struct prompt_scores; /* engine/core/prompt_scores.h */
+
 enum request_state { REQUEST_WAITING, REQUEST_RUNNING, REQUEST_FINISHED };
 
 /* What every step reads of every request comes first: it shares two cache lines. */
@@ -54,6 +56,7 @@ struct request {
     int32_t priority;
     bool awaits_grammar; /* not to be scheduled before it is there */
     bool awaits_mask;    /* set aside: not to be scheduled before its next mask is there */
+    struct prompt_scores *prompt_scores; /* NULL: nobody wants its logprobs, or they have been told */
     struct arena arena; /* holds params' arrays and the texts */
     struct sampling_params params;
     char *name;       /* the client's, or "" */

@@ -2,6 +2,7 @@
 
 #include "engine/core/hit_rate.h"
 #include "engine/core/output_builder.h"
+#include "engine/core/prompt_scores.h"
 #include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
 #include "proto/base/map.h"
@@ -232,6 +233,12 @@ static void hash_blocks(const struct scheduler *scheduler, struct request *reque
     request->num_hashes = MAX(request->num_hashes, num_blocks);
 }
 
+/* Its prompt's logprobs are wanted, and not all told: every token of it has to be computed. */
+static bool wants_scores(const struct request *request)
+{
+    return request->prompt_scores && !prompt_scores_are_complete(request->prompt_scores);
+}
+
 /* How many of the request's first blocks are cached; their ids go to its block table, not yet its.
  * The last token is always computed: its logits are wanted. */
 static int32_t find_prefix(const struct scheduler *scheduler, struct request *request)
@@ -239,7 +246,7 @@ static int32_t find_prefix(const struct scheduler *scheduler, struct request *re
     int32_t block_size = scheduler->options.block_size, n = 0;
     int32_t limit = (request->num_tokens - 1) / block_size;
 
-    if (!scheduler->cache)
+    if (!scheduler->cache || wants_scores(request))
         return 0;
     hash_blocks(scheduler, request, limit);
     while (n < limit) {
@@ -387,10 +394,20 @@ struct plan {
     bool *is_new;
     int32_t num_rows;
     int32_t budget; /* tokens left */
+    int64_t logprob_budget; /* of prompts */
 };
 
-static void add_row(struct plan *plan, struct request *request, int32_t num_tokens,
-                    int32_t num_new_blocks, bool is_new)
+/* Logprobs that so many tokens of the request bring, at most. */
+static int64_t count_scores(const struct scheduler *scheduler, const struct request *request,
+                            int32_t num_tokens)
+{
+    int64_t each = 1 + (int64_t)MIN(request->params.prompt_logprobs, scheduler->options.vocab_size);
+
+    return wants_scores(request) ? MIN(num_tokens, request->num_prompt) * each : 0;
+}
+
+static void add_row(const struct scheduler *scheduler, struct plan *plan, struct request *request,
+                    int32_t num_tokens, int32_t num_new_blocks, bool is_new)
 {
     plan->rows[plan->num_rows] = request;
     plan->num_computed[plan->num_rows] = request->num_computed;
@@ -399,6 +416,7 @@ static void add_row(struct plan *plan, struct request *request, int32_t num_toke
     plan->is_new[plan->num_rows] = is_new;
     plan->num_rows++;
     plan->budget -= num_tokens;
+    plan->logprob_budget -= count_scores(scheduler, request, num_tokens);
     request->num_computed += num_tokens;
 }
 
@@ -406,11 +424,13 @@ static void add_row(struct plan *plan, struct request *request, int32_t num_toke
     memmove((array) + (at), (array) + (at) + 1, sizeof *(array) * (size_t)((count) - (at) - 1))
 
 /* Takes a request's row back out of the plan, if it has one. */
-static void remove_row(struct plan *plan, const struct request *request)
+static void remove_row(const struct scheduler *scheduler, struct plan *plan,
+                       const struct request *request)
 {
     for (int32_t row = plan->num_rows; row-- > 0;)
         if (plan->rows[row] == request) {
             plan->budget += plan->num_scheduled[row];
+            plan->logprob_budget += count_scores(scheduler, request, plan->num_scheduled[row]);
             REMOVE_ITEM(plan->rows, row, plan->num_rows);
             REMOVE_ITEM(plan->num_computed, row, plan->num_rows);
             REMOVE_ITEM(plan->num_scheduled, row, plan->num_rows);
@@ -435,7 +455,7 @@ static struct request *choose_victim(const struct scheduler *scheduler)
 
 static void preempt(struct scheduler *scheduler, struct plan *plan, struct request *victim)
 {
-    remove_row(plan, victim);
+    remove_row(scheduler, plan, victim);
     send_back(scheduler, victim);
 }
 
@@ -479,7 +499,7 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
         int32_t num_blocks = request->num_blocks;
 
         at = at->next;
-        if (num_tokens == 0)
+        if (num_tokens == 0 || count_scores(scheduler, request, num_tokens) > plan->logprob_budget)
             continue;
         while (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK) {
             preempted = true;
@@ -491,7 +511,7 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
                 break;
         }
         if (request->state == REQUEST_RUNNING)
-            add_row(plan, request, num_tokens, request->num_blocks - num_blocks, false);
+            add_row(scheduler, plan, request, num_tokens, request->num_blocks - num_blocks, false);
     }
     return preempted;
 }
@@ -514,7 +534,7 @@ static void count_admission(struct scheduler *scheduler, struct request *request
         request->num_cached = num_cached;
         scheduler->num_prompt_tokens += request->num_prompt;
     }
-    if (!scheduler->cache)
+    if (!scheduler->cache || wants_scores(request))
         return;
     count_query(is_first ? &scheduler->at_first : &scheduler->again, request->num_tokens,
                 num_cached);
@@ -575,6 +595,8 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
            (request = next_in_line(scheduler))) {
         if (request->num_in_flight > 0)
             return; /* preempted a moment ago: its token, and its slot, are still to come back */
+        if (count_scores(scheduler, request, plan->budget) > plan->logprob_budget)
+            return;
 
         int32_t num_cached_blocks = find_prefix(scheduler, request);
         int32_t num_missing =
@@ -598,7 +620,7 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
         if (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK)
             ASSERT(false, "%s", fail_text()); /* they were free a moment ago */
         promised += blocks_missing(scheduler, request);
-        add_row(plan, request, num_tokens, request->num_blocks, true);
+        add_row(scheduler, plan, request, num_tokens, request->num_blocks, true);
         /* Known at once: the next in line can share what this one computes. */
         cache_full_blocks(scheduler, request);
     }
@@ -623,6 +645,32 @@ static struct new_request describe(const struct request *request)
 #define NEW_COLUMN(type, count)                                                                    \
     ((type *)memset(arena_alloc(arena, (size_t)(count) * sizeof(type)), 0,                         \
                     (size_t)(count) * sizeof(type)))
+
+/* Rows of prompts whose logprobs are wanted, as far as they have not been told. */
+static void write_prompt_rows(const struct plan *plan, struct arena *arena,
+                              struct scheduler_output *out)
+{
+    int32_t most = 0, n = 0;
+
+    for (int32_t row = 0; row < plan->num_rows; row++)
+        most += wants_scores(plan->rows[row]);
+
+    int32_t *rows = NEW_COLUMN(int32_t, most), *lengths = NEW_COLUMN(int32_t, most);
+
+    for (int32_t row = 0; row < plan->num_rows && most > 0; row++) {
+        const struct request *request = plan->rows[row];
+        int32_t first = plan->num_computed[row];
+        int32_t end = MIN(first + plan->num_scheduled[row], request->num_prompt - 1);
+
+        if (!wants_scores(request) || end <= MAX(first, request->prompt_scores->num_told))
+            continue;
+        rows[n] = row;
+        lengths[n++] = end - first;
+    }
+    out->prompt_logprob_rows = rows;
+    out->num_prompt_logprob_rows = n;
+    out->prompt_logprob_lengths = lengths;
+}
 
 /* The plan as it goes over the wire. A request that comes back from preemption is described anew,
  * like one the workers have never seen. */
@@ -658,6 +706,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         .new_block_ids = block_ids,
         .num_new_block_ids = num_block_ids,
     };
+    write_prompt_rows(plan, arena, out);
     memcpy(finished, scheduler->finished_slots, (size_t)num_finished * sizeof *finished);
     scheduler->num_finished_slots = 0;
 
@@ -696,6 +745,7 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
         .num_new_blocks = arena_alloc(arena, max_rows * sizeof *plan.num_new_blocks),
         .is_new = arena_alloc(arena, max_rows * sizeof *plan.is_new),
         .budget = scheduler->options.max_num_batched_tokens,
+        .logprob_budget = MAX_PROMPT_LOGPROBS,
     };
 
     if (scheduler->pause == PAUSED_ALL)
@@ -928,6 +978,35 @@ void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct schedul
 
 /* ---- update --------------------------------------------------------------------------------- */
 
+static enum status check_prompt_runs(const struct scheduler_output *plan,
+                                     const struct model_runner_output *output, int32_t vocab_size)
+{
+    if (output->num_prompt_runs != plan->num_prompt_logprob_rows)
+        return fail(ERR_MISMATCH, "the answer has the logprobs of %d prompts, the plan wants %d",
+                    output->num_prompt_runs, plan->num_prompt_logprob_rows);
+    for (int32_t i = 0; i < output->num_prompt_runs; i++) {
+        int32_t row = plan->prompt_logprob_rows[i];
+        int32_t position = plan->num_computed_tokens[row] + 1;
+
+        if (output->prompt_slots[i] != plan->slots[row] ||
+            output->prompt_positions[i] != position ||
+            output->prompt_lengths[i] != plan->prompt_logprob_lengths[i])
+            return fail(ERR_MISMATCH,
+                        "the answer has the logprobs of %d prompt tokens from %d on of slot %d, due "
+                        "are %d from %d on of slot %d",
+                        output->prompt_lengths[i], output->prompt_positions[i],
+                        output->prompt_slots[i], plan->prompt_logprob_lengths[i], position,
+                        plan->slots[row]);
+    }
+    for (int32_t i = 0; i < output->num_prompt_logprobs; i++)
+        if (output->prompt_logprob_token_ids[i] < 0 ||
+            output->prompt_logprob_token_ids[i] >= vocab_size)
+            return fail(ERR_MISMATCH,
+                        "the answer has a logprob of token %d, the vocabulary %d tokens",
+                        output->prompt_logprob_token_ids[i], vocab_size);
+    return OK;
+}
+
 enum status scheduler_check_answer(const struct scheduler_output *plan,
                                    const struct model_runner_output *output, int32_t vocab_size)
 {
@@ -958,7 +1037,7 @@ enum status scheduler_check_answer(const struct scheduler_output *plan,
     if (num_sampled != output->num_sampled)
         return fail(ERR_MISMATCH, "the answer has %d tokens, %d rows were to sample",
                     output->num_sampled, num_sampled);
-    return OK;
+    return check_prompt_runs(plan, output, vocab_size);
 }
 
 /* The logprobs of sampled row i, whose entries begin at `first`; copied beside the event. */
@@ -1033,6 +1112,11 @@ static void take_token(struct scheduler *scheduler, struct request *request,
     event->grammar_is_complete = is_terminated;
     if (output->logprob_counts[i] > 0)
         event->logprobs = copy_logprobs(output_builder_arena(events), output, i, first_logprob);
+    if (request->prompt_scores) {
+        event->prompt_logprobs =
+            prompt_scores_copy(request->prompt_scores, output_builder_arena(events));
+        prompt_scores_free(give(request->prompt_scores));
+    }
     if (request->state == REQUEST_RUNNING)
         cache_full_blocks(scheduler, request);
     if (finish != FINISH_NONE)
@@ -1048,6 +1132,7 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
                                          struct output_builder *events)
 {
     int32_t i = 0, first_logprob = 0;
+    struct prompt_place prompts = {0};
 
     ASSERT(scheduler->num_in_flight > 0 && scheduler->in_flight[0].num_rows == plan->num_rows);
     TRY(scheduler_check_answer(plan, output, scheduler->options.vocab_size));
@@ -1061,6 +1146,10 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
         struct request *request = rows[row];
         bool samples = plan->samples[row], is_wanted = samples && !request->drops_in_flight;
 
+        if (prompts.run < plan->num_prompt_logprob_rows &&
+            plan->prompt_logprob_rows[prompts.run] == row)
+            prompt_scores_take(request->drops_in_flight ? NULL : request->prompt_scores, output,
+                               &prompts);
         request->num_in_flight--;
         request->num_placeholders -= samples;
         if (request->num_in_flight == 0 && request->state != REQUEST_RUNNING) {
