@@ -94,20 +94,37 @@ static json_t *logprob_json(float logprob)
     return json_real(isfinite(logprob) ? (double)logprob : -9999.0);
 }
 
+static json_t *token_json(token_id token, const struct token_logprobs *of_token)
+{
+    json_t *top = json_array();
+
+    for (int32_t k = 0; k < of_token->num_top; k++)
+        json_array_append_new(top, json_pack("[i, o]", of_token->top[k].token,
+                                             logprob_json(of_token->top[k].logprob)));
+    return json_pack("{s:i, s:o, s:o}", "token_id", token, "logprob",
+                     logprob_json(of_token->logprob), "top", top);
+}
+
 static json_t *logprobs_json(const struct output_processor *output)
 {
     json_t *list = output->logprobs ? json_array() : json_null();
 
-    for (int32_t i = 0; output->logprobs && i < output->num_tokens; i++) {
-        const struct token_logprobs *of_token = &output->logprobs[i];
-        json_t *top = json_array();
+    for (int32_t i = 0; output->logprobs && i < output->num_tokens; i++)
+        json_array_append_new(list, token_json(output->tokens[i], &output->logprobs[i]));
+    return list;
+}
 
-        for (int32_t k = 0; k < of_token->num_top; k++)
-            json_array_append_new(top, json_pack("[i, o]", of_token->top[k].token,
-                                                 logprob_json(of_token->top[k].logprob)));
-        json_array_append_new(list, json_pack("{s:i, s:o, s:o}", "token_id", output->tokens[i],
-                                              "logprob", logprob_json(of_token->logprob), "top",
-                                              top));
+/* Nothing foretells the first token. */
+static json_t *prompt_logprobs_json(const struct token_list *prompt,
+                                    const struct token_logprobs *logprobs)
+{
+    json_t *list = logprobs ? json_pack("[n]") : json_null();
+
+    for (int32_t i = 1; logprobs && i < prompt->count; i++) {
+        json_t *entry = token_json(prompt->ids[i], &logprobs[i - 1]);
+
+        json_object_set_new(entry, "rank", json_integer(logprobs[i - 1].rank));
+        json_array_append_new(list, entry);
     }
     return list;
 }
@@ -117,6 +134,7 @@ static json_t *answer_json(const struct request *request, int32_t sequence)
     const struct generation *generation = request->generation;
     const struct output_processor *output = &generation->outputs[sequence];
     const struct token_list *prompt = &generation->prompts[sequence / generation->params.n].tokens;
+    const struct output_processor *scored = generation_scored_output(generation, sequence);
     AUTO_CLOSE(bytes) struct bytes text = {0};
     json_t *line = json_pack("{s:I}", "index", (json_int_t)request->index);
 
@@ -128,6 +146,9 @@ static json_t *answer_json(const struct request *request, int32_t sequence)
     json_object_set_new(line, "text", json_stringn(bytes_text(&text), text.size));
     json_object_set_new(line, "finish_reason", json_string(finish_reason_name(output->finish)));
     json_object_set_new(line, "logprobs", logprobs_json(output));
+    if (generation->params.prompt_logprobs >= 0)
+        json_object_set_new(line, "prompt_logprobs",
+                            prompt_logprobs_json(prompt, scored->prompt_logprobs));
     return line;
 }
 

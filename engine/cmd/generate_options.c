@@ -42,6 +42,7 @@ static const struct option rows[] = {
     ROW(n, OPTION_TEXT, NULL, "answers to one prompt", .value = "N"),
     ROW(stop, OPTION_TEXT, NULL, "a text that ends the answer"),
     ROW(logprobs, OPTION_TEXT, NULL, "tell this many likeliest tokens with --json", .value = "K"),
+    ROW(prompt_logprobs, OPTION_TEXT, NULL, "the same of the prompt's tokens", .value = "K"),
     ROW(min_tokens, OPTION_TEXT, NULL, "no end before this many tokens", .value = "N"),
     ROW(ignore_eos, OPTION_BOOL, "false", "go on after the model's end-of-sequence token"),
     ROW(presence_penalty, OPTION_TEXT, NULL, "against tokens that were generated", .value = "X"),

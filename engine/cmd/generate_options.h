@@ -18,6 +18,7 @@ struct generate_options {
 
     /* sampling parameters as JSON; NULL: not given */
     char *max_tokens, *min_tokens, *temperature, *top_p, *top_k, *min_p, *n, *stop, *logprobs;
+    char *prompt_logprobs;
     char *presence_penalty, *frequency_penalty, *repetition_penalty;
     bool ignore_eos;
 

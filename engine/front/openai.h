@@ -67,6 +67,8 @@ struct generation {
     char *model;     /* the name in the answer */
     int64_t created; /* Unix seconds */
     bool stream, include_usage, continuous_usage, echo, return_token_ids;
+    bool is_mute;                /* echo with max_tokens 0: nothing but the prompt is told */
+    bool tells_prompt_logprobs;  /* beside those that echo with logprobs brings */
     int32_t priority;
     const char *cache_salt; /* in `arena`; NULL: none */
 
@@ -117,10 +119,14 @@ void openai_response(const struct openai_model *model, const struct generation *
 /* The text of one sequence, behind its prompt where echo is asked for. */
 void generation_text(const struct openai_model *model, const struct generation *generation,
                      int32_t sequence, struct bytes *out);
+/* That sequence of the same prompt which brings its logprobs, where they are wanted. */
+const struct output_processor *generation_scored_output(const struct generation *generation,
+                                                        int32_t sequence);
 /* The first sequence that ended in FINISH_ERROR, or NULL: the answer is then openai_error. */
 const struct output_processor *generation_failure(const struct generation *generation);
 
-/* Server-sent events ("data: {…}\n\n"). Start: a chat's role chunks, completions' echo. */
+/* Server-sent events ("data: {…}\n\n"). Start: a chat's role chunks, completions' echo, unless that is to
+ * have logprobs: then it comes with the first delta. */
 void openai_stream_start(const struct openai_model *model, struct generation *generation,
                          struct bytes *out);
 /* What is new in one sequence since the last call; nothing when nothing is. Its end, a failure

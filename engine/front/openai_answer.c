@@ -162,42 +162,126 @@ static void put_label(const struct openai_model *model, token_id token, float lo
     json_object_set_new(object, bytes_text(&label), logprob_json(logprob));
 }
 
-/* Completions' four columns. `offset` is where the first token's text begins, in characters, and
- * is moved behind the last one. */
-static json_t *completion_logprobs(const struct openai_model *model,
-                                   const struct output_processor *output, int32_t first,
-                                   int64_t *offset)
+/* Completions' four columns while they grow. */
+struct columns {
+    json_t *texts, *logprobs, *tops, *offsets;
+};
+
+/* of_token: NULL where nothing foretold it. `offset` is where its text begins, in characters, and is
+ * moved behind it. */
+static void add_column(const struct openai_model *model, struct columns *columns, token_id token,
+                       const struct token_logprobs *of_token, int32_t max_top, int64_t *offset)
 {
-    json_t *texts = json_array(), *logprobs = json_array(), *tops = json_array();
-    json_t *offsets = json_array();
+    AUTO_CLOSE(bytes) struct bytes label = {0}, text = {0};
+    json_t *top = of_token ? json_object() : json_null();
 
-    for (int32_t i = first; i < output->num_tokens; i++) {
-        const struct token_logprobs *of_token = &output->logprobs[i];
-        AUTO_CLOSE(bytes) struct bytes label = {0}, text = {0};
-        json_t *top = json_object();
+    token_label(model, token, &label);
+    token_bytes(model, token, &text);
+    json_array_append_new(columns->texts, json_stringn(bytes_text(&label), label.size));
+    json_array_append_new(columns->logprobs,
+                          of_token ? logprob_json(of_token->logprob) : json_null());
+    for (int32_t k = 0; of_token && k < MIN(of_token->num_top, max_top); k++)
+        put_label(model, of_token->top[k].token, of_token->top[k].logprob, top);
+    if (of_token)
+        put_label(model, token, of_token->logprob, top);
+    json_array_append_new(columns->tops, top);
+    json_array_append_new(columns->offsets, json_integer(*offset));
+    *offset += count_characters(bytes_text(&text), text.size);
+}
 
-        token_label(model, output->tokens[i], &label);
-        token_bytes(model, output->tokens[i], &text);
-        json_array_append_new(texts, json_stringn(bytes_text(&label), label.size));
-        json_array_append_new(logprobs, logprob_json(of_token->logprob));
-        for (int32_t k = 0; k < of_token->num_top; k++)
-            put_label(model, of_token->top[k].token, of_token->top[k].logprob, top);
-        put_label(model, output->tokens[i], of_token->logprob, top);
-        json_array_append_new(tops, top);
-        json_array_append_new(offsets, json_integer(*offset));
-        *offset += count_characters(bytes_text(&text), text.size);
-    }
-    return json_pack("{s:o, s:o, s:o, s:o}", "text_offset", offsets, "token_logprobs", logprobs,
-                     "tokens", texts, "top_logprobs", tops);
+static const struct openai_prompt *prompt_of(const struct generation *generation, int32_t sequence)
+{
+    return &generation->prompts[sequence / generation->params.n];
+}
+
+const struct output_processor *generation_scored_output(const struct generation *generation,
+                                                        int32_t sequence)
+{
+    return &generation->outputs[sequence - sequence % generation->params.n];
+}
+
+static bool echoes_logprobs(const struct generation *generation)
+{
+    return generation->echo && generation->params.logprobs >= 0;
+}
+
+static void add_prompt_columns(const struct openai_model *model,
+                               const struct generation *generation, int32_t sequence,
+                               struct columns *columns, int64_t *offset)
+{
+    const struct token_list *prompt = &prompt_of(generation, sequence)->tokens;
+    const struct token_logprobs *logprobs = generation_scored_output(generation, sequence)->prompt_logprobs;
+
+    for (int32_t i = 0; i < prompt->count; i++)
+        add_column(model, columns, prompt->ids[i], logprobs && i > 0 ? &logprobs[i - 1] : NULL,
+                   generation->params.logprobs, offset);
+}
+
+/* Of the tokens from `first` on, behind those of the prompt if that is echoed now. */
+static json_t *completion_logprobs(const struct openai_model *model,
+                                   const struct generation *generation, int32_t sequence,
+                                   bool with_prompt, int32_t first, int64_t *offset)
+{
+    const struct output_processor *output = &generation->outputs[sequence];
+    struct columns columns = {json_array(), json_array(), json_array(), json_array()};
+
+    if (with_prompt)
+        add_prompt_columns(model, generation, sequence, &columns, offset);
+    for (int32_t i = first; i < output->num_tokens; i++)
+        add_column(model, &columns, output->tokens[i], &output->logprobs[i], INT32_MAX, offset);
+    return json_pack("{s:o, s:o, s:o, s:o}", "text_offset", columns.offsets, "token_logprobs",
+                     columns.logprobs, "tokens", columns.texts, "top_logprobs", columns.tops);
 }
 
 static json_t *logprobs_json(const struct openai_model *model, const struct generation *generation,
-                             const struct output_processor *output, int32_t first, int64_t *offset)
+                             int32_t sequence, bool with_prompt, int32_t first, int64_t *offset)
 {
-    if (!output->logprobs)
+    const struct output_processor *output = &generation->outputs[sequence];
+
+    if (!output->logprobs && !with_prompt)
         return json_null();
-    return generation->endpoint == OPENAI_CHAT ? chat_logprobs(model, output, first)
-                                               : completion_logprobs(model, output, first, offset);
+    return generation->endpoint == OPENAI_CHAT
+               ? chat_logprobs(model, output, first)
+               : completion_logprobs(model, generation, sequence, with_prompt, first, offset);
+}
+
+/* vLLM's {"logprob", "rank", "decoded_token"} under the token's id, once. */
+static void put_scored(const struct openai_model *model, token_id token, float logprob, int32_t rank,
+                       json_t *object)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    char key[16];
+
+    snprintf(key, sizeof key, "%d", token);
+    if (json_object_get(object, key))
+        return;
+    tokenizer_decode(model->tokenizer, &token, 1, true, &text);
+    json_object_set_new(object, key,
+                        json_pack("{s:o, s:i, s:o}", "logprob", logprob_json(logprob), "rank", rank,
+                                  "decoded_token", json_stringn(bytes_text(&text), text.size)));
+}
+
+/* vLLM's prompt_logprobs: a prompt's first token has none. */
+static json_t *prompt_logprobs_json(const struct openai_model *model,
+                                    const struct generation *generation, int32_t sequence)
+{
+    const struct token_list *prompt = &prompt_of(generation, sequence)->tokens;
+    const struct token_logprobs *logprobs = generation_scored_output(generation, sequence)->prompt_logprobs;
+    json_t *list;
+
+    if (!logprobs)
+        return json_null();
+    list = json_pack("[n]");
+    for (int32_t i = 1; i < prompt->count; i++) {
+        const struct token_logprobs *of_token = &logprobs[i - 1];
+        json_t *object = json_object();
+
+        put_scored(model, prompt->ids[i], of_token->logprob, of_token->rank, object);
+        for (int32_t k = 0; k < of_token->num_top; k++)
+            put_scored(model, of_token->top[k].token, of_token->top[k].logprob, k + 1, object);
+        json_array_append_new(list, object);
+    }
+    return list;
 }
 
 /* ---- parts of answers ---------------------------------------------------------------------------
@@ -258,11 +342,6 @@ static void prompt_text(const struct openai_model *model, const struct openai_pr
         tokenizer_decode(model->tokenizer, prompt->tokens.ids, prompt->tokens.count, true, out);
 }
 
-static const struct openai_prompt *prompt_of(const struct generation *generation, int32_t sequence)
-{
-    return &generation->prompts[sequence / generation->params.n];
-}
-
 void generation_text(const struct openai_model *model, const struct generation *generation,
                      int32_t sequence, struct bytes *out)
 {
@@ -305,8 +384,13 @@ static json_t *choice_json(const struct openai_model *model, const struct genera
             json_pack("{s:s, s:o, s:n}", "role", "assistant", "content", content, "refusal"));
     else
         json_object_set_new(choice, "text", content);
-    json_object_set_new(choice, "logprobs", logprobs_json(model, generation, output, 0, &offset));
+    json_object_set_new(choice, "logprobs",
+                        logprobs_json(model, generation, sequence, echoes_logprobs(generation), 0,
+                                      &offset));
     set_finish(choice, output);
+    if (generation->tells_prompt_logprobs && generation->endpoint == OPENAI_COMPLETIONS)
+        json_object_set_new(choice, "prompt_logprobs",
+                            prompt_logprobs_json(model, generation, sequence));
     if (generation->return_token_ids) {
         json_object_set_new(choice, "token_ids", ids_json(output->tokens, output->num_tokens));
         json_object_set_new(choice, "prompt_token_ids",
@@ -326,6 +410,8 @@ void openai_response(const struct openai_model *model, const struct generation *
         json_array_append_new(choices, choice_json(model, generation, i));
     json_object_set_new(answer, "choices", choices);
     json_object_set_new(answer, "usage", usage_json(generation));
+    if (generation->tells_prompt_logprobs && chat)
+        json_object_set_new(answer, "prompt_logprobs", prompt_logprobs_json(model, generation, 0));
     put_json(answer, out);
 }
 
@@ -371,22 +457,42 @@ static json_t *delta_choice(const struct generation *generation, int32_t sequenc
     return choice;
 }
 
+static void put_role(const struct generation *generation, int32_t sequence, struct bytes *out)
+{
+    json_t *choice = delta_choice(generation, sequence, "", 0);
+
+    json_object_set_new(choice, "delta",
+                        json_pack("{s:s, s:s}", "role", "assistant", "content", ""));
+    put_chunk(generation, json_pack("[o]", choice), false, out);
+}
+
+static void put_echo(const struct openai_model *model, struct generation *generation,
+                     int32_t sequence, struct bytes *out)
+{
+    struct output_processor *output = &generation->outputs[sequence];
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    json_t *choice;
+
+    prompt_text(model, prompt_of(generation, sequence), &text);
+    choice = delta_choice(generation, sequence, bytes_text(&text), text.size);
+    if (echoes_logprobs(generation))
+        json_object_set_new(choice, "logprobs",
+                            completion_logprobs(model, generation, sequence, true,
+                                                output->num_tokens, &output->characters_sent));
+    output->prompt_sent = true;
+    put_chunk(generation, json_pack("[o]", choice), false, out);
+}
+
 void openai_stream_start(const struct openai_model *model, struct generation *generation,
                          struct bytes *out)
 {
     bool chat = generation->endpoint == OPENAI_CHAT;
 
-    for (int32_t i = 0; i < generation->num_sequences && (chat || generation->echo); i++) {
-        AUTO_CLOSE(bytes) struct bytes text = {0};
-        json_t *choice;
-
-        if (generation->echo)
-            prompt_text(model, prompt_of(generation, i), &text);
-        choice = delta_choice(generation, i, bytes_text(&text), text.size);
+    for (int32_t i = 0; i < generation->num_sequences; i++) {
         if (chat)
-            json_object_set_new(choice, "delta",
-                                json_pack("{s:s, s:s}", "role", "assistant", "content", ""));
-        put_chunk(generation, json_pack("[o]", choice), false, out);
+            put_role(generation, i, out);
+        else if (generation->echo && !echoes_logprobs(generation))
+            put_echo(model, generation, i, out);
     }
 }
 
@@ -446,7 +552,8 @@ static void put_news(const struct openai_model *model, struct generation *genera
 
     json_object_set_new(
         choice, "logprobs",
-        logprobs_json(model, generation, output, output->tokens_sent, &output->characters_sent));
+        logprobs_json(model, generation, sequence, false, output->tokens_sent,
+                      &output->characters_sent));
     if (generation->return_token_ids)
         json_object_set_new(choice, "token_ids",
                             ids_json(output->tokens + output->tokens_sent,
@@ -472,8 +579,14 @@ void openai_stream_delta(const struct openai_model *model, struct generation *ge
                          int32_t sequence, struct bytes *out)
 {
     struct output_processor *output = &generation->outputs[sequence];
+    const struct output_processor *scored = generation_scored_output(generation, sequence);
     bool tokens_matter = output->logprobs || generation->return_token_ids;
 
+    if (echoes_logprobs(generation) && !output->prompt_sent && output->finish != FINISH_ERROR) {
+        if (!scored->prompt_logprobs && scored->finish == FINISH_NONE)
+            return; /* what has come so far goes behind it */
+        put_echo(model, generation, sequence, out);
+    }
     if (output->text.size > output->text_sent ||
         (tokens_matter && output->num_tokens > output->tokens_sent))
         put_news(model, generation, sequence, out);

@@ -212,7 +212,6 @@ static const struct request_field {
     {"documents", IN_CHAT, .not_yet = "[[]]"},
     {"chat_template", IN_CHAT, .not_yet = "[]"},
     {"continue_final_message", IN_CHAT, .not_yet = "[false]"},
-    {"prompt_logprobs", IN_BOTH, .not_yet = "[]"},
     {"truncate_prompt_tokens", IN_BOTH, .not_yet = "[]"},
     {"use_beam_search", IN_BOTH, .not_yet = "[false]"},
     {"length_penalty", IN_BOTH, .not_yet = "[1, 1.0]"},
@@ -314,13 +313,46 @@ static int64_t random_seed(void)
     return seed & MAX_RANDOM_SEED;
 }
 
-static enum status read_params(struct reader *reader)
+/* vLLM: nothing is generated for an echo with max_tokens 0. It is one token here, and not told. */
+static json_t *body_of_params(struct reader *reader)
+{
+    json_t *body = json_copy((json_t *)reader->body);
+    const json_t *max_tokens = json_object_get(body, "max_tokens");
+
+    reader->generation->is_mute = reader->generation->echo && json_is_integer(max_tokens) &&
+                                  json_integer_value(max_tokens) == 0;
+    if (reader->generation->is_mute)
+        json_object_set_new(body, "max_tokens", json_integer(1));
+    return body;
+}
+
+static enum status check_prompt_logprobs(struct reader *reader)
 {
     struct generation *generation = reader->generation;
     struct sampling_params *params = &generation->params;
 
+    generation->tells_prompt_logprobs = params->prompt_logprobs >= 0;
+    if (generation->stream && params->prompt_logprobs > 0) {
+        reader->param = "prompt_logprobs";
+        return fail(ERR_INVALID, "`prompt_logprobs` are not available when `stream=True`.");
+    }
+    if (generation->echo && params->prompt_logprobs < 0)
+        params->prompt_logprobs = params->logprobs;
+    return OK;
+}
+
+static enum status read_params(struct reader *reader)
+{
+    struct generation *generation = reader->generation;
+    struct sampling_params *params = &generation->params;
+    json_t *body = body_of_params(reader);
+    enum status status;
+
     sampling_params_init(params);
-    TRY(sampling_params_from_json(reader->body, &generation->arena, params, &reader->param));
+    status = sampling_params_from_json(body, &generation->arena, params, &reader->param);
+    json_decref(body);
+    TRY(status);
+    TRY(check_prompt_logprobs(reader));
     reader->param = "bad_words";
     TRY(bad_words_tokenize(reader->model->tokenizer, &generation->arena, params));
     reader->param = NULL;
@@ -328,8 +360,6 @@ static enum status read_params(struct reader *reader)
                                  reader->model->max_model_len, reader->model->max_logprobs));
     if (params->seed == -1)
         params->seed = reader->model->seed == -1 ? random_seed() : reader->model->seed;
-    if (generation->echo && params->logprobs >= 0)
-        return fail(ERR_UNSUPPORTED, "echo together with logprobs is not supported yet.");
     return OK;
 }
 
@@ -535,6 +565,7 @@ static void prepare_outputs(struct generation *generation, const struct tokenize
                          .min_tokens = params->min_tokens,
                          .show_special = !params->skip_special_tokens},
                 .has_grammar = generation->grammar != NULL,
+                .is_mute = generation->is_mute,
                 .ignore_eos = params->ignore_eos,
                 .num_prompt_tokens = generation->prompts[i / params->n].tokens.count,
             });
@@ -606,6 +637,8 @@ void generation_submission(const struct generation *generation, int32_t sequence
 
     *params_out = generation->params;
     params_out->n = 1;
+    if (sequence % generation->params.n > 0) /* once a prompt */
+        params_out->prompt_logprobs = -1;
     params_out->seed = (int64_t)((uint64_t)generation->params.seed +
                                  (uint64_t)(sequence % generation->params.n));
     if (params_out->seed == -1) /* the engine would pick another */

@@ -15,6 +15,7 @@ void output_processor_init(struct output_processor *output, const struct output_
         .include_stop = text->include_stop,
         .ignore_eos = options->ignore_eos,
         .has_grammar = options->has_grammar,
+        .is_mute = options->is_mute,
     };
     output->stop = mem_new_array(char *, text->num_stop);
     for (int32_t i = 0; i < text->num_stop; i++)
@@ -26,6 +27,7 @@ void output_processor_close(struct output_processor *output)
     bytes_close(&output->text);
     mem_free(output->tokens);
     mem_free(output->logprobs);
+    mem_free(output->prompt_logprobs);
     mem_free(output->error_text);
     for (int32_t i = 0; i < output->num_stop; i++)
         mem_free(output->stop[i]);
@@ -35,15 +37,29 @@ void output_processor_close(struct output_processor *output)
     *output = (struct output_processor){0};
 }
 
-static void append_logprobs(struct output_processor *output, const struct token_logprobs *of_token)
+static struct token_logprobs keep_logprobs(struct output_processor *output,
+                                           const struct token_logprobs *of_token)
 {
     struct top_logprob *top =
         arena_alloc(&output->arena, (size_t)of_token->num_top * sizeof *top);
+    struct token_logprobs kept = *of_token;
 
     if (of_token->num_top > 0)
         memcpy(top, of_token->top, (size_t)of_token->num_top * sizeof *top);
-    output->logprobs[output->num_tokens] = *of_token;
-    output->logprobs[output->num_tokens].top = top;
+    kept.top = top;
+    return kept;
+}
+
+static void keep_prompt_logprobs(struct output_processor *output,
+                                 const struct token_logprobs *prompt_logprobs)
+{
+    int32_t n = output->num_prompt_tokens - 1;
+
+    mem_free(output->prompt_logprobs);
+    /* One more than there are: a prompt of one token has none, and that is told too. */
+    output->prompt_logprobs = mem_new_array(struct token_logprobs, (size_t)n + 1);
+    for (int32_t i = 0; i < n; i++)
+        output->prompt_logprobs[i] = keep_logprobs(output, &prompt_logprobs[i]);
 }
 
 static void append_token(struct output_processor *output, token_id token,
@@ -59,7 +75,7 @@ static void append_token(struct output_processor *output, token_id token,
     }
     output->tokens[output->num_tokens] = token;
     if (of_token)
-        append_logprobs(output, of_token);
+        output->logprobs[output->num_tokens] = keep_logprobs(output, of_token);
     output->num_tokens++;
 }
 
@@ -92,7 +108,9 @@ static void finish(struct output_processor *output, const struct engine_event *e
 {
     detokenizer_finish(output->detokenizer, &output->text);
     output->finish = event->finish;
-    if (event->finish == FINISH_STOP && !event->grammar_is_complete) {
+    if (event->finish == FINISH_STOP && output->is_mute) {
+        output->finish = FINISH_LENGTH; /* of no tokens */
+    } else if (event->finish == FINISH_STOP && !event->grammar_is_complete) {
         if (event->stop_token >= 0 && !is_eos(output, event->stop_token))
             output->stop_token = event->stop_token;
         if (output->has_grammar)
@@ -111,7 +129,9 @@ bool output_processor_push(struct output_processor *output, const struct engine_
     if (output->finish != FINISH_NONE)
         return false;
     note_times(output, event);
-    for (int32_t i = 0; i < event->num_tokens; i++) {
+    if (event->prompt_logprobs)
+        keep_prompt_logprobs(output, event->prompt_logprobs);
+    for (int32_t i = 0; i < event->num_tokens && !output->is_mute; i++) {
         int32_t stop;
 
         append_token(output, event->tokens[i], event->logprobs ? &event->logprobs[i] : NULL);

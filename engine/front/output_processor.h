@@ -20,6 +20,7 @@ struct output_options {
     const struct tokenizer *tokenizer; /* borrowed */
     struct detokenizer_options text;   /* stop strings, include_stop, show_special */
     bool has_grammar;
+    bool is_mute; /* what is generated is not told: only the prompt's logprobs are wanted */
     bool ignore_eos;                   /* an EOS that stops is then one of the stop_token_ids */
     int32_t num_prompt_tokens;
 };
@@ -30,6 +31,8 @@ struct output_processor {
     token_id *tokens;                /* [num_tokens] */
     struct token_logprobs *logprobs; /* [num_tokens]; NULL when not asked for */
     int32_t num_tokens;
+    struct token_logprobs *prompt_logprobs; /* [num_prompt_tokens - 1] from the second token on; NULL: not
+                                               asked for, or not there yet */
     int32_t num_prompt_tokens;
     int32_t num_cached_tokens; /* of the prompt, found in the prefix cache */
 
@@ -50,6 +53,7 @@ struct output_processor {
     size_t text_sent;
     int32_t tokens_sent;
     int64_t characters_sent; /* of the tokens' own texts: completions' text_offset */
+    bool prompt_sent; /* its echo, where that waits for the prompt's logprobs */
     bool finish_sent;
 
     /* ---- private ---- */
@@ -57,7 +61,7 @@ struct output_processor {
     struct detokenizer *detokenizer;
     char **stop; /* copies */
     int32_t num_stop;
-    bool include_stop, ignore_eos, has_grammar;
+    bool include_stop, ignore_eos, has_grammar, is_mute;
     int32_t capacity;
     struct arena arena; /* the tops */
 };
