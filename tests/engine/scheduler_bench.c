@@ -38,6 +38,8 @@ void bench_free(struct bench *b)
     input_batch_free(b->batch);
     arena_close(&b->arenas[0]);
     arena_close(&b->arenas[1]);
+    for (int i = 0; i < MAX_REQUESTS; i++)
+        mem_free(b->prompts[i]);
     mem_free(b->kv);
     mem_free(b);
 }
@@ -57,6 +59,7 @@ struct request *bench_make_request(struct bench *b, const struct wish *wish)
     params.max_tokens = wish->max_tokens;
     params.min_tokens = wish->min_tokens;
     params.ignore_eos = wish->ignore_eos;
+    params.prompt_logprobs = wish->wants_prompt_logprobs ? 2 : -1;
     params.stop_token_ids = &wish->stop_token;
     params.num_stop_token_ids = wish->stop_token > 0;
     for (int32_t i = 0; i < wish->num_prompt; i++)
@@ -77,7 +80,7 @@ struct request *bench_make_request(struct bench *b, const struct wish *wish)
                                           },
                                           b->options.max_model_len, b->options.block_size);
 
-    mem_free(prompt);
+    b->prompts[id] = prompt;
     return request;
 }
 
@@ -110,6 +113,29 @@ struct bench *bench_two_of_five_blocks(enum scheduling_policy policy, int32_t fi
 
 /* ---- steps ---------------------------------------------------------------------------------- */
 
+/* What the bench's ranks tell of a prompt's token. */
+static float prompt_logprob(int32_t position, int32_t token)
+{
+    return -(float)(position * VOCAB + token);
+}
+
+/* As the ranks told them, each once and in order. */
+static void check_prompt_logprobs(const struct engine_event *event, const token_id *prompt)
+{
+    for (int32_t position = 1; position < event->num_prompt_tokens; position++) {
+        const struct token_logprobs *of_token = &event->prompt_logprobs[position - 1];
+        int32_t token = prompt[position];
+
+        assert_float_equal(of_token->logprob, prompt_logprob(position, token), 0);
+        assert_int_equal(of_token->rank, position);
+        assert_int_equal(of_token->num_top, position % 3);
+        for (int32_t k = 0; k < of_token->num_top; k++) {
+            assert_int_equal(of_token->top[k].token, (token + k + 1) % VOCAB);
+            assert_float_equal(of_token->top[k].logprob, -k, 0);
+        }
+    }
+}
+
 void bench_take_events(struct bench *b)
 {
     struct output_node *node = output_builder_take(&b->events);
@@ -122,6 +148,12 @@ void bench_take_events(struct bench *b)
         struct outcome *outcome = bench_outcome(b, event->id);
 
         assert_int_equal(outcome->num_ends, 0); /* nothing comes behind the end */
+        if (event->prompt_logprobs) {
+            assert_false(outcome->has_prompt_logprobs || outcome->num_tokens > 0);
+            assert_int_equal(event->num_tokens, 1);
+            outcome->has_prompt_logprobs = true;
+            check_prompt_logprobs(event, b->prompts[event->id]);
+        }
         for (int32_t t = 0; t < event->num_tokens; t++) {
             assert_true(outcome->num_tokens < MAX_OUTPUT);
             outcome->tokens[outcome->num_tokens++] = event->tokens[t];
@@ -198,6 +230,58 @@ static void run_step(struct bench *b, int32_t token, int32_t *tokens_out)
     assert_int_equal(num_samples, staged->num_samples);
 }
 
+/* Of each token its own logprob, and up to two more. */
+static void tell_prompts(struct bench *b, const struct staged_step *staged, struct answer *answer)
+{
+    struct model_runner_output *output = &answer->output;
+    int32_t num_runs = staged->num_prompt_runs, num_tokens = 0, n = 0, at = 0;
+
+    for (int32_t i = 0; i < num_runs; i++)
+        num_tokens += staged->prompt_runs[i].length;
+
+    int32_t *slots = answer->prompt = mem_new_array(int32_t, (size_t)(3 * num_runs + 8 * num_tokens));
+    int32_t *positions = slots + num_runs, *lengths = positions + num_runs;
+    int32_t *ranks = lengths + num_runs, *counts = ranks + num_tokens, *ids = counts + num_tokens;
+    float *logprobs = (float *)(ids + 3 * num_tokens);
+
+    for (int32_t i = 0; i < num_runs; i++) {
+        const struct staged_prompt_run *run = &staged->prompt_runs[i];
+        int32_t num_prompt;
+        const int32_t *prompt = input_batch_tokens(b->batch, run->slot, &num_prompt);
+
+        slots[i] = run->slot;
+        positions[i] = run->position;
+        lengths[i] = run->length;
+        for (int32_t p = run->position; p < run->position + run->length; p++, n++) {
+            assert_in_range(p, 1, num_prompt - 1);
+            assert_int_equal(staged->batch.positions[run->row + p - run->position], p - 1);
+            ranks[n] = p;
+            counts[n] = 1 + p % 3;
+            ids[at] = prompt[p];
+            logprobs[at++] = prompt_logprob(p, prompt[p]);
+            for (int32_t k = 0; k < p % 3; k++, at++) {
+                ids[at] = (prompt[p] + k + 1) % VOCAB;
+                logprobs[at] = -(float)k;
+            }
+        }
+    }
+    output->prompt_slots = slots;
+    output->num_prompt_runs = num_runs;
+    output->prompt_positions = positions;
+    output->prompt_lengths = lengths;
+    output->prompt_ranks = ranks;
+    output->num_prompt_tokens = num_tokens;
+    output->prompt_logprob_counts = counts;
+    output->prompt_logprob_token_ids = ids;
+    output->num_prompt_logprobs = at;
+    output->prompt_logprobs = logprobs;
+}
+
+void answer_close(struct answer *answer)
+{
+    mem_free(answer->prompt);
+}
+
 void bench_make_answer(struct bench *b, int32_t token, struct answer *answer)
 {
     const struct staged_step *staged = input_batch_staged(b->batch, b->next_answer);
@@ -218,11 +302,12 @@ void bench_make_answer(struct bench *b, int32_t token, struct answer *answer)
         .logprob_counts = answer->counts,
         .sampled_token_ranks = answer->ranks,
     };
+    tell_prompts(b, staged, answer);
 }
 
 void bench_answer(struct bench *b, int32_t token)
 {
-    struct answer answer;
+    AUTO_CLOSE(answer) struct answer answer;
 
     assert_true(b->next_answer < b->next_step);
     bench_make_answer(b, token, &answer);

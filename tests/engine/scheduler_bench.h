@@ -26,6 +26,7 @@ struct outcome {
     enum status error;
     char error_text[200];
     int32_t num_scheduled; /* tokens, over all steps */
+    bool has_prompt_logprobs; /* they came with the first token */
 };
 
 struct bench {
@@ -40,6 +41,7 @@ struct bench {
     request_id last_id;
     int32_t id_of_slot[256];
     struct outcome outcomes[MAX_REQUESTS]; /* by id */
+    token_id *prompts[MAX_REQUESTS];       /* by id */
 };
 
 /* 16 requests, 1024 tokens, 1000 blocks; no prefix cache. */
@@ -58,6 +60,7 @@ struct wish {
     int32_t stop_token; /* 0: none */
     bool ignore_eos;
     bool awaits_grammar;
+    bool wants_prompt_logprobs; /* and two more of each token */
     const int32_t *prompt; /* NULL: tokens that no other request has */
     const char *cache_salt;
 };
@@ -80,8 +83,11 @@ const struct scheduler_output *bench_schedule(struct bench *b);
 /* The columns of an answer, which tests may spoil. */
 struct answer {
     int32_t slots[64], positions[64], tokens[64], counts[64], ranks[64];
+    int32_t *prompt; /* every column of the prompts' */
     struct model_runner_output output;
 };
+
+void answer_close(struct answer *answer);
 
 /* Computes the oldest step in flight: every row that samples gets this token. */
 void bench_make_answer(struct bench *b, int32_t token, struct answer *answer);

@@ -366,7 +366,7 @@ static void requests_end_where_they_should(void **state)
 static void a_row_without_a_token_ends_with_an_error_alone(void **state)
 {
     struct bench *b = bench_new(&ROOMY);
-    struct answer spoiled;
+    AUTO_CLOSE(answer) struct answer spoiled;
     request_id bad = bench_add(b, (struct wish){.num_prompt = 5, .max_tokens = 4});
     request_id good = bench_add(b, (struct wish){.num_prompt = 5, .max_tokens = 1});
 
@@ -456,7 +456,8 @@ static void an_answer_that_does_not_fit_is_refused_and_changes_nothing(void **st
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         struct bench *b = bench_new(&ROOMY);
-        struct answer good, bad;
+        AUTO_CLOSE(answer) struct answer good;
+        struct answer bad;
 
         bench_add(b, (struct wish){.num_prompt = 5, .max_tokens = 1});
         bench_add(b, (struct wish){.num_prompt = 5, .max_tokens = 1});
@@ -508,6 +509,160 @@ static void an_answer_that_does_not_fit_is_refused_and_changes_nothing(void **st
     }
 }
 
+/* ---- the logprobs of prompts ---------------------------------------------------------------- */
+
+#define expect_prompt_row(plan, i, row, length)                                                    \
+    do {                                                                                           \
+        assert_true((i) < (plan)->num_prompt_logprob_rows);                                        \
+        assert_int_equal((plan)->prompt_logprob_rows[i], row);                                     \
+        assert_int_equal((plan)->prompt_logprob_lengths[i], length);                               \
+    } while (0)
+
+static void prompts_logprobs_are_gathered_over_chunks(void **state)
+{
+    struct scheduler_options options = ROOMY;
+    const struct scheduler_output *plan;
+
+    (void)state;
+    options.max_num_batched_tokens = 100;
+    struct bench *b = bench_new(&options);
+
+    bench_add(b, (struct wish){.num_prompt = 10, .max_tokens = 9});
+    bench_add(b, (struct wish){.num_prompt = 191, .max_tokens = 2, .wants_prompt_logprobs = true});
+    plan = bench_schedule(b);
+    expect_counts(plan, 10, 90);
+    assert_int_equal(plan->num_prompt_logprob_rows, 1);
+    expect_prompt_row(plan, 0, 1, 90);
+    bench_answer(b, 50);
+    plan = bench_schedule(b);
+    expect_counts(plan, 1, 99);
+    expect_prompt_row(plan, 0, 1, 99);
+    bench_answer(b, 50);
+    plan = bench_schedule(b); /* tokens 189 and 190: the second foretells the answer */
+    expect_counts(plan, 1, 2);
+    expect_prompt_row(plan, 0, 1, 1);
+    assert_false(bench_outcome(b, 2)->has_prompt_logprobs);
+    bench_answer(b, 50);
+    assert_true(bench_outcome(b, 2)->has_prompt_logprobs);
+    plan = bench_schedule(b);
+    expect_counts(plan, 1, 1);
+    assert_int_equal(plan->num_prompt_logprob_rows, 0);
+    bench_answer(b, 50);
+    bench_end(b);
+    bench_free(b);
+}
+
+static void a_prompt_of_one_token_has_no_logprobs_and_says_so(void **state)
+{
+    struct bench *b = bench_new(&ROOMY);
+
+    (void)state;
+    bench_add(b, (struct wish){.num_prompt = 1, .max_tokens = 1, .wants_prompt_logprobs = true});
+    assert_int_equal(bench_schedule(b)->num_prompt_logprob_rows, 0);
+    bench_answer(b, 50);
+    assert_true(bench_outcome(b, 1)->has_prompt_logprobs);
+    bench_free(b);
+}
+
+static void a_prompt_with_logprobs_is_computed_whole_though_it_is_cached(void **state)
+{
+    enum { NUM_PROMPT = 4 * BLOCK + 1 };
+    struct scheduler_options options = ROOMY;
+    int32_t prompt[NUM_PROMPT];
+    struct scheduler_stats stats;
+
+    (void)state;
+    options.enable_prefix_caching = true;
+    struct bench *b = bench_new(&options);
+
+    for (int32_t i = 0; i < NUM_PROMPT; i++)
+        prompt[i] = 10 + i;
+    for (int i = 0; i < 3; i++) {
+        bench_add(b, (struct wish){.num_prompt = NUM_PROMPT,
+                                   .max_tokens = 1,
+                                   .prompt = prompt,
+                                   .wants_prompt_logprobs = i == 1});
+        expect_row(bench_schedule(b), 0, i + 1, i == 2 ? 1 : NUM_PROMPT);
+        bench_answer(b, 50);
+    }
+    assert_true(bench_outcome(b, 2)->has_prompt_logprobs);
+    scheduler_get_stats(b->scheduler, &stats);
+    assert_int_equal(stats.at_first.requests, 2); /* the other did not ask the cache */
+    bench_free(b);
+}
+
+/* Preempted behind its first chunk: what has been told is not asked for again, the rest comes. */
+static void logprobs_outlive_a_preemption(void **state)
+{
+    struct scheduler_options options = ROOMY;
+    const struct scheduler_output *plan;
+
+    (void)state;
+    options.num_blocks = 10;
+    options.max_num_batched_tokens = 4 * BLOCK;
+    options.enable_prefix_caching = true;
+    struct bench *b = bench_new(&options);
+
+    bench_add(b, (struct wish){.num_prompt = 2 * BLOCK, .max_tokens = 20 * BLOCK / 4});
+    bench_schedule(b);
+    bench_answer(b, 50);
+    bench_add(b, (struct wish){.num_prompt = 7 * BLOCK, .max_tokens = 2, .wants_prompt_logprobs = true});
+    plan = bench_schedule(b);
+    expect_row(plan, 1, 2, 4 * BLOCK - 1);
+    expect_prompt_row(plan, 0, 1, 4 * BLOCK - 1);
+    bench_answer(b, 50);
+    assert_true(scheduler_reset_prefix_cache(b->scheduler, true)); /* preempts all */
+    plan = bench_schedule(b);
+    expect_row(plan, 1, 2, 4 * BLOCK - (2 * BLOCK + 2));
+    assert_int_equal(plan->num_prompt_logprob_rows, 0); /* these have been told */
+    bench_run(b);
+    assert_true(bench_outcome(b, 2)->has_prompt_logprobs);
+    assert_int_equal(bench_outcome(b, 2)->finish, FINISH_LENGTH);
+    bench_free(b);
+}
+
+static void an_answer_about_other_prompts_is_refused(void **state)
+{
+    static const char *const words[] = {
+        "the answer has the logprobs of 0 prompts, the plan wants 1",
+        "of 4 prompt tokens from 1 on of slot 1, due are 4 from 1 on of slot 0",
+        "of 4 prompt tokens from 2 on of slot 0, due are 4 from 1 on of slot 0",
+        "the answer has a logprob of token 1000, the vocabulary 1000 tokens",
+        "the answer has a logprob of token -1, the vocabulary 1000 tokens",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(words); i++) {
+        struct bench *b = bench_new(&ROOMY);
+        struct answer good;
+
+        bench_add(b, (struct wish){.num_prompt = 5, .max_tokens = 1, .wants_prompt_logprobs = true});
+        bench_schedule(b);
+        bench_make_answer(b, 50, &good);
+
+        struct model_runner_output bad = good.output;
+        int32_t value = i == 1 ? 1 : i == 2 ? 2 : i == 3 ? VOCAB : -1, ids[64];
+
+        memcpy(ids, bad.prompt_logprob_token_ids, sizeof *ids * (size_t)bad.num_prompt_logprobs);
+        ids[bad.num_prompt_logprobs - 1] = value;
+        if (i == 0)
+            bad.num_prompt_runs = bad.num_prompt_tokens = bad.num_prompt_logprobs = 0;
+        else if (i == 1)
+            bad.prompt_slots = &value;
+        else if (i == 2)
+            bad.prompt_positions = &value;
+        else
+            bad.prompt_logprob_token_ids = ids;
+        expect_fails(scheduler_update_from_output(b->scheduler, &b->plans[0], &bad, &b->events),
+                     ERR_MISMATCH, words[i]);
+        assert_null(output_builder_take(&b->events));
+        answer_close(&good);
+        bench_answer(b, 50);
+        assert_true(bench_outcome(b, 1)->has_prompt_logprobs);
+        bench_free(b);
+    }
+}
+
 static void steps_that_never_come_back_leave_nothing_behind(void **state)
 {
     struct bench *b = bench_two_of_five_blocks(POLICY_FCFS, 0, 0);
@@ -547,6 +702,11 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_request_that_can_never_fit_is_refused_with_the_numbers),
     cmocka_unit_test(an_aborted_request_ends_at_once_wherever_it_is),
     cmocka_unit_test(an_answer_that_does_not_fit_is_refused_and_changes_nothing),
+    cmocka_unit_test(prompts_logprobs_are_gathered_over_chunks),
+    cmocka_unit_test(a_prompt_of_one_token_has_no_logprobs_and_says_so),
+    cmocka_unit_test(a_prompt_with_logprobs_is_computed_whole_though_it_is_cached),
+    cmocka_unit_test(logprobs_outlive_a_preemption),
+    cmocka_unit_test(an_answer_about_other_prompts_is_refused),
     cmocka_unit_test(steps_that_never_come_back_leave_nothing_behind),
 };
 TEST_MAIN(tests)

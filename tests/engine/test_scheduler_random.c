@@ -40,6 +40,7 @@ static void add_at_random(struct bench *b, struct simulation *sim)
         .num_prompt = 1 + (int32_t)random_below(&sim->seed, 90),
         .max_tokens = 1 + (int32_t)random_below(&sim->seed, 40),
         .priority = (int32_t)random_below(&sim->seed, 3),
+        .wants_prompt_logprobs = random_below(&sim->seed, 4) == 0,
         .prompt = sim->prompts[id],
     };
     /* Families share the beginnings of their prompts. */
@@ -106,6 +107,8 @@ static void simulate(const struct scheduler_options *options, uint32_t seed, int
         assert_int_equal(outcome->num_ends, 1);
         assert_true(sim->aborted[id] ? outcome->finish == FINISH_ABORT && outcome->num_tokens <= n
                                      : outcome->num_tokens == n);
+        assert_int_equal(outcome->has_prompt_logprobs,
+                         sim->wishes[id].wants_prompt_logprobs && outcome->num_tokens > 0);
         assert_memory_equal(outcome->tokens, expected,
                             sizeof *expected * (size_t)outcome->num_tokens);
     }

@@ -120,7 +120,7 @@ static void a_column_that_is_shorter_than_its_neighbours_is_refused(void **state
     AUTO_CLOSE(arena) struct arena arena = {0};
     AUTO_CLOSE(bytes) struct bytes frame = {0};
     struct message message;
-    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 10);
+    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 12);
 
     msgpack_pack_nil(&packer);
     msgpack_pack_array(&packer, 0);
@@ -140,7 +140,7 @@ static void a_count_takes_no_memory_before_its_bytes_are_there(void **state)
     AUTO_CLOSE(arena) struct arena arena = {0};
     AUTO_CLOSE(bytes) struct bytes frame = {0};
     struct message message;
-    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 10);
+    msgpack_packer packer = begin_frame(&frame, MESSAGE_PREPARE_INPUTS, 12);
 
     msgpack_pack_nil(&packer);
     msgpack_pack_array(&packer, 60); /* requests, of at least 7 bytes each */
@@ -269,6 +269,47 @@ static void steps_that_do_not_add_up_are_refused(void **state)
     expect_ok(model_runner_output_check(&output));
     output.num_logprobs = 1;
     expect_fails(model_runner_output_check(&output), ERR_MISMATCH, "2 logprobs, the step 1");
+}
+
+static void prompts_with_logprobs_are_rows_of_the_plan_and_runs_of_the_answer(void **state)
+{
+    (void)state;
+    const struct scheduler_output *plan = sample_messages()[3].body;
+    const struct model_runner_output *output = sample_messages()[6].body;
+    static const struct {
+        int32_t rows[2], lengths[2];
+        const char *words;
+    } plans[] = {
+        {{1, 1}, {1, 1}, "row 1 comes after row 1 of 4"},
+        {{1, 4}, {1, 1}, "row 4 comes after row 1 of 4"},
+        {{-1, 2}, {1, 1}, "row -1 comes after row -1 of 4"},
+        {{1, 2}, {0, 1}, "row 1 schedules 3 tokens, the logprobs of 0 are wanted"},
+        {{1, 2}, {3, 5}, "row 2 schedules 4 tokens, the logprobs of 5 are wanted"},
+    };
+    static const struct {
+        int32_t lengths[2], counts[3];
+        const char *words;
+    } outputs[] = {
+        {{0, 3}, {2, 1, 1}, "the answer has the logprobs of 0 prompt tokens of slot 1"},
+        {{2, 2}, {2, 1, 1}, "the rows have 4 prompt tokens with logprobs, the step 3"},
+        {{1, 2}, {4, 0, 0}, "prompt token 1 has 0 logprobs"},
+        {{1, 2}, {2, 2, 1}, "the rows have 5 prompt logprobs, the step 4"},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(plans); i++) {
+        struct scheduler_output bad = *plan;
+
+        bad.prompt_logprob_rows = plans[i].rows;
+        bad.prompt_logprob_lengths = plans[i].lengths;
+        expect_fails(scheduler_output_check(&bad, 8, 16), ERR_MISMATCH, plans[i].words);
+    }
+    for (size_t i = 0; i < COUNT_OF(outputs); i++) {
+        struct model_runner_output bad = *output;
+
+        bad.prompt_lengths = outputs[i].lengths;
+        bad.prompt_logprob_counts = outputs[i].counts;
+        expect_fails(model_runner_output_check(&bad), ERR_MISMATCH, outputs[i].words);
+    }
 }
 
 static void masks_fit_their_rows_and_the_vocabulary(void **state)
@@ -409,6 +450,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(json_that_does_not_fit_is_refused_by_name),
     cmocka_unit_test(print_shows_every_field_and_no_users_tokens),
     cmocka_unit_test(steps_that_do_not_add_up_are_refused),
+    cmocka_unit_test(prompts_with_logprobs_are_rows_of_the_plan_and_runs_of_the_answer),
     cmocka_unit_test(masks_fit_their_rows_and_the_vocabulary),
     cmocka_unit_test(a_rank_gets_the_words_of_its_slice),
     cmocka_unit_test(the_fuzzers_corpus_still_decodes),

@@ -30,6 +30,7 @@ static void what_is_not_given_has_the_default_and_others_keys_are_left_alone(voi
     assert_int_equal(params.seed, -1);
     assert_int_equal(params.max_tokens, -1);
     assert_int_equal(params.logprobs, -1);
+    assert_int_equal(params.prompt_logprobs, -1);
     assert_true(params.skip_special_tokens);
     assert_false(sampling_params_has_key("model"));
     assert_false(sampling_params_has_key("logit_bias_values"));
@@ -46,7 +47,7 @@ static void every_parameter_is_read(void **state)
     expect_ok(parse("{\"n\": 3, \"temperature\": 0.5, \"top_p\": 0.25, \"top_k\": 40, \"min_p\": 0.125,"
                     "\"seed\": 9007199254740993, \"max_completion_tokens\": 7, \"min_tokens\": 2,"
                     "\"stop\": [\"a\", \"bc\"], \"stop_token_ids\": [5, 6, 5], \"ignore_eos\": true,"
-                    "\"logprobs\": true, \"top_logprobs\": 4, \"presence_penalty\": -2,"
+                    "\"logprobs\": true, \"top_logprobs\": 4, \"prompt_logprobs\": 3, \"presence_penalty\": -2,"
                     "\"frequency_penalty\": 2.0, \"repetition_penalty\": 1.5,"
                     "\"logit_bias\": {\"7\": -1e9, \"8\": 3}, \"skip_special_tokens\": false,"
                     "\"include_stop_str_in_output\": true}", &arena, &params));
@@ -60,6 +61,7 @@ static void every_parameter_is_read(void **state)
     assert_string_equal(params.stop[1], "bc");
     assert_int_equal(params.num_stop_token_ids, 2);
     assert_int_equal(params.logprobs, 4);
+    assert_int_equal(params.prompt_logprobs, 3);
     assert_float_equal(params.frequency_penalty, 2, 0);
     assert_int_equal(params.num_logit_bias, 2);
     assert_int_equal(params.logit_bias_ids[0], 7);
@@ -98,6 +100,8 @@ static void what_is_out_of_range_is_refused_in_known_words(void **state)
         {"{\"stop_token_ids\": [1, \"2\"]}", "element 1 is none"},
         {"{\"logprobs\": -2}", "logprobs must be non-negative or -1, got -2."},
         {"{\"top_logprobs\": -2}", "top_logprobs must be a non-negative integer or -1."},
+        {"{\"prompt_logprobs\": true}", "prompt_logprobs must be an integer."},
+        {"{\"prompt_logprobs\": -2}", "`prompt_logprobs` must be a positive value or -1."},
         {"{\"allowed_token_ids\": []}", "allowed_token_ids is not None and empty!"},
         {"{\"allowed_token_ids\": 3}", "allowed_token_ids must be a list of at most"},
         {"{\"allowed_token_ids\": [3, -1]}", "element 1 is none"},
@@ -128,6 +132,10 @@ static void parameters_are_checked_against_each_other_and_the_model(void **state
         {"{\"min_tokens\": 64}", "maximum model length of 64"},
         {"{\"logprobs\": 21}",
          "Requested sample logprobs of 21, which is greater than max allowed: 20"},
+        {"{\"prompt_logprobs\": 21}",
+         "Requested prompt logprobs of 21, which is greater than max allowed: 20"},
+        {"{\"prompt_logprobs\": -1}",
+         "Requested prompt logprobs of 100, which is greater than max allowed: 20"},
         {"{\"logprobs\": -1}",
          "Requested sample logprobs of 100, which is greater than max allowed: 20"},
         {"{\"allowed_token_ids\": [1, 100]}",

@@ -27,6 +27,7 @@ struct sampler_ranks {
     /* the run's */
     const float *logits;
     const struct sampler_row *rows;
+    const struct logprob_query *queries; /* NULL: rows are sampled */
     int32_t num_rows;
     float *kept;
 };
@@ -94,13 +95,18 @@ static void *run(void *argument)
     enum status status;
 
     for (int32_t i = 0; i < ranks->num_rows; i++) {
-        rank->rows[i] = ranks->rows[i];
+        if (!ranks->queries)
+            rank->rows[i] = ranks->rows[i];
         if (rank->rows[i].bitmask)
             rank->rows[i].bitmask += rank->first_token / 32;
         memcpy(rank->logits + i * n, ranks->logits + i * vocab_size + rank->first_token,
                sizeof(float) * (size_t)n);
     }
-    status = sampler_run(rank->sampler, rank->logits, rank->rows, ranks->num_rows, rank->results);
+    status = ranks->queries
+                 ? sampler_logprobs(rank->sampler, rank->logits, ranks->queries, ranks->num_rows,
+                                    rank->results)
+                 : sampler_run(rank->sampler, rank->logits, rank->rows, ranks->num_rows,
+                               rank->results);
     ASSERT(status == OK, "%s", fail_text());
     for (int32_t i = 0; ranks->kept && i < ranks->num_rows; i++)
         sampler_kept(rank->sampler, i, ranks->kept + i * vocab_size + rank->first_token);
@@ -118,17 +124,15 @@ static bool is_same(const struct sampler_result *a, const struct sampler_result 
                       memcmp(a->top_logprobs, b->top_logprobs, n * sizeof *a->top_logprobs) == 0);
 }
 
-void sampler_ranks_run(struct sampler_ranks *ranks, const float *logits,
-                       const struct sampler_row *rows, int32_t num_rows,
-                       struct sampler_result *results, float *kept)
+/* What the ranks have been told, on all of them. */
+static void run_all(struct sampler_ranks *ranks, const float *logits, int32_t num_rows,
+                    struct sampler_result *results)
 {
     pthread_t threads[MAX_WORLD];
 
     ASSERT(num_rows <= ranks->max_rows);
     ranks->logits = logits;
-    ranks->rows = rows;
     ranks->num_rows = num_rows;
-    ranks->kept = kept;
     for (int32_t i = 1; i < ranks->world; i++)
         ASSERT(pthread_create(&threads[i], NULL, run, &ranks->rank[i]) == 0);
     run(&ranks->rank[0]);
@@ -139,4 +143,25 @@ void sampler_ranks_run(struct sampler_ranks *ranks, const float *logits,
         for (int32_t i = 0; i < num_rows; i++)
             ASSERT(is_same(&results[i], &ranks->rank[rank].results[i]), "row %d: rank %d differs",
                    i, rank);
+}
+
+void sampler_ranks_run(struct sampler_ranks *ranks, const float *logits,
+                       const struct sampler_row *rows, int32_t num_rows,
+                       struct sampler_result *results, float *kept)
+{
+    ranks->rows = rows;
+    ranks->queries = NULL;
+    ranks->kept = kept;
+    run_all(ranks, logits, num_rows, results);
+}
+
+void sampler_ranks_logprobs(struct sampler_ranks *ranks, const float *logits,
+                            const struct logprob_query *queries, int32_t num_rows,
+                            struct sampler_result *results)
+{
+    for (int32_t i = 0; i < ranks->world; i++)
+        memset(ranks->rank[i].rows, 0, sizeof *ranks->rank[i].rows * (size_t)num_rows);
+    ranks->queries = queries;
+    ranks->kept = NULL;
+    run_all(ranks, logits, num_rows, results);
 }

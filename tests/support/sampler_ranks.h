@@ -26,5 +26,9 @@ DEFINE_AUTO_FREE(sampler_ranks)
 void sampler_ranks_run(struct sampler_ranks *ranks, const float *logits,
                        const struct sampler_row *rows, int32_t num_rows,
                        struct sampler_result *results, float *kept);
+/* The same for sampler_logprobs. */
+void sampler_ranks_logprobs(struct sampler_ranks *ranks, const float *logits,
+                            const struct logprob_query *queries, int32_t num_rows,
+                            struct sampler_result *results);
 
 #endif

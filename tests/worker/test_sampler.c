@@ -682,6 +682,53 @@ static void logprobs_are_those_of_the_logits_before_any_edit(void **state)
     assert_int_equal(result.top_tokens[3], 3);
 }
 
+/* Of any token, drawn or not: what sampling would have told of it. */
+static void logprobs_of_tokens_that_were_not_drawn_are_the_same(void **state)
+{
+    (void)state;
+    enum { ROWS = 12 };
+    AUTO_MEM float *logits = mem_new_array(float, ROWS *VOCAB);
+    struct logprob_query queries[ROWS];
+    struct sampler_result alone[ROWS], results[ROWS];
+    uint64_t random = 5;
+
+    for (int32_t i = 0; i < ROWS * VOCAB; i++)
+        logits[i] = uniform(&random) * 20 - 10;
+    for (int32_t i = 0; i < ROWS; i++)
+        queries[i] = (struct logprob_query){(int32_t)(next_random(&random) % VOCAB),
+                                            i == 3 ? LOGPROBS_ALL : i % 5};
+    for (size_t d = 0; d < COUNT_OF(deals); d++) {
+        AUTO_FREE(sampler_ranks)
+        struct sampler_ranks *ranks = sampler_ranks_new(deals[d].world, deals[d].cuts, ROWS, 0);
+
+        sampler_ranks_logprobs(ranks, logits, queries, ROWS, d == 0 ? alone : results);
+        for (int32_t i = 0; i < ROWS; i++) {
+            const float *row = logits + (int64_t)i * VOCAB;
+            const struct sampler_result *result = d == 0 ? &alone[i] : &results[i];
+            int32_t token = queries[i].token, rank = 1;
+            double sum = 0;
+
+            for (int32_t t = 0; t < VOCAB; t++) {
+                sum += exp((double)row[t]);
+                rank += row[t] > row[token];
+            }
+            assert_int_equal(result->token, token);
+            assert_int_equal(result->rank, rank);
+            assert_float_equal(result->logprob, row[token] - log(sum), 1e-5);
+            assert_int_equal(result->num_top, MIN(queries[i].num_top, VOCAB));
+            for (int32_t k = 0; k < result->num_top; k++)
+                assert_float_equal(result->top_logprobs[k],
+                                   row[result->top_tokens[k]] - log(sum), 1e-5);
+            if (rank <= result->num_top)
+                assert_int_equal(result->top_tokens[rank - 1], token);
+            if (d == 0) /* their arrays go with the ranks */
+                alone[i].top_tokens = NULL, alone[i].top_logprobs = NULL, alone[i].num_top = 0;
+            else
+                assert_memory_equal(&result->logprob, &alone[i].logprob, sizeof result->logprob);
+        }
+    }
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_distribution_is_the_references_on_any_ranks),
     cmocka_unit_test(draws_follow_the_references_distributions),
@@ -692,6 +739,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(masks_reach_every_slice),
     cmocka_unit_test(min_tokens_is_the_masks_where_there_is_one),
     cmocka_unit_test(logprobs_are_those_of_the_logits_before_any_edit),
+    cmocka_unit_test(logprobs_of_tokens_that_were_not_drawn_are_the_same),
 };
 
 int main(void)
