@@ -262,7 +262,14 @@ static void refusals_name_the_field_and_the_reason(void **state)
         {TEXT(", \"suffix\": \"y\""), ERR_UNSUPPORTED, "suffix", "`suffix` is not supported yet"},
         {TEXT(", \"bad_words\": [\"y\"]"), ERR_UNSUPPORTED, NULL, "not supported yet"},
         {TEXT(", \"best_of\": 2"), ERR_UNSUPPORTED, "best_of", "best_of other than n"},
-        {TEXT(", \"echo\": true, \"logprobs\": 1"), ERR_UNSUPPORTED, NULL, "echo together"},
+        {TEXT(", \"stream\": true, \"prompt_logprobs\": 1"), ERR_INVALID, "prompt_logprobs",
+         "`prompt_logprobs` are not available when `stream=True`."},
+        {TEXT(", \"stream\": true, \"prompt_logprobs\": -1"), ERR_INVALID, "prompt_logprobs",
+         "`prompt_logprobs` are not available when `stream=True`."},
+        {TEXT(", \"prompt_logprobs\": 21"), ERR_INVALID, NULL,
+         "Requested prompt logprobs of 21, which is greater than max allowed: 20"},
+        {TEXT(", \"echo\": true, \"max_tokens\": -1"), ERR_INVALID, "max_tokens",
+         "must be at least 1, got -1"},
         {TEXT(", \"stream\": 1"), ERR_INVALID, "stream", "stream must be true or false"},
         {TEXT(", \"stream_options\": {}"), ERR_INVALID, "stream_options", "`stream=True`"},
         {TEXT(", \"stream\": true, \"stream_options\": {\"x\": 1}"), ERR_INVALID, "stream_options",
@@ -481,6 +488,153 @@ static void echo_gives_the_prompt_back(void **state)
     assert_non_null(strstr(bytes_text(&stream), "\"index\":1,\"text\":\"b\""));
 }
 
+/* Of the prompt "<s>hello!": its second and third token. */
+static const struct token_logprobs prompt_logprobs[] = {
+    {-0.5f, 1, 2, (const struct top_logprob[]){{SMALL_HELLO, -0.5f}, {0xc3, -1}}},
+    {-3, 7, 2, (const struct top_logprob[]){{'?', -0.25f}, {SMALL_HELLO, -1}}},
+};
+#define PROMPT "\"prompt\": \"hello!\""
+
+static void generate_behind_prompt(struct generation *generation, int32_t sequence)
+{
+    struct engine_event event = {
+        .num_tokens = 1,
+        .tokens = (const token_id[]){SMALL_HELLO},
+        .logprobs = generation->params.logprobs >= 0 ? &prompt_logprobs[0] : NULL,
+        .prompt_logprobs =
+            sequence % generation->params.n == 0 && generation->params.prompt_logprobs >= 0
+                ? prompt_logprobs
+                : NULL,
+        .finish = FINISH_LENGTH,
+        .stop_token = -1,
+    };
+
+    assert_false(output_processor_push(&generation->outputs[sequence], &event));
+}
+
+static void echo_brings_the_prompts_logprobs(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation)
+    struct generation *g = generation_of(
+        OPENAI_COMPLETIONS, "{" PROMPT ", \"echo\": true, \"logprobs\": 1, \"temperature\": 0}");
+    AUTO_CLOSE(bytes) struct bytes answer = {0};
+
+    assert_int_equal(g->params.prompt_logprobs, 1);
+    generate_behind_prompt(g, 0);
+    openai_response(&model, g, &answer);
+#define OFFSETS(more)  "\"text_offset\":[0,3,8" more "]"
+#define LOGPROBS(more) "\"token_logprobs\":[null,-0.5,-3.0" more "]"
+#define TOKENS(more)   "\"tokens\":[\"<s>\",\"hello\",\"!\"" more "]"
+#define TOP(more)      "\"top_logprobs\":[null,{\"hello\":-0.5},{\"?\":-0.25,\"!\":-3.0}" more "]"
+    expect_answer(
+        &answer, g,
+        "{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"small\","
+        "\"choices\":[{\"index\":0,\"text\":\"hello!hello\",\"logprobs\":{" OFFSETS(",9") "," LOGPROBS(
+            ",-0.5") "," TOKENS(",\"hello\"") "," TOP(",{\"hello\":-0.5,\"bytes:\\\\xc3\":-1.0}")
+        "},\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":3,"
+        "\"total_tokens\":4,\"completion_tokens\":1,\"prompt_tokens_details\":{"
+        "\"cached_tokens\":0}}}");
+}
+
+static void an_echo_of_no_tokens_is_the_prompt_alone(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation)
+    struct generation *g =
+        generation_of(OPENAI_COMPLETIONS, "{" PROMPT ", \"echo\": true, \"logprobs\": 1,"
+                                          " \"max_tokens\": 0, \"temperature\": 0}");
+    AUTO_CLOSE(bytes) struct bytes answer = {0};
+
+    assert_int_equal(g->params.max_tokens, 1);
+    generate_behind_prompt(g, 0);
+    openai_response(&model, g, &answer);
+    expect_answer(
+        &answer, g,
+        "{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"small\","
+        "\"choices\":[{\"index\":0,\"text\":\"hello!\",\"logprobs\":{" OFFSETS("") "," LOGPROBS(
+            "") "," TOKENS("") "," TOP("")
+        "},\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":3,"
+        "\"total_tokens\":3,\"completion_tokens\":0,\"prompt_tokens_details\":{"
+        "\"cached_tokens\":0}}}");
+}
+
+static void a_streamed_echo_waits_for_its_logprobs(void **state)
+{
+    (void)state;
+    AUTO_FREE(generation)
+    struct generation *g =
+        generation_of(OPENAI_COMPLETIONS, "{" PROMPT ", \"echo\": true, \"logprobs\": 1, \"n\": 2,"
+                                          " \"stream\": true, \"seed\": 5}");
+    AUTO_CLOSE(bytes) struct bytes stream = {0};
+
+    openai_stream_start(&model, g, &stream);
+    openai_stream_delta(&model, g, 0, &stream);
+    generate_behind_prompt(g, 1);
+    openai_stream_delta(&model, g, 1, &stream); /* the first of them has them, and lags behind */
+    assert_int_equal(stream.size, 0);
+    generate_behind_prompt(g, 0);
+    openai_stream_delta(&model, g, 1, &stream);
+#define ECHO_CHUNK(body)                                                                           \
+    "data: {\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"small\","       \
+    "\"seed\":5,\"choices\":[{\"index\":1," body "]}\n\n"
+    expect_answer(&stream, g,
+                  ECHO_CHUNK("\"text\":\"hello!\",\"logprobs\":{" OFFSETS("") "," LOGPROBS(
+                      "") "," TOKENS("") "," TOP("") "},\"finish_reason\":null,\"stop_reason\":null}")
+                      ECHO_CHUNK("\"text\":\"hello\",\"logprobs\":{\"text_offset\":[9],"
+                                 "\"token_logprobs\":[-0.5],\"tokens\":[\"hello\"],"
+                                 "\"top_logprobs\":[{\"hello\":-0.5,\"bytes:\\\\xc3\":-1.0}]},"
+                                 "\"finish_reason\":null,\"stop_reason\":null}")
+                          ECHO_CHUNK("\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\","
+                                     "\"stop_reason\":null}"));
+}
+
+static void prompt_logprobs_are_told_as_vllm_does(void **state)
+{
+    (void)state;
+    static const char *const wanted =
+        "\"prompt_logprobs\":[null,"
+        "{\"259\":{\"logprob\":-0.5,\"rank\":1,\"decoded_token\":\"hello\"},"
+        "\"195\":{\"logprob\":-1.0,\"rank\":2,\"decoded_token\":\"\xef\xbf\xbd\"}},"
+        "{\"33\":{\"logprob\":-3.0,\"rank\":7,\"decoded_token\":\"!\"},"
+        "\"63\":{\"logprob\":-0.25,\"rank\":1,\"decoded_token\":\"?\"},"
+        "\"259\":{\"logprob\":-1.0,\"rank\":2,\"decoded_token\":\"hello\"}}]}";
+    AUTO_FREE(generation)
+    struct generation *text = generation_of(
+        OPENAI_COMPLETIONS, "{" PROMPT ", \"prompt_logprobs\": 2, \"n\": 2, \"logprobs\": 1}");
+    AUTO_CLOSE(bytes) struct bytes answer = {0};
+    struct submission submission;
+    struct sampling_params params;
+
+    /* Each choice has them; one sequence computes them. */
+    for (int32_t i = 0; i < 2; i++) {
+        generation_submission(text, i, tokenizer, &submission, &params);
+        assert_int_equal(params.prompt_logprobs, i == 0 ? 2 : -1);
+        generate_behind_prompt(text, i);
+    }
+    openai_response(&model, text, &answer);
+    const char *first = strstr(bytes_text(&answer), wanted);
+
+    assert_non_null(first);
+    assert_non_null(strstr(first + 1, wanted));
+
+    AUTO_FREE(generation) struct generation *chat = generation_of(
+        OPENAI_CHAT, CHAT(", \"prompt_logprobs\": 0, \"temperature\": 0"));
+    static const struct token_logprobs certain[6];
+    struct engine_event event = {.num_tokens = 1,
+                                 .tokens = (const token_id[]){SMALL_HELLO},
+                                 .prompt_logprobs = certain,
+                                 .finish = FINISH_LENGTH,
+                                 .stop_token = -1};
+
+    assert_false(output_processor_push(&chat->outputs[0], &event));
+    answer.size = 0;
+    openai_response(&model, chat, &answer);
+    assert_non_null(strstr(bytes_text(&answer),
+                           ",\"prompt_logprobs\":[null,{\"117\":{\"logprob\":0.0,\"rank\":0,"
+                           "\"decoded_token\":\"u\"}},"));
+}
+
 #define CHUNK(choice, usage)                                                                       \
     "data: {\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,"                     \
     "\"model\":\"small\",\"choices\":[" choice "]" usage "}\n\n"
@@ -620,6 +774,10 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_completion_is_answered_whole),
     cmocka_unit_test(a_chat_is_answered_whole),
     cmocka_unit_test(echo_gives_the_prompt_back),
+    cmocka_unit_test(echo_brings_the_prompts_logprobs),
+    cmocka_unit_test(an_echo_of_no_tokens_is_the_prompt_alone),
+    cmocka_unit_test(a_streamed_echo_waits_for_its_logprobs),
+    cmocka_unit_test(prompt_logprobs_are_told_as_vllm_does),
     cmocka_unit_test(a_chat_streams_role_deltas_end_usage_done),
     cmocka_unit_test(streamed_text_is_escaped_as_json_has_it),
     cmocka_unit_test(streamed_logprobs_go_on_where_they_were),

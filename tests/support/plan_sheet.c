@@ -13,6 +13,8 @@ void plan_sheet_begin(struct plan_sheet *sheet)
         .needs_bitmask = sheet->needs_bitmask,
         .new_block_counts = sheet->block_counts,
         .new_block_ids = sheet->block_ids,
+        .prompt_logprob_rows = sheet->prompt_rows,
+        .prompt_logprob_lengths = sheet->prompt_lengths,
     };
 }
 
@@ -49,4 +51,13 @@ void plan_sheet_new(struct plan_sheet *sheet, const struct new_request *request,
     else
         sampling_params_init(&copy->sampling_params);
     plan_sheet_row(sheet, request->slot, 0, num_scheduled, samples, 0, 0);
+}
+
+void plan_sheet_prompt_logprobs(struct plan_sheet *sheet, int32_t row, int32_t length)
+{
+    int32_t i = sheet->plan.num_prompt_logprob_rows++;
+
+    ASSERT(i < SHEET_ROWS);
+    sheet->prompt_rows[i] = row;
+    sheet->prompt_lengths[i] = length;
 }

@@ -18,6 +18,7 @@ struct plan_sheet {
     uint8_t samples[SHEET_ROWS], needs_bitmask[SHEET_ROWS];
     int32_t block_counts[SHEET_ROWS];
     int32_t block_ids[SHEET_BLOCKS];
+    int32_t prompt_rows[SHEET_ROWS], prompt_lengths[SHEET_ROWS];
 };
 
 /* An empty plan. The sheet must stay where it is from now on. */
@@ -30,5 +31,7 @@ void plan_sheet_row(struct plan_sheet *sheet, int32_t slot, int32_t num_computed
  * if params is NULL. Arrays are borrowed. */
 void plan_sheet_new(struct plan_sheet *sheet, const struct new_request *request,
                     const struct sampling_params *params, int32_t num_scheduled, bool samples);
+/* The logprobs of so many tokens behind the row's first are wanted. */
+void plan_sheet_prompt_logprobs(struct plan_sheet *sheet, int32_t row, int32_t length);
 
 #endif

@@ -18,7 +18,7 @@ WAYS = [
     {"top_k": 50},
     {},
     {"top_p": 0.8},
-    {"min_p": 0.4, "logprobs": -1},
+    {"min_p": 0.4, "logprobs": -1, "prompt_logprobs": -1},
     {"top_k": 20, "top_p": 0.7, "min_p": 0.01, "repetition_penalty": 1.3},
     {"allowed_token_ids": list(range(3, 250, 7)), "top_p": 0.9},
     {"logit_bias": {"40": 3, "190": 4}, "presence_penalty": 0.5, "frequency_penalty": 0.5},
@@ -36,7 +36,7 @@ def requests(num_requests, num_prompt, max_tokens):
         "logprobs": 2,
         "temperature": 0.9 if i % 2 else 0,
         "seed": 1000 + i,
-        **(WAYS[i // 2 % len(WAYS)] if i % 2 else {}),
+        **(WAYS[i // 2 % len(WAYS)] if i % 2 else {"prompt_logprobs": 3} if i % 3 == 0 else {}),
     } for i in range(num_requests)]
 
 

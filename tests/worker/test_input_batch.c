@@ -250,6 +250,19 @@ static void bias_out_of_vocabulary(struct plan_sheet *s)
     params->logit_bias_ids = bad, params->logit_bias_values = value, params->num_logit_bias = 1;
 }
 
+static void prompt_row_out_of_range(struct plan_sheet *s) { plan_sheet_prompt_logprobs(s, 2, 1); }
+static void prompt_row_behind_the_prompt(struct plan_sheet *s)
+{
+    plan_sheet_prompt_logprobs(s, 0, 1);
+}
+static void prompt_row_over_its_end(struct plan_sheet *s)
+{
+    s->new_requests[0].num_prompt_token_ids = 10;
+    s->new_requests[0].sampling_params.prompt_logprobs = 0;
+    plan_sheet_prompt_logprobs(s, 1, 10);
+}
+static void prompt_row_unasked_for(struct plan_sheet *s) { plan_sheet_prompt_logprobs(s, 1, 10); }
+
 static void a_plan_that_does_not_fit_is_refused_and_changes_nothing(void **state)
 {
     static const struct {
@@ -282,6 +295,12 @@ static void a_plan_that_does_not_fit_is_refused_and_changes_nothing(void **state
         {output_out_of_vocabulary, "slot 2: token -1 is not in [0, 100)"},
         {stop_out_of_vocabulary, "slot 2: stop token 100 is not in [0, 100)"},
         {bias_out_of_vocabulary, "slot 2: biased token -5 is not in [0, 100)"},
+        {prompt_row_out_of_range, "row 2 comes after row -1 of 2"},
+        {prompt_row_behind_the_prompt,
+         "row 0: the logprob of prompt token 17 of slot 0 is wanted, it has 16"},
+        {prompt_row_over_its_end,
+         "row 1: the logprob of prompt token 10 of slot 2 is wanted, it has 10"},
+        {prompt_row_unasked_for, "row 1: slot 2 did not ask for its prompt's logprobs"},
     };
     AUTO_FREE(input_batch) struct input_batch *batch = new_batch();
     struct plan_sheet sheet;

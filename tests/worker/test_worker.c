@@ -206,6 +206,106 @@ static void a_refused_plan_leaves_the_step_to_be_prepared(void **state)
     stop(&rank);
 }
 
+/* ---- prompts' logprobs ------------------------------------------------------------------------ */
+
+enum { NUM_SCORED = NUM_PROMPT - 1, NUM_TOPS = 3 };
+
+struct scores {
+    int32_t ranks[NUM_SCORED], ids[NUM_SCORED * (1 + NUM_TOPS)];
+    float logprobs[NUM_SCORED * (1 + NUM_TOPS)];
+    int32_t num_tokens;
+    int32_t drawn;
+};
+
+static void take_scores(const struct model_runner_output *output, int32_t position, int32_t length,
+                        struct scores *scores)
+{
+    size_t first = (size_t)scores->num_tokens * (1 + NUM_TOPS), n = (size_t)length * (1 + NUM_TOPS);
+
+    expect_ok(model_runner_output_check(output));
+    assert_int_equal(output->num_prompt_runs, 1);
+    assert_int_equal(output->prompt_slots[0], 0);
+    assert_int_equal(output->prompt_positions[0], position);
+    assert_int_equal(output->prompt_lengths[0], length);
+    assert_int_equal(output->num_prompt_logprobs, n);
+    memcpy(scores->ranks + scores->num_tokens, output->prompt_ranks,
+           sizeof *scores->ranks * (size_t)length);
+    memcpy(scores->ids + first, output->prompt_logprob_token_ids, sizeof *scores->ids * n);
+    memcpy(scores->logprobs + first, output->prompt_logprobs, sizeof *scores->logprobs * n);
+    scores->num_tokens += length;
+}
+
+/* The prompt in chunks of so many tokens, on a rank whose logits have room for 4 rows. */
+static void score_prompt(int32_t chunk, struct scores *scores)
+{
+    const struct model_runner_output *output;
+    struct sampling_params params;
+    struct plan_sheet sheet;
+    struct rank rank = {0};
+    int64_t step = 0, answered;
+
+    sampling_params_init(&params);
+    params.temperature = 0;
+    params.logprobs = 0;
+    params.prompt_logprobs = NUM_TOPS;
+    *scores = (struct scores){0};
+    start(&rank);
+    for (int32_t from = 0; from < NUM_PROMPT; from += chunk, step++) {
+        int32_t n = MIN(chunk, NUM_PROMPT - from), scored = MIN(n, NUM_SCORED - from);
+        bool is_last = from + n == NUM_PROMPT;
+
+        plan_sheet_begin(&sheet);
+        if (from == 0)
+            plan_sheet_new(&sheet,
+                           &(struct new_request){.prompt_token_ids = prompt,
+                                                 .num_prompt_token_ids = NUM_PROMPT,
+                                                 .block_ids = blocks,
+                                                 .num_block_ids = 4},
+                           &params, n, is_last);
+        else
+            plan_sheet_row(&sheet, 0, from, n, is_last, 0, 0);
+        if (scored > 0)
+            plan_sheet_prompt_logprobs(&sheet, 0, scored);
+        expect_ok(worker_prepare_inputs(rank.worker, step, &sheet.plan));
+        expect_ok(worker_execute_model(rank.worker, step));
+        expect_ok(worker_sample(rank.worker, step, NULL));
+        expect_ok(worker_collect(rank.worker, true, &answered, &output));
+        if (scored > 0)
+            take_scores(output, from + 1, scored, scores);
+        if (is_last)
+            scores->drawn = output->sampled_token_ids[0];
+    }
+    stop(&rank);
+}
+
+static void a_prompts_logprobs_have_the_same_bits_in_any_chunks(void **state)
+{
+    struct scores whole, chunked;
+
+    (void)state;
+    score_prompt(NUM_PROMPT, &whole);
+    assert_int_equal(whole.num_tokens, NUM_SCORED);
+    for (int32_t i = 0; i < NUM_SCORED; i++) {
+        const float *logprobs = whole.logprobs + i * (1 + NUM_TOPS);
+        const int32_t *ids = whole.ids + i * (1 + NUM_TOPS);
+
+        assert_int_equal(ids[0], prompt[i + 1]);
+        assert_true(whole.ranks[i] >= 1 && logprobs[0] < 0);
+        for (int32_t k = 2; k <= NUM_TOPS; k++)
+            assert_true(logprobs[k] <= logprobs[k - 1]);
+        if (whole.ranks[i] <= NUM_TOPS) {
+            assert_int_equal(ids[whole.ranks[i]], ids[0]);
+            assert_memory_equal(&logprobs[whole.ranks[i]], &logprobs[0], sizeof *logprobs);
+        } else {
+            assert_true(logprobs[0] <= logprobs[NUM_TOPS]);
+        }
+    }
+    for (int32_t chunk = 1; chunk < NUM_PROMPT; chunk += 3) {
+        score_prompt(chunk, &chunked);
+        assert_memory_equal(&chunked, &whole, sizeof whole);
+    }
+}
+
 /* ---- masks ---------------------------------------------------------------------------------- */
 
 static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
@@ -479,6 +579,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_step_staged_while_another_runs_has_its_token),
     cmocka_unit_test(calls_out_of_order_are_refused_and_do_no_harm),
     cmocka_unit_test(a_refused_plan_leaves_the_step_to_be_prepared),
+    cmocka_unit_test(a_prompts_logprobs_have_the_same_bits_in_any_chunks),
     cmocka_unit_test(nothing_is_sampled_without_the_mask_that_is_due),
     cmocka_unit_test(a_mask_that_allows_nothing_samples_no_token),
     cmocka_unit_test(the_next_step_is_launched_and_none_is_answered_before_its_time),
