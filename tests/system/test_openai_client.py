@@ -36,6 +36,29 @@ class OpenaiClient(unittest.TestCase):
         assert len(content) == answer.usage.completion_tokens
         assert all(len(token.top_logprobs) == 3 for token in content)
 
+    def test_a_text_is_scored_by_its_echo(self):
+        ask = dict(model="tiny", prompt="Hello there", echo=True, logprobs=1, temperature=0)
+        alone = client_of(shared()).completions.create(**ask, max_tokens=0)
+        assert alone.choices[0].text == "Hello there" and alone.usage.completion_tokens == 0
+        scores = alone.choices[0].logprobs
+        assert scores.token_logprobs[0] is None and all(x < 0 for x in scores.token_logprobs[1:])
+        assert len(scores.tokens) == alone.usage.prompt_tokens
+        whole = client_of(shared()).completions.create(**ask, max_tokens=3)
+        assert whole.choices[0].logprobs.token_logprobs[:len(scores.tokens)] == scores.token_logprobs
+        chunks = list(client_of(shared()).completions.create(**ask, max_tokens=3, stream=True))
+        streamed = [x for chunk in chunks if chunk.choices[0].logprobs
+                    for x in chunk.choices[0].logprobs.token_logprobs]
+        assert streamed == whole.choices[0].logprobs.token_logprobs
+        assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+
+    def test_vllms_fields_come_by_extra_body(self):
+        answer = client_of(shared()).completions.create(
+            model="tiny", prompt="Hello there", max_tokens=2, temperature=0,
+            extra_body={"prompt_logprobs": 2, "bad_words": ["x"]})
+        scores = answer.choices[0].prompt_logprobs
+        assert len(scores) == answer.usage.prompt_tokens and scores[0] is None
+        assert all(2 <= len(score) <= 3 for score in scores[1:])
+
     def test_chats_stream_with_usage(self):
         ask = dict(model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=20,
                    temperature=0, extra_body={"ignore_eos": True})
