@@ -260,7 +260,6 @@ static void refusals_name_the_field_and_the_reason(void **state)
         {TEXT(", \"xyzzy\": null"), ERR_INVALID, "xyzzy", "Unknown field `xyzzy`."},
         {TEXT(", \"messages\": []"), ERR_INVALID, "prompt", "`prompt` is a field of completions"},
         {TEXT(", \"suffix\": \"y\""), ERR_UNSUPPORTED, "suffix", "`suffix` is not supported yet"},
-        {TEXT(", \"bad_words\": [\"y\"]"), ERR_UNSUPPORTED, NULL, "not supported yet"},
         {TEXT(", \"best_of\": 2"), ERR_UNSUPPORTED, "best_of", "best_of other than n"},
         {TEXT(", \"stream\": true, \"prompt_logprobs\": 1"), ERR_INVALID, "prompt_logprobs",
          "`prompt_logprobs` are not available when `stream=True`."},
