@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -21,6 +22,7 @@
 enum {
     MAX_WAITING = 4096, /* compilations asked for */
     WATCH_MS = 50,      /* between two looks at what takes too long */
+    START_TIMEOUT_MS = 20000, /* for the host to start a process: it may have to open a library first */
 };
 
 /* Whoever waits for a grammar. */
@@ -39,7 +41,7 @@ struct telling {
     struct telling *next;
 };
 
-enum entry_state { ENTRY_WAITING, ENTRY_COMPILING, ENTRY_READY };
+enum entry_state { ENTRY_WAITING, ENTRY_STARTING, ENTRY_COMPILING, ENTRY_READY };
 
 /* A grammar, and its process. */
 struct entry {
@@ -382,7 +384,7 @@ static void tell_all(struct telling *telling)
 static void leave_state(struct grammar_compiler *compiler, const struct entry *entry)
 {
     compiler->num_waiting -= entry->state == ENTRY_WAITING;
-    compiler->num_compiling -= entry->state == ENTRY_COMPILING;
+    compiler->num_compiling -= entry->state == ENTRY_STARTING || entry->state == ENTRY_COMPILING;
 }
 
 /* It will not be had: not compiled, or not any more. */
@@ -410,9 +412,18 @@ static void begin_entry(struct grammar_compiler *compiler, struct entry *entry)
         return;
     }
     leave_state(compiler, entry);
-    entry->state = ENTRY_COMPILING;
+    entry->state = ENTRY_STARTING;
     entry->begin_ns = clock_now_ns();
     compiler->num_compiling++;
+}
+
+static void note_start(struct entry *entry, pid_t pid)
+{
+    grammar_process_started(entry->process, pid);
+    if (entry->state == ENTRY_STARTING) { /* else it was quick, and has told already what it came to */
+        entry->state = ENTRY_COMPILING;
+        entry->begin_ns = clock_now_ns();
+    }
 }
 
 static void begin_waiting(struct grammar_compiler *compiler)
@@ -456,7 +467,7 @@ static void end_died(struct grammar_compiler *compiler, struct entry *entry, int
 {
     char how[64];
     AUTO_MEM char *sentence = NULL;
-    bool was_compiling = entry->state == ENTRY_COMPILING;
+    bool was_compiling = entry->state != ENTRY_READY;
 
     child_status_text(wait_status, how);
     sentence = was_compiling
@@ -484,10 +495,10 @@ static void take_news(struct grammar_compiler *compiler, const struct host_news 
                   news->sentence);
         break;
     case NEWS_STARTED:
-        grammar_process_started(entry->process, news->value);
+        note_start(entry, news->value);
         break;
     case NEWS_COMPILED:
-        if (entry->state == ENTRY_COMPILING)
+        if (entry->state == ENTRY_STARTING || entry->state == ENTRY_COMPILING)
             finish_entry(compiler, entry);
         break;
     case NEWS_ENDED:
@@ -540,6 +551,9 @@ static void watch(struct grammar_compiler *compiler)
     LIST_FOR_EACH (entry, &compiler->entries, link) {
         AUTO_MEM char *sentence = NULL;
 
+        if (entry->state == ENTRY_STARTING &&
+            now_ns - entry->begin_ns > START_TIMEOUT_MS * INT64_C(1000000))
+            child_signal(&compiler->host, SIGKILL); /* its end is heard, and told, as any other */
         if (entry->state == ENTRY_COMPILING &&
             now_ns - entry->begin_ns > options->compile_timeout_ms * INT64_C(1000000))
             sentence = mem_printf("the grammar takes longer than %d ms to compile",
@@ -561,7 +575,7 @@ static bool has_to_watch(struct grammar_compiler *compiler)
     struct entry *entry;
 
     LIST_FOR_EACH (entry, &compiler->entries, link)
-        if (entry->state == ENTRY_COMPILING ||
+        if (entry->state == ENTRY_STARTING || entry->state == ENTRY_COMPILING ||
             (entry->state == ENTRY_READY && !grammar_process_is_idle(entry->process)))
             return true;
     return false;
