@@ -99,12 +99,26 @@ static enum status read_choice(struct reader *reader, const json_t *value)
     return take_json(reader, GRAMMAR_CHOICE, value);
 }
 
-/* EBNF defines by "::=", Lark by ":". */
+/* EBNF defines by "::=", Lark by ":". As vLLM reads them a comment, from # or // to the end of its line,
+ * says nothing of it. */
+static bool is_ebnf(const char *text)
+{
+    for (const char *line = text; *line; line += *line == '\n') {
+        const char *end = line + strcspn(line, "\n");
+
+        for (; line < end && *line != '#' && strncmp(line, "//", 2) != 0; line++)
+            if (strncmp(line, "::=", 3) == 0)
+                return true;
+        line = end;
+    }
+    return false;
+}
+
 static enum status read_grammar(struct reader *reader, const json_t *value)
 {
     const char *text = json_string_value(value);
 
-    return take_string(reader, text && strstr(text, "::=") ? GRAMMAR_EBNF : GRAMMAR_LARK, value);
+    return take_string(reader, text && is_ebnf(text) ? GRAMMAR_EBNF : GRAMMAR_LARK, value);
 }
 
 static enum status read_structural_tag(struct reader *reader, const json_t *value)
