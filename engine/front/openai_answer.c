@@ -61,6 +61,13 @@ static void put_json(json_t *json, struct bytes *out)
     json_decref(json);
 }
 
+/* Takes `json`, an object, and leaves its end to the caller. */
+static void put_open_object(json_t *json, struct bytes *out)
+{
+    put_json(json, out);
+    out->size--;
+}
+
 static void put_event(json_t *json, struct bytes *out)
 {
     bytes_append(out, "data: ", 6);
@@ -245,43 +252,54 @@ static json_t *logprobs_json(const struct openai_model *model, const struct gene
                : completion_logprobs(model, generation, sequence, with_prompt, first, offset);
 }
 
-/* vLLM's {"logprob", "rank", "decoded_token"} under the token's id, once. */
-static void put_scored(const struct openai_model *model, token_id token, float logprob, int32_t rank,
-                       json_t *object)
+/* As put_json writes it. */
+static void put_logprob(float logprob, struct bytes *out)
 {
-    AUTO_CLOSE(bytes) struct bytes text = {0};
-    char key[16];
+    char text[32];
 
-    snprintf(key, sizeof key, "%d", token);
-    if (json_object_get(object, key))
-        return;
-    tokenizer_decode(model->tokenizer, &token, 1, true, &text);
-    json_object_set_new(object, key,
-                        json_pack("{s:o, s:i, s:o}", "logprob", logprob_json(logprob), "rank", rank,
-                                  "decoded_token", json_stringn(bytes_text(&text), text.size)));
+    snprintf(text, sizeof text, "%.9g", isfinite(logprob) ? (double)logprob : LEAST_LOGPROB);
+    bytes_printf(out, "%s%s", text, strpbrk(text, ".e") ? "" : ".0");
 }
 
-/* vLLM's prompt_logprobs: a prompt's first token has none. */
-static json_t *prompt_logprobs_json(const struct openai_model *model,
-                                    const struct generation *generation, int32_t sequence)
+/* vLLM's {"logprob", "rank", "decoded_token"} under the token's id. room: for its text. */
+static void put_scored(const struct openai_model *model, token_id token, float logprob, int32_t rank,
+                       struct bytes *room, struct bytes *out)
+{
+    bytes_printf(out, "\"%d\":{\"logprob\":", token);
+    put_logprob(logprob, out);
+    bytes_printf(out, ",\"rank\":%d,\"decoded_token\":\"", rank);
+    room->size = 0;
+    tokenizer_decode(model->tokenizer, &token, 1, true, room);
+    put_escaped((const char *)room->data, room->size, out);
+    bytes_printf(out, "\"}");
+}
+
+/* vLLM's prompt_logprobs: a prompt's first token has none. There may be 20 for each of very many tokens,
+ * and while they are written nobody else is answered: so they are no JSON in between. */
+static void put_prompt_logprobs(const struct openai_model *model,
+                                const struct generation *generation, int32_t sequence,
+                                struct bytes *out)
 {
     const struct token_list *prompt = &prompt_of(generation, sequence)->tokens;
-    const struct token_logprobs *logprobs = generation_scored_output(generation, sequence)->prompt_logprobs;
-    json_t *list;
+    const struct token_logprobs *logprobs =
+        generation_scored_output(generation, sequence)->prompt_logprobs;
+    AUTO_CLOSE(bytes) struct bytes room = {0};
 
-    if (!logprobs)
-        return json_null();
-    list = json_pack("[n]");
-    for (int32_t i = 1; i < prompt->count; i++) {
+    bytes_printf(out, ",\"prompt_logprobs\":%s", logprobs ? "[null" : "null");
+    for (int32_t i = 1; logprobs && i < prompt->count; i++) {
         const struct token_logprobs *of_token = &logprobs[i - 1];
-        json_t *object = json_object();
 
-        put_scored(model, prompt->ids[i], of_token->logprob, of_token->rank, object);
-        for (int32_t k = 0; k < of_token->num_top; k++)
-            put_scored(model, of_token->top[k].token, of_token->top[k].logprob, k + 1, object);
-        json_array_append_new(list, object);
+        bytes_printf(out, ",{");
+        put_scored(model, prompt->ids[i], of_token->logprob, of_token->rank, &room, out);
+        for (int32_t k = 0; k < of_token->num_top; k++) {
+            if (of_token->top[k].token == prompt->ids[i])
+                continue;
+            bytes_printf(out, ",");
+            put_scored(model, of_token->top[k].token, of_token->top[k].logprob, k + 1, &room, out);
+        }
+        bytes_printf(out, "}");
     }
-    return list;
+    bytes_printf(out, "%s", logprobs ? "]" : "");
 }
 
 /* ---- parts of answers ---------------------------------------------------------------------------
@@ -388,9 +406,6 @@ static json_t *choice_json(const struct openai_model *model, const struct genera
                         logprobs_json(model, generation, sequence, echoes_logprobs(generation), 0,
                                       &offset));
     set_finish(choice, output);
-    if (generation->tells_prompt_logprobs && generation->endpoint == OPENAI_COMPLETIONS)
-        json_object_set_new(choice, "prompt_logprobs",
-                            prompt_logprobs_json(model, generation, sequence));
     if (generation->return_token_ids) {
         json_object_set_new(choice, "token_ids", ids_json(output->tokens, output->num_tokens));
         json_object_set_new(choice, "prompt_token_ids",
@@ -402,17 +417,22 @@ static json_t *choice_json(const struct openai_model *model, const struct genera
 void openai_response(const struct openai_model *model, const struct generation *generation,
                      struct bytes *out)
 {
-    bool chat = generation->endpoint == OPENAI_CHAT;
-    json_t *answer = answer_head(generation, chat ? "chat.completion" : "text_completion");
-    json_t *choices = json_array();
+    bool chat = generation->endpoint == OPENAI_CHAT, scores = generation->tells_prompt_logprobs;
 
-    for (int32_t i = 0; i < generation->num_sequences; i++)
-        json_array_append_new(choices, choice_json(model, generation, i));
-    json_object_set_new(answer, "choices", choices);
-    json_object_set_new(answer, "usage", usage_json(generation));
-    if (generation->tells_prompt_logprobs && chat)
-        json_object_set_new(answer, "prompt_logprobs", prompt_logprobs_json(model, generation, 0));
-    put_json(answer, out);
+    put_open_object(answer_head(generation, chat ? "chat.completion" : "text_completion"), out);
+    bytes_printf(out, ",\"choices\":[");
+    for (int32_t i = 0; i < generation->num_sequences; i++) {
+        bytes_printf(out, "%s", i > 0 ? "," : "");
+        put_open_object(choice_json(model, generation, i), out);
+        if (scores && !chat)
+            put_prompt_logprobs(model, generation, i, out);
+        bytes_printf(out, "}");
+    }
+    bytes_printf(out, "],\"usage\":");
+    put_json(usage_json(generation), out);
+    if (scores && chat)
+        put_prompt_logprobs(model, generation, 0, out);
+    bytes_printf(out, "}");
 }
 
 const struct output_processor *generation_failure(const struct generation *generation)
