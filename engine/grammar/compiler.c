@@ -21,7 +21,8 @@
 
 enum {
     MAX_WAITING = 4096, /* compilations asked for */
-    WATCH_MS = 50,      /* between two looks at what takes too long */
+    WATCH_MS = 20,      /* between two looks at what takes too long */
+    LONG_MASK_MS = 50,
     START_TIMEOUT_MS = 20000, /* for the host to start a process: it may have to open a library first */
 };
 
@@ -541,7 +542,7 @@ static void hear_host(struct grammar_compiler *compiler)
     }
 }
 
-/* Kills what takes too long. */
+/* Kills what takes too long; what takes long gives way before. */
 static void watch(struct grammar_compiler *compiler)
 {
     const struct grammar_compiler_options *options = &compiler->options;
@@ -550,6 +551,7 @@ static void watch(struct grammar_compiler *compiler)
 
     LIST_FOR_EACH (entry, &compiler->entries, link) {
         AUTO_MEM char *sentence = NULL;
+        int64_t hang_ns = 0;
 
         if (entry->state == ENTRY_STARTING &&
             now_ns - entry->begin_ns > START_TIMEOUT_MS * INT64_C(1000000))
@@ -558,8 +560,11 @@ static void watch(struct grammar_compiler *compiler)
             now_ns - entry->begin_ns > options->compile_timeout_ms * INT64_C(1000000))
             sentence = mem_printf("the grammar takes longer than %d ms to compile",
                                   options->compile_timeout_ms);
-        if (entry->state == ENTRY_READY && !grammar_process_is_idle(entry->process) &&
-            grammar_process_hang_ns(entry->process) > options->mask_timeout_ms * INT64_C(1000000))
+        if (entry->state == ENTRY_READY && !grammar_process_is_idle(entry->process))
+            hang_ns = grammar_process_hang_ns(entry->process);
+        if (hang_ns > LONG_MASK_MS * INT64_C(1000000))
+            grammar_process_demote(entry->process);
+        if (hang_ns > options->mask_timeout_ms * INT64_C(1000000))
             sentence = mem_printf("the grammar takes longer than %d ms for one mask",
                                   options->mask_timeout_ms);
         if (!sentence)

@@ -30,7 +30,7 @@ static const size_t COMPILE_STACK_BYTES = (size_t)256 << 20;
 enum {
     MAX_BACKENDS = 8,
     POLITE_AFTER_MS = 20, /* a compilation that takes longer makes way for the engine */
-    POLITENESS = 10,      /* nice(1)'s */
+    POLITENESS = 19,      /* nice(1)'s */
     BACKLOG = 16,         /* questions at once for which one more thread is started */
     MAX_THREADS = 8,
 };

@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -29,6 +30,8 @@ struct grammar_process {
     struct region *region;
     int region_fd;
     _Atomic int pidfd; /* -1: it has not been started */
+    pid_t pid;         /* the compiler's, with the next */
+    bool is_demoted;
     _Atomic int32_t num_users;
 
     _Atomic int32_t failure; /* enum status; OK: none. The sentence is written before. */
@@ -160,6 +163,7 @@ void grammar_process_started(struct grammar_process *process, pid_t pid)
 {
     int pidfd = pidfd_open(pid, 0);
 
+    process->pid = pid;
     atomic_store(&process->pidfd, pidfd);
     if (pidfd >= 0 && grammar_process_has_failed(process))
         kill_it(process); /* while it was being started */
@@ -200,6 +204,15 @@ void grammar_process_fail(struct grammar_process *process, enum status status, c
     atomic_store(&process->failure, (int32_t)status);
     kill_it(process);
     ring_bell(process);
+}
+
+void grammar_process_demote(struct grammar_process *process)
+{
+    enum { POLITENESS = 19 };
+
+    if (process->pid > 0 && !process->is_demoted)
+        setpriority(PRIO_PROCESS, (id_t)process->pid, POLITENESS); /* of the thread that serves */
+    process->is_demoted = true;
 }
 
 bool grammar_process_has_failed(const struct grammar_process *process)

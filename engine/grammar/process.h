@@ -48,6 +48,8 @@ int64_t grammar_process_bytes(const struct grammar_process *process);
 /* Kills it, and ends its requests with this status and sentence; the first reason counts. */
 void grammar_process_fail(struct grammar_process *process, enum status status, const char *text);
 bool grammar_process_has_failed(const struct grammar_process *process);
+/* From now on it gives way to whoever has a token to compute. */
+void grammar_process_demote(struct grammar_process *process);
 /* How long the oldest question that was not answered has been waiting; 0: there is none. */
 int64_t grammar_process_hang_ns(const struct grammar_process *process);
 /* Is this what it was made of? */
