@@ -410,6 +410,25 @@ enum status input_batch_stage(struct input_batch *batch, int64_t step,
     return OK;
 }
 
+bool input_batch_is_replaced(const struct input_batch *batch, int64_t step,
+                             const struct scheduler_output *plan)
+{
+    const struct staged_step *staged = &batch->staged[step & 1];
+
+    if (staged->step != step || plan->num_new_requests == 0)
+        return false;
+    memset(batch->marks, 0, (size_t)batch->num_slots);
+    for (int32_t i = 0; i < staged->batch.num_requests; i++)
+        batch->marks[staged->row_slots[i]] = HAS_ROW;
+    for (int32_t i = 0; i < plan->num_new_requests; i++) {
+        int32_t slot = plan->new_requests[i].slot;
+
+        if (slot >= 0 && slot < batch->num_slots && batch->marks[slot])
+            return true;
+    }
+    return false;
+}
+
 struct staged_step *input_batch_staged(struct input_batch *batch, int64_t step)
 {
     return &batch->staged[step & 1];

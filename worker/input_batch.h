@@ -66,6 +66,9 @@ void input_batch_set_num_blocks(struct input_batch *batch, int32_t num_blocks);
  * both values, and nothing was changed. */
 MUST_USE enum status input_batch_stage(struct input_batch *batch, int64_t step,
                                        const struct scheduler_output *plan);
+/* Does the plan give a slot of the staged step to another request? */
+bool input_batch_is_replaced(const struct input_batch *batch, int64_t step,
+                             const struct scheduler_output *plan);
 struct staged_step *input_batch_staged(struct input_batch *batch, int64_t step);
 
 /* Puts the tokens that the step before sampled where the staged step lacks them. */

@@ -70,9 +70,9 @@ static enum status on_prepare_inputs(struct wire *wire, const struct message *me
 {
     const struct model_runner_output *output;
 
-    /* The engine knows from rank 0 that the step before the last is over; here its end may be a
-     * moment away. */
-    while (worker_awaits_collect(wire->worker, message->header.step))
+    /* The engine knows from rank 0 that the step before the last is over, and the last one too when it
+     * gives a slot of it away; here their ends may be a moment away. */
+    while (worker_awaits_collect(wire->worker, message->header.step, message->body))
         TRY(tell_answer(wire, true, &output));
     return worker_prepare_inputs(wire->worker, message->header.step, message->body);
 }

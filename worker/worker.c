@@ -580,9 +580,12 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
 /* ---- the wire thread: steps ----------------------------------------------------------------- */
 
-bool worker_awaits_collect(const struct worker *worker, int64_t step)
+bool worker_awaits_collect(const struct worker *worker, int64_t step,
+                           const struct scheduler_output *plan)
 {
-    return worker->steps[step & 1].phase == PHASE_SAMPLING;
+    return worker->steps[step & 1].phase == PHASE_SAMPLING ||
+           (worker->steps[(step - 1) & 1].phase == PHASE_SAMPLING &&
+            input_batch_is_replaced(worker->batch, step - 1, plan));
 }
 
 enum status worker_prepare_inputs(struct worker *worker, int64_t step,

@@ -63,8 +63,10 @@ bool worker_is_loaded(const struct worker *worker);
 /* Sizes the KV cache; once, before the first step. */
 MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);
 
-/* true: the staging slot of this step is that of one whose answer comes, and is to be collected first. */
-bool worker_awaits_collect(const struct worker *worker, int64_t step);
+/* true: an answer is to be collected before this step can be prepared: its staging slot is still that of
+ * an earlier one, or it gives to another request what the step before has not left yet. */
+bool worker_awaits_collect(const struct worker *worker, int64_t step,
+                           const struct scheduler_output *plan);
 
 /*
  * Stages a step. The plan is checked against this worker's state and limits (slots, blocks,

@@ -206,6 +206,42 @@ static void a_refused_plan_leaves_the_step_to_be_prepared(void **state)
     stop(&rank);
 }
 
+/* ---- slots ---------------------------------------------------------------------------------- */
+
+/* The engine may know from rank 0 that a step is over which this rank has not quite left. */
+static void a_slot_is_another_requests_when_its_step_is_collected(void **state)
+{
+    struct rank rank = {0};
+    struct plan_sheet same, other;
+
+    (void)state;
+    start(&rank);
+    write_prefill(&same, NULL);
+    prepare_and_execute(&rank, 0);
+    plan_sheet_begin(&other);
+    plan_sheet_new(&other,
+                   &(struct new_request){.slot = 1,
+                                         .prompt_token_ids = prompt,
+                                         .num_prompt_token_ids = NUM_PROMPT,
+                                         .block_ids = blocks + 4,
+                                         .num_block_ids = 4},
+                   NULL, NUM_PROMPT, true);
+    assert_false(worker_awaits_collect(rank.worker, 1, &same.plan)); /* nor is it over, anywhere */
+    expect_ok(worker_sample(rank.worker, 0, NULL));
+    assert_true(worker_awaits_collect(rank.worker, 1, &same.plan));
+    assert_false(worker_awaits_collect(rank.worker, 1, &other.plan));
+    assert_true(worker_awaits_collect(rank.worker, 2, &other.plan)); /* the staging slot */
+    collect(&rank, 0);
+    assert_false(worker_awaits_collect(rank.worker, 1, &same.plan));
+
+    plan_sheet_finish(&same, 0);
+    expect_ok(worker_prepare_inputs(rank.worker, 1, &same.plan));
+    expect_ok(worker_execute_model(rank.worker, 1));
+    expect_ok(worker_sample(rank.worker, 1, NULL));
+    collect(&rank, 1);
+    stop(&rank);
+}
+
 /* ---- prompts' logprobs ------------------------------------------------------------------------ */
 
 enum { NUM_SCORED = NUM_PROMPT - 1, NUM_TOPS = 3 };
@@ -579,6 +615,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_step_staged_while_another_runs_has_its_token),
     cmocka_unit_test(calls_out_of_order_are_refused_and_do_no_harm),
     cmocka_unit_test(a_refused_plan_leaves_the_step_to_be_prepared),
+    cmocka_unit_test(a_slot_is_another_requests_when_its_step_is_collected),
     cmocka_unit_test(a_prompts_logprobs_have_the_same_bits_in_any_chunks),
     cmocka_unit_test(nothing_is_sampled_without_the_mask_that_is_due),
     cmocka_unit_test(a_mask_that_allows_nothing_samples_no_token),
