@@ -18,7 +18,7 @@
 enum { MAX_OUTPUTS = 1 << 20 };
 
 /* A mask takes microseconds; one that takes longer is the fault of its grammar, and not worth a step. */
-enum { MASK_PATIENCE_MS = 20 };
+enum { MASK_PATIENCE_MS = 5 };
 
 struct engine {
     const struct config *config;

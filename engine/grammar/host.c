@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Compilers recurse over the grammar: a chain of a few hundred "$ref" overflows 8 MiB. Address space only:
@@ -29,7 +30,7 @@ static const size_t COMPILE_STACK_BYTES = (size_t)256 << 20;
 
 enum {
     MAX_BACKENDS = 8,
-    POLITE_AFTER_MS = 20, /* a compilation that takes longer makes way for the engine */
+    POLITE_AFTER_MS = 10, /* a compilation, or a mask, that takes longer makes way for the engine */
     POLITENESS = 19,      /* nice(1)'s */
     BACKLOG = 16,         /* questions at once for which one more thread is started */
     MAX_THREADS = 8,
@@ -164,15 +165,26 @@ static enum status move_on(struct server *server, int32_t i, const struct region
     return server->ops->fill(server->matchers[i], region_mask(region, i), region->num_words);
 }
 
+static int64_t own_cpu_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
 static void answer(struct server *server, int32_t i)
 {
     struct region_place *place = region_place(server->region, i);
+    int64_t cpu_ns = own_cpu_ns();
 
     place->begin_ns = clock_now_ns();
     place->status = (int32_t)move_on(server, i, place);
     if (place->status != OK)
         snprintf(place->sentence, sizeof place->sentence, "%s", fail_text());
     place->end_ns = clock_now_ns();
+    if (own_cpu_ns() - cpu_ns > POLITE_AFTER_MS * INT64_C(1000000))
+        setpriority(PRIO_PROCESS, 0, POLITENESS); /* this thread's, for good */
     atomic_fetch_add_explicit(&place->num_done, 1, memory_order_release);
 }
 
