@@ -8,6 +8,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +32,6 @@ static const size_t COMPILE_STACK_BYTES = (size_t)256 << 20;
 enum {
     MAX_BACKENDS = 8,
     POLITE_AFTER_MS = 10, /* a compilation, or a mask, that takes longer makes way for the engine */
-    POLITENESS = 19,      /* nice(1)'s */
     BACKLOG = 16,         /* questions at once for which one more thread is started */
     MAX_THREADS = 8,
 };
@@ -165,6 +165,13 @@ static enum status move_on(struct server *server, int32_t i, const struct region
     return server->ops->fill(server->matchers[i], region_mask(region, i), region->num_words);
 }
 
+/* To every thread that is not like this. A low priority would not do: a thread that wakes up waits for the
+ * slice of one that is only nice. */
+static void give_way(pid_t thread_id)
+{
+    sched_setscheduler(thread_id, SCHED_IDLE, &(struct sched_param){0});
+}
+
 static int64_t own_cpu_ns(void)
 {
     struct timespec now;
@@ -184,7 +191,7 @@ static void answer(struct server *server, int32_t i)
         snprintf(place->sentence, sizeof place->sentence, "%s", fail_text());
     place->end_ns = clock_now_ns();
     if (own_cpu_ns() - cpu_ns > POLITE_AFTER_MS * INT64_C(1000000))
-        setpriority(PRIO_PROCESS, 0, POLITENESS); /* this thread's, for good */
+        give_way(0); /* this thread, for good */
     atomic_fetch_add_explicit(&place->num_done, 1, memory_order_release);
 }
 
@@ -300,8 +307,7 @@ static enum status compile(struct server *server)
     deadline.tv_sec += deadline.tv_nsec / 1000000000;
     deadline.tv_nsec %= 1000000000;
     if (pthread_timedjoin_np(thread, NULL, &deadline) == ETIMEDOUT) {
-        setpriority(PRIO_PROCESS,
-                    (id_t)__atomic_load_n(&compilation.thread_id, __ATOMIC_ACQUIRE), POLITENESS);
+        give_way(__atomic_load_n(&compilation.thread_id, __ATOMIC_ACQUIRE));
         pthread_join(thread, NULL);
     }
     return compilation.status == OK ? OK : fail(compilation.status, "%s", compilation.sentence);

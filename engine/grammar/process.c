@@ -8,13 +8,13 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -208,10 +208,8 @@ void grammar_process_fail(struct grammar_process *process, enum status status, c
 
 void grammar_process_demote(struct grammar_process *process)
 {
-    enum { POLITENESS = 19 };
-
-    if (process->pid > 0 && !process->is_demoted)
-        setpriority(PRIO_PROCESS, (id_t)process->pid, POLITENESS); /* of the thread that serves */
+    if (process->pid > 0 && !process->is_demoted) /* the thread that serves */
+        sched_setscheduler(process->pid, SCHED_IDLE, &(struct sched_param){0});
     process->is_demoted = true;
 }
 
