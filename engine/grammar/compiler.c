@@ -22,7 +22,7 @@
 enum {
     MAX_WAITING = 4096, /* compilations asked for */
     WATCH_MS = 20,      /* between two looks at what takes too long */
-    LONG_MASK_MS = 50,
+    LONG_MASK_MS = 250,
     START_TIMEOUT_MS = 20000, /* for the host to start a process: it may have to open a library first */
 };
 

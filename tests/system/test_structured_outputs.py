@@ -58,7 +58,7 @@ def server():
     """One server for the tests that leave it as they found it."""
     global _server
     if not _server:
-        _server = Server("--tp", "2", "--grammar-folder", str(FOLDER))
+        _server = Server("--tp", "2", "--grammar-folder", str(FOLDER), "--grammar-compile-timeout", "30")
         unittest.addModuleCleanup(_server.stop)
     return _server
 
@@ -211,7 +211,7 @@ class Refusals(unittest.TestCase):
 
     def test_one_that_hangs_its_library_harms_nobody(self):
         """The library stalls at this one for ever; its process is killed."""
-        with Server("--grammar-folder", str(FOLDER)) as to:
+        with Server("--grammar-folder", str(FOLDER), "--grammar-compile-timeout", "30") as to:
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 stall = pool.submit(self.ask, to, {"regex": r"(\w+\s?)+x", "backend": "xgrammar"},
                                     max_tokens=200)
@@ -225,7 +225,7 @@ class Refusals(unittest.TestCase):
 
 class Life(unittest.TestCase):
     def test_nothing_is_left_of_a_server_that_is_killed(self):
-        with Server("--grammar-folder", str(FOLDER)) as to:
+        with Server("--grammar-folder", str(FOLDER), "--grammar-compile-timeout", "30") as to:
             for i in range(3):
                 structured(to, "regex", f"[ab]{{{i + 1}}}")
             hosts = [pid for pid in children_of_threads(to.process.pid)
@@ -237,7 +237,7 @@ class Life(unittest.TestCase):
             wait_for("no process", lambda: not any(is_alive(pid) for pid in processes), seconds=3)
 
     def test_a_host_that_is_killed_ends_its_requests_and_comes_again(self):
-        with Server("--grammar-folder", str(FOLDER)) as to:
+        with Server("--grammar-folder", str(FOLDER), "--grammar-compile-timeout", "30") as to:
             structured(to, "regex", "[ab]")
             host, = [pid for pid in children_of_threads(to.process.pid) if "gramhost" in name_of(pid)]
             os.kill(host, signal.SIGKILL)
@@ -256,7 +256,7 @@ class OneAnswer(unittest.TestCase):
         for options in ((), ("--no-async-scheduling",), ("--max-num-seqs", "2"),
                         ("--num-gpu-blocks-override", "20", "--max-model-len", "256"),
                         ("--tp", "3", "--no-enable-prefix-caching")):
-            with Server("--grammar-folder", str(FOLDER), *options) as to:
+            with Server("--grammar-folder", str(FOLDER), "--grammar-compile-timeout", "30", *options) as to:
                 with concurrent.futures.ThreadPoolExecutor(12) as pool:
                     answers.append([choice["text"] for choice in
                                     pool.map(lambda ask: complete(to, **ask), asks)])
