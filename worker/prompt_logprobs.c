@@ -1,7 +1,5 @@
 #include "worker/prompt_logprobs.h"
 
-#include <string.h>
-
 /* Entries that ranks exchange at once: whole vocabularies are large. */
 enum { MAX_PIECE_LOGPROBS = 1 << 20 };
 
@@ -84,19 +82,11 @@ static void make_columns(const struct prompt_logprobs *scorer, const struct stag
 
 static void add_token(struct columns *columns, const struct sampler_result *result)
 {
-    int32_t at = columns->num_logprobs;
+    int32_t at = columns->num_logprobs, i = columns->num_tokens++;
 
-    columns->ranks[columns->num_tokens] = result->rank;
-    columns->counts[columns->num_tokens++] = 1 + result->num_top;
-    columns->token_ids[at] = result->token;
-    columns->logprobs[at] = result->logprob;
-    if (result->num_top > 0) {
-        memcpy(columns->token_ids + at + 1, result->top_tokens,
-               sizeof(int32_t) * (size_t)result->num_top);
-        memcpy(columns->logprobs + at + 1, result->top_logprobs,
-               sizeof(float) * (size_t)result->num_top);
-    }
-    columns->num_logprobs += 1 + result->num_top;
+    columns->ranks[i] = result->rank;
+    columns->counts[i] = sampler_result_write(result, columns->token_ids + at, columns->logprobs + at);
+    columns->num_logprobs += columns->counts[i];
 }
 
 /* columns: NULL where this rank tells nothing. */

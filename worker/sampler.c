@@ -805,7 +805,9 @@ static void take_top(struct sampler *sampler, struct row_state *state, const str
 static const struct stage raw_stage = {wants_logprobs, find_raw, take_raw};
 static const struct list_stage top_stage = {wants_logprobs, limit_top, find_top, take_top};
 
-static enum status find_logprobs(struct sampler *sampler, int32_t num_rows)
+/* The last stage: all results are there, and are handed out. */
+static enum status find_logprobs(struct sampler *sampler, int32_t num_rows,
+                                 struct sampler_result *results)
 {
     int32_t at = 0;
 
@@ -813,13 +815,24 @@ static enum status find_logprobs(struct sampler *sampler, int32_t num_rows)
     TRY(run_stage(sampler, num_rows, &raw_stage));
     TRY(run_list_stage(sampler, num_rows, &top_stage));
     for (int32_t i = 0; i < num_rows; i++) { /* the lists no longer move */
-        struct sampler_result *result = &sampler->states[i].result;
-
-        result->top_tokens = (const int32_t *)sampler->top_tokens.data + at;
-        result->top_logprobs = (const float *)sampler->top_logprobs.data + at;
-        at += result->num_top;
+        results[i] = sampler->states[i].result;
+        results[i].top_tokens = (const int32_t *)sampler->top_tokens.data + at;
+        results[i].top_logprobs = (const float *)sampler->top_logprobs.data + at;
+        at += results[i].num_top;
     }
     return OK;
+}
+
+int32_t sampler_result_write(const struct sampler_result *result, int32_t *tokens_out,
+                             float *logprobs_out)
+{
+    tokens_out[0] = result->token;
+    logprobs_out[0] = result->logprob;
+    for (int32_t i = 0; i < result->num_top; i++) {
+        tokens_out[1 + i] = result->top_tokens[i];
+        logprobs_out[1 + i] = result->top_logprobs[i];
+    }
+    return 1 + result->num_top;
 }
 
 /* ---- the whole ------------------------------------------------------------------------------ */
@@ -838,10 +851,7 @@ enum status sampler_run(struct sampler *sampler, const float *logits,
     TRY(find_cuts(sampler, num_rows));
     for (int32_t i = 0; i < num_rows; i++)
         sampler->states[i].result.token = sampler->states[i].drawn.token;
-    TRY(find_logprobs(sampler, num_rows));
-    for (int32_t i = 0; i < num_rows; i++)
-        results[i] = sampler->states[i].result;
-    return OK;
+    return find_logprobs(sampler, num_rows, results);
 }
 
 enum status sampler_logprobs(struct sampler *sampler, const float *logits,
@@ -856,10 +866,7 @@ enum status sampler_logprobs(struct sampler *sampler, const float *logits,
             .num_logprobs = queries[i].num_top,
             .result = {.token = queries[i].token},
         };
-    TRY(find_logprobs(sampler, num_rows));
-    for (int32_t i = 0; i < num_rows; i++)
-        results[i] = sampler->states[i].result;
-    return OK;
+    return find_logprobs(sampler, num_rows, results);
 }
 
 void sampler_kept(struct sampler *sampler, int32_t i, float *out)

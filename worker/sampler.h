@@ -58,6 +58,10 @@ struct sampler_result {
     const float *top_logprobs;
 };
 
+/* Writes the token and its likeliest rivals, as an answer has them; returns how many entries those are. */
+int32_t sampler_result_write(const struct sampler_result *result, int32_t *tokens_out,
+                             float *logprobs_out);
+
 /* logits: [num_rows, num_tokens]; results: [num_rows]. Every rank calls this with the same rows,
  * each with its own logits and bitmasks. ERR_ABORTED when a peer is gone. */
 MUST_USE enum status sampler_run(struct sampler *sampler, const float *logits,

@@ -236,15 +236,10 @@ static void add_logprobs(struct output_columns *columns, int32_t i,
 {
     int32_t at = columns->num_logprobs;
 
-    columns->logprob_tokens[at] = result->token;
-    columns->logprobs[at] = result->logprob;
-    for (int32_t k = 0; k < result->num_top; k++) {
-        columns->logprob_tokens[at + 1 + k] = result->top_tokens[k];
-        columns->logprobs[at + 1 + k] = result->top_logprobs[k];
-    }
-    columns->logprob_counts[i] = 1 + result->num_top;
+    columns->logprob_counts[i] =
+        sampler_result_write(result, columns->logprob_tokens + at, columns->logprobs + at);
     columns->ranks[i] = result->rank;
-    columns->num_logprobs += 1 + result->num_top;
+    columns->num_logprobs += columns->logprob_counts[i];
 }
 
 /* On a device that has no logits. The prompt takes part, for logits would tell it: greedy requests

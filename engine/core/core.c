@@ -206,14 +206,12 @@ static void wait_for_masks(struct core *core, const struct step *step)
     int64_t deadline_ns = clock_deadline_ns(core->options.mask_patience_ms);
     struct pollfd fd = {.fd = core->options.grammar_fd, .events = POLLIN};
 
-    while (!scheduler_masks_are_ready(core->scheduler, &step->plan) && fd.fd >= 0) {
-        int64_t left_ns = deadline_ns - clock_now_ns();
+    int left_ms;
 
-        if (left_ns <= 0)
-            return;
-        if (poll(&fd, 1, (int)(left_ns / 1000000) + 1) > 0)
+    while (!scheduler_masks_are_ready(core->scheduler, &step->plan) && fd.fd >= 0 &&
+           (left_ms = clock_left_ms(deadline_ns)) > 0)
+        if (poll(&fd, 1, left_ms) > 0)
             hear_grammars(core);
-    }
 }
 
 /* Grammar processes have no row in the trace; their work has, as far as this step waited for it. */

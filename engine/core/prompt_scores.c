@@ -1,6 +1,6 @@
 #include "engine/core/prompt_scores.h"
 
-#include <string.h>
+#include "engine/token_logprobs.h"
 
 struct prompt_scores *prompt_scores_new(int32_t num_prompt)
 {
@@ -25,18 +25,9 @@ void prompt_scores_free(struct prompt_scores *scores)
 static void take_token(struct prompt_scores *scores, const struct model_runner_output *output,
                        int32_t token, int32_t first)
 {
-    int32_t num_top = output->prompt_logprob_counts[token] - 1;
-    struct top_logprob *top = arena_alloc(&scores->arena, sizeof *top * (size_t)num_top);
-
-    for (int32_t i = 0; i < num_top; i++)
-        top[i] = (struct top_logprob){.token = output->prompt_logprob_token_ids[first + 1 + i],
-                                      .logprob = output->prompt_logprobs[first + 1 + i]};
-    scores->tokens[scores->num_told++] = (struct token_logprobs){
-        .logprob = output->prompt_logprobs[first],
-        .rank = output->prompt_ranks[token],
-        .num_top = num_top,
-        .top = top,
-    };
+    scores->tokens[scores->num_told++] = token_logprobs_read(
+        output->prompt_ranks[token], output->prompt_logprob_counts[token],
+        output->prompt_logprob_token_ids + first, output->prompt_logprobs + first, &scores->arena);
 }
 
 void prompt_scores_take(struct prompt_scores *scores, const struct model_runner_output *output,
@@ -57,20 +48,11 @@ void prompt_scores_take(struct prompt_scores *scores, const struct model_runner_
 const struct token_logprobs *prompt_scores_copy(const struct prompt_scores *scores,
                                                 struct arena *arena)
 {
-    size_t bytes = sizeof(struct token_logprobs) * (size_t)scores->num_wanted;
-    struct token_logprobs *copy = arena_alloc(arena, bytes);
+    struct token_logprobs *copy = arena_alloc(arena, sizeof *copy * (size_t)scores->num_wanted);
 
     ASSERT(prompt_scores_are_complete(scores), "%d of %d prompt tokens have logprobs",
            scores->num_told, scores->num_wanted);
-    if (bytes > 0)
-        memcpy(copy, scores->tokens, bytes);
-    for (int32_t i = 0; i < scores->num_wanted; i++) {
-        size_t top_bytes = sizeof *copy[i].top * (size_t)copy[i].num_top;
-        struct top_logprob *top = arena_alloc(arena, top_bytes);
-
-        if (top_bytes > 0)
-            memcpy(top, scores->tokens[i].top, top_bytes);
-        copy[i].top = top;
-    }
+    for (int32_t i = 0; i < scores->num_wanted; i++)
+        copy[i] = token_logprobs_copy(&scores->tokens[i], arena);
     return copy;
 }

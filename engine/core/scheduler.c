@@ -4,6 +4,7 @@
 #include "engine/core/output_builder.h"
 #include "engine/core/prompt_scores.h"
 #include "engine/grammar/grammar.h"
+#include "engine/token_logprobs.h"
 #include "proto/base/clock.h"
 #include "proto/base/map.h"
 
@@ -846,26 +847,27 @@ static bool has_bits(const uint32_t *words, int32_t num_words)
 
 /* min_tokens is kept here, for workers leave masked rows alone: where the grammar lets the output go on, it
  * does; where it is at its end, it ends. */
-static void forbid_early_stop(const struct request *request, uint32_t *words, int32_t num_words)
+static void forbid_early_stop(const struct request *request, struct arena *arena, uint32_t *words,
+                              int32_t num_words)
 {
     const struct sampling_params *params = &request->params;
-    AUTO_MEM uint32_t *others = NULL;
+    size_t bytes = (size_t)num_words * sizeof *words;
+    uint32_t *others;
 
     if (request_num_output(request) >= params->min_tokens)
         return;
-    others = mem_new_array(uint32_t, (size_t)num_words);
-    memcpy(others, words, (size_t)num_words * sizeof *words);
+    others = memcpy(arena_alloc(arena, bytes), words, bytes);
     for (int32_t i = 0; i < params->num_all_stop_token_ids; i++) {
         token_id token = params->all_stop_token_ids[i];
 
         others[token / 32] &= ~((uint32_t)1 << (token % 32));
     }
     if (has_bits(others, num_words))
-        memcpy(words, others, (size_t)num_words * sizeof *words);
+        memcpy(words, others, bytes);
 }
 
-static void fill_mask(struct scheduler *scheduler, struct request *request, uint32_t *words,
-                      int32_t num_words, struct output_builder *events)
+static void fill_mask(struct scheduler *scheduler, struct request *request, struct arena *arena,
+                      uint32_t *words, int32_t num_words, struct output_builder *events)
 {
     size_t bytes = (size_t)num_words * sizeof *words;
     enum status status = OK;
@@ -880,7 +882,7 @@ static void fill_mask(struct scheduler *scheduler, struct request *request, uint
             status = fail(ERR_INVALID, "the grammar is at a dead end: it allows no token behind output "
                           "token %d", request_num_output(request));
         if (status == OK) {
-            forbid_early_stop(request, words, num_words);
+            forbid_early_stop(request, arena, words, num_words);
             return;
         }
     }
@@ -960,8 +962,8 @@ void scheduler_grammar_bitmask(struct scheduler *scheduler, const struct schedul
         slots[i] = plan->slots[row];
         positions[i] = plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
         ASSERT(!wants_mask(request) || positions[i] == request->num_tokens);
-        fill_mask(scheduler, request, masks.words + (int64_t)masks.num_rows++ * num_words,
-                  num_words, events);
+        fill_mask(scheduler, request, arena,
+                  masks.words + (int64_t)masks.num_rows++ * num_words, num_words, events);
         bitmask_rows[i++] = merge_last_mask(&masks);
     }
     *out = (struct grammar_output){
@@ -1045,19 +1047,11 @@ static const struct token_logprobs *copy_logprobs(struct arena *arena,
                                                   const struct model_runner_output *output,
                                                   int32_t i, int32_t first)
 {
-    int32_t num_top = output->logprob_counts[i] - 1;
     struct token_logprobs *logprobs = arena_alloc(arena, sizeof *logprobs);
-    struct top_logprob *top = arena_alloc(arena, sizeof *top * (size_t)num_top);
 
-    for (int32_t t = 0; t < num_top; t++)
-        top[t] = (struct top_logprob){.token = output->logprob_token_ids[first + 1 + t],
-                                      .logprob = output->logprobs[first + 1 + t]};
-    *logprobs = (struct token_logprobs){
-        .logprob = output->logprobs[first],
-        .rank = output->sampled_token_ranks[i],
-        .num_top = num_top,
-        .top = top,
-    };
+    *logprobs = token_logprobs_read(output->sampled_token_ranks[i], output->logprob_counts[i],
+                                    output->logprob_token_ids + first, output->logprobs + first,
+                                    arena);
     return logprobs;
 }
 

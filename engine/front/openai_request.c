@@ -316,13 +316,15 @@ static int64_t random_seed(void)
 /* vLLM: nothing is generated for an echo with max_tokens 0. It is one token here, and not told. */
 static json_t *body_of_params(struct reader *reader)
 {
-    json_t *body = json_copy((json_t *)reader->body);
-    const json_t *max_tokens = json_object_get(body, "max_tokens");
+    const json_t *max_tokens = json_object_get(reader->body, "max_tokens");
+    json_t *body;
 
     reader->generation->is_mute = reader->generation->echo && json_is_integer(max_tokens) &&
                                   json_integer_value(max_tokens) == 0;
-    if (reader->generation->is_mute)
-        json_object_set_new(body, "max_tokens", json_integer(1));
+    if (!reader->generation->is_mute)
+        return json_incref((json_t *)reader->body);
+    body = json_copy((json_t *)reader->body);
+    json_object_set_new(body, "max_tokens", json_integer(1));
     return body;
 }
 

@@ -1,6 +1,6 @@
 #include "engine/front/output_processor.h"
 
-#include <string.h>
+#include "engine/token_logprobs.h"
 
 void output_processor_init(struct output_processor *output, const struct output_options *options)
 {
@@ -37,19 +37,6 @@ void output_processor_close(struct output_processor *output)
     *output = (struct output_processor){0};
 }
 
-static struct token_logprobs keep_logprobs(struct output_processor *output,
-                                           const struct token_logprobs *of_token)
-{
-    struct top_logprob *top =
-        arena_alloc(&output->arena, (size_t)of_token->num_top * sizeof *top);
-    struct token_logprobs kept = *of_token;
-
-    if (of_token->num_top > 0)
-        memcpy(top, of_token->top, (size_t)of_token->num_top * sizeof *top);
-    kept.top = top;
-    return kept;
-}
-
 static void keep_prompt_logprobs(struct output_processor *output,
                                  const struct token_logprobs *prompt_logprobs)
 {
@@ -59,7 +46,7 @@ static void keep_prompt_logprobs(struct output_processor *output,
     /* One more than there are: a prompt of one token has none, and that is told too. */
     output->prompt_logprobs = mem_new_array(struct token_logprobs, (size_t)n + 1);
     for (int32_t i = 0; i < n; i++)
-        output->prompt_logprobs[i] = keep_logprobs(output, &prompt_logprobs[i]);
+        output->prompt_logprobs[i] = token_logprobs_copy(&prompt_logprobs[i], &output->arena);
 }
 
 static void append_token(struct output_processor *output, token_id token,
@@ -75,7 +62,7 @@ static void append_token(struct output_processor *output, token_id token,
     }
     output->tokens[output->num_tokens] = token;
     if (of_token)
-        output->logprobs[output->num_tokens] = keep_logprobs(output, of_token);
+        output->logprobs[output->num_tokens] = token_logprobs_copy(of_token, &output->arena);
     output->num_tokens++;
 }
 

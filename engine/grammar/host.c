@@ -8,7 +8,6 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -165,33 +164,28 @@ static enum status move_on(struct server *server, int32_t i, const struct region
     return server->ops->fill(server->matchers[i], region_mask(region, i), region->num_words);
 }
 
-/* To every thread that is not like this. A low priority would not do: a thread that wakes up waits for the
- * slice of one that is only nice. */
-static void give_way(pid_t thread_id)
+static int64_t cpu_ns_of(pthread_t thread)
 {
-    sched_setscheduler(thread_id, SCHED_IDLE, &(struct sched_param){0});
-}
+    struct timespec used = {0};
+    clockid_t clock;
 
-static int64_t own_cpu_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+    if (pthread_getcpuclockid(thread, &clock) == 0)
+        clock_gettime(clock, &used);
+    return used.tv_sec * INT64_C(1000000000) + used.tv_nsec;
 }
 
 static void answer(struct server *server, int32_t i)
 {
     struct region_place *place = region_place(server->region, i);
-    int64_t cpu_ns = own_cpu_ns();
+    int64_t cpu_ns = cpu_ns_of(pthread_self());
 
     place->begin_ns = clock_now_ns();
     place->status = (int32_t)move_on(server, i, place);
     if (place->status != OK)
         snprintf(place->sentence, sizeof place->sentence, "%s", fail_text());
     place->end_ns = clock_now_ns();
-    if (own_cpu_ns() - cpu_ns > POLITE_AFTER_MS * INT64_C(1000000))
-        give_way(0); /* this thread, for good */
+    if (cpu_ns_of(pthread_self()) - cpu_ns > POLITE_AFTER_MS * INT64_C(1000000))
+        region_give_way(0); /* this thread, for good */
     atomic_fetch_add_explicit(&place->num_done, 1, memory_order_release);
 }
 
@@ -297,16 +291,6 @@ static bool join_within(pthread_t thread, int32_t ms)
     return pthread_timedjoin_np(thread, NULL, &deadline) == 0;
 }
 
-static int64_t cpu_ns_of(pthread_t thread)
-{
-    struct timespec used = {0};
-    clockid_t clock;
-
-    if (pthread_getcpuclockid(thread, &clock) == 0)
-        clock_gettime(clock, &used);
-    return used.tv_sec * INT64_C(1000000000) + used.tv_nsec;
-}
-
 /* On a stack of its own; one that takes long gives way to whoever has a token to compute. */
 static enum status compile(struct server *server)
 {
@@ -324,7 +308,7 @@ static enum status compile(struct server *server)
         return fail(ERR_IO, "no thread to compile the grammar on: %s", strerror(error));
     while (!join_within(thread, POLITE_AFTER_MS))
         if (cpu_ns_of(thread) > POLITE_AFTER_MS * INT64_C(1000000))
-            give_way(__atomic_load_n(&compilation.thread_id, __ATOMIC_ACQUIRE));
+            region_give_way(__atomic_load_n(&compilation.thread_id, __ATOMIC_ACQUIRE));
     return compilation.status == OK ? OK : fail(compilation.status, "%s", compilation.sentence);
 }
 

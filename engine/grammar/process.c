@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,8 +29,7 @@ struct grammar_process {
     struct region *region;
     int region_fd;
     _Atomic int pidfd; /* -1: it has not been started */
-    pid_t pid;         /* the compiler's, with the next */
-    bool is_demoted;
+    pid_t pid;         /* the compiler's */
     _Atomic int32_t num_users;
 
     _Atomic int32_t failure; /* enum status; OK: none. The sentence is written before. */
@@ -208,9 +206,8 @@ void grammar_process_fail(struct grammar_process *process, enum status status, c
 
 void grammar_process_demote(struct grammar_process *process)
 {
-    if (process->pid > 0 && !process->is_demoted) /* the thread that serves */
-        sched_setscheduler(process->pid, SCHED_IDLE, &(struct sched_param){0});
-    process->is_demoted = true;
+    if (process->pid > 0)
+        region_give_way(process->pid); /* the thread that serves */
 }
 
 bool grammar_process_has_failed(const struct grammar_process *process)

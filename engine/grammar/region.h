@@ -17,7 +17,9 @@
 #include "engine/engine.h"
 #include "engine/grammar/spec.h"
 
+#include <sched.h>
 #include <stdatomic.h>
+#include <sys/types.h>
 
 enum { REGION_SENTENCE = 512, START_ANEW = -1 };
 
@@ -113,6 +115,13 @@ static inline uint32_t *region_mask(struct region *region, int32_t place)
 {
     return (uint32_t *)((char *)region + region_masks_at(region) +
                         place * region_mask_stride(region));
+}
+
+/* A thread of a grammar process goes on when no other wants its core; 0: the one that calls. A low priority
+ * would not do: a thread that wakes up waits for the slice of one that is only nice. */
+static inline void region_give_way(pid_t thread_id)
+{
+    sched_setscheduler(thread_id, SCHED_IDLE, &(struct sched_param){0});
 }
 
 /* ---- the dialogue of the engine and the host, one message a packet ---------------------------- */

@@ -1,5 +1,7 @@
 #include "engine/grammar/token_set.h"
 
+#include "engine/grammar/grammar.h"
+
 static void set_bit(uint32_t *words, token_id token, bool value)
 {
     uint32_t bit = 1u << (token % 32);
@@ -24,7 +26,7 @@ enum status token_set_init(const struct grammar_vocabulary *vocabulary, struct t
                         vocabulary->stop_tokens[i], vocabulary->num_tokens);
 
     *out = (struct token_set){.num_tokens = vocabulary->num_tokens,
-                              .num_words = (vocabulary->num_tokens + 31) / 32};
+                              .num_words = grammar_num_words(vocabulary->num_tokens)};
     out->text = mem_new_array(uint32_t, (size_t)out->num_words);
     out->stop = mem_new_array(uint32_t, (size_t)out->num_words);
     for (token_id t = 0; t < vocabulary->num_tokens; t++)
