@@ -10,7 +10,6 @@
 #include "engine/server/server.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
-#include "proto/base/mailbox.h"
 #include "proto/config/config.h"
 
 #include <poll.h>
@@ -56,17 +55,16 @@ static enum status parse_config(const struct load_settings *settings, struct con
         (char *)"--log-level",
         (char *)"warn",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
-        (char *)"--model",
-        settings->model,
-        (char *)"--grammar-folder",
-        settings->grammar_folder,
+        NULL, NULL, NULL, NULL, /* room */
     };
     int argc = COUNT_OF(argv) - 4;
 
     if (!settings->sim && !settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE, or --sim FILE");
-    if (settings->sim && settings->model) /* for its words */
-        argc += 2;
+    if (settings->sim && settings->model) { /* for its words */
+        argv[argc++] = (char *)"--model";
+        argv[argc++] = settings->model;
+    }
     if (settings->grammar_folder) {
         argv[argc++] = (char *)"--grammar-folder";
         argv[argc++] = settings->grammar_folder;
@@ -81,14 +79,6 @@ static token_id prompt_token(int32_t request, int32_t at)
 }
 
 /* ---- without HTTP ---------------------------------------------------------------------------- */
-
-/* What compiling came to. */
-struct compiled_mail {
-    struct mail mail;
-    struct grammar_process *process;
-    enum status status;
-    char sentence[512];
-};
 
 struct direct_load {
     const struct load_settings *settings;
@@ -150,35 +140,15 @@ static enum status take_output(struct direct_load *load, struct engine_output *o
     return status;
 }
 
-static void take_process(void *user, struct grammar_process *process, enum status status,
-                         const char *text)
-{
-    struct mailbox *told = user;
-    struct compiled_mail *mail = mem_new(struct compiled_mail);
-
-    mail->process = process ? grammar_process_take(process) : NULL;
-    mail->status = status;
-    snprintf(mail->sentence, sizeof mail->sentence, "%s", text);
-    if (mailbox_push(told, &mail->mail) != OK)
-        ASSERT(false, "%s", fail_text());
-}
-
-/* Waits for the grammar that some requests follow. */
+/* The grammar that some requests follow. */
 static enum status compile(const struct load_settings *settings, struct front *front,
                            struct grammar_process **out)
 {
     const char *text = settings->schema ? settings->schema : SCHEMA;
     struct grammar_spec spec = {.kind = GRAMMAR_JSON_SCHEMA, .text = text, .size = strlen(text)};
-    AUTO_CLOSE(mailbox) struct mailbox told = {0};
-    AUTO_MEM struct compiled_mail *mail = NULL;
 
-    if (settings->structured == 0)
-        return OK;
-    TRY(mailbox_open(&told, 1));
-    TRY(grammar_compiler_compile(front_grammars(front), &spec, take_process, &told));
-    mail = MAIL_ITEM(mailbox_wait(&told, clock_deadline_ns(-1)), struct compiled_mail, mail);
-    *out = mail->process;
-    return mail->status == OK ? OK : fail(mail->status, "%s", mail->sentence);
+    return settings->structured == 0 ? OK
+                                     : grammar_compiler_wait(front_grammars(front), &spec, out);
 }
 
 static enum status run_direct(const struct load_settings *settings, struct front *front,

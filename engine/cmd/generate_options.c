@@ -2,9 +2,9 @@
 
 #include "engine/front/structured_outputs.h"
 #include "engine/text/utf8.h"
+#include "proto/base/file_read.h"
 #include "proto/wire/sampling_params.h"
 
-#include <stdio.h>
 #include <string.h>
 
 static const char usage[] =
@@ -94,18 +94,13 @@ static json_t *value_of(const struct option *row, const char *text)
 static enum status read_form(const char *flag, const char *value, struct bytes *out)
 {
     enum { MOST = 16 << 20 };
-    FILE *file;
 
     if (*value != '@') {
         bytes_append(out, value, strlen(value));
         return OK;
     }
-    file = fopen(value + 1, "rb");
-    if (!file)
-        return fail(ERR_INVALID, "%s %s: %m", flag, value);
-    out->size = fread(bytes_reserve(out, MOST), 1, MOST, file);
-    fclose(file);
-    return OK;
+    return file_read(value + 1, MOST, out) == OK ? OK
+                                                 : fail(ERR_INVALID, "%s @%s", flag, fail_text());
 }
 
 static enum status gather_form(size_t i, const char *value, json_t *outputs)

@@ -1,6 +1,7 @@
 #include "engine/front/front.h"
 
 #include "engine/grammar/compiler.h"
+#include "proto/base/file_read.h"
 #include "proto/base/map.h"
 #include "proto/base/trace.h"
 #include "proto/config/config.h"
@@ -24,18 +25,14 @@ struct front {
 
 /* ---- opening ------------------------------------------------------------------------------------- */
 
-static enum status read_file(const char *path, struct bytes *out)
+static enum status read_template(const char *path, struct bytes *out)
 {
     enum { MOST = 1 << 20 };
-    FILE *f = fopen(path, "rb");
+    enum status status = file_read(path, MOST, out);
 
-    if (!f)
-        return fail(ERR_IO, "%s: %m", path);
-    out->size = fread(bytes_reserve(out, MOST + 1), 1, MOST + 1, f);
-    fclose(f);
-    if (out->size > MOST)
-        return fail(ERR_INVALID, "%s: a chat template has at most %d bytes", path, MOST);
-    return OK;
+    return status == ERR_FULL
+               ? fail(ERR_INVALID, "%s: a chat template has at most %d bytes", path, MOST)
+               : status;
 }
 
 /* The template of --chat-template, else the model's own; NULL where there is none. */
@@ -47,7 +44,7 @@ static enum status open_template(const struct config *config, const struct model
 
     if (!config->chat_template)
         return own->size > 0 ? template_new(own->data, own->size, out) : OK;
-    TRY(read_file(config->chat_template, &source));
+    TRY(read_template(config->chat_template, &source));
     if (template_new(bytes_text(&source), source.size, out) != OK)
         return fail(ERR_INVALID, "%s: %s", config->chat_template, fail_text());
     return OK;

@@ -5,6 +5,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/list.h"
 #include "proto/base/log.h"
+#include "proto/base/mailbox.h"
 #include "proto/base/spawn.h"
 #include "proto/base/trace.h"
 
@@ -212,6 +213,44 @@ enum status grammar_compiler_compile(struct grammar_compiler *compiler,
         add_listener(entry, listener, user); /* one that is ready since is told at the next look */
     pthread_mutex_unlock(&compiler->lock);
     eventfd_write(compiler->wake_fd, 1);
+    return status;
+}
+
+/* What a listener that waits was told. */
+struct told {
+    struct mail mail;
+    struct mailbox box;
+    struct grammar_process *process;
+    enum status status;
+    char sentence[REGION_SENTENCE];
+};
+
+static void take_told(void *user, struct grammar_process *process, enum status status,
+                      const char *text)
+{
+    struct told *told = user;
+
+    told->process = process ? grammar_process_take(process) : NULL;
+    told->status = status;
+    snprintf(told->sentence, sizeof told->sentence, "%s", text);
+    if (mailbox_push(&told->box, &told->mail) != OK)
+        ASSERT(false, "%s", fail_text()); /* it holds one */
+}
+
+enum status grammar_compiler_wait(struct grammar_compiler *compiler,
+                                  const struct grammar_spec *spec, struct grammar_process **out)
+{
+    struct told told = {0};
+    enum status status;
+
+    TRY(mailbox_open(&told.box, 1));
+    status = grammar_compiler_compile(compiler, spec, take_told, &told);
+    if (status == OK) {
+        (void)mailbox_wait(&told.box, clock_deadline_ns(-1));
+        status = told.status == OK ? OK : fail(told.status, "%s", told.sentence);
+        *out = told.process;
+    }
+    mailbox_close(&told.box);
     return status;
 }
 

@@ -62,6 +62,11 @@ MUST_USE enum status grammar_compiler_compile(struct grammar_compiler *compiler,
                                               const struct grammar_spec *spec,
                                               grammar_listener *listener, void *user);
 
+/* Compiles it, or finds it, and waits: taken. Not on a thread that the listener's call would wait for. */
+MUST_USE enum status grammar_compiler_wait(struct grammar_compiler *compiler,
+                                           const struct grammar_spec *spec,
+                                           struct grammar_process **out);
+
 void grammar_compiler_get_stats(struct grammar_compiler *compiler,
                                 struct grammar_compiler_stats *out);
 

@@ -188,31 +188,45 @@ static void print_rejections(const struct metrics *metrics, const struct engine_
     print_by_reason(metrics, name, reasons, values, NUM_ADMISSION_LIMITS, out);
 }
 
-static double kv_cache_usage(const struct engine_stats *stats)
+/* What the numbers on the page are read from. */
+struct sources {
+    const struct engine_stats *engine;
+    const struct grammar_compiler_stats *grammars;
+};
+
+static double kv_cache_usage(const struct sources *from)
 {
+    const struct engine_stats *stats = from->engine;
+
     return stats->num_kv_blocks ? (double)stats->num_kv_blocks_used / stats->num_kv_blocks : 0;
 }
 
 #define STAT(name, field)                                                                          \
-    static double name(const struct engine_stats *stats)                                           \
+    static double name(const struct sources *from)                                                 \
     {                                                                                              \
-        return (double)stats->field;                                                               \
+        return (double)from->field;                                                                \
     }
-STAT(stat_running, num_running)
-STAT(stat_waiting, num_waiting)
-STAT(stat_preemptions, num_preemptions)
-STAT(stat_prompt_tokens, prompt_tokens)
-STAT(stat_generation_tokens, generation_tokens)
-STAT(stat_prefix_queries, prefix_cache_queries)
-STAT(stat_prefix_hits, prefix_cache_hits)
-STAT(stat_late_masks, num_late_masks)
-STAT(stat_steps, num_steps)
-STAT(stat_ranks, num_ranks)
-STAT(stat_ranks_alive, num_ranks_alive)
+STAT(stat_running, engine->num_running)
+STAT(stat_waiting, engine->num_waiting)
+STAT(stat_preemptions, engine->num_preemptions)
+STAT(stat_prompt_tokens, engine->prompt_tokens)
+STAT(stat_generation_tokens, engine->generation_tokens)
+STAT(stat_prefix_queries, engine->prefix_cache_queries)
+STAT(stat_prefix_hits, engine->prefix_cache_hits)
+STAT(stat_late_masks, engine->num_late_masks)
+STAT(stat_steps, engine->num_steps)
+STAT(stat_ranks, engine->num_ranks)
+STAT(stat_ranks_alive, engine->num_ranks_alive)
+STAT(grammars_compiled, grammars->num_compiled)
+STAT(grammars_refused, grammars->num_refused)
+STAT(grammars_killed, grammars->num_killed)
+STAT(grammar_hits, grammars->num_hits)
+STAT(grammar_processes, grammars->num_processes)
+STAT(grammar_bytes, grammars->bytes)
 
 static const struct {
     const char *name, *type, *help;
-    double (*value)(const struct engine_stats *stats);
+    double (*value)(const struct sources *from);
 } stat_rows[] = {
     {"vllm:num_requests_running", "gauge", "Requests in the running batch.", stat_running},
     {"vllm:num_requests_waiting", "gauge", "Requests that wait for room.", stat_waiting},
@@ -231,24 +245,6 @@ static const struct {
     {"tandem:steps_total", "counter", "Steps of the core loop.", stat_steps},
     {"tandem:ranks", "gauge", "Ranks that the engine has.", stat_ranks},
     {"tandem:ranks_alive", "gauge", "Ranks that are alive.", stat_ranks_alive},
-};
-
-#define GRAMMARS(name, field)                                                                      \
-    static double name(const struct grammar_compiler_stats *stats)                                 \
-    {                                                                                              \
-        return (double)stats->field;                                                               \
-    }
-GRAMMARS(grammars_compiled, num_compiled)
-GRAMMARS(grammars_refused, num_refused)
-GRAMMARS(grammars_killed, num_killed)
-GRAMMARS(grammar_hits, num_hits)
-GRAMMARS(grammar_processes, num_processes)
-GRAMMARS(grammar_bytes, bytes)
-
-static const struct {
-    const char *name, *type, *help;
-    double (*value)(const struct grammar_compiler_stats *stats);
-} grammar_rows[] = {
     {"tandem:grammars_compiled_total", "counter", "Grammars that were compiled.", grammars_compiled},
     {"tandem:grammars_refused_total", "counter", "Grammars that could not be compiled.",
      grammars_refused},
@@ -263,15 +259,12 @@ static const struct {
 void metrics_print(const struct metrics *metrics, const struct engine_stats *stats,
                    const struct grammar_compiler_stats *grammars, struct bytes *out)
 {
+    struct sources from = {stats, grammars};
+
     for (size_t i = 0; i < COUNT_OF(stat_rows); i++) {
         print_about(out, stat_rows[i].name, stat_rows[i].type, stat_rows[i].help);
         bytes_printf(out, "%s{%s} %.17g\n", stat_rows[i].name, metrics->label,
-                     stat_rows[i].value(stats));
-    }
-    for (size_t i = 0; i < COUNT_OF(grammar_rows); i++) {
-        print_about(out, grammar_rows[i].name, grammar_rows[i].type, grammar_rows[i].help);
-        bytes_printf(out, "%s{%s} %.17g\n", grammar_rows[i].name, metrics->label,
-                     grammar_rows[i].value(grammars));
+                     stat_rows[i].value(&from));
     }
     print_waiting(metrics, stats, out);
     print_rejections(metrics, stats, out);

@@ -18,7 +18,6 @@
 
 #include <inttypes.h>
 #include <poll.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -62,31 +61,10 @@ struct bench {
 
 /* ---- a grammar --------------------------------------------------------------------------------- */
 
-struct told {
-    pthread_mutex_t lock;
-    pthread_cond_t is_told;
-    bool has_come;
-    struct grammar_process *process;
-    char sentence[512];
-};
-
-static void listen(void *user, struct grammar_process *process, enum status status,
-                   const char *text)
+/* NULL: refused, and why is in fail_text(). */
+static struct grammar_process *compile(struct bench *bench, const char *schema)
 {
-    struct told *told = user;
-
-    (void)status;
-    pthread_mutex_lock(&told->lock);
-    told->process = process ? grammar_process_take(process) : NULL;
-    snprintf(told->sentence, sizeof told->sentence, "%s", text);
-    told->has_come = true;
-    pthread_cond_signal(&told->is_told);
-    pthread_mutex_unlock(&told->lock);
-}
-
-/* NULL: refused, with its sentence in `told`. */
-static struct grammar_process *compile(struct bench *bench, const char *schema, struct told *told)
-{
+    struct grammar_process *process = NULL;
     struct grammar_spec spec = {
         .kind = GRAMMAR_JSON_SCHEMA,
         .text = schema,
@@ -94,23 +72,14 @@ static struct grammar_process *compile(struct bench *bench, const char *schema, 
         .backend = bench->settings->backend,
         .lenient = bench->settings->lenient,
     };
+    enum status status = spec.size > MAX_GRAMMAR_BYTES
+                             ? fail(ERR_INVALID, "%zu bytes of schema", spec.size)
+                             : grammar_compiler_wait(bench->compiler, &spec, &process);
 
-    *told = (struct told){.lock = PTHREAD_MUTEX_INITIALIZER, .is_told = PTHREAD_COND_INITIALIZER};
-    if (spec.size > MAX_GRAMMAR_BYTES) {
-        snprintf(told->sentence, sizeof told->sentence, "%zu bytes of schema", spec.size);
+    if (status != OK)
         return NULL;
-    }
-    if (grammar_compiler_compile(bench->compiler, &spec, listen, told) != OK) {
-        snprintf(told->sentence, sizeof told->sentence, "%s", fail_text());
-        return NULL;
-    }
-    pthread_mutex_lock(&told->lock);
-    while (!told->has_come)
-        pthread_cond_wait(&told->is_told, &told->lock);
-    pthread_mutex_unlock(&told->lock);
-    if (told->process)
-        samples_add(&bench->compile, grammar_process_compile_ns(told->process));
-    return told->process;
+    samples_add(&bench->compile, grammar_process_compile_ns(process));
+    return process;
 }
 
 static bool allows_one_token(const uint32_t *words, int32_t num_words)
@@ -195,17 +164,16 @@ static void try_line(struct bench *bench, const json_t *line)
     const char *id = json_string_value(json_object_get(line, "id"));
     AUTO_CLOSE(bytes) struct bytes schema = {0};
     struct grammar_process *process;
-    struct told told;
     json_t *test;
     size_t i;
 
     json_text(json_object_get(line, "schema"), JSON_TIGHT, &schema);
     bench->num_schemas++;
-    process = compile(bench, bytes_text(&schema), &told);
+    process = compile(bench, bytes_text(&schema));
     bench->num_compiled += process != NULL;
     bench->num_refused += !process;
     if (!process && bench->settings->verbose)
-        fprintf(stderr, "%s: refused: %s\n", id, told.sentence);
+        fprintf(stderr, "%s: refused: %s\n", id, fail_text());
     if (!process)
         return;
     json_array_foreach(json_object_get(line, "tests"), i, test)

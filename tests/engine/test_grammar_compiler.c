@@ -259,13 +259,15 @@ static void await(struct told *told)
 
 static struct grammar *compile(struct bench *b, const char *text)
 {
-    struct told told;
+    struct grammar_spec spec = regex(text);
+    struct grammar_process *process;
+    struct grammar *grammar;
 
-    ask(b, text, &told);
-    await(&told);
-    if (told.status != OK)
-        fail_msg("%s: %s", text, told.text);
-    return told.grammar;
+    if (grammar_compiler_wait(b->compiler, &spec, &process) != OK)
+        fail_msg("%s: %s", text, fail_text());
+    grammar = grammar_process_start(process);
+    grammar_process_drop(process);
+    return grammar;
 }
 
 static void refuse(struct bench *b, const char *text, enum status status, const char *sentence)
