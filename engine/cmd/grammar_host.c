@@ -1,10 +1,8 @@
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/inner.h"
 
 #include "engine/grammar/host.h"
-#include "proto/config/option.h"
 
-#include <stdio.h>
-#include <string.h>
 #include <sys/prctl.h>
 
 struct host_settings {
@@ -27,36 +25,29 @@ static const struct option options[] = {
 };
 #undef ROW
 
-static void help(const struct option_set *set)
-{
-    AUTO_CLOSE(bytes) struct bytes text = {0};
+static const char usage[] =
+    "usage: tandem grammar-host --socket FD --vocabulary FD --bell FD --folder FOLDER\n\n"
+    "Compiles grammars and fills masks, in a process for each grammar. The engine starts it\n"
+    "itself when the first request brings a grammar.\n";
 
-    options_help(set, 1, &text);
-    printf("usage: tandem grammar-host --socket FD --vocabulary FD --bell FD --folder FOLDER\n\n"
-           "Compiles grammars and fills masks, in a process for each grammar. The engine starts it\n"
-           "itself when the first request brings a grammar.\n\n%s",
-           bytes_text(&text));
+static enum status check(const void *target)
+{
+    const struct host_settings *settings = target;
+
+    return settings->socket < 0 || settings->vocabulary < 0
+               ? fail(ERR_INVALID,
+                      "--socket and --vocabulary are missing: the engine gives them")
+               : OK;
 }
 
 int cmd_grammar_host(int argc, char **argv)
 {
     struct host_settings settings = {0};
     struct option_set set = {options, COUNT_OF(options), &settings};
-    enum status status;
+    int exit_status;
 
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        help(&set);
-        return 0;
-    }
-    options_init(&set);
-    status = options_parse(&set, 1, argc, argv, NULL, NULL);
-    if (status == OK && (settings.socket < 0 || settings.vocabulary < 0))
-        status = fail(ERR_INVALID, "--socket and --vocabulary are missing: the engine gives them");
-    if (status != OK) {
-        fprintf(stderr, "tandem grammar-host: %s\n", fail_text());
-        options_close(&set);
-        return 2;
-    }
+    if (!cmd_parse("grammar-host", &set, usage, argc, argv, check, &exit_status))
+        return exit_status;
     prctl(PR_SET_NAME, "tandem-gramhost");
     return host_main(&(struct host_options){
         .backends = backends,

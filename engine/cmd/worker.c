@@ -1,11 +1,9 @@
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/inner.h"
 
 #include "proto/base/log.h"
-#include "proto/config/option.h"
 #include "worker/wire_loop.h"
 
-#include <stdio.h>
-#include <string.h>
 #include <sys/prctl.h>
 
 struct worker_settings {
@@ -26,19 +24,15 @@ static const struct option options[] = {
 };
 #undef ROW
 
-static void help(const struct option_set *set)
-{
-    AUTO_CLOSE(bytes) struct bytes text = {0};
+static const char usage[] =
+    "usage: tandem worker --engine ENDPOINT --rank R --world N [--comm FILE]\n\n"
+    "Runs one rank. The engine starts its ranks itself; this is what it starts.\n"
+    "Everything else it is told by the engine when it joins.\n";
 
-    options_help(set, 1, &text);
-    printf("usage: tandem worker --engine ENDPOINT --rank R --world N [--comm FILE]\n\n"
-           "Runs one rank. The engine starts its ranks itself; this is what it starts.\n"
-           "Everything else it is told by the engine when it joins.\n\n%s",
-           bytes_text(&text));
-}
-
-static enum status check(const struct worker_settings *settings)
+static enum status check(const void *target)
 {
+    const struct worker_settings *settings = target;
+
     if (!settings->engine)
         return fail(ERR_INVALID, "--engine is missing: where is the engine?");
     if (settings->rank >= settings->world)
@@ -55,20 +49,10 @@ int cmd_worker(int argc, char **argv)
     struct worker_settings settings = {0};
     struct option_set set = {options, COUNT_OF(options), &settings};
     enum status status;
+    int exit_status;
 
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        help(&set);
-        return 0;
-    }
-    options_init(&set);
-    status = options_parse(&set, 1, argc, argv, NULL, NULL);
-    if (status == OK)
-        status = check(&settings);
-    if (status != OK) {
-        fprintf(stderr, "tandem worker: %s\n", fail_text());
-        options_close(&set);
-        return 2;
-    }
+    if (!cmd_parse("worker", &set, usage, argc, argv, check, &exit_status))
+        return exit_status;
     /* ps would call us "exe": the engine starts us as /proc/self/exe, to be sure of its own build. */
     prctl(PR_SET_NAME, "tandem-worker");
     /* What goes wrong from here on is told to the engine. */

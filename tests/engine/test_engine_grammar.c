@@ -180,6 +180,16 @@ static void ask_all(struct bench *b, struct reply *replies)
     wait_for(b, replies, NUM_REQUESTS);
 }
 
+static void expect_same_answers(const struct reply *replies, const struct reply *first,
+                                const char *flags)
+{
+    for (int32_t i = 0; i < NUM_REQUESTS; i++)
+        if (replies[i].num_tokens != first[i].num_tokens ||
+            memcmp(replies[i].tokens, first[i].tokens,
+                   sizeof(int32_t) * (size_t)first[i].num_tokens) != 0)
+            fail_msg("request %d answers otherwise with %s", i, flags);
+}
+
 static void outputs_follow_their_grammars_however_they_are_scheduled(void **state)
 {
     static const char *const rows[] = {
@@ -201,11 +211,8 @@ static void outputs_follow_their_grammars_however_they_are_scheduled(void **stat
     for (size_t r = 0; r < COUNT_OF(rows); r++) {
         open_engine(&b, rows[r]);
         ask_all(&b, r == 0 ? first : replies);
-        for (int32_t i = 0; r > 0 && i < NUM_REQUESTS; i++)
-            if (memcmp(replies[i].tokens, first[i].tokens,
-                       sizeof(int32_t) * (size_t)first[i].num_tokens) != 0 ||
-                replies[i].num_tokens != first[i].num_tokens)
-                fail_msg("request %d answers otherwise with %s", i, rows[r]);
+        if (r > 0)
+            expect_same_answers(replies, first, rows[r]);
         for (int32_t i = 0; i < NUM_REQUESTS; i++)
             if (has_grammar(i))
                 expect_in_language(&b, i, r == 0 ? &first[i] : &replies[i]);
@@ -394,11 +401,7 @@ static void steps_do_not_wait_for_a_late_mask_and_no_token_changes(void **state)
         wait_for(&b, replies, NUM_REQUESTS);
         engine_stats(b.engine, &stats);
         assert_true(stats.num_late_masks > 0);
-        for (int32_t i = 0; i < NUM_REQUESTS; i++) {
-            assert_int_equal(replies[i].num_tokens, first[i].num_tokens);
-            assert_memory_equal(replies[i].tokens, first[i].tokens,
-                                sizeof(int32_t) * (size_t)first[i].num_tokens);
-        }
+        expect_same_answers(replies, first, rows[r]);
         close_engine(&b);
     }
 }

@@ -511,23 +511,31 @@ static void generate_behind_prompt(struct generation *generation, int32_t sequen
     assert_false(output_processor_push(&generation->outputs[sequence], &event));
 }
 
-static void echo_brings_the_prompts_logprobs(void **state)
+#define OFFSETS(more)  "\"text_offset\":[0,3,8" more "]"
+#define LOGPROBS(more) "\"token_logprobs\":[null,-0.5,-3.0" more "]"
+#define TOKENS(more)   "\"tokens\":[\"<s>\",\"hello\",\"!\"" more "]"
+#define TOP(more)      "\"top_logprobs\":[null,{\"hello\":-0.5},{\"?\":-0.25,\"!\":-3.0}" more "]"
+
+/* more: fields of the body. Returns what max_tokens has become. */
+static int32_t expect_echo(const char *more, const char *answer_text)
 {
-    (void)state;
-    AUTO_FREE(generation)
-    struct generation *g = generation_of(
-        OPENAI_COMPLETIONS, "{" PROMPT ", \"echo\": true, \"logprobs\": 1, \"temperature\": 0}");
+    AUTO_MEM char *body = mem_printf("{" PROMPT ", \"echo\": true, \"logprobs\": 1%s, "
+                                     "\"temperature\": 0}", more);
+    AUTO_FREE(generation) struct generation *g = generation_of(OPENAI_COMPLETIONS, body);
     AUTO_CLOSE(bytes) struct bytes answer = {0};
 
     assert_int_equal(g->params.prompt_logprobs, 1);
     generate_behind_prompt(g, 0);
     openai_response(&model, g, &answer);
-#define OFFSETS(more)  "\"text_offset\":[0,3,8" more "]"
-#define LOGPROBS(more) "\"token_logprobs\":[null,-0.5,-3.0" more "]"
-#define TOKENS(more)   "\"tokens\":[\"<s>\",\"hello\",\"!\"" more "]"
-#define TOP(more)      "\"top_logprobs\":[null,{\"hello\":-0.5},{\"?\":-0.25,\"!\":-3.0}" more "]"
-    expect_answer(
-        &answer, g,
+    expect_answer(&answer, g, answer_text);
+    return g->params.max_tokens;
+}
+
+static void echo_brings_the_prompts_logprobs(void **state)
+{
+    (void)state;
+    expect_echo(
+        "",
         "{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"small\","
         "\"choices\":[{\"index\":0,\"text\":\"hello!hello\",\"logprobs\":{" OFFSETS(",9") "," LOGPROBS(
             ",-0.5") "," TOKENS(",\"hello\"") "," TOP(",{\"hello\":-0.5,\"bytes:\\\\xc3\":-1.0}")
@@ -538,24 +546,17 @@ static void echo_brings_the_prompts_logprobs(void **state)
 
 static void an_echo_of_no_tokens_is_the_prompt_alone(void **state)
 {
-    (void)state;
-    AUTO_FREE(generation)
-    struct generation *g =
-        generation_of(OPENAI_COMPLETIONS, "{" PROMPT ", \"echo\": true, \"logprobs\": 1,"
-                                          " \"max_tokens\": 0, \"temperature\": 0}");
-    AUTO_CLOSE(bytes) struct bytes answer = {0};
-
-    assert_int_equal(g->params.max_tokens, 1);
-    generate_behind_prompt(g, 0);
-    openai_response(&model, g, &answer);
-    expect_answer(
-        &answer, g,
+    int32_t max_tokens = expect_echo(
+        ", \"max_tokens\": 0",
         "{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"small\","
         "\"choices\":[{\"index\":0,\"text\":\"hello!\",\"logprobs\":{" OFFSETS("") "," LOGPROBS(
             "") "," TOKENS("") "," TOP("")
         "},\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":3,"
         "\"total_tokens\":3,\"completion_tokens\":0,\"prompt_tokens_details\":{"
         "\"cached_tokens\":0}}}");
+
+    (void)state;
+    assert_int_equal(max_tokens, 1);
 }
 
 static void a_streamed_echo_waits_for_its_logprobs(void **state)
