@@ -226,7 +226,7 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
         const uint8_t *packed_scales = record + packed_code_bytes(type);
         vi sum[MAX_ROWS][4], scales[4], mins[4];
 
-        if (source == PACKED && first_column == 0)
+        if (source != EXPANDED && first_column == 0)
             for (int i = 0; i < record_bytes; i += 64)
                 __builtin_prefetch(record + PREFETCH_BYTES + i);
         if (halves) {
