@@ -149,8 +149,11 @@ struct kernels {
      * 2^-24 (EXACT_GRID) and added in double, where such sums are exact below 2^28. Ranks hold
      * whole groups, so the sum over ranks has the same bits for any split.
      */
-    void (*matmul_groups)(struct device *dev, double *out, const struct activations *a,
+    void (*matmul_groups)(struct device *dev, double *sums, const struct activations *a,
                           const struct matrix *w, int32_t group_k);
+    /* The same for a rank that is alone: out: [rows, n], the sums rounded to float. */
+    void (*matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
+                                const struct matrix *w, int32_t group_k);
 
     /* out: [rows, k]. Row ids[i] - first_id of w where that lies in [0, w->n), else zeros: a
      * vocabulary-parallel embedding, whose sum over ranks is exact. Dequantised as the matmul

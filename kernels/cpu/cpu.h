@@ -10,8 +10,10 @@
 void KERNEL(quantize)(struct device *dev, const struct activations *a);
 void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                     const struct matrix *w);
-void KERNEL(matmul_groups)(struct device *dev, double *out, const struct activations *a,
+void KERNEL(matmul_groups)(struct device *dev, double *sums, const struct activations *a,
                            const struct matrix *w, int32_t group_k);
+void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
+                                 const struct matrix *w, int32_t group_k);
 void KERNEL(rms_norm)(struct device *dev, float *out, int64_t out_stride, const float *x,
                       int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps);
 void KERNEL(add_exact)(struct device *dev, float *x, const double *sum, int32_t rows, int32_t n);

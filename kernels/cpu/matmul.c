@@ -1,10 +1,10 @@
 /*
  * matmul of packed weights, for every type, with the arithmetic of quant_block.h.
  *
- * A tile is up to MAX_ROWS rows by one panel, through a chunk of k whose codes fit in the first
- * cache: the first tile of a chunk unpacks the codes to bytes and leaves them there, the other
- * rows' tiles read the bytes. When one tile holds all rows there is nothing to leave, and it runs
- * through all of k at the speed of memory.
+ * A tile is up to MAX_ROWS rows by one panel, through a chunk of k: the first tile of a chunk
+ * unpacks the codes to bytes and leaves them in the second cache, the other rows' tiles read the
+ * bytes. Few rows are not worth it: each of their tiles reads the packed codes, the first at the
+ * speed of memory.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/packed.h"
@@ -22,9 +22,10 @@
 
 enum {
     SLICE_ROWS = 256, /* rows that go through a panel together: their activations stay in L2 */
-    CHUNK_BLOCKS = 18,
+    CHUNK_BLOCKS = 64,
     FLOAT_CHUNK = 128,
     PREFETCH_BYTES = 8192,
+    PACKED_TILES = 2, /* so many tiles or fewer read packed codes */
 };
 
 /* A block of 32 that a storing tile leaves for the others. */
@@ -37,7 +38,8 @@ struct expanded {
 struct scratch {
     _Alignas(64) struct expanded expanded[CHUNK_BLOCKS];
     float partial[SLICE_ROWS][PANEL];   /* accumulators of groups, between chunks */
-    double edge[SLICE_ROWS][PANEL];     /* output of a panel with fewer than 32 columns */
+    double sums[SLICE_ROWS][PANEL];     /* of groups, between chunks */
+    float edge[SLICE_ROWS][PANEL];      /* output of a panel with fewer than 32 columns */
 };
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch of a matmul");
 
@@ -61,10 +63,8 @@ struct tile {
     int64_t acc_stride;
 
     /* matmul_groups; NULL otherwise */
-    double *sum;
-    int64_t sum_stride;
+    double *sum;          /* [rows, PANEL] */
     int32_t group, left;  /* records of a group; of the current one from here */
-    bool adds;            /* `sum` holds the sum of earlier groups */
 };
 
 /* ---- one record --------------------------------------------------------------------------------- */
@@ -172,21 +172,17 @@ INLINE void dot_block(const int R, const int C, enum tensor_type type, enum sour
 /* ---- a tile of a quantised type ------------------------------------------------------------------- */
 
 /* A finished group: rounded to the grid, and added to the others. */
-INLINE void add_group(const int R, const int C, const struct tile *t, int first_column, bool adds,
+INLINE void add_group(const int R, const int C, const struct tile *t, int first_column,
                       vf f[MAX_ROWS][4])
 {
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++) {
-            double *sum = t->sum + r * t->sum_stride + first_column + c * LANES;
+            double *sum = t->sum + r * PANEL + first_column + c * LANES;
             vd low = (vd_low(f[r][c]) + EXACT_MAGIC) - EXACT_MAGIC;
             vd high = (vd_high(f[r][c]) + EXACT_MAGIC) - EXACT_MAGIC;
 
-            if (adds) {
-                low += vd_load(sum);
-                high += vd_load(sum + LANES / 2);
-            }
-            vd_store(sum, low);
-            vd_store(sum + LANES / 2, high);
+            vd_store(sum, vd_load(sum) + low);
+            vd_store(sum + LANES / 2, vd_load(sum + LANES / 2) + high);
             f[r][c] = vf_set(0);
         }
 }
@@ -216,7 +212,6 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
     const bool has_m = !halves && (form.has_min || form.offset);
     const int record_bytes = packed_record_bytes(type);
     int32_t left = t->left;
-    bool adds = t->adds;
     vf f[MAX_ROWS][4];
 
     begin_acc(R, C, t, first_column, f);
@@ -284,9 +279,8 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
             }
         }
         if (t->sum && --left == 0) {
-            add_group(R, C, t, first_column, adds, f);
+            add_group(R, C, t, first_column, f);
             left = t->group;
-            adds = true;
         }
     }
     keep_acc(R, C, t, first_column, f);
@@ -319,8 +313,7 @@ INLINE void tile_float(const int R, enum tensor_type type, const struct tile *t)
 
     for (int first_column = 0; first_column < PANEL; first_column += C * LANES) {
         int32_t left = t->left;
-        bool adds = t->adds;
-        vf f[MAX_ROWS][4];
+            vf f[MAX_ROWS][4];
 
         begin_acc(R, C, t, first_column, f);
         for (int64_t i = 0; i < t->count; i++) {
@@ -331,9 +324,8 @@ INLINE void tile_float(const int R, enum tensor_type type, const struct tile *t)
                     f[r][c] = vf_fma(vf_set(t->x[r * t->k + i]), w, f[r][c]);
             }
             if (t->sum && --left == 0) {
-                add_group(R, C, t, first_column, adds, f);
+                add_group(R, C, t, first_column, f);
                 left = t->group;
-                adds = true;
             }
         }
         keep_acc(R, C, t, first_column, f);
@@ -417,118 +409,142 @@ static void (*const tiles[NUM_TENSOR_TYPES][NUM_SOURCES][MAX_ROWS])(const struct
 struct job {
     const struct activations *a;
     const struct matrix *w;
-    float *out; /* matmul */
+    float *out; /* NULL: doubles are wanted */
     int64_t out_stride;
-    double *sum; /* matmul_groups */
-    int32_t group; /* records of a group; INT32_MAX: no groups */
+    double *sums;
+    int32_t group; /* records of a group; 0: none */
 };
 
-/* Where one panel and slice of rows is written. */
-struct place {
-    float *acc;
-    int64_t acc_stride;
-    double *sum;
-    int64_t sum_stride;
+/* Rows of a panel that go through it together. */
+struct slice {
+    const struct job *job;
+    int32_t panel;
+    int32_t first_row, rows;
+    struct scratch *scratch;
 };
 
-static void do_slice(const struct job *job, int32_t panel, int32_t first_row, int32_t rows,
-                     const struct place *place, struct scratch *scratch)
+static int32_t slice_width(const struct slice *slice)
 {
+    return MIN((int32_t)PANEL, slice->job->w->n - slice->panel * PANEL);
+}
+
+/* Sums of groups of rows [r0, r0 + rows) of the slice, to where they are wanted. */
+static void finish_sums(const struct slice *slice, const double (*sums)[PANEL], int32_t r0, int32_t rows)
+{
+    const struct job *job = slice->job;
+    int32_t width = slice_width(slice);
+
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t row = slice->first_row + r0 + r, column = slice->panel * PANEL;
+
+        if (!job->out) {
+            memcpy(job->sums + row * job->w->n + column, sums[r], (size_t)width * sizeof(double));
+            continue;
+        }
+        float *out = job->out + row * job->out_stride + column;
+
+        if (width == PANEL)
+            for (int c = 0; c < PANEL; c += LANES)
+                vf_store(out + c, vf_round(vd_load(sums[r] + c), vd_load(sums[r] + c + LANES / 2)));
+        else
+            for (int c = 0; c < width; c++)
+                out[c] = (float)sums[r][c];
+    }
+}
+
+/* Where the tiles of rows [first, end) of a slice begin: tile i of n. The first of those that share
+ * unpacked codes is a whole one, since that is the one there is with PACKED_STORING. */
+static int32_t tile_start(int32_t rows, bool packed, int32_t i, int32_t n)
+{
+    if (packed)
+        return rows * i / n;
+    return i ? MAX_ROWS + (rows - MAX_ROWS) * (i - 1) / (n - 1) : 0;
+}
+
+/* Records [at, at + count) for all rows of the slice. */
+static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
+{
+    const struct job *job = slice->job;
     const struct matrix *w = job->w;
     const struct activations *a = job->a;
-    bool is_float = quant_form(w->type).scales == SCALE_NONE;
-    int32_t num_records = packed_num_records(w->type, w->k);
-    int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
-    const uint8_t *supers = (const uint8_t *)w->data + panel * packed_panel_bytes(w->type, w->k);
+    struct scratch *scratch = slice->scratch;
+    const uint8_t *supers =
+        (const uint8_t *)w->data + slice->panel * packed_panel_bytes(w->type, w->k);
     const uint8_t *records = supers + packed_supers_bytes(w->type, w->k);
-    bool direct = rows <= MAX_ROWS;
-    int32_t chunk = direct ? num_records : is_float ? FLOAT_CHUNK : CHUNK_BLOCKS;
+    bool is_float = quant_form(w->type).scales == SCALE_NONE;
+    bool begins = at == 0, ends = at + count == packed_num_records(w->type, w->k);
+    int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
+    int32_t num_tiles = (slice->rows + MAX_ROWS - 1) / MAX_ROWS;
+    bool packed = num_tiles <= PACKED_TILES;
 
-    for (int32_t at = 0; at < num_records; at += chunk) {
-        /* After the storing tile, the others share the rows evenly. */
-        int32_t others = (rows - 1) / MAX_ROWS;
+    for (int32_t i = 0; i < num_tiles; i++) {
+        int32_t r0 = tile_start(slice->rows, packed, i, num_tiles);
+        int32_t rows = tile_start(slice->rows, packed, i + 1, num_tiles) - r0;
+        int64_t row = slice->first_row + r0, block = row * num_blocks + at;
+        int32_t kept = begins && ends ? 0 : r0; /* nothing outlasts a tile: the same memory for all */
+        struct tile t = {
+            .records = records + (int64_t)at * packed_record_bytes(w->type),
+            .supers = supers,
+            .super_block = w->first_block + at,
+            .expanded = scratch->expanded,
+            .x = a->x + row * a->k + (int64_t)at * unit,
+            .k = a->k,
+            .num_blocks = num_blocks,
+            .count = count,
+            .begins = begins,
+            .acc = scratch->partial[kept],
+            .acc_stride = PANEL,
+            .group = job->group,
+        };
 
-        for (int32_t i = 0; i <= others; i++) {
-            int32_t rest = rows - MAX_ROWS;
-            int32_t r0 = i ? MAX_ROWS + rest * (i - 1) / others : 0;
-            int32_t r1 = i ? MAX_ROWS + rest * i / others : MIN(rows, MAX_ROWS);
-            int64_t row = first_row + r0, block = row * num_blocks + at;
-            struct tile t = {
-                .records = records + (int64_t)at * packed_record_bytes(w->type),
-                .supers = supers,
-                .super_block = w->first_block + at,
-                .expanded = scratch->expanded,
-                .x = a->x + row * a->k + (int64_t)at * unit,
-                .k = a->k,
-                .num_blocks = num_blocks,
-                .count = MIN(chunk, num_records - at),
-                .begins = at == 0,
-                .acc = place->acc + r0 * place->acc_stride,
-                .acc_stride = place->acc_stride,
-                .sum = place->sum ? place->sum + r0 * place->sum_stride : NULL,
-                .sum_stride = place->sum_stride,
-                .group = job->group,
-                .left = job->group - at % job->group,
-                .adds = at >= job->group,
-            };
-
-            if (!is_float) {
-                t.q = a->q + block * QUANT_BLOCK;
-                t.d = a->d + block;
-                t.z = a->z + block;
-                t.sums = a->sums + 2 * block;
-            }
-            tiles[w->type][direct ? PACKED : i ? EXPANDED : PACKED_STORING][r1 - r0 - 1](&t);
+        if (!is_float) {
+            t.q = a->q + block * QUANT_BLOCK;
+            t.d = a->d + block;
+            t.z = a->z + block;
+            t.sums = a->sums + 2 * block;
         }
+        if (job->group) {
+            t.sum = scratch->sums[kept];
+            t.left = job->group - at % job->group;
+            if (begins)
+                memset(t.sum, 0, (size_t)rows * sizeof(scratch->sums[0]));
+        } else if (slice_width(slice) == PANEL) {
+            t.acc = job->out + row * job->out_stride + slice->panel * PANEL;
+            t.acc_stride = job->out_stride;
+        } else {
+            t.acc = scratch->edge[r0];
+        }
+        tiles[w->type][packed ? PACKED : i ? EXPANDED : PACKED_STORING][rows - 1](&t);
+        if (job->group && ends)
+            finish_sums(slice, (const double(*)[PANEL])scratch->sums[kept], r0, rows);
     }
 }
 
-/* The last panel may have fewer than 32 columns: it goes through scratch. */
-static void do_edge(const struct job *job, int32_t panel, int32_t first_row, int32_t rows,
-                    struct scratch *scratch)
+static void do_slice(const struct slice *slice)
 {
-    int32_t n = job->w->n, column = panel * PANEL, width = n - column;
-    float *floats = (float *)scratch->edge;
-    struct place place = {.acc = job->sum ? scratch->partial[0] : floats,
-                          .acc_stride = PANEL,
-                          .sum = job->sum ? scratch->edge[0] : NULL,
-                          .sum_stride = PANEL};
+    const struct job *job = slice->job;
+    int32_t num_records = packed_num_records(job->w->type, job->w->k), width = slice_width(slice);
+    bool is_float = quant_form(job->w->type).scales == SCALE_NONE;
+    int32_t chunk = is_float ? FLOAT_CHUNK : CHUNK_BLOCKS;
 
-    do_slice(job, panel, first_row, rows, &place, scratch);
-    for (int64_t r = 0; r < rows; r++) {
-        if (job->sum)
-            memcpy(job->sum + (first_row + r) * n + column, scratch->edge[r],
-                   (size_t)width * sizeof(double));
-        else
-            memcpy(job->out + (first_row + r) * job->out_stride + column, floats + r * PANEL,
-                   (size_t)width * sizeof(float));
-    }
+    if (slice->rows <= MAX_ROWS)
+        chunk = num_records;
+    for (int32_t at = 0; at < num_records; at += chunk)
+        do_chunk(slice, at, MIN(chunk, num_records - at));
+    if (!job->group && width < PANEL)
+        for (int64_t r = 0; r < slice->rows; r++)
+            memcpy(job->out + (slice->first_row + r) * job->out_stride + slice->panel * PANEL,
+                   slice->scratch->edge[r], (size_t)width * sizeof(float));
 }
 
-static void do_panels(const void *args, int64_t first, int64_t end, void *memory)
+static void do_panels(const void *args, int64_t first, int64_t end, void *scratch)
 {
     const struct job *job = args;
-    struct scratch *scratch = memory;
-    int32_t n = job->w->n;
 
     for (int32_t panel = (int32_t)first; panel < end; panel++)
-        for (int32_t row = 0; row < job->a->rows; row += SLICE_ROWS) {
-            int32_t rows = MIN((int32_t)SLICE_ROWS, job->a->rows - row), column = panel * PANEL;
-            struct place place = {.acc_stride = PANEL, .sum_stride = n};
-
-            if (column + PANEL > n) {
-                do_edge(job, panel, row, rows, scratch);
-                continue;
-            }
-            if (job->sum) {
-                place.acc = scratch->partial[0];
-                place.sum = job->sum + (int64_t)row * n + column;
-            } else {
-                place.acc = job->out + row * job->out_stride + column;
-                place.acc_stride = job->out_stride;
-            }
-            do_slice(job, panel, row, rows, &place, scratch);
-        }
+        for (int32_t row = 0; row < job->a->rows; row += SLICE_ROWS)
+            do_slice(&(struct slice){job, panel, row, MIN((int32_t)SLICE_ROWS, job->a->rows - row),
+                                     scratch});
 }
 
 static void run(struct device *dev, const struct job *job)
@@ -541,14 +557,25 @@ static void run(struct device *dev, const struct job *job)
 void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                     const struct matrix *w)
 {
-    run(dev, &(struct job){.a = a, .w = w, .out = out, .out_stride = out_stride, .group = INT32_MAX});
+    run(dev, &(struct job){.a = a, .w = w, .out = out, .out_stride = out_stride});
 }
 
-void KERNEL(matmul_groups)(struct device *dev, double *out, const struct activations *a,
-                           const struct matrix *w, int32_t group_k)
+static int32_t records_of_group(const struct matrix *w, int32_t group_k)
 {
     ASSERT(group_k > 0 && group_k % QUANT_BLOCK == 0 && w->k % group_k == 0,
            "groups of %d in %d columns", group_k, w->k);
-    run(dev, &(struct job){.a = a, .w = w, .sum = out,
-                           .group = packed_num_records(w->type, group_k)});
+    return packed_num_records(w->type, group_k);
+}
+
+void KERNEL(matmul_groups)(struct device *dev, double *sums, const struct activations *a,
+                           const struct matrix *w, int32_t group_k)
+{
+    run(dev, &(struct job){.a = a, .w = w, .sums = sums, .group = records_of_group(w, group_k)});
+}
+
+void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
+                                 const struct matrix *w, int32_t group_k)
+{
+    run(dev, &(struct job){.a = a, .w = w, .out = out, .out_stride = w->n,
+                           .group = records_of_group(w, group_k)});
 }

@@ -10,6 +10,7 @@ const struct kernels KERNEL(kernels) = {
     .quantize = KERNEL(quantize),
     .matmul = KERNEL(matmul),
     .matmul_groups = KERNEL(matmul_groups),
+    .matmul_groups_float = KERNEL(matmul_groups_float),
     .embedding = embedding_cpu,
     .rms_norm = KERNEL(rms_norm),
     .add_exact = KERNEL(add_exact),

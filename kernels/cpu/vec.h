@@ -158,33 +158,47 @@ INLINE vf vf_abs(vf a)
     return (vf)((vi)a & 0x7fffffff);
 }
 
+/* gcc 12 converts vectors of doubles four at a time where they have eight. */
 INLINE vd vd_low(vf v)
 {
+#if defined(VEC_AVX512)
+    return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+#else
     typedef float half __attribute__((vector_size(LANES * 2)));
     half low;
 
     memcpy(&low, &v, sizeof(low));
     return __builtin_convertvector(low, vd);
+#endif
 }
 
 INLINE vd vd_high(vf v)
 {
+#if defined(VEC_AVX512)
+    return (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#else
     typedef float half __attribute__((vector_size(LANES * 2)));
     half high;
 
     memcpy(&high, (const char *)&v + sizeof(high), sizeof(high));
     return __builtin_convertvector(high, vd);
+#endif
 }
 
 /* Two vectors of doubles as one of floats. */
 INLINE vf vf_round(vd low, vd high)
 {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)low)),
+                                  _mm512_cvtpd_ps((__m512d)high), 1);
+#else
     typedef float half __attribute__((vector_size(LANES * 2)));
     half parts[2] = {__builtin_convertvector(low, half), __builtin_convertvector(high, half)};
     vf v;
 
     memcpy(&v, parts, sizeof(v));
     return v;
+#endif
 }
 
 /* The sum of SUM_LANES partial sums, in the order of numerics.h. */

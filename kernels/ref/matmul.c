@@ -117,19 +117,39 @@ void matmul_ref(struct device *dev, float *out, int64_t out_stride, const struct
             out[r * out_stride + c] = dot_range(a, r, w, c, 0, w->k);
 }
 
-void matmul_groups_ref(struct device *dev, double *out, const struct activations *a,
-                       const struct matrix *w, int32_t group_k)
+static double sum_groups(const struct activations *a, int32_t r, const struct matrix *w, int32_t c,
+                         int32_t group_k)
 {
-    (void)dev;
+    double sum = 0;
+
+    for (int32_t k0 = 0; k0 < w->k; k0 += group_k)
+        sum += (dot_range(a, r, w, c, k0, group_k) + EXACT_MAGIC) - EXACT_MAGIC;
+    return sum;
+}
+
+static void check_groups(const struct activations *a, const struct matrix *w, int32_t group_k)
+{
     ASSERT(a->k == w->k, "activations of %d columns, weights of %d", a->k, w->k);
     ASSERT(group_k > 0 && group_k % QUANT_BLOCK == 0 && w->k % group_k == 0,
            "groups of %d in %d columns", group_k, w->k);
-    for (int32_t r = 0; r < a->rows; r++)
-        for (int32_t c = 0; c < w->n; c++) {
-            double sum = 0;
+}
 
-            for (int32_t k0 = 0; k0 < w->k; k0 += group_k)
-                sum += (dot_range(a, r, w, c, k0, group_k) + EXACT_MAGIC) - EXACT_MAGIC;
-            out[(int64_t)r * w->n + c] = sum;
-        }
+void matmul_groups_ref(struct device *dev, double *sums, const struct activations *a,
+                       const struct matrix *w, int32_t group_k)
+{
+    (void)dev;
+    check_groups(a, w, group_k);
+    for (int32_t r = 0; r < a->rows; r++)
+        for (int32_t c = 0; c < w->n; c++)
+            sums[(int64_t)r * w->n + c] = sum_groups(a, r, w, c, group_k);
+}
+
+void matmul_groups_float_ref(struct device *dev, float *out, const struct activations *a,
+                             const struct matrix *w, int32_t group_k)
+{
+    (void)dev;
+    check_groups(a, w, group_k);
+    for (int32_t r = 0; r < a->rows; r++)
+        for (int32_t c = 0; c < w->n; c++)
+            out[(int64_t)r * w->n + c] = (float)sum_groups(a, r, w, c, group_k);
 }

@@ -16,8 +16,10 @@ void matrix_pack_ref(struct device *dev, struct matrix *w, int32_t at, int32_t n
 void quantize_ref(struct device *dev, const struct activations *a);
 void matmul_ref(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                 const struct matrix *w);
-void matmul_groups_ref(struct device *dev, double *out, const struct activations *a,
+void matmul_groups_ref(struct device *dev, double *sums, const struct activations *a,
                        const struct matrix *w, int32_t group_k);
+void matmul_groups_float_ref(struct device *dev, float *out, const struct activations *a,
+                             const struct matrix *w, int32_t group_k);
 void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                    const struct matrix *w, int32_t first_id, float scale);
 void rms_norm_ref(struct device *dev, float *out, int64_t out_stride, const float *x,

@@ -7,6 +7,7 @@ const struct kernels kernels_ref = {
     .quantize = quantize_ref,
     .matmul = matmul_ref,
     .matmul_groups = matmul_groups_ref,
+    .matmul_groups_float = matmul_groups_float_ref,
     .embedding = embedding_ref,
     .rms_norm = rms_norm_ref,
     .add_exact = add_exact_ref,

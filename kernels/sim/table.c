@@ -42,8 +42,15 @@ static void matmul(struct device *dev, float *out, int64_t out_stride, const str
     multiply(dev, a, w);
 }
 
-static void matmul_groups(struct device *dev, double *out, const struct activations *a,
+static void matmul_groups(struct device *dev, double *sums, const struct activations *a,
                           const struct matrix *w, int32_t group_k)
+{
+    (void)sums, (void)group_k;
+    multiply(dev, a, w);
+}
+
+static void matmul_groups_float(struct device *dev, float *out, const struct activations *a,
+                                const struct matrix *w, int32_t group_k)
 {
     (void)out, (void)group_k;
     multiply(dev, a, w);
@@ -170,6 +177,7 @@ const struct kernels kernels_sim = {
     .quantize = quantize,
     .matmul = matmul,
     .matmul_groups = matmul_groups,
+    .matmul_groups_float = matmul_groups_float,
     .embedding = embedding,
     .rms_norm = rms_norm,
     .add_exact = add_exact,

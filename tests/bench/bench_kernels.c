@@ -65,7 +65,7 @@ static void do_matmul(void *arg, int i)
         const struct matrix *w = &m->copies[(i * m->per_call + j) % m->num_copies];
 
         if (m->group_k)
-            kernels->matmul_groups(m->dev, m->sum, &m->a, w, m->group_k);
+            kernels->matmul_groups_float(m->dev, m->out, &m->a, w, m->group_k);
         else
             kernels->matmul(m->dev, m->out, w->n, &m->a, w);
     }

@@ -73,6 +73,9 @@ static void check(struct problem *p, struct device *dev, const struct matrix *w,
         kernels->matmul_groups(dev, sum, &a, w, p->group_k);
         if (memcmp(sum, p->sum + (int64_t)first * p->n, (size_t)rows * p->n * sizeof(double)) != 0)
             fail_msg("%s: groups of %d differ", what, p->group_k);
+        kernels->matmul_groups_float(dev, out, &a, w, p->group_k);
+        for (int64_t i = 0; i < (int64_t)rows * p->n; i++)
+            assert_true(out[i] == (float)sum[i]);
     }
     mem_free(what);
     mem_free(out);
@@ -108,8 +111,8 @@ static void every_type_has_the_bits_of_the_specification(void **state)
     (void)state;
     for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
         /* chunks, groups that end within a chunk and beyond one; a panel of 6 columns */
-        check_everywhere((struct problem){type, 19, 70, 1536, 1536, 0, 192, NULL});
-        check_everywhere((struct problem){type, 7, 32, 1536, 1536, 0, 768, NULL});
+        check_everywhere((struct problem){type, 19, 70, 2304, 2304, 0, 192, NULL});
+        check_everywhere((struct problem){type, 7, 32, 2304, 2304, 0, 1152, NULL});
         /* a shard that begins and ends inside a K type's 256 */
         check_everywhere((struct problem){type, 9, 33, 224, 1024, 160, 32, NULL});
         check_everywhere((struct problem){type, 1, 1, 32, 256, 32, 32, NULL});
@@ -122,6 +125,7 @@ static void rows_of_any_batch_have_the_same_bits(void **state)
     (void)state;
     check_everywhere((struct problem){TYPE_Q4_1, 300, 64, 576, 576, 0, 192, NULL});
     check_everywhere((struct problem){TYPE_Q6_K, 260, 32, 512, 512, 0, 256, NULL});
+    check_everywhere((struct problem){TYPE_Q4_1, 260, 33, 2304, 2304, 0, 768, NULL}); /* chunks */
 }
 
 /* Columns [n0, n) and [0, n0) on two devices are the columns of the whole. */
