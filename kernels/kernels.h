@@ -53,19 +53,19 @@ struct matrix {
 /* ---- activations --------------------------------------------------------------------------- */
 
 /*
- * rows × k inputs of a matmul. `x` is given; quantize fills q, d, z and sums for weights of a
- * quantised type: per row and block of 32, d = max|x| / 127, q = x * (127 / max|x|) rounded to
- * nearest even, never -128, z = d * sum(q); a block below 2^-100 is zeros. Float weights read x
- * itself.
+ * rows × k inputs of a matmul, in the form its weights read: floats x for float weights, and for
+ * quantised ones q, d, z and sums: per row and block of 32, d = max|x| / 127, q = x * (127 / max|x|)
+ * rounded to nearest even, never -128, z = d * sum(q); a block below 2^-100 is zeros. Kernels that
+ * write activations write the forms that are not NULL.
  */
 struct activations {
     int32_t rows;
     int32_t k;
-    const float *x; /* [rows, k], row stride k */
-    int8_t *q;      /* [rows, k]                 caller's memory, 64-byte aligned */
-    float *d;       /* [rows, k / 32] */
-    float *z;       /* [rows, k / 32] */
-    int16_t *sums;  /* [rows, k / 32, 2]: sum of q over each half of a block */
+    float *x;      /* [rows, k], row stride k      caller's memory, all of it */
+    int8_t *q;     /* [rows, k]                    64-byte aligned */
+    float *d;      /* [rows, k / 32] */
+    float *z;      /* [rows, k / 32] */
+    int16_t *sums; /* [rows, k / 32, 2]: sum of q over each half of a block */
 };
 
 /* ---- attention ------------------------------------------------------------------------------ */
@@ -98,6 +98,20 @@ struct batch_view {
     int32_t block_table_stride;
 };
 
+/* Between the projection of q, k and v and attention: see rope_store. */
+struct rope_args {
+    float *qkv;                    /* rows of q's heads, k's and v's, side by side */
+    int64_t stride;                /* of a row */
+    const struct kv_layer *kv;
+    const struct batch_view *batch;
+    int32_t num_heads;             /* of q, on this rank; k and v have kv->num_kv_heads */
+    const float *q_norm, *k_norm;  /* [head_dim]: weights of an RMS norm of every head; NULL: none */
+    float eps;
+    const float *cos_sin;          /* [max_position, rope_dim / 2, 2] */
+    int32_t rope_dim;              /* that turn, of head_dim */
+    bool adjacent;                 /* pairs are (2i, 2i + 1), else (i, i + rope_dim / 2) */
+};
+
 struct attention_args {
     float *out;            /* [rows, num_heads * head_dim] */
     const float *q;        /* [rows, num_heads * head_dim] at row stride q_stride, rotated, not scaled */
@@ -111,6 +125,21 @@ struct attention_args {
 };
 
 /* ---- the table ------------------------------------------------------------------------------- */
+
+/* Between two sublayers: see add_norm. */
+struct add_norm_args {
+    int32_t rows, n;            /* n: a multiple of 32 */
+    float *residual;            /* [rows, n] */
+    const float *sum;           /* [rows, n]: what is added; NULL: the parts are */
+    const double *const *parts; /* [num_parts]: [rows, n], added in this order, then rounded to float */
+    int32_t num_parts;          /* 0 where sum is NULL: nothing is added */
+    const float *post_norm;     /* [n]: what is added is first normed by these weights; NULL: as it is */
+    const float *norm;          /* [n]: weights of the norm of the residual; NULL: it is not wanted */
+    float eps;
+    const struct activations *out; /* rows × n: that norm */
+    const int32_t *row_ids;     /* [rows]: out's row i is of residual row row_ids[i]; NULL: i. Where
+                                 * nothing is added */
+};
 
 /* One token to draw on a device. */
 struct draw_args {
@@ -161,23 +190,13 @@ struct kernels {
     void (*embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                       const struct matrix *w, int32_t first_id, float scale);
 
-    /* out, x: [rows, n], w: [n].  out = x / sqrt(mean(x²) + eps) * w.  out may be x. Rows may be
-     * strided: row r of x at x + r * x_stride, of out at out + r * out_stride. */
-    void (*rms_norm)(struct device *dev, float *out, int64_t out_stride, const float *x,
-                     int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps);
+    /* residual += sum (or its norm), then out = norm of residual, where the RMS norm of x by w is
+     * x / sqrt(mean(x²) + eps) * w. */
+    void (*add_norm)(struct device *dev, const struct add_norm_args *args);
 
-    /* x: [rows, n] += sum: [rows, n] (double, rounded to float first). */
-    void (*add_exact)(struct device *dev, float *x, const double *sum, int32_t rows, int32_t n);
-    /* x += y, [rows, n]. */
-    void (*add)(struct device *dev, float *x, const float *y, int32_t rows, int32_t n);
-    /* out: [count] float = sum rounded. */
-    void (*round_exact)(struct device *dev, float *out, const double *sum, int64_t count);
-
-    /* x: num_heads heads of head_dim at x + r * stride + h * head_dim, rotated in place.
-     * cos_sin: [max_position, rope_dim / 2, 2]. adjacent: pairs (2i, 2i+1), else (i, i + rope_dim/2). */
-    void (*rope)(struct device *dev, float *x, int64_t stride, const int32_t *positions,
-                 const float *cos_sin, int32_t rows, int32_t num_heads, int32_t head_dim,
-                 int32_t rope_dim, bool adjacent);
+    /* q's and k's heads are normed (where wanted) and turned to their rows' positions, in place; k
+     * and v are written as half into the slots of these positions. */
+    void (*rope_store)(struct device *dev, const struct rope_args *args);
 
     /* Writes k, v: [rows, num_kv_heads * head_dim] at row strides k_stride, v_stride as half into
      * the slots of their positions. */
@@ -187,15 +206,12 @@ struct kernels {
     /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions. */
     void (*attention)(struct device *dev, const struct attention_args *args);
 
-    /* out: [rows, n] = act(gate) * up; gate and up at row stride `stride`. */
-    void (*silu_mul)(struct device *dev, float *out, const float *gate, const float *up,
-                     int64_t stride, int32_t rows, int32_t n);
-    void (*gelu_mul)(struct device *dev, float *out, const float *gate, const float *up,
-                     int64_t stride, int32_t rows, int32_t n); /* tanh form */
-
-    /* Copies rows[i] of x: [*, n] to row i of out. */
-    void (*gather_rows)(struct device *dev, float *out, const float *x, const int32_t *rows,
-                        int32_t count, int32_t n);
+    /* out = act(gate) * up; gate and up: [out->rows, out->k] at row stride `stride`; k is a
+     * multiple of 32. */
+    void (*silu_mul)(struct device *dev, const struct activations *out, const float *gate,
+                     const float *up, int64_t stride);
+    void (*gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
+                     const float *up, int64_t stride); /* tanh form */
 
     /* A token without logits; -1: the mask allows none. NULL where there are logits to sample from. */
     int32_t (*draw)(struct device *dev, const struct draw_args *args);

@@ -14,20 +14,14 @@ void KERNEL(matmul_groups)(struct device *dev, double *sums, const struct activa
                            const struct matrix *w, int32_t group_k);
 void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
                                  const struct matrix *w, int32_t group_k);
-void KERNEL(rms_norm)(struct device *dev, float *out, int64_t out_stride, const float *x,
-                      int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps);
-void KERNEL(add_exact)(struct device *dev, float *x, const double *sum, int32_t rows, int32_t n);
-void KERNEL(add)(struct device *dev, float *x, const float *y, int32_t rows, int32_t n);
-void KERNEL(round_exact)(struct device *dev, float *out, const double *sum, int64_t count);
-void KERNEL(rope)(struct device *dev, float *x, int64_t stride, const int32_t *positions,
-                  const float *cos_sin, int32_t rows, int32_t num_heads, int32_t head_dim,
-                  int32_t rope_dim, bool adjacent);
+void KERNEL(add_norm)(struct device *dev, const struct add_norm_args *args);
+void KERNEL(rope_store)(struct device *dev, const struct rope_args *args);
 void KERNEL(kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
                       const float *k, int64_t k_stride, const float *v, int64_t v_stride);
 void KERNEL(attention)(struct device *dev, const struct attention_args *args);
-void KERNEL(silu_mul)(struct device *dev, float *out, const float *gate, const float *up,
-                      int64_t stride, int32_t rows, int32_t n);
-void KERNEL(gelu_mul)(struct device *dev, float *out, const float *gate, const float *up,
-                      int64_t stride, int32_t rows, int32_t n);
+void KERNEL(silu_mul)(struct device *dev, const struct activations *out, const float *gate,
+                      const float *up, int64_t stride);
+void KERNEL(gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
+                      const float *up, int64_t stride);
 
 #endif

@@ -1,10 +1,10 @@
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/quantize.h"
 
 struct gated {
-    float *out;
+    const struct activations *out;
     const float *gate, *up;
     int64_t stride;
-    int32_t n;
 };
 
 INLINE vf silu(vf g)
@@ -19,40 +19,48 @@ INLINE vf gelu(vf g)
     return g / (1.0f + vf_exp(-2.0f * u));
 }
 
-INLINE void gate_rows(vf (*const act)(vf), const struct gated *args, int64_t first, int64_t end)
+/* Blocks are counted over rows: one row's can be shared out, too. */
+INLINE void gate_blocks(vf (*const act)(vf), const struct gated *args, int64_t first, int64_t end)
 {
-    for (int64_t r = first; r < end; r++) {
-        const float *gate = args->gate + r * args->stride, *up = args->up + r * args->stride;
-        float *out = args->out + r * args->n;
-        int32_t i;
+    int64_t row_blocks = args->out->k / QUANT_BLOCK;
 
-        for (i = 0; i + LANES <= args->n; i += LANES)
-            vf_store(out + i, act(vf_load(gate + i)) * vf_load(up + i));
-        for (; i < args->n; i++)
-            out[i] = act(vf_set(gate[i]))[0] * up[i];
+    for (int64_t b = first; b < end; b++) {
+        int64_t at = b / row_blocks * args->stride + b % row_blocks * QUANT_BLOCK;
+        vf x[BLOCK_VECTORS];
+
+        UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+            x[v] = act(vf_load(args->gate + at + v * LANES)) * vf_load(args->up + at + v * LANES);
+        put_block(args->out, b, x);
     }
 }
 
-static void silu_rows(const void *args, int64_t first, int64_t end, void *scratch)
+static void silu_blocks(const void *args, int64_t first, int64_t end, void *scratch)
 {
     (void)scratch;
-    gate_rows(silu, args, first, end);
+    gate_blocks(silu, args, first, end);
 }
 
-static void gelu_rows(const void *args, int64_t first, int64_t end, void *scratch)
+static void gelu_blocks(const void *args, int64_t first, int64_t end, void *scratch)
 {
     (void)scratch;
-    gate_rows(gelu, args, first, end);
+    gate_blocks(gelu, args, first, end);
 }
 
-void KERNEL(silu_mul)(struct device *dev, float *out, const float *gate, const float *up,
-                      int64_t stride, int32_t rows, int32_t n)
+static void run(struct device *dev, void (*blocks)(const void *, int64_t, int64_t, void *),
+                const struct gated *args)
 {
-    device_run(dev, rows, 4, silu_rows, &(struct gated){out, gate, up, stride, n});
+    ASSERT(args->out->k % QUANT_BLOCK == 0, "rows of %d", args->out->k);
+    device_run(dev, (int64_t)args->out->rows * (args->out->k / QUANT_BLOCK), 16, blocks, args);
 }
 
-void KERNEL(gelu_mul)(struct device *dev, float *out, const float *gate, const float *up,
-                      int64_t stride, int32_t rows, int32_t n)
+void KERNEL(silu_mul)(struct device *dev, const struct activations *out, const float *gate,
+                      const float *up, int64_t stride)
 {
-    device_run(dev, rows, 4, gelu_rows, &(struct gated){out, gate, up, stride, n});
+    run(dev, silu_blocks, &(struct gated){out, gate, up, stride});
+}
+
+void KERNEL(gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
+                      const float *up, int64_t stride)
+{
+    run(dev, gelu_blocks, &(struct gated){out, gate, up, stride});
 }

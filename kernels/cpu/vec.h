@@ -150,7 +150,36 @@ INLINE vf vf_select(vi mask, vf yes, vf no)
 /* a where a > b, else b. */
 INLINE vf vf_max(vf a, vf b)
 {
+#if defined(VEC_AVX512)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(VEC_SSE2)
+    return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
     return vf_select(a > b, a, b);
+#endif
+}
+
+/* The largest; no lane is NaN. */
+INLINE float vf_max_lanes(vf a)
+{
+#if defined(VEC_AVX512)
+    return _mm512_reduce_max_ps((__m512)a);
+#else
+    float lanes[LANES];
+
+#if defined(VEC_AVX2)
+    a = vf_max(a, (vf)_mm256_permute2f128_ps((__m256)a, (__m256)a, 1));
+    a = vf_max(a, (vf)_mm256_permute_ps((__m256)a, 0x4e));
+    return vf_max(a, (vf)_mm256_permute_ps((__m256)a, 0xb1))[0];
+#endif
+    vf_store(lanes, a);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++)
+            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    return lanes[0];
+#endif
 }
 
 INLINE vf vf_abs(vf a)
@@ -353,6 +382,40 @@ SLOW vi vi_dot_bytes(vi acc, vi w, vi a)
 #endif
 }
 #endif
+
+/* 32 codes of [-127, 127], in 32 / LANES vectors, as bytes at q, and the sum of each half of them. */
+SLOW void store_codes(int8_t *q, const vi *codes, int32_t sums[2])
+{
+#if defined(VEC_AVX512) || defined(VEC_AVX2)
+#if defined(VEC_AVX512)
+    __m256i bytes = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm512_cvtepi32_epi8((__m512i)codes[0])),
+        _mm512_cvtepi32_epi8((__m512i)codes[1]), 1);
+#else
+    /* Packing works in each half by itself: what comes of it is put back in order. */
+    __m256i low = _mm256_packs_epi32((__m256i)codes[0], (__m256i)codes[1]);
+    __m256i high = _mm256_packs_epi32((__m256i)codes[2], (__m256i)codes[3]);
+    __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high),
+                                                _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+#endif
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+    __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    __m128i halves = _mm_hadd_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+
+    halves = _mm_hadd_epi32(halves, halves);
+    _mm256_storeu_si256((__m256i *)q, bytes);
+    sums[0] = _mm_extract_epi32(halves, 0);
+    sums[1] = _mm_extract_epi32(halves, 1);
+#else
+    sums[0] = sums[1] = 0;
+    for (int i = 0; i < 32; i++) {
+        int32_t code = codes[i / LANES][i % LANES];
+
+        q[i] = (int8_t)code;
+        sums[i / 16] += code;
+    }
+#endif
+}
 
 /*
  * A sum of several dot products of unsigned codes, in steps: AVX2 adds pairs in 16 bits, which

@@ -9,6 +9,10 @@
 
 float exp_ref(float x);
 float sum_lanes_ref(const float *lanes); /* [SUM_LANES] */
+/* One row of n; out may be x. */
+void rms_norm_ref(float *out, const float *x, const float *w, int32_t n, float eps);
+/* x as row `row` of a, in the forms that are wanted. */
+void put_row_ref(const struct activations *a, int64_t row, const float *x);
 
 int64_t matrix_bytes_ref(enum tensor_type type, int32_t n, int32_t k);
 void matrix_pack_ref(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
@@ -22,23 +26,15 @@ void matmul_groups_float_ref(struct device *dev, float *out, const struct activa
                              const struct matrix *w, int32_t group_k);
 void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                    const struct matrix *w, int32_t first_id, float scale);
-void rms_norm_ref(struct device *dev, float *out, int64_t out_stride, const float *x,
-                  int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps);
-void add_exact_ref(struct device *dev, float *x, const double *sum, int32_t rows, int32_t n);
-void add_ref(struct device *dev, float *x, const float *y, int32_t rows, int32_t n);
-void round_exact_ref(struct device *dev, float *out, const double *sum, int64_t count);
-void rope_ref(struct device *dev, float *x, int64_t stride, const int32_t *positions,
-              const float *cos_sin, int32_t rows, int32_t num_heads, int32_t head_dim,
-              int32_t rope_dim, bool adjacent);
+void add_norm_ref(struct device *dev, const struct add_norm_args *args);
+void rope_store_ref(struct device *dev, const struct rope_args *args);
 void kv_store_ref(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
                   const float *k, int64_t k_stride, const float *v, int64_t v_stride);
 void attention_ref(struct device *dev, const struct attention_args *args);
-void silu_mul_ref(struct device *dev, float *out, const float *gate, const float *up,
-                  int64_t stride, int32_t rows, int32_t n);
-void gelu_mul_ref(struct device *dev, float *out, const float *gate, const float *up,
-                  int64_t stride, int32_t rows, int32_t n);
-void gather_rows_ref(struct device *dev, float *out, const float *x, const int32_t *rows,
-                     int32_t count, int32_t n);
+void silu_mul_ref(struct device *dev, const struct activations *out, const float *gate,
+                  const float *up, int64_t stride);
+void gelu_mul_ref(struct device *dev, const struct activations *out, const float *gate,
+                  const float *up, int64_t stride);
 
 extern const struct kernels kernels_ref;
 

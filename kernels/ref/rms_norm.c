@@ -15,20 +15,15 @@ float sum_lanes_ref(const float *lanes)
     return sums[0];
 }
 
-void rms_norm_ref(struct device *dev, float *out, int64_t out_stride, const float *x,
-                  int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps)
+void rms_norm_ref(float *out, const float *x, const float *w, int32_t n, float eps)
 {
-    (void)dev;
-    for (int32_t r = 0; r < rows; r++) {
-        const float *in = x + r * x_stride;
-        float squares[SUM_LANES] = {0};
+    float squares[SUM_LANES] = {0};
 
-        for (int32_t i = 0; i < n; i++)
-            squares[i % SUM_LANES] = fmaf(in[i], in[i], squares[i % SUM_LANES]);
+    for (int32_t i = 0; i < n; i++)
+        squares[i % SUM_LANES] = fmaf(x[i], x[i], squares[i % SUM_LANES]);
 
-        float scale = 1.0f / sqrtf(sum_lanes_ref(squares) / (float)n + eps);
+    float scale = 1.0f / sqrtf(sum_lanes_ref(squares) / (float)n + eps);
 
-        for (int32_t i = 0; i < n; i++)
-            out[r * out_stride + i] = in[i] * scale * w[i];
-    }
+    for (int32_t i = 0; i < n; i++)
+        out[i] = x[i] * scale * w[i];
 }

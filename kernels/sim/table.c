@@ -63,37 +63,20 @@ static void embedding(struct device *dev, float *out, const int32_t *ids, int32_
     stream(dev, 2 * (int64_t)rows * w->k);
 }
 
-static void rms_norm(struct device *dev, float *out, int64_t out_stride, const float *x,
-                     int64_t x_stride, const float *w, int32_t rows, int32_t n, float eps)
+/* A fused kernel: the residual is read and written where something is added, and its norm written. */
+static void add_norm(struct device *dev, const struct add_norm_args *args)
 {
-    (void)out, (void)out_stride, (void)x, (void)x_stride, (void)w, (void)eps;
-    stream(dev, 2 * (int64_t)rows * n);
+    int64_t count = (int64_t)args->rows * args->n, adds = args->sum || args->num_parts;
+
+    stream(dev, count * (1 + 2 * adds + (args->norm != NULL)));
 }
 
-static void add_exact(struct device *dev, float *x, const double *sum, int32_t rows, int32_t n)
+/* q and k are read and written, v read; k and v go to the cache. */
+static void rope_store(struct device *dev, const struct rope_args *args)
 {
-    (void)x, (void)sum;
-    stream(dev, 3 * (int64_t)rows * n);
-}
+    int64_t heads = 2 * args->num_heads + 5 * args->kv->num_kv_heads;
 
-static void add(struct device *dev, float *x, const float *y, int32_t rows, int32_t n)
-{
-    (void)x, (void)y;
-    stream(dev, 3 * (int64_t)rows * n);
-}
-
-static void round_exact(struct device *dev, float *out, const double *sum, int64_t count)
-{
-    (void)out, (void)sum;
-    stream(dev, 2 * count);
-}
-
-static void rope(struct device *dev, float *x, int64_t stride, const int32_t *positions,
-                 const float *cos_sin, int32_t rows, int32_t num_heads, int32_t head_dim,
-                 int32_t rope_dim, bool adjacent)
-{
-    (void)x, (void)stride, (void)positions, (void)cos_sin, (void)rope_dim, (void)adjacent;
-    stream(dev, 2 * (int64_t)rows * num_heads * head_dim);
+    stream(dev, args->batch->rows * heads * args->kv->head_dim);
 }
 
 static void kv_store(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
@@ -120,18 +103,11 @@ static void attention(struct device *dev, const struct attention_args *args)
                2 * num_read * args->kv->num_kv_heads * head_dim * VALUE_BYTES);
 }
 
-static void gated(struct device *dev, float *out, const float *gate, const float *up,
-                  int64_t stride, int32_t rows, int32_t n)
+static void gated(struct device *dev, const struct activations *out, const float *gate,
+                  const float *up, int64_t stride)
 {
-    (void)out, (void)gate, (void)up, (void)stride;
-    stream(dev, 3 * (int64_t)rows * n);
-}
-
-static void gather_rows(struct device *dev, float *out, const float *x, const int32_t *rows,
-                        int32_t count, int32_t n)
-{
-    (void)out, (void)x, (void)rows;
-    stream(dev, 2 * (int64_t)count * n);
+    (void)gate, (void)up, (void)stride;
+    stream(dev, 3 * (int64_t)out->rows * out->k);
 }
 
 /* ---- drawing --------------------------------------------------------------------------------- */
@@ -179,15 +155,11 @@ const struct kernels kernels_sim = {
     .matmul_groups = matmul_groups,
     .matmul_groups_float = matmul_groups_float,
     .embedding = embedding,
-    .rms_norm = rms_norm,
-    .add_exact = add_exact,
-    .add = add,
-    .round_exact = round_exact,
-    .rope = rope,
+    .add_norm = add_norm,
+    .rope_store = rope_store,
     .kv_store = kv_store,
     .attention = attention,
     .silu_mul = gated,
     .gelu_mul = gated,
-    .gather_rows = gather_rows,
     .draw = draw,
 };

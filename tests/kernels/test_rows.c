@@ -15,7 +15,7 @@ enum { ROWS = 67, MAX_N = 1536, SLACK = 7 };
 struct inputs {
     int32_t n;
     float *x, *y, *w; /* [ROWS, n + SLACK] */
-    double *sum;
+    double *parts[3];
 };
 
 static void inputs_init(struct inputs *in, int32_t n)
@@ -27,12 +27,14 @@ static void inputs_init(struct inputs *in, int32_t n)
     in->x = mem_new_array(float, count);
     in->y = mem_new_array(float, count);
     in->w = mem_new_array(float, count);
-    in->sum = mem_new_array(double, count);
     random_hidden(&random, in->x, count);
     random_hidden(&random, in->y, count);
     random_hidden(&random, in->w, count);
-    for (int64_t i = 0; i < count; i++)
-        in->sum[i] = (double)random_u32(&random) * EXACT_GRID - 100;
+    for (size_t p = 0; p < COUNT_OF(in->parts); p++) {
+        in->parts[p] = mem_new_array(double, count);
+        for (int64_t i = 0; i < count; i++)
+            in->parts[p][i] = (double)random_u32(&random) * EXACT_GRID - 100;
+    }
 }
 
 static void inputs_close(struct inputs *in)
@@ -40,77 +42,152 @@ static void inputs_close(struct inputs *in)
     mem_free(in->x);
     mem_free(in->y);
     mem_free(in->w);
-    mem_free(in->sum);
+    for (size_t p = 0; p < COUNT_OF(in->parts); p++)
+        mem_free(in->parts[p]);
 }
 
-/* Runs one kernel into out: [ROWS, n + SLACK]. */
+/* What a kernel writes. */
+struct outputs {
+    float *residual; /* [ROWS, n], x before */
+    struct activations a;
+};
+
+static void outputs_init(struct outputs *out, const struct inputs *in)
+{
+    struct random random = {1};
+
+    activations_init(&out->a, &random, ROWS, in->n);
+    out->residual = mem_new_array(float, ROWS * in->n);
+    memcpy(out->residual, in->x, (size_t)ROWS * in->n * sizeof(float));
+}
+
+static void outputs_close(struct outputs *out)
+{
+    activations_close(&out->a);
+    mem_free(out->residual);
+}
+
 typedef void run_kernel(const struct kernels *k, struct device *dev, const struct inputs *in,
-                        float *out);
+                        struct outputs *out);
 
-static void run_rms_norm(const struct kernels *k, struct device *dev, const struct inputs *in,
-                         float *out)
+static struct add_norm_args norm_of(const struct inputs *in, struct outputs *out)
 {
-    k->rms_norm(dev, out, in->n + 3, in->x, in->n + SLACK, in->w, ROWS, in->n, 1e-5f);
+    return (struct add_norm_args){.rows = ROWS, .n = in->n, .residual = out->residual,
+                                  .norm = in->w, .eps = 1e-5f, .out = &out->a};
 }
 
-static void run_rms_norm_in_place(const struct kernels *k, struct device *dev,
-                                  const struct inputs *in, float *out)
+static void run_norm(const struct kernels *k, struct device *dev, const struct inputs *in,
+                     struct outputs *out)
 {
-    memcpy(out, in->x, (size_t)ROWS * (in->n + SLACK) * sizeof(float));
-    k->rms_norm(dev, out, in->n, out, in->n, in->w, ROWS, in->n, 1e-6f);
+    struct add_norm_args args = norm_of(in, out);
+
+    k->add_norm(dev, &args);
 }
 
-static void run_silu(const struct kernels *k, struct device *dev, const struct inputs *in, float *out)
+static void run_norm_of_some(const struct kernels *k, struct device *dev, const struct inputs *in,
+                             struct outputs *out)
 {
-    k->silu_mul(dev, out, in->x, in->y, in->n + SLACK, ROWS, in->n);
+    struct add_norm_args args = norm_of(in, out);
+
+    args.rows = 4;
+    args.row_ids = (const int32_t[]){66, 0, 3, 3};
+    k->add_norm(dev, &args);
 }
 
-static void run_gelu(const struct kernels *k, struct device *dev, const struct inputs *in, float *out)
+static void run_add_norm(const struct kernels *k, struct device *dev, const struct inputs *in,
+                         struct outputs *out)
 {
-    k->gelu_mul(dev, out, in->x, in->y, in->n + SLACK, ROWS, in->n);
+    struct add_norm_args args = norm_of(in, out);
+
+    args.sum = in->y;
+    k->add_norm(dev, &args);
 }
 
-static void run_add(const struct kernels *k, struct device *dev, const struct inputs *in, float *out)
+static void run_add_parts(const struct kernels *k, struct device *dev, const struct inputs *in,
+                          struct outputs *out)
 {
-    memcpy(out, in->x, (size_t)ROWS * in->n * sizeof(float));
-    k->add(dev, out, in->y, ROWS, in->n);
-    k->add_exact(dev, out, in->sum, ROWS, in->n);
+    struct add_norm_args args = norm_of(in, out);
+
+    args.parts = (const double *const *)in->parts;
+    args.num_parts = COUNT_OF(in->parts);
+    args.out = &(struct activations){ROWS, in->n, NULL, out->a.q, out->a.d, out->a.z, out->a.sums};
+    k->add_norm(dev, &args);
 }
 
-static void run_round(const struct kernels *k, struct device *dev, const struct inputs *in, float *out)
+static void run_add_normed(const struct kernels *k, struct device *dev, const struct inputs *in,
+                           struct outputs *out)
 {
-    k->round_exact(dev, out, in->sum, (int64_t)ROWS * in->n);
+    struct add_norm_args args = norm_of(in, out);
+
+    args.parts = (const double *const *)in->parts;
+    args.num_parts = 1;
+    args.post_norm = in->y;
+    args.out = &(struct activations){ROWS, in->n, out->a.x, NULL, NULL, NULL, NULL};
+    k->add_norm(dev, &args);
 }
 
-static void run_gather(const struct kernels *k, struct device *dev, const struct inputs *in, float *out)
+static void run_add(const struct kernels *k, struct device *dev, const struct inputs *in,
+                    struct outputs *out)
 {
-    k->gather_rows(dev, out, in->x, (const int32_t[]){66, 0, 3, 3}, 4, in->n);
+    struct add_norm_args args = norm_of(in, out);
+
+    args.sum = in->y;
+    args.post_norm = in->w;
+    args.norm = NULL;
+    k->add_norm(dev, &args);
+}
+
+static void run_silu(const struct kernels *k, struct device *dev, const struct inputs *in,
+                     struct outputs *out)
+{
+    k->silu_mul(dev, &out->a, in->x, in->y, in->n + SLACK);
+}
+
+static void run_gelu(const struct kernels *k, struct device *dev, const struct inputs *in,
+                     struct outputs *out)
+{
+    k->gelu_mul(dev, &out->a, in->x, in->y, in->n + SLACK);
+}
+
+static void expect_same_activations(const char *what, const struct activations *a,
+                                    const struct activations *b)
+{
+    int64_t blocks = (int64_t)a->rows * (a->k / 32);
+
+    expect_same_floats(what, a->x, b->x, blocks * 32);
+    expect_same_floats(what, a->d, b->d, blocks);
+    expect_same_floats(what, a->z, b->z, blocks);
+    if (memcmp(a->q, b->q, (size_t)blocks * 32) != 0 ||
+        memcmp(a->sums, b->sums, (size_t)blocks * 2 * sizeof(int16_t)) != 0)
+        fail_msg("%s: codes differ", what);
 }
 
 static void check(const char *name, run_kernel *run)
 {
-    static const int32_t sizes[] = {16, 64, 576, 640, MAX_N, 1, 13, 100};
+    static const int32_t sizes[] = {32, 64, 576, 640, MAX_N, 96};
 
     for (size_t s = 0; s < COUNT_OF(sizes); s++) {
         struct inputs in;
-        int64_t count = ROWS * (sizes[s] + SLACK);
-        float *want = mem_new_array(float, count);
+        struct outputs want;
 
         inputs_init(&in, sizes[s]);
-        run(&kernels_ref, NULL, &in, want);
+        outputs_init(&want, &in);
+        run(&kernels_ref, NULL, &in, &want);
         for (const char *const *isa = tested_isas(); *isa; isa++)
             for (int threads = 1; threads <= 2; threads++) {
                 struct device *dev = open_device(*isa, threads);
-                float *out = mem_new_array(float, count);
                 char *what = mem_printf("%s %s n %d", *isa, name, sizes[s]);
+                struct outputs out;
 
-                run(device_kernels(dev), dev, &in, out);
-                expect_same_floats(what, out, want, count);
+                outputs_init(&out, &in);
+                run(device_kernels(dev), dev, &in, &out);
+                expect_same_floats(what, out.residual, want.residual, ROWS * sizes[s]);
+                expect_same_activations(what, &out.a, &want.a);
                 mem_free(what);
-                mem_free(out);
+                outputs_close(&out);
                 device_close(dev);
             }
-        mem_free(want);
+        outputs_close(&want);
         inputs_close(&in);
     }
 }
@@ -118,46 +195,108 @@ static void check(const char *name, run_kernel *run)
 static void row_kernels_have_the_bits_of_the_specification(void **state)
 {
     (void)state;
-    check("rms_norm", run_rms_norm);
-    check("rms_norm in place", run_rms_norm_in_place);
+    check("norm", run_norm);
+    check("norm of some rows", run_norm_of_some);
+    check("add and norm", run_add_norm);
+    check("add parts and norm", run_add_parts);
+    check("add the norm and norm", run_add_normed);
+    check("add the norm", run_add);
     check("silu_mul", run_silu);
     check("gelu_mul", run_gelu);
-    check("add", run_add);
-    check("round_exact", run_round);
-    check("gather_rows", run_gather);
 }
 
-static void rope_has_the_bits_of_the_specification(void **state)
+/* What add_norm of one row does, by definition. */
+static void the_specification_of_add_norm_is_right(void **state)
 {
-    enum { HEADS = 3, MAX_POSITION = 100 };
+    enum { N = 64 };
+    struct random random = {9};
+    float residual[N], sum[N], post[N], norm[N], out[N], was[N];
+    struct activations a = {.rows = 1, .k = N, .x = out};
+    double added[N], squares = 0, sums = 0;
+
+    (void)state;
+    for (int i = 0; i < N; i++) {
+        was[i] = residual[i] = random_float(&random, -2, 2);
+        sum[i] = random_float(&random, -2, 2);
+        post[i] = random_float(&random, 0, 2);
+        norm[i] = random_float(&random, 0, 2);
+        sums += (double)sum[i] * sum[i];
+    }
+    add_norm_ref(NULL, &(struct add_norm_args){.rows = 1, .n = N, .residual = residual, .sum = sum,
+                                               .post_norm = post, .norm = norm, .eps = 1e-3f,
+                                               .out = &a});
+    for (int i = 0; i < N; i++) {
+        added[i] = was[i] + sum[i] / sqrt(sums / N + 1e-3) * post[i];
+        squares += added[i] * added[i];
+        assert_true(fabs(residual[i] - added[i]) < 1e-5);
+    }
+    for (int i = 0; i < N; i++)
+        assert_true(fabs(out[i] - added[i] / sqrt(squares / N + 1e-3) * norm[i]) < 1e-5);
+}
+
+static void rope_store_has_the_bits_of_the_specification(void **state)
+{
+    enum { HEADS = 3, KV_HEADS = 2, MAX_POSITION = 100, REQUESTS = 3, BLOCKS = REQUESTS * 7 };
     static const int32_t dims[][2] = {{64, 64}, {256, 256}, {96, 48}, {16, 10}};
+    static const int32_t row_start[REQUESTS + 1] = {0, 1, 40, ROWS};
 
     (void)state;
     for (size_t d = 0; d < COUNT_OF(dims); d++)
         for (int adjacent = 0; adjacent < 2; adjacent++) {
             struct random random = {d + 1};
-            int32_t stride = HEADS * dims[d][0] + 5, positions[ROWS];
+            int32_t dim = dims[d][0], stride = (HEADS + 2 * KV_HEADS) * dim + 5;
+            int32_t positions[ROWS], tables[BLOCKS];
+            int64_t halves = (int64_t)BLOCKS * KV_HEADS * KV_BLOCK_TOKENS * dim;
             float *x = mem_new_array(float, ROWS * stride);
             float *want = mem_new_array(float, ROWS * stride);
             float *out = mem_new_array(float, ROWS * stride);
-            float *cos_sin = mem_new_array(float, MAX_POSITION * dims[d][1]);
+            float *cos_sin = mem_new_array(float, MAX_POSITION * dims[d][1]), w[256];
+            struct kv_layer kv[2] = {{.num_blocks = BLOCKS, .num_kv_heads = KV_HEADS, .head_dim = dim}};
+            struct batch_view batch = {ROWS, REQUESTS, row_start, positions, tables, BLOCKS / REQUESTS};
 
+            kv[1] = kv[0];
+            for (int i = 0; i < 2; i++) {
+                kv[i].k = mem_new_array(uint16_t, halves);
+                kv[i].v = mem_new_array(uint16_t, halves);
+            }
             random_hidden(&random, x, ROWS * stride);
+            random_hidden(&random, w, COUNT_OF(w));
+            for (int i = 0; i < BLOCKS; i++)
+                tables[i] = BLOCKS - 1 - i;
             for (int i = 0; i < ROWS; i++)
-                positions[i] = (int32_t)(random_u32(&random) % MAX_POSITION);
+                positions[i] = i ? positions[i - 1] + 1 : 17;
+            positions[1] = 0;
+            for (int i = 2; i < ROWS; i++)
+                positions[i] = i == 40 ? 30 : positions[i - 1] + 1;
             for (int i = 0; i < MAX_POSITION * dims[d][1]; i++)
                 cos_sin[i] = random_float(&random, -1, 1);
+
+            struct rope_args args = {.stride = stride, .batch = &batch, .num_heads = HEADS,
+                                     .q_norm = adjacent ? w : NULL, .k_norm = d % 2 ? w : NULL,
+                                     .eps = 1e-5f, .cos_sin = cos_sin, .rope_dim = dims[d][1],
+                                     .adjacent = adjacent};
+
             memcpy(want, x, ROWS * stride * sizeof(float));
-            rope_ref(NULL, want, stride, positions, cos_sin, ROWS, HEADS, dims[d][0], dims[d][1],
-                     adjacent);
+            args.qkv = want;
+            args.kv = &kv[0];
+            rope_store_ref(NULL, &args);
             for (const char *const *isa = tested_isas(); *isa; isa++) {
                 struct device *dev = open_device(*isa, 2);
 
                 memcpy(out, x, ROWS * stride * sizeof(float));
-                device_kernels(dev)->rope(dev, out, stride, positions, cos_sin, ROWS, HEADS,
-                                          dims[d][0], dims[d][1], adjacent);
+                memset(kv[1].k, 0, (size_t)halves * 2);
+                memset(kv[1].v, 0, (size_t)halves * 2);
+                args.qkv = out;
+                args.kv = &kv[1];
+                device_kernels(dev)->rope_store(dev, &args);
                 expect_same_floats(*isa, out, want, ROWS * stride);
+                assert_memory_equal(kv[0].k, kv[1].k, (size_t)halves * 2);
+                assert_memory_equal(kv[0].v, kv[1].v, (size_t)halves * 2);
                 device_close(dev);
+            }
+            for (int i = 0; i < 2; i++) {
+                mem_free(kv[i].k);
+                mem_free(kv[i].v);
             }
             mem_free(x);
             mem_free(want);
@@ -175,7 +314,7 @@ static void quantize_has_the_bits_of_the_specification(void **state)
     (void)state;
     activations_init(&want, &random, ROWS, K);
 
-    float *x = (float *)want.x;
+    float *x = want.x;
 
     for (int i = 0; i < 32; i++) {
         x[i] = 0;
@@ -191,7 +330,7 @@ static void quantize_has_the_bits_of_the_specification(void **state)
         struct device *dev = open_device(*isa, 2);
 
         activations_init(&out, &random, ROWS, K);
-        memcpy((float *)out.x, x, ROWS * K * sizeof(float));
+        memcpy(out.x, x, ROWS * K * sizeof(float));
         device_kernels(dev)->quantize(dev, &out);
         assert_memory_equal(out.q, want.q, ROWS * K);
         assert_memory_equal(out.d, want.d, BLOCKS * sizeof(float));
@@ -233,22 +372,36 @@ static void exp_is_right_to_an_ulp(void **state)
 
 static void activations_are_right_to_a_few_ulps(void **state)
 {
-    (void)state;
-    for (float g = -20; g < 20; g += 0.0137f) {
-        float up = 1, out;
-        double u = 0.7978845608028654 * (g + 0.044715 * (double)g * g * g);
-        double silu = g / (1 + exp(-(double)g)), gelu = 0.5 * g * (1 + tanh(u));
+    enum { COUNT = 32 };
+    float gate[COUNT], up[COUNT], out[COUNT];
+    struct activations a = {.rows = 1, .k = COUNT, .x = out};
 
-        silu_mul_ref(NULL, &out, &g, &up, 1, 1, 1);
-        assert_true(fabs(out - silu) <= 4e-7 * fabs(silu));
-        gelu_mul_ref(NULL, &out, &g, &up, 1, 1, 1);
-        assert_true(fabs(out - gelu) <= 4e-6 * fabs(gelu) + 1e-10);
+    (void)state;
+    for (int i = 0; i < COUNT; i++)
+        up[i] = 1;
+    for (float start = -20; start < 20; start += COUNT * 0.0137f) {
+        for (int i = 0; i < COUNT; i++)
+            gate[i] = start + (float)i * 0.0137f;
+        silu_mul_ref(NULL, &a, gate, up, COUNT);
+        for (int i = 0; i < COUNT; i++) {
+            double g = gate[i], silu = g / (1 + exp(-g));
+
+            assert_true(fabs(out[i] - silu) <= 4e-7 * fabs(silu));
+        }
+        gelu_mul_ref(NULL, &a, gate, up, COUNT);
+        for (int i = 0; i < COUNT; i++) {
+            double g = gate[i], u = 0.7978845608028654 * (g + 0.044715 * g * g * g);
+            double gelu = 0.5 * g * (1 + tanh(u));
+
+            assert_true(fabs(out[i] - gelu) <= 4e-6 * fabs(gelu) + 1e-10);
+        }
     }
 }
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(row_kernels_have_the_bits_of_the_specification),
-    cmocka_unit_test(rope_has_the_bits_of_the_specification),
+    cmocka_unit_test(the_specification_of_add_norm_is_right),
+    cmocka_unit_test(rope_store_has_the_bits_of_the_specification),
     cmocka_unit_test(quantize_has_the_bits_of_the_specification),
     cmocka_unit_test(exp_is_right_to_an_ulp),
     cmocka_unit_test(activations_are_right_to_a_few_ulps),

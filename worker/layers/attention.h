@@ -10,11 +10,11 @@
 
 /* qkv = q, k and v of normed. */
 void attention_project(struct pass *pass, const struct layer *layer);
-/* An RMS norm over every head of q and of k, in place. */
-void attention_norm_heads(struct pass *pass, const struct layer *layer);
-/* Turns q and k to their positions, in place. */
-void attention_rotate(struct pass *pass, const struct rope_table *rope);
-/* Stores k and v, then attended = softmax(scale q·k) v over the request's KV cache.
+/* q and k are normed, where the layer has such norms, and turned to their positions, in place; k and
+ * v go to the KV cache. */
+void attention_rotate_and_store(struct pass *pass, const struct layer *layer,
+                                const struct rope_table *rope, const struct kv_layer *kv);
+/* attended = softmax(scale q·k) v over the request's KV cache.
  * window: 0 sees every earlier position, else the last `window`, its own included. */
 void attention_attend(struct pass *pass, const struct kv_layer *kv, float scale, int32_t window);
 /* sum = the output projection of attended, over all ranks' heads. */

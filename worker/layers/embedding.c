@@ -13,15 +13,23 @@ enum status embedding_look_up(struct pass *pass, float scale)
 
 void embedding_logits(struct pass *pass)
 {
-    int32_t rows = pass->num_logit_rows, n = pass->config->hidden_size;
+    int32_t rows = pass->num_logit_rows;
     const struct weights *weights = pass->weights;
     const struct linear *output =
         weights->output.num_matrices ? &weights->output : &weights->embedding;
 
     if (rows == 0)
         return; /* for every rank alike: no chunk of this step is the last of its prompt */
-    pass->kernels->gather_rows(pass->dev, pass->last, pass->residual, pass->logit_rows, rows, n);
-    pass->kernels->rms_norm(pass->dev, pass->last, n, pass->last, n, weights->output_norm, rows, n,
-                            pass->config->rms_norm_eps);
-    linear_forward(pass, output, pass->last, rows, pass->logits_out, output->n);
+    struct activations x = linear_reads(output, &pass->normed, rows);
+
+    pass->kernels->add_norm(pass->dev, &(struct add_norm_args){
+                                           .rows = rows,
+                                           .n = pass->config->hidden_size,
+                                           .residual = pass->residual,
+                                           .norm = weights->output_norm,
+                                           .eps = pass->config->rms_norm_eps,
+                                           .out = &x,
+                                           .row_ids = pass->logit_rows,
+                                       });
+    linear_forward(pass, output, &x, pass->logits_out, output->n);
 }

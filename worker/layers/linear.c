@@ -64,50 +64,44 @@ void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
     }
 }
 
-static bool is_quantised(const struct linear *linear)
+struct activations linear_reads(const struct linear *linear, const struct activations *a,
+                                int32_t rows)
 {
-    for (int32_t i = 0; i < linear->num_matrices; i++)
-        if (tensor_type_info(linear->matrices[i].type)->block_elements > 1)
-            return true;
-    return false;
-}
-
-/* x as the input of a matmul; quantised when these weights read it so. */
-static struct activations activations_of(struct pass *pass, const struct linear *linear,
-                                         const float *x, int32_t rows)
-{
-    struct activations a = {
-        .rows = rows,
-        .k = linear->k,
-        .x = x,
-        .q = pass->quantised,
-        .d = pass->block_scales,
-        .z = pass->block_biases,
-        .sums = pass->half_sums,
-    };
-
-    if (is_quantised(linear))
-        pass->kernels->quantize(pass->dev, &a);
-    return a;
-}
-
-void linear_forward(struct pass *pass, const struct linear *linear, const float *x, int32_t rows,
-                    float *out, int64_t out_stride)
-{
-    struct activations a = activations_of(pass, linear, x, rows);
+    struct activations out = {.rows = rows, .k = linear->k};
 
     for (int32_t i = 0; i < linear->num_matrices; i++) {
-        pass->kernels->matmul(pass->dev, out, out_stride, &a, &linear->matrices[i]);
+        if (tensor_type_info(linear->matrices[i].type)->block_elements == 1) {
+            out.x = a->x;
+        } else {
+            out.q = a->q;
+            out.d = a->d;
+            out.z = a->z;
+            out.sums = a->sums;
+        }
+    }
+    return out;
+}
+
+void linear_forward(struct pass *pass, const struct linear *linear, const struct activations *x,
+                    float *out, int64_t out_stride)
+{
+    for (int32_t i = 0; i < linear->num_matrices; i++) {
+        pass->kernels->matmul(pass->dev, out, out_stride, x, &linear->matrices[i]);
         out += linear->matrices[i].n;
     }
 }
 
 enum status linear_sum(struct pass *pass, const struct linear *linear, int32_t group,
-                       const float *x, int32_t rows, double *sum)
+                       const struct activations *x)
 {
-    struct activations a = activations_of(pass, linear, x, rows);
+    const struct matrix *w = &linear->matrices[0];
 
     ASSERT(linear->num_matrices == 1);
-    pass->kernels->matmul_groups(pass->dev, sum, &a, &linear->matrices[0], group);
-    return comm_all_reduce_f64(pass->comm, sum, (int64_t)rows * linear->n);
+    pass->has_sum = true;
+    if (pass_is_alone(pass)) {
+        pass->kernels->matmul_groups_float(pass->dev, pass->sum, x, w, group);
+        return OK;
+    }
+    pass->kernels->matmul_groups(pass->dev, pass->sum, x, w, group);
+    return comm_all_reduce_f64(pass->comm, pass->sum, (int64_t)x->rows * linear->n);
 }

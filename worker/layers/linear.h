@@ -36,13 +36,17 @@ struct linear_part {
 void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
                  const struct linear_part *parts, int32_t num_parts);
 
-/* out: [rows, linear->n] at row stride `out_stride`; x: [rows, linear->k]. */
-void linear_forward(struct pass *pass, const struct linear *linear, const float *x, int32_t rows,
+/* `rows` rows of `a`, without the forms that no weights of this layer read. */
+struct activations linear_reads(const struct linear *linear, const struct activations *a,
+                                int32_t rows);
+
+/* out: [x->rows, linear->n] at row stride `out_stride`; x: as linear_reads says. */
+void linear_forward(struct pass *pass, const struct linear *linear, const struct activations *x,
                     float *out, int64_t out_stride);
 
-/* sum: [rows, linear->n] over all ranks' columns; each `group` columns are rounded to the grid.
- * ERR_ABORTED when a peer is gone. */
+/* pass->sum = the product over all ranks' columns; each `group` columns are rounded to the grid.
+ * x: as linear_reads says. ERR_ABORTED when a peer is gone. */
 MUST_USE enum status linear_sum(struct pass *pass, const struct linear *linear, int32_t group,
-                                const float *x, int32_t rows, double *sum);
+                                const struct activations *x);
 
 #endif

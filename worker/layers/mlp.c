@@ -7,28 +7,35 @@ static int32_t ffn_width(const struct pass *pass)
 
 void mlp_gate_up(struct pass *pass, const struct layer *layer)
 {
-    linear_forward(pass, &layer->gate_up, pass->normed, pass->batch->rows, pass->gate_up,
-                   2 * ffn_width(pass));
+    struct activations x = linear_reads(&layer->gate_up, &pass->normed, pass->batch->rows);
+
+    linear_forward(pass, &layer->gate_up, &x, pass->gate_up, 2 * ffn_width(pass));
 }
 
-void mlp_silu(struct pass *pass)
+static struct activations down_reads(const struct pass *pass, const struct layer *layer)
 {
-    int32_t n = ffn_width(pass);
-
-    pass->kernels->silu_mul(pass->dev, pass->activated, pass->gate_up, pass->gate_up + n, 2 * n,
-                            pass->batch->rows, n);
+    return linear_reads(&layer->down, &pass->activated, pass->batch->rows);
 }
 
-void mlp_gelu(struct pass *pass)
+void mlp_silu(struct pass *pass, const struct layer *layer)
 {
     int32_t n = ffn_width(pass);
+    struct activations out = down_reads(pass, layer);
 
-    pass->kernels->gelu_mul(pass->dev, pass->activated, pass->gate_up, pass->gate_up + n, 2 * n,
-                            pass->batch->rows, n);
+    pass->kernels->silu_mul(pass->dev, &out, pass->gate_up, pass->gate_up + n, 2 * n);
+}
+
+void mlp_gelu(struct pass *pass, const struct layer *layer)
+{
+    int32_t n = ffn_width(pass);
+    struct activations out = down_reads(pass, layer);
+
+    pass->kernels->gelu_mul(pass->dev, &out, pass->gate_up, pass->gate_up + n, 2 * n);
 }
 
 enum status mlp_down(struct pass *pass, const struct layer *layer)
 {
-    return linear_sum(pass, &layer->down, pass->shard->group_columns, pass->activated,
-                      pass->batch->rows, pass->sum);
+    struct activations x = down_reads(pass, layer);
+
+    return linear_sum(pass, &layer->down, pass->shard->group_columns, &x);
 }

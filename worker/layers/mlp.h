@@ -11,8 +11,8 @@
 /* gate_up = both projections of normed. */
 void mlp_gate_up(struct pass *pass, const struct layer *layer);
 /* activated = silu(gate) * up, or gelu(gate) * up in the tanh form. */
-void mlp_silu(struct pass *pass);
-void mlp_gelu(struct pass *pass);
+void mlp_silu(struct pass *pass, const struct layer *layer);
+void mlp_gelu(struct pass *pass, const struct layer *layer);
 /* sum = the down projection of activated, over all ranks' groups. */
 MUST_USE enum status mlp_down(struct pass *pass, const struct layer *layer);
 

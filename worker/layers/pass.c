@@ -1,27 +1,31 @@
 #include "worker/layers/pass.h"
 
-void pass_norm(struct pass *pass, const float *weight)
+#include "worker/layers/linear.h"
+
+void pass_add_norm(struct pass *pass, const float *post_norm, const float *norm,
+                   const struct linear *reader)
 {
-    int32_t n = pass->config->hidden_size;
+    const double *parts[] = {pass->sum};
+    struct activations out = norm ? linear_reads(reader, &pass->normed, pass->batch->rows)
+                                  : (struct activations){0};
+    struct add_norm_args args = {
+        .rows = pass->batch->rows,
+        .n = pass->config->hidden_size,
+        .residual = pass->residual,
+        .post_norm = post_norm,
+        .norm = norm,
+        .eps = pass->config->rms_norm_eps,
+        .out = &out,
+    };
 
-    pass->kernels->rms_norm(pass->dev, pass->normed, n, pass->residual, n, weight,
-                            pass->batch->rows, n, pass->config->rms_norm_eps);
-}
-
-void pass_add(struct pass *pass)
-{
-    pass->kernels->add_exact(pass->dev, pass->residual, pass->sum, pass->batch->rows,
-                             pass->config->hidden_size);
-}
-
-void pass_add_normed(struct pass *pass, const float *weight)
-{
-    int32_t rows = pass->batch->rows, n = pass->config->hidden_size;
-
-    pass->kernels->round_exact(pass->dev, pass->normed, pass->sum, (int64_t)rows * n);
-    pass->kernels->rms_norm(pass->dev, pass->normed, n, pass->normed, n, weight, rows, n,
-                            pass->config->rms_norm_eps);
-    pass->kernels->add(pass->dev, pass->residual, pass->normed, rows, n);
+    if (pass->has_sum && pass_is_alone(pass)) {
+        args.sum = pass->sum;
+    } else if (pass->has_sum) {
+        args.parts = parts;
+        args.num_parts = 1;
+    }
+    pass->has_sum = false;
+    pass->kernels->add_norm(pass->dev, &args);
 }
 
 void pass_observe(struct pass *pass, int32_t layer)

@@ -10,7 +10,6 @@
 #define WORKER_LAYERS_PASS_H
 
 #include "worker/layers/rope.h"
-#include "worker/layers/rope.h"
 #include "worker/weights.h"
 
 struct pass {
@@ -33,29 +32,31 @@ struct pass {
     float *logits_out; /* [num_logit_rows, shard->num_tokens] */
 
     /* Workspaces. Widths are this rank's. */
-    float *residual;     /* [rows, hidden]: the stream that every layer adds to */
-    float *normed;       /* [rows, hidden] */
-    float *qkv;          /* [rows, q + 2 kv] */
-    float *attended;     /* [rows, q] */
-    float *gate_up;      /* [rows, 2 ffn] */
-    float *activated;    /* [rows, ffn] */
-    double *sum;         /* [rows, hidden]: of a row-parallel layer, over all ranks */
-    float *last;         /* [logit rows, hidden] */
-    int8_t *quantised;   /* of a linear layer's input; its q, d, z and sums */
-    float *block_scales;
-    float *block_biases;
-    int16_t *half_sums;
+    float *residual;              /* [rows, hidden]: the stream that every layer adds to */
+    struct activations normed;    /* [rows, hidden]: its norm */
+    float *qkv;                   /* [rows, q + 2 kv] */
+    struct activations attended;  /* [rows, q] */
+    float *gate_up;               /* [rows, 2 ffn] */
+    struct activations activated; /* [rows, ffn] */
+    void *sum;                    /* [rows, hidden]: of a row-parallel layer; double among ranks, else float */
+    bool has_sum;                 /* it is still to be added to the residual */
 
     model_observer *observer; /* may be NULL */
     void *observer_user;
 };
 
-/* normed = RMS norm of residual. */
-void pass_norm(struct pass *pass, const float *weight);
-/* residual += sum. */
-void pass_add(struct pass *pass);
-/* residual += RMS norm of sum; overwrites normed. */
-void pass_add_normed(struct pass *pass, const float *weight);
+static inline bool pass_is_alone(const struct pass *pass)
+{
+    return pass->shard->world == 1;
+}
+
+/*
+ * residual += sum, where there is one; then normed = RMS norm of residual by `norm`, in the forms that
+ * `reader` reads (NULL: no more than the addition). post_norm: what is added is its RMS norm by these
+ * weights; NULL: itself.
+ */
+void pass_add_norm(struct pass *pass, const float *post_norm, const float *norm,
+                   const struct linear *reader);
 void pass_observe(struct pass *pass, int32_t layer);
 
 #endif

@@ -46,6 +46,25 @@ static void deal_heads(struct model *model)
         model->kv_head_of[i] = (shard->first_head + i) / heads_per_kv_head - shard->first_kv_head;
 }
 
+static bool reads_floats(const struct linear *linear)
+{
+    const struct activations some = {.x = (float[]){0}};
+
+    return linear_reads(linear, &some, 0).x != NULL;
+}
+
+/* A model of quantised weights alone has no use for its norms as floats. */
+static bool weights_read_floats(const struct weights *weights, int32_t num_layers)
+{
+    bool floats = reads_floats(&weights->embedding) || reads_floats(&weights->output);
+
+    for (int32_t i = 0; i < num_layers; i++)
+        floats |= reads_floats(&weights->layers[i].qkv) ||
+                  reads_floats(&weights->layers[i].gate_up) ||
+                  reads_floats(&weights->layers[i].down);
+    return floats;
+}
+
 /* Run twice, see slab.h. */
 static void take_workspaces(struct model *model)
 {
@@ -53,26 +72,31 @@ static void take_workspaces(struct model *model)
     const struct shard *shard = &model->shard;
     struct slab *slab = &model->workspaces;
     struct pass *pass = &model->pass;
-    int64_t rows = model->max_rows, logit_rows = model->max_logit_rows;
+    int64_t rows = model->max_rows, inputs = MAX(rows, (int64_t)model->max_logit_rows);
     int64_t q = (int64_t)shard->num_heads * config->head_dim;
     int64_t kv = (int64_t)shard->num_kv_heads * config->head_dim;
     int64_t ffn = (int64_t)shard->num_groups * shard->group_columns;
-    int64_t widest = MAX(q, ffn);
-    int64_t inputs = MAX(rows, logit_rows) * MAX(widest, config->hidden_size);
+    int64_t widest = MAX(q, ffn), codes = inputs * MAX(widest, (int64_t)config->hidden_size);
     int64_t rope_floats = (int64_t)model->max_position * config->rope_dim;
+    /* One input of a matmul is quantised at a time. */
+    struct activations a = {
+        .q = slab_take_array(slab, int8_t, codes),
+        .d = slab_take_array(slab, float, codes / 32),
+        .z = slab_take_array(slab, float, codes / 32),
+        .sums = slab_take_array(slab, int16_t, codes / 16),
+    };
 
+    pass->normed = pass->attended = pass->activated = a;
+    pass->attended.x = slab_take_array(slab, float, rows *q);
+    if (weights_read_floats(&model->weights, config->num_layers)) {
+        pass->normed.x = slab_take_array(slab, float, inputs *config->hidden_size);
+        pass->activated.x = slab_take_array(slab, float, rows *ffn);
+    }
     pass->residual = slab_take_array(slab, float, rows * config->hidden_size);
-    pass->normed = slab_take_array(slab, float, rows * config->hidden_size);
     pass->qkv = slab_take_array(slab, float, rows *(q + 2 * kv));
-    pass->attended = slab_take_array(slab, float, rows *q);
     pass->gate_up = slab_take_array(slab, float, rows * 2 * ffn);
-    pass->activated = slab_take_array(slab, float, rows *ffn);
-    pass->sum = slab_take_array(slab, double, rows * config->hidden_size);
-    pass->last = slab_take_array(slab, float, logit_rows * config->hidden_size);
-    pass->quantised = slab_take_array(slab, int8_t, inputs);
-    pass->block_scales = slab_take_array(slab, float, inputs / 32);
-    pass->block_biases = slab_take_array(slab, float, inputs / 32);
-    pass->half_sums = slab_take_array(slab, int16_t, inputs / 16);
+    pass->sum = slab_take(slab, rows * config->hidden_size *
+                                    (int64_t)(shard->world == 1 ? sizeof(float) : sizeof(double)));
     pass->rope.cos_sin = slab_take_array(slab, float, rope_floats);
     if (config->sliding_window > 0)
         pass->rope_local.cos_sin = slab_take_array(slab, float, rope_floats);
