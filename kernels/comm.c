@@ -29,6 +29,33 @@ enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t co
     return is_alone(comm) ? OK : comm->ops->all_reduce_f32_disjoint(comm, x, count);
 }
 
+double *comm_sum_buffer(struct comm *comm)
+{
+    return comm->ops->sum_buffer(comm);
+}
+
+int64_t comm_sum_max(const struct comm *comm)
+{
+    return comm->sum_max;
+}
+
+enum status comm_sum(struct comm *comm, int64_t count, struct comm_parts *out)
+{
+    ASSERT(count >= 0 && count <= comm->sum_max, "%lld doubles of %lld", (long long)count,
+           (long long)comm->sum_max);
+    return comm->ops->sum(comm, count, out);
+}
+
+void *comm_shared(const struct comm *comm)
+{
+    return comm->shared;
+}
+
+enum status comm_barrier(struct comm *comm)
+{
+    return comm->ops->barrier(comm);
+}
+
 enum status comm_all_gather(struct comm *comm, const void *data, int64_t bytes, int64_t stride,
                             void *out, int64_t *bytes_out)
 {

@@ -14,6 +14,9 @@ struct comm_ops {
     void (*abort)(struct comm *comm);
     enum status (*all_reduce_f64)(struct comm *comm, double *x, int64_t count);
     enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
+    double *(*sum_buffer)(struct comm *comm);
+    enum status (*sum)(struct comm *comm, int64_t count, struct comm_parts *out);
+    enum status (*barrier)(struct comm *comm);
     enum status (*all_gather)(struct comm *comm, const void *data, int64_t bytes, int64_t stride,
                               void *out, int64_t *bytes_out);
 };
@@ -21,6 +24,8 @@ struct comm_ops {
 struct comm {
     const struct comm_ops *ops;
     int32_t world;
+    int64_t sum_max; /* doubles */
+    void *shared;    /* NULL: none */
 };
 
 #endif

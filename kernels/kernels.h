@@ -268,8 +268,10 @@ const char *const *device_isas(void);
  * then parks on a futex. When a peer is gone, comm_abort (any thread, any process that has opened the
  * file) makes every waiting and every later call return ERR_ABORTED.
  */
-MUST_USE enum status comm_create(const char *path, int32_t world, int64_t max_bytes);
-/* max_bytes: of one rank's contribution to one call; longer arrays go in pieces. */
+/* buffer_bytes: of one rank's contribution to one exchange, longer arrays go in pieces; shared_bytes: of
+ * comm_shared. Pages that nobody touches cost nothing. */
+MUST_USE enum status comm_create(const char *path, int32_t world, int64_t buffer_bytes,
+                                 int64_t shared_bytes);
 MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm **out);
 /* Ranks whose devices only take time: nothing is exchanged, and sums stay as they are. */
 MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct comm **out);
@@ -279,6 +281,23 @@ void comm_abort(struct comm *comm);
 /* world 1 (or comm NULL): nothing to add, OK. */
 MUST_USE enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count);
 MUST_USE enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count);
+/*
+ * A sum of doubles without copies. A rank writes its part, at most comm_sum_max doubles, to
+ * comm_sum_buffer; comm_sum tells it to all, and what is to be added, in this order: each rank's part, or one
+ * that a device has summed up already. They are valid until this rank's next call that exchanges something.
+ */
+struct comm_parts {
+    const double *const *parts; /* [num_parts] */
+    int32_t num_parts;
+};
+double *comm_sum_buffer(struct comm *comm);
+int64_t comm_sum_max(const struct comm *comm);
+MUST_USE enum status comm_sum(struct comm *comm, int64_t count, struct comm_parts *out);
+
+/* Memory that all ranks see, zeroed at first, shared_bytes of it; NULL: these ranks share none. */
+void *comm_shared(const struct comm *comm);
+/* Returns when every rank has called it: what they wrote to shared memory before is there to read. */
+MUST_USE enum status comm_barrier(struct comm *comm);
 /*
  * Every rank tells every rank `bytes` bytes, each as many as it likes up to `stride`, on which they
  * agree: rank r's come to out + r * stride, bytes_out[r] says how many. out: [world * stride],

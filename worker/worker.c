@@ -19,7 +19,7 @@
 enum { NUM_STEPS = 2 }; /* staged or running at a time: slot step & 1 */
 
 /* One rank's share of an exchange at most; longer sums go in pieces. */
-enum { COMM_BYTES = 1 << 20, COMM_TIMEOUT_MS = 30000 };
+enum { MIN_COMM_BYTES = 1 << 20, COMM_TIMEOUT_MS = 30000 };
 
 enum verb { VERB_INITIALIZE_KV_CACHE, VERB_EXECUTE_MODEL, VERB_SAMPLE, VERB_STOP };
 
@@ -90,13 +90,16 @@ struct worker {
 /* ---- the device thread ---------------------------------------------------------------------- */
 
 /* Rank 0 sets the shared memory up; the others may be here first. */
-static enum status join_ranks(const struct worker_options *options, struct comm **out)
+static enum status join_ranks(const struct worker_options *options, const struct model_config *config,
+                              struct comm **out)
 {
+    struct model_comm_bytes bytes = model_comm_bytes(config, options->max_batched_tokens);
     int64_t deadline_ns = clock_deadline_ns(COMM_TIMEOUT_MS);
     enum status status;
 
     if (options->rank == 0)
-        TRY(comm_create(options->comm_path, options->world, COMM_BYTES));
+        TRY(comm_create(options->comm_path, options->world,
+                        MAX(bytes.buffer, (int64_t)MIN_COMM_BYTES), bytes.shared));
     while ((status = comm_open(options->comm_path, options->rank, options->world, out)) ==
                ERR_NOT_FOUND &&
            clock_now_ns() < deadline_ns)
@@ -154,7 +157,7 @@ static enum status load(struct worker *worker)
                     &worker->device));
     if (options->world > 1)
         TRY(options->sim ? comm_open_sim(worker->device, options->world, &worker->comm)
-                         : join_ranks(options, &worker->comm));
+                         : join_ranks(options, model_file_config(worker->file), &worker->comm));
     TRY(model_load(worker->device, worker->file,
                    &(struct model_options){.rank = options->rank,
                                            .world = options->world,

@@ -21,6 +21,8 @@
 
 enum { MAX_WORLD = 1024, LINE = 64 };
 
+static const int64_t MAX_BYTES = (int64_t)1 << 33;
+
 static const uint64_t MAGIC = 0x316d6d6f636e6174; /* "tancomm1" */
 
 /* One rank's place. Written by that rank, but for num_waiting. */
@@ -33,9 +35,9 @@ struct lane {
 struct shared {
     _Atomic uint64_t magic; /* set last: the rest is in place */
     int32_t world;
-    int64_t buffer_bytes;
+    int64_t buffer_bytes, memory_bytes;
     _Atomic uint32_t is_aborted;
-    struct lane lanes[]; /* [world], then the buffers: [world][2][buffer_bytes] */
+    struct lane lanes[]; /* [world], then the buffers: [world][2][buffer_bytes], then comm_shared's memory */
 };
 
 struct comm_shm {
@@ -46,6 +48,7 @@ struct comm_shm {
     size_t shared_bytes;
     uint32_t exchange; /* the last one */
     int32_t num_spins;
+    const double *parts[MAX_WORLD]; /* of the last sum */
 };
 
 static size_t buffers_offset(int32_t world)
@@ -53,7 +56,7 @@ static size_t buffers_offset(int32_t world)
     return (sizeof(struct shared) + sizeof(struct lane) * (size_t)world + 4095) & ~(size_t)4095;
 }
 
-static size_t total_bytes(int32_t world, int64_t buffer_bytes)
+static size_t memory_offset(int32_t world, int64_t buffer_bytes)
 {
     return buffers_offset(world) + (size_t)world * 2 * (size_t)buffer_bytes;
 }
@@ -85,15 +88,17 @@ static enum status map_file(int fd, size_t bytes, const char *path, struct share
     return OK;
 }
 
-enum status comm_create(const char *path, int32_t world, int64_t max_bytes)
+enum status comm_create(const char *path, int32_t world, int64_t buffer_bytes, int64_t shared_bytes)
 {
-    int64_t buffer_bytes = (max_bytes + 4095) & ~(int64_t)4095;
     struct shared *shared;
     size_t bytes;
 
-    if (world < 1 || world > MAX_WORLD || max_bytes < LINE || max_bytes > (int64_t)1 << 32)
-        return fail(ERR_INVALID, "%d ranks that exchange %lld bytes", world, (long long)max_bytes);
-    bytes = total_bytes(world, buffer_bytes);
+    if (world < 1 || world > MAX_WORLD || buffer_bytes < LINE || buffer_bytes > MAX_BYTES ||
+        shared_bytes < 0 || shared_bytes > MAX_BYTES)
+        return fail(ERR_INVALID, "%d ranks that exchange %lld bytes and share %lld", world,
+                    (long long)buffer_bytes, (long long)shared_bytes);
+    buffer_bytes = (buffer_bytes + 4095) & ~(int64_t)4095;
+    bytes = memory_offset(world, buffer_bytes) + (size_t)shared_bytes;
 
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
@@ -107,6 +112,7 @@ enum status comm_create(const char *path, int32_t world, int64_t max_bytes)
     TRY(status);
     shared->world = world;
     shared->buffer_bytes = buffer_bytes;
+    shared->memory_bytes = shared_bytes;
     atomic_store(&shared->magic, MAGIC);
     munmap(shared, bytes);
     return OK;
@@ -120,10 +126,12 @@ static enum status check_shared(const struct shared *shared, size_t size, int32_
         return fail(ERR_NOT_FOUND, "%s is not set up yet", path);
     if (shared->world != world)
         return fail(ERR_MISMATCH, "%s is for %d ranks, not %d", path, shared->world, world);
-    if (shared->buffer_bytes < LINE || shared->buffer_bytes > (int64_t)1 << 33 ||
-        total_bytes(world, shared->buffer_bytes) != size)
-        return fail(ERR_CORRUPT, "%s: %zu bytes do not hold 2 buffers of %lld for %d ranks", path,
-                    size, (long long)shared->buffer_bytes, world);
+    if (shared->buffer_bytes < LINE || shared->buffer_bytes > 2 * MAX_BYTES ||
+        shared->memory_bytes < 0 || shared->memory_bytes > MAX_BYTES ||
+        memory_offset(world, shared->buffer_bytes) + (size_t)shared->memory_bytes != size)
+        return fail(ERR_CORRUPT, "%s: %zu bytes do not hold 2 buffers of %lld for %d ranks and %lld",
+                    path, size, (long long)shared->buffer_bytes, world,
+                    (long long)shared->memory_bytes);
     return OK;
 }
 
@@ -153,7 +161,12 @@ enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm
     struct comm_shm *shm = mem_new(struct comm_shm);
 
     *shm = (struct comm_shm){
-        .comm = {.ops = &shm_ops, .world = world},
+        .comm = {.ops = &shm_ops,
+                 .world = world,
+                 .sum_max = shared->buffer_bytes / (int64_t)sizeof(double),
+                 .shared = shared->memory_bytes
+                               ? (char *)shared + memory_offset(world, shared->buffer_bytes)
+                               : NULL},
         .rank = rank,
         .buffer_bytes = shared->buffer_bytes,
         .shared = shared,
@@ -262,6 +275,30 @@ static enum status shm_all_reduce_f64(struct comm *comm, double *x, int64_t coun
     return OK;
 }
 
+static double *shm_sum_buffer(struct comm *comm)
+{
+    struct comm_shm *shm = of(comm);
+
+    return buffer_of(shm, shm->rank, shm->exchange + 1);
+}
+
+static enum status shm_sum(struct comm *comm, int64_t count, struct comm_parts *out)
+{
+    struct comm_shm *shm = of(comm);
+
+    (void)count; /* they are there already */
+    TRY(post(shm));
+    for (int32_t rank = 0; rank < comm->world; rank++)
+        shm->parts[rank] = buffer_of(shm, rank, shm->exchange);
+    *out = (struct comm_parts){shm->parts, comm->world};
+    return OK;
+}
+
+static enum status shm_barrier(struct comm *comm)
+{
+    return post(of(comm));
+}
+
 static enum status shm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)
 {
     struct comm_shm *shm = of(comm);
@@ -331,5 +368,8 @@ static const struct comm_ops shm_ops = {
     .abort = shm_abort,
     .all_reduce_f64 = shm_all_reduce_f64,
     .all_reduce_f32_disjoint = shm_all_reduce_f32_disjoint,
+    .sum_buffer = shm_sum_buffer,
+    .sum = shm_sum,
+    .barrier = shm_barrier,
     .all_gather = shm_all_gather,
 };

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ROUNDS = 300, BUFFER_BYTES = 4096, COUNT = 700 /* more than one buffer */, STRIDE = 10000 };
+enum { ROUNDS = 300, BUFFER_BYTES = 4096, SHARED_BYTES = 1000, COUNT = 700 /* more than one buffer */, STRIDE = 10000 };
 
 static int comm_fd;
 
@@ -25,7 +25,7 @@ static const char *comm_path(void)
 static void create(int32_t world)
 {
     comm_fd = memfd_create("comm", 0);
-    expect_ok(comm_create(comm_path(), world, BUFFER_BYTES));
+    expect_ok(comm_create(comm_path(), world, BUFFER_BYTES, SHARED_BYTES));
 }
 
 /* A value on the exact grid that rank, round and place decide. */
@@ -43,6 +43,40 @@ static int64_t bytes_of(int32_t rank, int round)
 static char byte_of(int32_t rank, int round, int64_t i)
 {
     return (char)(rank * 31 + round + i * 7);
+}
+
+/* Every rank's part, where it was written. */
+static bool sums_in_place_are_right(struct comm *comm, int32_t rank, int round, int32_t world)
+{
+    int64_t count = comm_sum_max(comm);
+    struct comm_parts sum;
+    bool good = count == BUFFER_BYTES / sizeof(double);
+
+    for (int64_t i = 0; i < count; i++)
+        comm_sum_buffer(comm)[i] = value(rank, round, (int)i);
+    if (comm_sum(comm, count, &sum) != OK)
+        return false;
+    good &= sum.num_parts == world;
+    for (int32_t r = 0; r < sum.num_parts; r++)
+        for (int64_t i = 0; i < count; i++)
+            good &= sum.parts[r][i] == value(r, round, (int)i);
+    return good;
+}
+
+/* Ranks write each its own place between two barriers, and read all after the second. */
+static bool ranks_see_shared_memory(struct comm *comm, int32_t rank, int round, int32_t world)
+{
+    int32_t *shared = comm_shared(comm);
+    bool good = true;
+
+    if (comm_barrier(comm) != OK)
+        return false;
+    shared[SHARED_BYTES / 4 - 1 - rank] = rank + round;
+    if (comm_barrier(comm) != OK)
+        return false;
+    for (int32_t r = 0; r < world; r++)
+        good &= shared[SHARED_BYTES / 4 - 1 - r] == r + round;
+    return good;
 }
 
 /* What every rank does; the result says whether all was as it should be. */
@@ -76,6 +110,8 @@ static bool run_rank(int32_t rank, int32_t world)
                 sum += value(r, round, i);
             good &= sums[i] == sum && disjoint[i] == (float)(i + round);
         }
+        good &= sums_in_place_are_right(comm, rank, round, world) &&
+                ranks_see_shared_memory(comm, rank, round, world);
         for (int32_t r = 0; r < world; r++) {
             good &= told_bytes[r] == bytes_of(r, round);
             for (int64_t i = 0; i < told_bytes[r]; i++)
@@ -166,7 +202,7 @@ static void a_file_that_does_not_fit_is_refused(void **state)
     assert_int_equal(ftruncate(comm_fd, 8192), 0);
     expect_fails(comm_open(comm_path(), 0, 3, &comm), ERR_CORRUPT, "8192 bytes do not hold");
     close(comm_fd);
-    expect_fails(comm_create("/tmp/never", 0, 4096), ERR_INVALID, "0 ranks");
+    expect_fails(comm_create("/tmp/never", 0, 4096, 0), ERR_INVALID, "0 ranks");
 }
 
 static const struct CMUnitTest tests[] = {

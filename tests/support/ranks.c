@@ -233,8 +233,14 @@ enum status ranks_play(const struct ranks_script *script)
     ASSERT(script->world <= 16);
     ASSERT(mkdtemp(folder));
     snprintf(path, sizeof(path), "%s/ranks", folder);
+
+    /* Sums in pieces of 5 rows; every other world without memory that all ranks see. */
+    const struct model_config *config = model_file_config(script->file);
+    struct model_comm_bytes bytes = model_comm_bytes(config, most_rows(script));
+    int64_t buffer_bytes = 5 * config->hidden_size * (int64_t)sizeof(double);
+
     if (script->world > 1)
-        TRY(comm_create(path, script->world, 1 << 20));
+        TRY(comm_create(path, script->world, buffer_bytes, script->world % 2 ? 0 : bytes.shared));
     for (int32_t i = 0; i < script->world; i++) {
         ranks[i] = (struct rank){.script = script, .comm_path = path, .rank = i, .logits = logits,
                                  .turn = &turn};

@@ -44,7 +44,7 @@ struct sampler_ranks *sampler_ranks_new(int32_t world, const int32_t *cuts, int3
     ranks->world = world;
     ranks->vocab_size = cuts[world];
     ranks->max_rows = max_rows;
-    ASSERT(comm_create(path, world, 1 << 16) == OK);
+    ASSERT(comm_create(path, world, 1 << 16, 0) == OK);
     for (int32_t i = 0; i < world; i++) {
         struct rank *rank = &ranks->rank[i];
 

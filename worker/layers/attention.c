@@ -56,7 +56,8 @@ void attention_attend(struct pass *pass, const struct kv_layer *kv, float scale,
                                         });
 }
 
-enum status attention_output(struct pass *pass, const struct layer *layer)
+enum status attention_output(struct pass *pass, const struct layer *layer,
+                             const struct norm_step *next)
 {
     struct activations x =
         linear_reads(&layer->attention_output, &pass->attended, pass->batch->rows);
@@ -64,5 +65,5 @@ enum status attention_output(struct pass *pass, const struct layer *layer)
     x.x = pass->attended.x; /* what quantize reads */
     if (x.q)
         pass->kernels->quantize(pass->dev, &x);
-    return linear_sum(pass, &layer->attention_output, pass->config->head_dim, &x);
+    return pass_add_linear(pass, &layer->attention_output, pass->config->head_dim, &x, next);
 }

@@ -17,7 +17,8 @@ void attention_rotate_and_store(struct pass *pass, const struct layer *layer,
 /* attended = softmax(scale q·k) v over the request's KV cache.
  * window: 0 sees every earlier position, else the last `window`, its own included. */
 void attention_attend(struct pass *pass, const struct kv_layer *kv, float scale, int32_t window);
-/* sum = the output projection of attended, over all ranks' heads. */
-MUST_USE enum status attention_output(struct pass *pass, const struct layer *layer);
+/* residual += the output projection of attended, over all ranks' heads, and what follows. */
+MUST_USE enum status attention_output(struct pass *pass, const struct layer *layer,
+                                      const struct norm_step *next);
 
 #endif

@@ -20,7 +20,7 @@ void embedding_logits(struct pass *pass)
 
     if (rows == 0)
         return; /* for every rank alike: no chunk of this step is the last of its prompt */
-    struct activations x = linear_reads(output, &pass->normed, rows);
+    struct activations x = linear_reads(output, &pass->own, rows);
 
     pass->kernels->add_norm(pass->dev, &(struct add_norm_args){
                                            .rows = rows,

@@ -90,18 +90,3 @@ void linear_forward(struct pass *pass, const struct linear *linear, const struct
         out += linear->matrices[i].n;
     }
 }
-
-enum status linear_sum(struct pass *pass, const struct linear *linear, int32_t group,
-                       const struct activations *x)
-{
-    const struct matrix *w = &linear->matrices[0];
-
-    ASSERT(linear->num_matrices == 1);
-    pass->has_sum = true;
-    if (pass_is_alone(pass)) {
-        pass->kernels->matmul_groups_float(pass->dev, pass->sum, x, w, group);
-        return OK;
-    }
-    pass->kernels->matmul_groups(pass->dev, pass->sum, x, w, group);
-    return comm_all_reduce_f64(pass->comm, pass->sum, (int64_t)x->rows * linear->n);
-}

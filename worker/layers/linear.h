@@ -6,7 +6,7 @@
  * side by side. The reader of the output can't tell.
  *
  * A column-parallel layer holds some of the output columns and needs no sum. A row-parallel layer
- * (linear_sum) holds some of the input columns, and every rank's part is added.
+ * (pass_add_linear) holds some of the input columns, and every rank's part is added.
  */
 #ifndef WORKER_LAYERS_LINEAR_H
 #define WORKER_LAYERS_LINEAR_H
@@ -43,10 +43,5 @@ struct activations linear_reads(const struct linear *linear, const struct activa
 /* out: [x->rows, linear->n] at row stride `out_stride`; x: as linear_reads says. */
 void linear_forward(struct pass *pass, const struct linear *linear, const struct activations *x,
                     float *out, int64_t out_stride);
-
-/* pass->sum = the product over all ranks' columns; each `group` columns are rounded to the grid.
- * x: as linear_reads says. ERR_ABORTED when a peer is gone. */
-MUST_USE enum status linear_sum(struct pass *pass, const struct linear *linear, int32_t group,
-                                const struct activations *x);
 
 #endif

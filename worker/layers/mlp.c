@@ -33,9 +33,9 @@ void mlp_gelu(struct pass *pass, const struct layer *layer)
     pass->kernels->gelu_mul(pass->dev, &out, pass->gate_up, pass->gate_up + n, 2 * n);
 }
 
-enum status mlp_down(struct pass *pass, const struct layer *layer)
+enum status mlp_down(struct pass *pass, const struct layer *layer, const struct norm_step *next)
 {
     struct activations x = down_reads(pass, layer);
 
-    return linear_sum(pass, &layer->down, pass->shard->group_columns, &x);
+    return pass_add_linear(pass, &layer->down, pass->shard->group_columns, &x, next);
 }

@@ -13,7 +13,8 @@ void mlp_gate_up(struct pass *pass, const struct layer *layer);
 /* activated = silu(gate) * up, or gelu(gate) * up in the tanh form. */
 void mlp_silu(struct pass *pass, const struct layer *layer);
 void mlp_gelu(struct pass *pass, const struct layer *layer);
-/* sum = the down projection of activated, over all ranks' groups. */
-MUST_USE enum status mlp_down(struct pass *pass, const struct layer *layer);
+/* residual += the down projection of activated, over all ranks' groups, and what follows. */
+MUST_USE enum status mlp_down(struct pass *pass, const struct layer *layer,
+                              const struct norm_step *next);
 
 #endif

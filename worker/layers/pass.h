@@ -30,33 +30,44 @@ struct pass {
     const int32_t *logit_rows;
     int32_t num_logit_rows;
     float *logits_out; /* [num_logit_rows, shard->num_tokens] */
+    bool shares_rows;  /* each rank adds up and norms its share of the rows, for all: `normed` is common, and
+                        * the residual's other rows are not kept up until the last layer's end */
 
     /* Workspaces. Widths are this rank's. */
     float *residual;              /* [rows, hidden]: the stream that every layer adds to */
-    struct activations normed;    /* [rows, hidden]: its norm */
+    struct activations normed;    /* [rows, hidden]: its norm; of `own` or, where rows are shared out, `common` */
+    struct activations own, common; /* this rank's, and memory that all ranks see */
     float *qkv;                   /* [rows, q + 2 kv] */
     struct activations attended;  /* [rows, q] */
     float *gate_up;               /* [rows, 2 ffn] */
     struct activations activated; /* [rows, ffn] */
-    void *sum;                    /* [rows, hidden]: of a row-parallel layer; double among ranks, else float */
-    bool has_sum;                 /* it is still to be added to the residual */
+    float *sum;                   /* [rows, hidden]: of a row-parallel layer, when alone */
+    float *gathered;              /* [SUM_ROWS + world, hidden]: rows of the residual, from all ranks */
+    int64_t *gathered_bytes;      /* [world] */
+    const double **parts;         /* [world]: of a sum among ranks, its rows that are added up here */
 
     model_observer *observer; /* may be NULL */
     void *observer_user;
 };
 
-static inline bool pass_is_alone(const struct pass *pass)
-{
-    return pass->shard->world == 1;
-}
+/* Rows whose sum over the ranks is exchanged at once. */
+enum { SUM_ROWS = 512 };
 
+/* What follows a sum that is added to the residual. */
+struct norm_step {
+    const float *post;           /* weights of the RMS norm that is added in the sum's place; NULL: the sum is */
+    const float *weight;         /* normed = RMS norm of the residual by these; NULL: it was the last sum */
+    const struct linear *reader; /* of normed, in the forms that it reads */
+};
+
+/* normed = RMS norm of the residual, as it comes from the embedding. */
+MUST_USE enum status pass_norm(struct pass *pass, const float *weight, const struct linear *reader);
 /*
- * residual += sum, where there is one; then normed = RMS norm of residual by `norm`, in the forms that
- * `reader` reads (NULL: no more than the addition). post_norm: what is added is its RMS norm by these
- * weights; NULL: itself.
+ * residual += the row-parallel product of x over all ranks' columns, of which each `group` are rounded to
+ * the grid; and what follows. x: as linear_reads says. ERR_ABORTED when a peer is gone.
  */
-void pass_add_norm(struct pass *pass, const float *post_norm, const float *norm,
-                   const struct linear *reader);
+MUST_USE enum status pass_add_linear(struct pass *pass, const struct linear *linear, int32_t group,
+                                     const struct activations *x, const struct norm_step *next);
 void pass_observe(struct pass *pass, int32_t layer);
 
 #endif

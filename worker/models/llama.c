@@ -40,7 +40,7 @@ static enum status forward(struct pass *pass)
 
     TRY(embedding_look_up(pass, 1.0f));
     pass_observe(pass, -1);
-    pass_add_norm(pass, NULL, pass->weights->layers[0].attention_norm, &pass->weights->layers[0].qkv);
+    TRY(pass_norm(pass, pass->weights->layers[0].attention_norm, &pass->weights->layers[0].qkv));
     for (int32_t i = 0; i < config->num_layers; i++) {
         const struct layer *layer = &pass->weights->layers[i];
         const struct layer *next = i + 1 < config->num_layers ? layer + 1 : NULL;
@@ -48,13 +48,14 @@ static enum status forward(struct pass *pass)
         attention_project(pass, layer);
         attention_rotate_and_store(pass, layer, &pass->rope, &pass->kv[i]);
         attention_attend(pass, &pass->kv[i], scale, 0);
-        TRY(attention_output(pass, layer));
-        pass_add_norm(pass, NULL, layer->ffn_norm, &layer->gate_up);
+        TRY(attention_output(pass, layer,
+                             &(struct norm_step){NULL, layer->ffn_norm, &layer->gate_up}));
 
         mlp_gate_up(pass, layer);
         mlp_silu(pass, layer);
-        TRY(mlp_down(pass, layer));
-        pass_add_norm(pass, NULL, next ? next->attention_norm : NULL, next ? &next->qkv : NULL);
+        TRY(mlp_down(pass, layer,
+                     &(struct norm_step){NULL, next ? next->attention_norm : NULL,
+                                         next ? &next->qkv : NULL}));
         pass_observe(pass, i);
     }
     embedding_logits(pass);

@@ -1,6 +1,10 @@
 #include "worker/layers/embedding.h"
 #include "worker/models/architecture.h"
 
+/* From this many rows on, what adding and norming them on every rank costs is more than one more wait for
+ * the other ranks. */
+enum { SHARED_ROWS = 8 };
+
 struct model {
     const struct architecture *architecture;
     struct model_config config;
@@ -13,6 +17,8 @@ struct model {
     struct slab kv_cache;
     struct kv_layer *kv;     /* [num_layers] */
     int32_t *kv_head_of;     /* [shard.num_heads] */
+    const double **parts;    /* [world] */
+    int64_t *gathered_bytes; /* [world] */
     struct pass pass;
 };
 
@@ -65,6 +71,18 @@ static bool weights_read_floats(const struct weights *weights, int32_t num_layer
     return floats;
 }
 
+/* Inputs of a matmul, rows × k, as codes, and as floats where these are read. */
+static struct activations take_activations(struct slab *slab, int64_t rows, int64_t k, bool floats)
+{
+    return (struct activations){
+        .q = slab_take_array(slab, int8_t, rows *k),
+        .d = slab_take_array(slab, float, rows *k / 32),
+        .z = slab_take_array(slab, float, rows *k / 32),
+        .sums = slab_take_array(slab, int16_t, rows *k / 16),
+        .x = floats ? slab_take_array(slab, float, rows *k) : NULL,
+    };
+}
+
 /* Run twice, see slab.h. */
 static void take_workspaces(struct model *model)
 {
@@ -76,30 +94,54 @@ static void take_workspaces(struct model *model)
     int64_t q = (int64_t)shard->num_heads * config->head_dim;
     int64_t kv = (int64_t)shard->num_kv_heads * config->head_dim;
     int64_t ffn = (int64_t)shard->num_groups * shard->group_columns;
-    int64_t widest = MAX(q, ffn), codes = inputs * MAX(widest, (int64_t)config->hidden_size);
     int64_t rope_floats = (int64_t)model->max_position * config->rope_dim;
-    /* One input of a matmul is quantised at a time. */
-    struct activations a = {
-        .q = slab_take_array(slab, int8_t, codes),
-        .d = slab_take_array(slab, float, codes / 32),
-        .z = slab_take_array(slab, float, codes / 32),
-        .sums = slab_take_array(slab, int16_t, codes / 16),
-    };
+    bool floats = weights_read_floats(&model->weights, config->num_layers);
 
-    pass->normed = pass->attended = pass->activated = a;
+    pass->own = take_activations(slab, inputs, config->hidden_size, floats);
+    /* Of the two inputs of row-parallel layers one is quantised at a time. */
+    pass->attended = pass->activated = take_activations(slab, rows, MAX(q, ffn), false);
     pass->attended.x = slab_take_array(slab, float, rows *q);
-    if (weights_read_floats(&model->weights, config->num_layers)) {
-        pass->normed.x = slab_take_array(slab, float, inputs *config->hidden_size);
+    if (floats)
         pass->activated.x = slab_take_array(slab, float, rows *ffn);
-    }
     pass->residual = slab_take_array(slab, float, rows * config->hidden_size);
     pass->qkv = slab_take_array(slab, float, rows *(q + 2 * kv));
     pass->gate_up = slab_take_array(slab, float, rows * 2 * ffn);
-    pass->sum = slab_take(slab, rows * config->hidden_size *
-                                    (int64_t)(shard->world == 1 ? sizeof(float) : sizeof(double)));
+    if (shard->world == 1)
+        pass->sum = slab_take_array(slab, float, rows * config->hidden_size);
+    else
+        pass->gathered = slab_take_array(
+            slab, float, (int64_t)(SUM_ROWS + shard->world) * config->hidden_size);
     pass->rope.cos_sin = slab_take_array(slab, float, rope_floats);
     if (config->sliding_window > 0)
         pass->rope_local.cos_sin = slab_take_array(slab, float, rope_floats);
+}
+
+/* The norms that all ranks see. A slab whose base is NULL measures. */
+static struct activations take_common(struct slab *slab, const struct model_config *config,
+                                      int32_t max_rows)
+{
+    return take_activations(slab, max_rows, config->hidden_size, true);
+}
+
+struct model_comm_bytes model_comm_bytes(const struct model_config *config, int32_t max_rows)
+{
+    struct slab slab = {0};
+
+    take_common(&slab, config, max_rows);
+    return (struct model_comm_bytes){
+        .buffer = (int64_t)MIN(max_rows, (int32_t)SUM_ROWS) * config->hidden_size * (int64_t)sizeof(double),
+        .shared = slab.used,
+    };
+}
+
+static void find_common(struct model *model, const struct comm *comm)
+{
+    struct slab slab = {.base = comm ? comm_shared(comm) : NULL};
+
+    if (!slab.base)
+        return;
+    slab.bytes = model_comm_bytes(&model->config, model->max_rows).shared;
+    model->pass.common = take_common(&slab, &model->config, model->max_rows);
 }
 
 static void fill_rope(struct model *model, struct rope_table *table,
@@ -143,6 +185,8 @@ static void connect_pass(struct model *model, struct device *dev, struct comm *c
     pass->shard = &model->shard;
     pass->weights = &model->weights;
     pass->kv_head_of = model->kv_head_of;
+    pass->parts = model->parts = mem_new_array(const double *, model->shard.world);
+    pass->gathered_bytes = model->gathered_bytes = mem_new_array(int64_t, model->shard.world);
 }
 
 enum status model_load(struct device *dev, const struct model_file *file,
@@ -168,6 +212,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
     take_workspaces(model);
     deal_heads(model);
     connect_pass(model, dev, options->comm);
+    find_common(model, options->comm);
     fill_ropes(model);
 
     *out = give(model);
@@ -183,6 +228,8 @@ void model_free(struct model *model)
     weights_close(&model->weights);
     mem_free(model->kv);
     mem_free(model->kv_head_of);
+    mem_free(model->parts);
+    mem_free(model->gathered_bytes);
     mem_free(model);
 }
 
@@ -247,6 +294,9 @@ enum status model_forward(struct model *model, const struct batch_view *batch, c
     pass->logit_rows = logit_rows;
     pass->num_logit_rows = num_logit_rows;
     pass->logits_out = logits_out;
+    /* An observer wants all rows of the residual on every rank. */
+    pass->shares_rows = pass->common.q && batch->rows >= SHARED_ROWS && !pass->observer;
+    pass->normed = pass->shares_rows ? pass->common : pass->own;
     return model->architecture->forward(pass);
 }
 

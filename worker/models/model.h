@@ -23,7 +23,7 @@
 
 struct model_options {
     int32_t rank, world;
-    struct comm *comm;          /* NULL when world is 1; borrowed */
+    struct comm *comm;          /* NULL when world is 1; borrowed; with comm_shared, of model_comm_bytes */
     int32_t max_batched_tokens; /* rows of a step at most: sizes the workspaces */
     int32_t max_logit_rows;     /* rows whose logits are wanted in one step at most */
     int32_t max_position;       /* positions below this; sizes the RoPE tables */
@@ -33,6 +33,12 @@ struct model_options {
 };
 
 struct model;
+
+/* What the ranks of a model exchange at once and share: the sizes that comm_create wants. */
+struct model_comm_bytes {
+    int64_t buffer, shared;
+};
+struct model_comm_bytes model_comm_bytes(const struct model_config *config, int32_t max_rows);
 
 /* ERR_UNSUPPORTED: architecture or tensor type named; ERR_CORRUPT: a tensor missing or of the wrong
  * shape, by name with both shapes; ERR_NO_MEMORY. Reads only its shard of `file`, which may be
