@@ -203,7 +203,8 @@ struct kernels {
     void (*kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
                      const float *k, int64_t k_stride, const float *v, int64_t v_stride);
 
-    /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions. */
+    /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions, which are
+     * merged in order: however a long request is shared out, its bits are the same. */
     void (*attention)(struct device *dev, const struct attention_args *args);
 
     /* out = act(gate) * up; gate and up: [out->rows, out->k] at row stride `stride`; k is a

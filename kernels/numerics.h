@@ -12,9 +12,13 @@ enum {
     /* Sums over a row: element i adds to partial sum i % 16 in order of i; then halves are added
      * to each other, 8, 4, 2, 1. Whole numbers of vectors on every instruction set. */
     SUM_LANES = 16,
-    /* Attention: positions [64 t, 64 t + 64) are one tile of the online softmax. */
-    KV_TILE_TOKENS = 64,
+    /* Attention: positions [256 t, 256 t + 256) are one tile. Each tile has a softmax of its own, and
+     * they are merged in order of position: several threads can share a long request, a tile each. */
+    KV_TILE_TOKENS = 256,
 };
+
+/* Attention: the maximum of no scores. Finite, so that no difference of two maxima is NaN. */
+#define NO_SCORE -0x1.fffffep127f
 
 /* Adding and subtracting this rounds a double to a multiple of EXACT_GRID, half to even, up to
  * 2^27: 1.5 * 2^52 of them, where a double counts in units of the grid. */

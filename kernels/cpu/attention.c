@@ -1,302 +1,322 @@
 /*
- * attention and kv_store over the paged cache; the order of every sum is that of ref/attention.c.
+ * attention over the paged cache; the order of every sum is that of ref/attention.c.
  *
- * The unit of work is up to MAX_QUERIES queries (a row and a head) of one request that read the same
- * KV head. They go through the cache one tile of 64 positions at a time; with more than
- * a handful of queries the tile is first converted to floats, once for all of them. Queries
- * are taken MAX_ROWS at a time, so a key or value in a register serves several.
+ * A unit of work is some rows of a request and the heads that read one KV head (attention_tasks.h).
+ * All its queries go through a tile together: scores = q · k, exponentials, values = p · v, each
+ * for the whole tile. Both products are those of matrices, in registers of MAX_ROWS queries × some vectors
+ * of keys or of columns of v. They read the cache a piece of 64 tokens at a time: with many queries it is
+ * first converted to floats, once for all of them, and stays in the first-level cache.
  */
+#include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/cpu.h"
 
 #include "proto/base/memory.h"
 
 #include <math.h>
-#include <stdatomic.h>
 
 enum {
-    MAX_HEAD_DIM = 256,
-    MAX_QUERIES = 64,
-    MAX_ROWS = LANES == 4 ? 2 : 4,
-    KEY_VECTORS = KV_BLOCK_TOKENS / LANES,
-    TILE_BLOCKS = KV_TILE_TOKENS / KV_BLOCK_TOKENS,
-    CONVERT_QUERIES = 8, /* from this many on, converting a tile first pays */
+    MAX_ROWS = LANES == 4 ? 2 : 6, /* queries in registers */
+    MAX_VECTORS = 4,               /* and vectors for each */
+    PIECE_TOKENS = 64,
+    PIECE_BLOCKS = PIECE_TOKENS / KV_BLOCK_TOKENS,
+    BLOCK_VECTORS = KV_BLOCK_TOKENS / LANES,
+    CONVERT_QUERIES = 2 * MAX_ROWS + 1, /* from this many on, converting a piece first pays */
 };
 
-/* ---- kv_store --------------------------------------------------------------------------------------- */
+/* What 16 registers hold: 6 × 2 sums, or 3 × 4. */
+#define VECTORS(R) (LANES == 8 && (R) > 3 ? 2 : 4)
 
-struct store {
-    const struct kv_layer *kv;
-    const struct batch_view *batch;
-    const float *k, *v;
-    int64_t k_stride, v_stride;
+/* Positions, or tokens of a tile. */
+struct range {
+    int32_t first, end;
 };
 
-static void store_row(const struct store *args, int64_t row, int32_t block)
+static struct range overlap(struct range a, struct range b)
 {
-    const struct kv_layer *kv = args->kv;
-    int32_t token = args->batch->positions[row] % KV_BLOCK_TOKENS, dim = kv->head_dim;
-    uint16_t halves[LANES];
-
-    for (int32_t h = 0; h < kv->num_kv_heads; h++) {
-        int64_t head = ((int64_t)block * kv->num_kv_heads + h) * dim * KV_BLOCK_TOKENS;
-        const float *k = args->k + row * args->k_stride + h * dim;
-        const float *v = args->v + row * args->v_stride + h * dim;
-
-        for (int32_t i = 0; i < dim; i += LANES) {
-            vf_store_half(halves, vf_load(k + i));
-            for (int l = 0; l < LANES; l++)
-                kv->k[head + (int64_t)(i + l) * KV_BLOCK_TOKENS + token] = halves[l];
-            vf_store_half(kv->v + head + (int64_t)token * dim + i, vf_load(v + i));
-        }
-    }
+    return (struct range){MAX(a.first, b.first), MIN(a.end, b.end)};
 }
 
-static void store_rows(const void *arg, int64_t first, int64_t end, void *scratch)
+static bool is_empty(struct range range)
 {
-    const struct store *args = arg;
-    const struct batch_view *batch = args->batch;
-    int32_t request = 0;
-
-    (void)scratch;
-    for (int64_t row = first; row < end; row++) {
-        while (batch->row_start[request + 1] <= row)
-            request++;
-        store_row(args, row, batch->block_tables[(int64_t)request * batch->block_table_stride +
-                                                 batch->positions[row] / KV_BLOCK_TOKENS]);
-    }
+    return range.first >= range.end;
 }
 
-void KERNEL(kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
-                      const float *k, int64_t k_stride, const float *v, int64_t v_stride)
-{
-    struct store args = {kv, batch, k, v, k_stride, v_stride};
-
-    device_run(dev, batch->rows, 16, store_rows, &args);
-}
-
-/* ---- the queries of one unit of work ------------------------------------------------------------------ */
-
-struct query {
-    int32_t first, end; /* positions it sees */
-    float max;
-    float sums[SUM_LANES];
-    float *result;
+/* Queries side by side in registers, and what they see of a tile. */
+struct query_group {
+    int32_t first, count; /* of the unit's queries */
+    struct range any;     /* tokens that some query sees */
+    struct range all;     /* tokens that every query sees; its ends lie within `any` */
 };
 
 struct scratch {
     _Alignas(64) float q[MAX_QUERIES][MAX_HEAD_DIM]; /* scaled */
-    float out[MAX_QUERIES][MAX_HEAD_DIM];            /* not yet divided by the sum */
-    float p[MAX_ROWS][KV_TILE_TOKENS];               /* scores, then exponentials */
-    float k[TILE_BLOCKS * MAX_HEAD_DIM * KV_BLOCK_TOKENS]; /* a converted tile */
-    float v[TILE_BLOCKS * MAX_HEAD_DIM * KV_BLOCK_TOKENS];
-    struct query queries[MAX_QUERIES];
+    float p[MAX_QUERIES][KV_TILE_TOKENS];            /* scores of a tile, then exponentials */
+    float piece[PIECE_TOKENS * MAX_HEAD_DIM];        /* of k or v, converted */
+    struct softmax rows[MAX_QUERIES];                /* up to the last tile */
+    struct softmax tile[MAX_QUERIES];                /* of this tile alone */
+    struct range seen[MAX_QUERIES];                  /* positions */
+    struct query_group groups[MAX_QUERIES];
 };
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch of attention");
 
-/* A tile of the cache: where each of its blocks lies, as halves or converted to floats. */
-struct kv_tile {
-    int32_t first, end; /* positions, of those that any query here sees */
-    int32_t base;       /* position of token 0 of blocks[0] */
-    const void *k[TILE_BLOCKS], *v[TILE_BLOCKS];
+struct unit {
+    const struct attention_args *args;
+    const struct attention_chunk *chunk;
+    const int32_t *heads; /* [num_heads] */
+    int32_t num_heads, kv_head;
+    int32_t num_queries;  /* row by row, num_heads each */
+    int32_t num_groups;
+    int32_t dim;
+    bool is_half;         /* k and v are read as they lie in the cache */
+    const int32_t *blocks;
+    struct scratch *s;
 };
+
+/* ---- the product of both kinds ----------------------------------------------------------------------- */
+
+/* Element i of k or v, halves or floats. */
+INLINE const void *element(bool is_half, const void *p, int64_t i)
+{
+    return (const char *)p + i * (is_half ? 2 : 4);
+}
 
 INLINE vf load_kv(bool is_half, const void *p, int64_t i)
 {
-    return is_half ? vf_load_half((const uint16_t *)p + i) : vf_load((const float *)p + i);
+    p = element(is_half, p, i);
+    return is_half ? vf_load_half(p) : vf_load(p);
 }
 
-/* q · k of R queries and the 16 keys of a block. */
-INLINE void score_block(const int R, const bool is_half, const float *q, const void *k, int32_t dim,
-                        float *p)
+/* acc[r][c] += a[r][i] * b[c][i] for i = 0 … count - 1 in order; b[c][i] is a vector. */
+INLINE void multiply_add(const int R, const int C, const bool is_half,
+                         vf acc[MAX_ROWS][MAX_VECTORS], const float *a, const int a_stride,
+                         const void *const *b, int64_t b_stride, int32_t count)
 {
-    vf s[MAX_ROWS][KEY_VECTORS];
+    for (int32_t i = 0; i < count; i++) {
+        vf x[MAX_VECTORS];
 
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < KEY_VECTORS; c++)
-            s[r][c] = vf_set(0);
-    for (int32_t i = 0; i < dim; i++)
-        UNROLL for (int c = 0; c < KEY_VECTORS; c++) {
-            vf key = load_kv(is_half, k, (int64_t)i * KV_BLOCK_TOKENS + c * LANES);
+        UNROLL for (int c = 0; c < C; c++)
+            x[c] = load_kv(is_half, b[c], i * b_stride);
+        UNROLL for (int r = 0; r < R; r++) {
+            vf w = vf_set(a[r * a_stride + i]);
 
-            UNROLL for (int r = 0; r < R; r++)
-                s[r][c] = vf_fma(vf_set(q[r * MAX_HEAD_DIM + i]), key, s[r][c]);
+            UNROLL for (int c = 0; c < C; c++)
+                acc[r][c] = vf_fma(w, x[c], acc[r][c]);
         }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < KEY_VECTORS; c++)
-            vf_store(p + r * KV_TILE_TOKENS + c * LANES, s[r][c]);
+    }
 }
 
-/* Scores to exponentials, for blocks [block, end_block) of the tile; `out` is scaled for the new
- * maximum. Positions that the query does not see get 0. */
-static void softmax_step(struct query *query, const struct kv_tile *tile, int block, int end_block,
-                         float *p, float *out, int32_t dim)
+/* ---- scores ------------------------------------------------------------------------------------------- */
+
+/* R queries and C vectors of keys, the first of them vector `at` of the piece. */
+INLINE void score_keys(const int R, const int C, const bool is_half, const float *q,
+                       const void *const *blocks, int32_t at, int32_t dim, float *p)
 {
-    const float infinity = INFINITY;
-    vi lane;
-    vf most = vf_set(-infinity), sums[KEY_VECTORS];
-    float max = query->max;
+    vf acc[MAX_ROWS][MAX_VECTORS];
+    const void *keys[MAX_VECTORS];
 
-    for (int i = 0; i < LANES; i++)
-        lane[i] = i;
-    for (int i = block * KV_BLOCK_TOKENS; i < end_block * KV_BLOCK_TOKENS; i += LANES) {
-        vi position = lane + (tile->base + i);
-        vi seen = (position >= query->first) & (position < query->end);
-        vf s = vf_select(seen, vf_load(p + i), vf_set(-infinity));
+    UNROLL for (int c = 0; c < C; c++)
+        keys[c] = element(is_half, blocks[(at + c) / BLOCK_VECTORS], (at + c) % BLOCK_VECTORS * LANES);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
+            acc[r][c] = vf_set(0);
+    multiply_add(R, C, is_half, acc, q, MAX_HEAD_DIM, keys, KV_BLOCK_TOKENS, dim);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
+            vf_store(p + r * KV_TILE_TOKENS + (at + c) * LANES, acc[r][c]);
+}
 
-        vf_store(p + i, s);
-        most = vf_max(s, most);
+/* Tokens [first, end) of a piece, whole blocks of it; p at its first token. */
+INLINE void score_group(const int R, const bool is_half, const float *q, const void *const *blocks,
+                        struct range tokens, int32_t dim, float *p)
+{
+    int32_t at = tokens.first / KV_BLOCK_TOKENS * BLOCK_VECTORS;
+    int32_t end = (tokens.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * BLOCK_VECTORS;
+
+    for (; at + VECTORS(R) <= end; at += VECTORS(R))
+        score_keys(R, VECTORS(R), is_half, q, blocks, at, dim, p);
+    if (VECTORS(R) > 2 && at + 2 <= end) {
+        score_keys(R, 2, is_half, q, blocks, at, dim, p);
+        at += 2;
     }
-    for (int i = 0; i < LANES; i++)
-        max = most[i] > max ? most[i] : max;
+    if (BLOCK_VECTORS == 1 && at < end)
+        score_keys(R, 1, is_half, q, blocks, at, dim, p);
+}
 
-    float correction = vf_exp(vf_set(query->max - max))[0];
+/* ---- exponentials -------------------------------------------------------------------------------------- */
 
-    for (int c = 0; c < KEY_VECTORS; c++)
-        sums[c] = vf_load(query->sums + c * LANES) * correction;
-    for (int i = block * KV_BLOCK_TOKENS; i < end_block * KV_BLOCK_TOKENS; i += KV_BLOCK_TOKENS)
-        UNROLL for (int c = 0; c < KEY_VECTORS; c++) {
-            vi position = lane + (tile->base + i + c * LANES);
-            vi seen = (position >= query->first) & (position < query->end);
-            vf e = vf_exp(vf_load(p + i + c * LANES) - max);
+/* Scores of a query to exponentials, in whole blocks around the tokens it sees; 0 where it does not. */
+static void exponentials(struct softmax *tile, float *p, struct range seen)
+{
+    int32_t first = seen.first / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS;
+    int32_t end = (seen.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS;
+    vf most = vf_set(NO_SCORE), sums[BLOCK_VECTORS];
 
-            e = (vf)((vi)e & seen);
-            vf_store(p + i + c * LANES, e);
+    for (int32_t j = first; j < seen.first; j++)
+        p[j] = -INFINITY;
+    for (int32_t j = seen.end; j < end; j++)
+        p[j] = -INFINITY;
+    for (int32_t j = first; j < end; j += LANES)
+        most = vf_max(vf_load(p + j), most);
+    tile->max = vf_max_lanes(most);
+    for (int c = 0; c < BLOCK_VECTORS; c++)
+        sums[c] = vf_set(0);
+    for (int32_t j = first; j < end; j += KV_BLOCK_TOKENS)
+        UNROLL for (int c = 0; c < BLOCK_VECTORS; c++) {
+            vf e = vf_exp(vf_load(p + j + c * LANES) - tile->max);
+
+            vf_store(p + j + c * LANES, e);
             sums[c] += e;
         }
-    for (int c = 0; c < KEY_VECTORS; c++)
-        vf_store(query->sums + c * LANES, sums[c]);
-    if (query->max != max)
-        for (int32_t i = 0; i < dim; i += LANES)
-            vf_store(out + i, vf_load(out + i) * correction);
-    query->max = max;
+    for (int c = 0; c < BLOCK_VECTORS; c++)
+        vf_store(tile->sums + c * LANES, sums[c]);
 }
 
-/* out += p[j] * v[j] for tokens [first, end) of the tile, in order: R queries × C vectors. */
-INLINE void add_columns(const int R, const int C, const bool is_half, const struct kv_tile *tile,
-                        int32_t first, int32_t end, const float *p, float *out, int32_t dim,
-                        int32_t column)
+/* ---- values ------------------------------------------------------------------------------------------- */
+
+/* The same sums as multiply_add for tokens that not every query of the group sees: what a query
+ * does not see may be anything, NaN too, and must not reach its sums. */
+INLINE void multiply_add_seen(const int R, const int C, const bool is_half,
+                              vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const void *const *blocks,
+                              int32_t dim, int32_t column, struct range tokens,
+                              const struct range *seen)
 {
-    vf o[MAX_ROWS][2];
+    for (int32_t j = tokens.first; j < tokens.end; j++) {
+        const void *v = element(is_half, blocks[j / KV_BLOCK_TOKENS],
+                                (int64_t)(j % KV_BLOCK_TOKENS) * dim + column);
 
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < C; c++)
-            o[r][c] = vf_load(out + r * MAX_HEAD_DIM + column + c * LANES);
-    for (int32_t j = first; j < end; j++) {
-        const void *v = tile->v[j / KV_BLOCK_TOKENS];
-        int64_t at = (int64_t)(j % KV_BLOCK_TOKENS) * dim + column;
-
-        UNROLL for (int c = 0; c < C; c++) {
-            vf value = load_kv(is_half, v, at + c * LANES);
-
-            UNROLL for (int r = 0; r < R; r++)
-                o[r][c] = vf_fma(vf_set(p[r * KV_TILE_TOKENS + j]), value, o[r][c]);
+        UNROLL for (int r = 0; r < R; r++) {
+            if (j < seen[r].first || j >= seen[r].end)
+                continue;
+            UNROLL for (int c = 0; c < C; c++)
+                acc[r][c] = vf_fma(vf_set(p[r * KV_TILE_TOKENS + j]),
+                                   load_kv(is_half, v, c * LANES), acc[r][c]);
         }
     }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < C; c++)
-            vf_store(out + r * MAX_HEAD_DIM + column + c * LANES, o[r][c]);
 }
 
-/* The same for positions [first, end) and all columns. */
-INLINE void add_values(const int R, const bool is_half, const struct kv_tile *tile, int32_t first,
-                       int32_t end, const float *p, float *out, int32_t dim)
+/* Tokens that all see. Converted blocks are one array, those of the cache lie anywhere. */
+INLINE void multiply_add_all(const int R, const int C, const bool is_half,
+                             vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const void *const *blocks,
+                             int32_t dim, int32_t column, struct range tokens)
+{
+    for (int32_t j = tokens.first, next; j < tokens.end; j = next) {
+        const void *v[MAX_VECTORS];
+
+        next = is_half ? MIN((j / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS, tokens.end) : tokens.end;
+        UNROLL for (int c = 0; c < C; c++)
+            v[c] = element(is_half, blocks[j / KV_BLOCK_TOKENS],
+                           (int64_t)(j % KV_BLOCK_TOKENS) * dim + column + c * LANES);
+        multiply_add(R, C, is_half, acc, p + j, KV_TILE_TOKENS, v, dim, next - j);
+    }
+}
+
+/* Columns [column, column + C * LANES) of R queries' out += p · v, over the tokens of a piece. */
+INLINE void add_columns(const int R, const int C, const bool is_half, const float *p,
+                        const void *const *blocks, int32_t dim, int32_t column,
+                        const struct query_group *group, const struct range *seen,
+                        struct softmax *tile)
+{
+    vf acc[MAX_ROWS][MAX_VECTORS];
+
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
+            acc[r][c] = vf_load(tile[r].out + column + c * LANES);
+    multiply_add_seen(R, C, is_half, acc, p, blocks, dim, column,
+                      (struct range){group->any.first, group->all.first}, seen);
+    multiply_add_all(R, C, is_half, acc, p, blocks, dim, column, group->all);
+    multiply_add_seen(R, C, is_half, acc, p, blocks, dim, column,
+                      (struct range){group->all.end, group->any.end}, seen);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
+            vf_store(tile[r].out + column + c * LANES, acc[r][c]);
+}
+
+INLINE void add_values(const int R, const bool is_half, const float *p, const void *const *blocks,
+                       int32_t dim, const struct query_group *group, const struct range *seen,
+                       struct softmax *tile)
 {
     int32_t column = 0;
 
-    first -= tile->base;
-    end -= tile->base;
-    if (first >= end)
-        return;
-    for (; column + 2 * LANES <= dim; column += 2 * LANES)
-        add_columns(R, 2, is_half, tile, first, end, p, out, dim, column);
-    if (column < dim)
-        add_columns(R, 1, is_half, tile, first, end, p, out, dim, column);
-}
-
-/* R queries through one tile; each of them sees some of it. */
-INLINE void tile_queries(const int R, const bool is_half, struct scratch *s,
-                         const struct kv_tile *tile, int first_query, int32_t dim)
-{
-    struct query *queries = &s->queries[first_query];
-    float *out = s->out[first_query];
-    int32_t first[MAX_ROWS], end[MAX_ROWS];
-    int32_t all_first = tile->base, all_end = tile->end; /* what every one sees */
-    int32_t any_first = tile->end, any_end = tile->base; /* what any one sees */
-
-    for (int r = 0; r < R; r++) {
-        first[r] = MAX(queries[r].first, tile->base);
-        end[r] = MIN(queries[r].end, tile->end);
-        all_first = MAX(all_first, first[r]);
-        all_end = MIN(all_end, end[r]);
-        any_first = MIN(any_first, first[r]);
-        any_end = MAX(any_end, end[r]);
+    for (; column + VECTORS(R) * LANES <= dim; column += VECTORS(R) * LANES)
+        add_columns(R, VECTORS(R), is_half, p, blocks, dim, column, group, seen, tile);
+    if (VECTORS(R) > 2 && column + 2 * LANES <= dim) {
+        add_columns(R, 2, is_half, p, blocks, dim, column, group, seen, tile);
+        column += 2 * LANES;
     }
-    if (all_first > all_end)
-        all_first = all_end;
-
-    int block = (any_first - tile->base) / KV_BLOCK_TOKENS;
-    int end_block = (any_end - tile->base + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
-
-    for (int b = block; b < end_block; b++)
-        score_block(R, is_half, s->q[first_query], tile->k[b], dim, s->p[0] + b * KV_BLOCK_TOKENS);
-    for (int r = 0; r < R; r++)
-        softmax_step(&queries[r], tile, block, end_block, s->p[r], out + r * MAX_HEAD_DIM, dim);
-    for (int r = 0; r < R; r++)
-        add_values(1, is_half, tile, first[r], MIN(all_first, end[r]), s->p[r],
-                   out + r * MAX_HEAD_DIM, dim);
-    add_values(R, is_half, tile, all_first, all_end, s->p[0], out, dim);
-    for (int r = 0; r < R; r++)
-        add_values(1, is_half, tile, MAX(all_end, first[r]), end[r], s->p[r],
-                   out + r * MAX_HEAD_DIM, dim);
+    if (BLOCK_VECTORS == 1 && column < dim)
+        add_columns(R, 1, is_half, p, blocks, dim, column, group, seen, tile);
 }
 
-#define TILE_QUERIES(R)                                                                            \
-    static void half_##R(struct scratch *s, const struct kv_tile *tile, int query, int32_t dim)    \
+/* ---- a table of both, for each number of queries in registers ------------------------------------------ */
+
+struct products {
+    void (*scores)(const float *q, const void *const *blocks, struct range tokens, int32_t dim,
+                   float *p);
+    void (*values)(const float *p, const void *const *blocks, int32_t dim,
+                   const struct query_group *group, const struct range *seen, struct softmax *tile);
+};
+
+#define PRODUCTS(R, name, is_half)                                                                 \
+    static void scores_##name##_##R(const float *q, const void *const *blocks,                     \
+                                    struct range tokens, int32_t dim, float *p)                    \
     {                                                                                              \
-        tile_queries(R, true, s, tile, query, dim);                                                \
+        score_group(R, is_half, q, blocks, tokens, dim, p);                                        \
     }                                                                                              \
-    static void float_##R(struct scratch *s, const struct kv_tile *tile, int query, int32_t dim)   \
+    static void values_##name##_##R(const float *p, const void *const *blocks, int32_t dim,        \
+                                    const struct query_group *group, const struct range *seen,     \
+                                    struct softmax *tile)                                          \
     {                                                                                              \
-        tile_queries(R, false, s, tile, query, dim);                                               \
+        add_values(R, is_half, p, blocks, dim, group, seen, tile);                                 \
     }
-TILE_QUERIES(1)
-TILE_QUERIES(2)
+#define BOTH_PRODUCTS(R) PRODUCTS(R, float, false) PRODUCTS(R, half, true)
+#define ROW(R, name) {scores_##name##_##R, values_##name##_##R}
+
+BOTH_PRODUCTS(1)
+BOTH_PRODUCTS(2)
 #if LANES > 4
-TILE_QUERIES(3)
-TILE_QUERIES(4)
+BOTH_PRODUCTS(3)
+BOTH_PRODUCTS(4)
+BOTH_PRODUCTS(5)
+BOTH_PRODUCTS(6)
 #endif
 
-static void (*const tile_rows[2][MAX_ROWS])(struct scratch *, const struct kv_tile *, int, int32_t) = {
+static const struct products products[2][MAX_ROWS] = {
 #if LANES > 4
-    {float_1, float_2, float_3, float_4},
-    {half_1, half_2, half_3, half_4},
+    {ROW(1, float), ROW(2, float), ROW(3, float), ROW(4, float), ROW(5, float), ROW(6, float)},
+    {ROW(1, half), ROW(2, half), ROW(3, half), ROW(4, half), ROW(5, half), ROW(6, half)},
 #else
-    {float_1, float_2},
-    {half_1, half_2},
+    {ROW(1, float), ROW(2, float)},
+    {ROW(1, half), ROW(2, half)},
 #endif
 };
 
-static bool sees(const struct query *query, const struct kv_tile *tile)
+/* ---- a tile --------------------------------------------------------------------------------------------- */
+
+/* What query i sees of a tile, counted from its first position. */
+static struct range seen_of_tile(const struct unit *unit, int32_t i, int32_t tile)
 {
-    return MAX(query->first, tile->base) < MIN(query->end, tile->end);
+    struct range seen = unit->s->seen[i];
+    int32_t base = tile * KV_TILE_TOKENS;
+
+    return overlap((struct range){seen.first - base, seen.end - base},
+                   (struct range){0, KV_TILE_TOKENS});
 }
 
-/* All queries through one tile, in runs of up to MAX_ROWS that see something of it. */
-static void do_tile(struct scratch *s, const struct kv_tile *tile, int num_queries, bool is_half,
-                    int32_t dim)
+/* Fills any and all; `seen` of the queries of one group. */
+static void see_together(struct query_group *group, const struct range *seen)
 {
-    for (int i = 0; i < num_queries;) {
-        int n = 0;
+    struct range any = {KV_TILE_TOKENS, 0}, all = {0, KV_TILE_TOKENS};
 
-        while (n < MAX_ROWS && i + n < num_queries && sees(&s->queries[i + n], tile))
-            n++;
-        if (n)
-            tile_rows[is_half][n - 1](s, tile, i, dim);
-        i += MAX(n, 1);
+    for (int32_t i = 0; i < group->count; i++) {
+        all = overlap(all, seen[i]);
+        if (!is_empty(seen[i]))
+            any = (struct range){MIN(any.first, seen[i].first), MAX(any.end, seen[i].end)};
     }
+    if (is_empty(any))
+        any = (struct range){0, 0};
+    group->any = any;
+    group->all = is_empty(all) ? (struct range){any.end, any.end} : all;
 }
-
-/* ---- a unit of work ---------------------------------------------------------------------------------- */
 
 static void convert(const uint16_t *from, float *to, int32_t count)
 {
@@ -304,123 +324,281 @@ static void convert(const uint16_t *from, float *to, int32_t count)
         vf_store(to + i, vf_load_half(from + i));
 }
 
-static void load_tile(const struct attention_args *args, const int32_t *blocks, int32_t kv_head,
-                      struct scratch *s, bool is_half, struct kv_tile *tile)
+/* Where the blocks of a piece are that hold some of `tokens`, both counted from the tile's first. */
+static void find_blocks(const struct unit *unit, const uint16_t *cache, int32_t tile, int32_t piece,
+                        struct range tokens, const void **blocks)
 {
-    const struct kv_layer *kv = args->kv;
-    int32_t count = kv->head_dim * KV_BLOCK_TOKENS;
+    int32_t count = unit->dim * KV_BLOCK_TOKENS;
+    int32_t base = (tile * KV_TILE_TOKENS + piece) / KV_BLOCK_TOKENS;
 
-    for (int32_t b = (tile->first - tile->base) / KV_BLOCK_TOKENS;
-         tile->base + b * KV_BLOCK_TOKENS < tile->end; b++) {
-        int32_t block = blocks[tile->base / KV_BLOCK_TOKENS + b];
-        int64_t at = ((int64_t)block * kv->num_kv_heads + kv_head) * count;
+    for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
+        int32_t token = piece + b * KV_BLOCK_TOKENS;
 
-        tile->k[b] = kv->k + at;
-        tile->v[b] = kv->v + at;
-        if (!is_half) {
-            convert(kv->k + at, s->k + b * count, count);
-            convert(kv->v + at, s->v + b * count, count);
-            tile->k[b] = s->k + b * count;
-            tile->v[b] = s->v + b * count;
+        if (token + KV_BLOCK_TOKENS <= tokens.first || token >= tokens.end)
+            continue;
+
+        const uint16_t *block = cache + ((int64_t)unit->blocks[base + b] *
+                                         unit->args->kv->num_kv_heads + unit->kv_head) * count;
+
+        blocks[b] = block;
+        if (!unit->is_half) {
+            convert(block, unit->s->piece + b * count, count);
+            blocks[b] = unit->s->piece + b * count;
         }
     }
 }
 
-/* Queries [first, end) of the request's, counted row by row, `num_heads` heads each. */
-static void attend(const struct attention_args *args, int32_t request, int32_t kv_head,
-                   const int32_t *heads, int32_t num_heads, int32_t first, int32_t end,
-                   struct scratch *s)
+static struct range within_piece(struct range tokens, int32_t piece)
 {
-    const struct batch_view *batch = args->batch;
-    const int32_t *blocks = batch->block_tables + (int64_t)request * batch->block_table_stride;
-    int32_t dim = args->kv->head_dim, num_queries = end - first;
-    bool is_half = num_queries < CONVERT_QUERIES;
-    int32_t any_first = INT32_MAX, any_end = 0;
+    tokens = overlap(tokens, (struct range){piece, piece + PIECE_TOKENS});
+    return (struct range){tokens.first - piece, tokens.end - piece};
+}
 
-    for (int32_t i = 0; i < num_queries; i++) {
-        int64_t row = batch->row_start[request] + (first + i) / num_heads;
-        int32_t head = heads[(first + i) % num_heads], position = batch->positions[row];
-        const float *q = args->q + row * args->q_stride + (int64_t)head * dim;
-        struct query *query = &s->queries[i];
+static void score_tile(const struct unit *unit, int32_t tile, struct range any)
+{
+    const void *blocks[PIECE_BLOCKS] = {0};
+    struct scratch *s = unit->s;
 
-        *query = (struct query){
-            .first = args->window ? MAX(position - args->window + 1, 0) : 0,
-            .end = position + 1,
-            .max = -INFINITY,
-            .result = args->out + (row * args->num_heads + head) * dim,
-        };
-        any_first = MIN(any_first, query->first);
-        any_end = MAX(any_end, query->end);
-        memset(s->out[i], 0, (size_t)dim * sizeof(float));
-        for (int32_t d = 0; d < dim; d += LANES)
-            vf_store(s->q[i] + d, vf_load(q + d) * args->scale);
+    for (int32_t piece = 0; piece < any.end; piece += PIECE_TOKENS) {
+        if (piece + PIECE_TOKENS <= any.first)
+            continue;
+        find_blocks(unit, unit->args->kv->k, tile, piece, any, blocks);
+        for (int32_t g = 0; g < unit->num_groups; g++) {
+            const struct query_group *group = &s->groups[g];
+            struct range tokens = within_piece(group->any, piece);
+
+            if (!is_empty(tokens))
+                products[unit->is_half][group->count - 1].scores(
+                    s->q[group->first], blocks, tokens, unit->dim, s->p[group->first] + piece);
+        }
     }
-    for (int32_t base = any_first / KV_TILE_TOKENS * KV_TILE_TOKENS; base < any_end;
-         base += KV_TILE_TOKENS) {
-        struct kv_tile tile = {.base = base,
-                               .first = MAX(base, any_first),
-                               .end = MIN(base + KV_TILE_TOKENS, any_end)};
+}
 
-        load_tile(args, blocks, kv_head, s, is_half, &tile);
-        do_tile(s, &tile, num_queries, is_half, dim);
+/* What a group sees of a piece, and each of its queries. */
+static struct query_group group_in_piece(const struct query_group *group, int32_t piece,
+                                         const struct range *seen, struct range *seen_out)
+{
+    struct query_group part = {.first = group->first, .count = group->count};
+
+    for (int32_t i = 0; i < group->count; i++)
+        seen_out[i] = within_piece(seen[i], piece);
+    see_together(&part, seen_out);
+    return part;
+}
+
+static void add_tile_values(const struct unit *unit, int32_t tile, struct range any,
+                            const struct range *seen, struct softmax *tiles)
+{
+    const void *blocks[PIECE_BLOCKS] = {0};
+    struct range seen_of_piece[MAX_ROWS];
+    struct scratch *s = unit->s;
+
+    for (int32_t piece = 0; piece < any.end; piece += PIECE_TOKENS) {
+        if (piece + PIECE_TOKENS <= any.first)
+            continue;
+        find_blocks(unit, unit->args->kv->v, tile, piece, any, blocks);
+        for (int32_t g = 0; g < unit->num_groups; g++) {
+            int32_t first = s->groups[g].first;
+            struct query_group group = group_in_piece(&s->groups[g], piece, seen + first, seen_of_piece);
+
+            if (!is_empty(group.any))
+                products[unit->is_half][group.count - 1].values(
+                    s->p[first] + piece, blocks, unit->dim, &group, seen_of_piece, tiles + first);
+        }
     }
-    for (int32_t i = 0; i < num_queries; i++) {
-        vf sums[KEY_VECTORS];
+}
 
-        for (int c = 0; c < KEY_VECTORS; c++)
-            sums[c] = vf_load(s->queries[i].sums + c * LANES);
+/* The softmax of one tile, of every query that sees some of it. */
+static void attend_tile(const struct unit *unit, int32_t tile, struct softmax *tiles)
+{
+    struct scratch *s = unit->s;
+    struct range seen[MAX_QUERIES], any = {KV_TILE_TOKENS, 0};
+
+    for (int32_t i = 0; i < unit->num_queries; i++) {
+        seen[i] = seen_of_tile(unit, i, tile);
+        memset(tiles[i].out, 0, (size_t)unit->dim * sizeof(float));
+    }
+    for (int32_t g = 0; g < unit->num_groups; g++) {
+        struct query_group *group = &s->groups[g];
+
+        see_together(group, seen + group->first);
+        if (!is_empty(group->any))
+            any = (struct range){MIN(any.first, group->any.first), MAX(any.end, group->any.end)};
+    }
+    score_tile(unit, tile, any);
+    for (int32_t i = 0; i < unit->num_queries; i++)
+        if (!is_empty(seen[i]))
+            exponentials(&tiles[i], s->p[i], seen[i]);
+    add_tile_values(unit, tile, any, seen, tiles);
+}
+
+/* ---- a unit of work --------------------------------------------------------------------------------------- */
+
+/* `row` goes on with the next tile. */
+static void merge(struct softmax *row, const struct softmax *tile, int32_t dim)
+{
+    float max = MAX(row->max, tile->max);
+    vf difference = vf_set(row->max - max);
+
+    difference[1] = tile->max - max;
+    difference = vf_exp(difference);
+
+    vf old = vf_set(difference[0]), new = vf_set(difference[1]);
+
+    row->max = max;
+    for (int c = 0; c < SUM_LANES; c += LANES)
+        vf_store(row->sums + c, vf_fma(vf_load(tile->sums + c), new, vf_load(row->sums + c) * old));
+    for (int32_t i = 0; i < dim; i += LANES)
+        vf_store(row->out + i, vf_fma(vf_load(tile->out + i), new, vf_load(row->out + i) * old));
+}
+
+/* Goes on with a tile in every query that sees some of it. */
+static void merge_tile(const struct unit *unit, int32_t tile, const struct softmax *tiles)
+{
+    for (int32_t i = 0; i < unit->num_queries; i++)
+        if (!is_empty(seen_of_tile(unit, i, tile)))
+            merge(&unit->s->rows[i], &tiles[i], unit->dim);
+}
+
+static int32_t row_of(const struct unit *unit, int32_t query)
+{
+    return unit->chunk->first_row + query / unit->num_heads;
+}
+
+static int64_t column_of(const struct unit *unit, int32_t query)
+{
+    return (int64_t)unit->heads[query % unit->num_heads] * unit->dim;
+}
+
+static void load_query(const struct unit *unit, int32_t i)
+{
+    const struct attention_args *args = unit->args;
+    struct scratch *s = unit->s;
+    int32_t row = row_of(unit, i);
+    const float *q = args->q + row * args->q_stride + column_of(unit, i);
+
+    s->seen[i] = (struct range){attention_first_position(args, row), args->batch->positions[row] + 1};
+    for (int32_t d = 0; d < unit->dim; d += LANES)
+        vf_store(s->q[i] + d, vf_load(q + d) * args->scale);
+    s->rows[i].max = NO_SCORE;
+    memset(s->rows[i].sums, 0, sizeof(s->rows[i].sums));
+    memset(s->rows[i].out, 0, (size_t)unit->dim * sizeof(float));
+}
+
+/* As few groups as there can be, of sizes as even as can be. */
+static void group_queries(struct unit *unit)
+{
+    int32_t n = unit->num_queries, groups = (n + MAX_ROWS - 1) / MAX_ROWS;
+
+    unit->num_groups = groups;
+    for (int32_t g = 0; g < groups; g++) {
+        int32_t first = n * g / groups;
+
+        unit->s->groups[g] = (struct query_group){.first = first, .count = n * (g + 1) / groups - first};
+    }
+}
+
+static void unit_init(struct unit *unit, const struct attention_tasks *tasks,
+                      const struct attention_task *task, struct scratch *s)
+{
+    const struct batch_view *batch = tasks->args->batch;
+
+    *unit = (struct unit){
+        .args = tasks->args,
+        .chunk = task->chunk,
+        .heads = tasks->heads + task->group->first,
+        .num_heads = task->group->count,
+        .kv_head = task->group->kv_head,
+        .num_queries = task->chunk->num_rows * task->group->count,
+        .dim = tasks->args->kv->head_dim,
+        .blocks = batch->block_tables + (int64_t)task->chunk->request * batch->block_table_stride,
+        .s = s,
+    };
+    unit->is_half = unit->num_queries < CONVERT_QUERIES;
+    group_queries(unit);
+    for (int32_t i = 0; i < unit->num_queries; i++)
+        load_query(unit, i);
+}
+
+static void write_results(const struct unit *unit)
+{
+    const struct attention_args *args = unit->args;
+
+    for (int32_t i = 0; i < unit->num_queries; i++) {
+        const struct softmax *row = &unit->s->rows[i];
+        float *out = args->out + (int64_t)row_of(unit, i) * args->num_heads * unit->dim + column_of(unit, i);
+        vf sums[BLOCK_VECTORS];
+
+        for (int c = 0; c < BLOCK_VECTORS; c++)
+            sums[c] = vf_load(row->sums + c * LANES);
 
         float inverse = 1.0f / vf_sum_lanes(sums);
 
-        for (int32_t d = 0; d < dim; d += LANES)
-            vf_store(s->queries[i].result + d, vf_load(s->out[i] + d) * inverse);
+        for (int32_t d = 0; d < unit->dim; d += LANES)
+            vf_store(out + d, vf_load(row->out + d) * inverse);
     }
 }
 
-enum { MAX_HEADS = 256 };
+/* One tile of a unit that is shared; whoever does the last one merges them all, in order. */
+static void attend_shared(const struct unit *unit, const struct attention_task *task,
+                          struct attention_shared *shared)
+{
+    const struct attention_chunk *chunk = unit->chunk;
+    struct softmax *parts = &shared->parts[task->parts];
+    _Atomic int32_t *done = &shared->tiles_done[task->shared];
+
+    attend_tile(unit, task->first_tile,
+                parts + (task->first_tile - chunk->first_tile) * unit->num_queries);
+    if (atomic_fetch_add(done, 1) + 1 < chunk->num_tiles)
+        return;
+    atomic_store_explicit(done, 0, memory_order_relaxed); /* for the next call */
+    for (int32_t t = 0; t < chunk->num_tiles; t++)
+        merge_tile(unit, chunk->first_tile + t, parts + t * unit->num_queries);
+    write_results(unit);
+}
+
+static void attend_whole(const struct unit *unit)
+{
+    for (int32_t t = 0; t < unit->chunk->num_tiles; t++) {
+        attend_tile(unit, unit->chunk->first_tile + t, unit->s->tile);
+        merge_tile(unit, unit->chunk->first_tile + t, unit->s->tile);
+    }
+    write_results(unit);
+}
 
 struct attention {
-    const struct attention_args *args;
-    _Atomic int64_t *next; /* unit of work that nobody has taken */
+    struct attention_tasks tasks;
+    struct attention_shared *shared;
+    _Atomic int64_t next; /* task that nobody has taken */
 };
 
-/* Every thread walks all units in the same order and does those that it takes. Which thread does
- * one is left to chance, since later rows of a prompt have more to read; it shows nowhere. */
-static void attend_units(const void *arg, int64_t first, int64_t end, void *scratch)
+static void attend(const void *arg, int64_t first, int64_t end, void *scratch)
 {
-    const struct attention *attention = arg;
-    const struct attention_args *args = attention->args;
-    const struct batch_view *batch = args->batch;
-    int64_t unit = 0, mine = atomic_fetch_add(attention->next, 1);
+    struct attention *attention = *(struct attention *const *)arg;
+    struct attention_chunk cursor = attention_tasks_begin();
+    struct attention_task task;
+    struct unit unit;
 
     (void)first, (void)end;
-    for (int32_t kv_head = 0; kv_head < args->kv->num_kv_heads; kv_head++) {
-        int32_t heads[MAX_HEADS], num_heads = 0;
-
-        for (int32_t h = 0; h < args->num_heads; h++)
-            if (args->kv_head_of[h] == kv_head)
-                heads[num_heads++] = h;
-        for (int32_t request = 0; request < batch->num_requests; request++) {
-            int32_t count = (batch->row_start[request + 1] - batch->row_start[request]) * num_heads;
-
-            for (int32_t at = 0; at < count; at += MAX_QUERIES, unit++) {
-                if (unit != mine)
-                    continue;
-                attend(args, request, kv_head, heads, num_heads, at,
-                       MIN(at + MAX_QUERIES, count), scratch);
-                mine = atomic_fetch_add(attention->next, 1);
-            }
-        }
+    while (attention_tasks_find(&attention->tasks, atomic_fetch_add(&attention->next, 1), &cursor,
+                                &task)) {
+        unit_init(&unit, &attention->tasks, &task, scratch);
+        if (task.shared >= 0)
+            attend_shared(&unit, &task, attention->shared);
+        else
+            attend_whole(&unit);
     }
 }
 
 void KERNEL(attention)(struct device *dev, const struct attention_args *args)
 {
-    _Atomic int64_t next = 0;
-    struct attention attention = {args, &next};
+    struct cpu_device *cpu = cpu_device_of(dev);
+    int32_t num_threads = team_num_threads(cpu->team);
+    struct attention attention = {.shared = cpu->attention}, *arg = &attention;
 
     ASSERT(args->kv->head_dim <= MAX_HEAD_DIM && args->kv->head_dim % 16 == 0, "head_dim %d",
            args->kv->head_dim);
     ASSERT(args->num_heads <= MAX_HEADS, "%d heads", args->num_heads);
-    device_run(dev, team_num_threads(cpu_device_of(dev)->team), 1, attend_units, &attention);
+    attention_tasks_init(&attention.tasks, args, num_threads);
+    device_run(dev, num_threads, 1, attend, &arg);
 }

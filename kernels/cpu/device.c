@@ -11,6 +11,8 @@ static void cpu_close(struct device *dev)
 
     if (cpu->scratch)
         mem_unmap(cpu->scratch, (size_t)team_num_threads(cpu->team) * SCRATCH_BYTES);
+    if (cpu->attention)
+        mem_unmap(cpu->attention, sizeof(*cpu->attention));
     team_free(cpu->team);
     mem_free(cpu);
 }
@@ -59,11 +61,13 @@ static const struct device_ops cpu_ops = {
 
 static enum status cpu_init(struct cpu_device *cpu, int32_t num_threads)
 {
-    void *scratch;
+    void *scratch, *attention;
 
     TRY(team_new(num_threads, &cpu->team));
     TRY(mem_map((size_t)num_threads * SCRATCH_BYTES, "scratch of kernels", &scratch));
     cpu->scratch = scratch;
+    TRY(mem_map(sizeof(*cpu->attention), "shared tiles of attention", &attention));
+    cpu->attention = attention;
     return OK;
 }
 

@@ -6,6 +6,7 @@
 #ifndef KERNELS_CPU_DEVICE_H
 #define KERNELS_CPU_DEVICE_H
 
+#include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/team.h"
 #include "kernels/device.h"
 
@@ -16,6 +17,7 @@ struct cpu_device {
     struct device device;
     struct team *team;
     char *scratch; /* num_threads * SCRATCH_BYTES */
+    struct attention_shared *attention;
 };
 
 /* A device that runs these kernels; ERR_IO or ERR_NO_MEMORY when the system lacks threads or room. */

@@ -1,6 +1,8 @@
 #include "kernels/numerics.h"
 #include "kernels/ref/ref.h"
 
+#include "proto/base/memory.h"
+
 #include <math.h>
 
 enum { MAX_HEAD_DIM = 256 };
@@ -38,19 +40,20 @@ void kv_store_ref(struct device *dev, const struct kv_layer *kv, const struct ba
         }
 }
 
-/* The online softmax of one row and head: out = sum(exp(s - max) * v) / sum(exp(s - max)). */
+/* Over some positions of one row and head: out / sum is their softmax times their values. */
 struct softmax {
-    float max;
-    float sums[SUM_LANES]; /* by position % SUM_LANES */
-    float out[MAX_HEAD_DIM];
+    float max;             /* of the scores */
+    float sums[SUM_LANES]; /* of exp(score - max), by position % SUM_LANES */
+    float out[MAX_HEAD_DIM]; /* the sum of exp(score - max) * v */
 };
 
-/* Adds positions [first, end) of one tile. */
-static void add_tile(struct softmax *row, const float *q, const struct kv_layer *kv,
-                     const int32_t *blocks, int32_t head, int32_t first, int32_t end)
+/* Positions [first, end), all of one tile. */
+static void attend_tile(struct softmax *tile, const float *q, const struct kv_layer *kv,
+                        const int32_t *blocks, int32_t head, int32_t first, int32_t end)
 {
-    float p[KV_TILE_TOKENS], max = row->max;
+    float p[KV_TILE_TOKENS];
 
+    *tile = (struct softmax){.max = NO_SCORE};
     for (int32_t j = first; j < end; j++) {
         float s = 0;
 
@@ -58,25 +61,30 @@ static void add_tile(struct softmax *row, const float *q, const struct kv_layer 
             s = fmaf(q[i], half_to_float(kv->k[key_at(kv, blocks[j / KV_BLOCK_TOKENS], head,
                                                       j % KV_BLOCK_TOKENS, i)]), s);
         p[j - first] = s;
-        max = s > max ? s : max;
+        tile->max = s > tile->max ? s : tile->max;
     }
+    for (int32_t j = first; j < end; j++) {
+        float e = exp_ref(p[j - first] - tile->max);
 
-    float correction = exp_ref(row->max - max);
+        tile->sums[j % SUM_LANES] += e;
+        for (int32_t i = 0; i < kv->head_dim; i++)
+            tile->out[i] = fmaf(e, half_to_float(kv->v[value_at(kv, blocks[j / KV_BLOCK_TOKENS], head,
+                                                                j % KV_BLOCK_TOKENS, i)]),
+                                tile->out[i]);
+    }
+}
+
+/* `row` goes on with the next tile. */
+static void merge(struct softmax *row, const struct softmax *tile, int32_t dim)
+{
+    float max = tile->max > row->max ? tile->max : row->max;
+    float old = exp_ref(row->max - max), new = exp_ref(tile->max - max);
 
     row->max = max;
     for (int i = 0; i < SUM_LANES; i++)
-        row->sums[i] *= correction;
-    for (int32_t i = 0; i < kv->head_dim; i++)
-        row->out[i] *= correction;
-    for (int32_t j = first; j < end; j++) {
-        float e = exp_ref(p[j - first] - max);
-
-        row->sums[j % SUM_LANES] += e;
-        for (int32_t i = 0; i < kv->head_dim; i++)
-            row->out[i] = fmaf(e, half_to_float(kv->v[value_at(kv, blocks[j / KV_BLOCK_TOKENS], head,
-                                                               j % KV_BLOCK_TOKENS, i)]),
-                               row->out[i]);
-    }
+        row->sums[i] = fmaf(tile->sums[i], new, row->sums[i] * old);
+    for (int32_t i = 0; i < dim; i++)
+        row->out[i] = fmaf(tile->out[i], new, row->out[i] * old);
 }
 
 static void attend(const struct attention_args *args, int32_t request, int32_t r, int32_t h)
@@ -85,20 +93,17 @@ static void attend(const struct attention_args *args, int32_t request, int32_t r
     const struct batch_view *batch = args->batch;
     const int32_t *blocks = batch->block_tables + (int64_t)request * batch->block_table_stride;
     int32_t position = batch->positions[r], dim = kv->head_dim;
-    int32_t first = args->window ? position - args->window + 1 : 0;
-    struct softmax row = {.max = -INFINITY};
+    int32_t first = args->window ? MAX(position - args->window + 1, 0) : 0;
+    struct softmax row = {.max = NO_SCORE}, tile;
     float q[MAX_HEAD_DIM];
 
-    if (first < 0)
-        first = 0;
     for (int32_t i = 0; i < dim; i++)
         q[i] = args->q[r * args->q_stride + (int64_t)h * dim + i] * args->scale;
     while (first <= position) {
-        int32_t end = (first / KV_TILE_TOKENS + 1) * KV_TILE_TOKENS;
+        int32_t end = MIN((first / KV_TILE_TOKENS + 1) * KV_TILE_TOKENS, position + 1);
 
-        if (end > position + 1)
-            end = position + 1;
-        add_tile(&row, q, kv, blocks, args->kv_head_of[h], first, end);
+        attend_tile(&tile, q, kv, blocks, args->kv_head_of[h], first, end);
+        merge(&row, &tile, dim);
         first = end;
     }
 

@@ -1,14 +1,16 @@
 /*
  * bench_kernels: how fast the kernels are on the shapes of SmolLM2-135M, a JSON line each.
  *
- *   bench_kernels [isa]
+ *   bench_kernels [isa [attention]]
  *
  * The best of several runs, since other programs may share the machine; for one thread its CPU time,
- * for more the time on the wall. Weights are copies taken in
+ * for more the time on the wall. Shares are of what FMAs alone and reading alone reach in the same run. Weights are copies taken in
  * turn, 96 MiB in all, so that one row reads them from memory as a decode step does.
  */
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
+
+#include "kernels/cpu/team.h"
 
 #include "proto/base/clock.h"
 #include "proto/base/memory.h"
@@ -111,75 +113,231 @@ static void bench_matmul(const char *isa, int threads, enum tensor_type type, in
     mem_free(m);
 }
 
+/* ---- what the machine can do ---------------------------------------------------------------------- */
+
+enum { READ_BYTES = 256 << 20 };
+
+struct limits {
+    struct team *team;
+    int threads;
+    const char *isa;
+    const char *memory; /* [READ_BYTES] */
+};
+
+static const int64_t fma_rounds = 200000;
+
+#if defined(__x86_64__)
+/* Twelve chains of FMAs that depend on nothing else; the asm keeps gcc from merging them. */
+#define FMA_CHAINS(name, isa, bytes, constraint, instruction)                                      \
+    __attribute__((target(isa))) static void name(void)                                            \
+    {                                                                                              \
+        typedef float vector __attribute__((vector_size(bytes)));                                  \
+        vector acc[12] = {{0}}, x = {0};                                                           \
+                                                                                                   \
+        for (int64_t i = 0; i < fma_rounds; i++) {                                                 \
+            _Pragma("GCC unroll 12") for (int j = 0; j < 12; j++)                                  \
+                __asm__ volatile(instruction : "+" constraint(acc[j]) : constraint(x));            \
+        }                                                                                          \
+    }
+FMA_CHAINS(fma_avx512, "avx512f", 64, "v", "vfmadd231ps %1, %1, %0")
+FMA_CHAINS(fma_avx2, "avx2,fma", 32, "x", "vfmadd231ps %1, %1, %0")
+#endif
+
+/* Operations of one round of a thread; 0: no figure for this instruction set. */
+static int64_t do_fmas(const char *isa)
+{
+#if defined(__x86_64__)
+    if (strcmp(isa, "avx512") == 0)
+        return fma_avx512(), fma_rounds * 12 * 32;
+    if (strcmp(isa, "avx2") == 0)
+        return fma_avx2(), fma_rounds * 12 * 16;
+#endif
+    return 0;
+}
+
+static void fma_part(void *arg, int32_t thread)
+{
+    struct limits *limits = arg;
+
+    (void)thread;
+    do_fmas(limits->isa);
+}
+
+static void read_part(void *arg, int32_t thread)
+{
+    typedef int64_t eight __attribute__((vector_size(64)));
+    struct limits *limits = arg;
+    const eight *memory = (const void *)limits->memory;
+    int64_t count = READ_BYTES / sizeof(eight), end = count * (thread + 1) / limits->threads;
+    eight sum[4] = {{0}};
+
+    for (int64_t i = count * thread / limits->threads; i + 4 <= end; i += 4)
+        for (int j = 0; j < 4; j++)
+            sum[j] += memory[i + j];
+    __asm__ volatile("" : : "m"(sum)); /* somebody might want it */
+}
+
+static void do_fma_parts(void *arg, int i)
+{
+    struct limits *limits = arg;
+
+    (void)i;
+    team_run(limits->team, fma_part, limits);
+}
+
+static void do_read_parts(void *arg, int i)
+{
+    struct limits *limits = arg;
+
+    (void)i;
+    team_run(limits->team, read_part, limits);
+}
+
+/* What all threads of a device can do at most: floating-point operations and bytes read, a second. */
+static void bench_limits(const char *isa, int threads, double *flops_out, double *bytes_out)
+{
+    struct device *dev = open_device(isa, threads);
+    char *memory = mem_new_array(char, READ_BYTES);
+    struct limits limits = {.threads = threads, .isa = device_kernels(dev)->name, .memory = memory};
+
+    memset(memory, 1, READ_BYTES);
+    expect_ok(team_new(threads, &limits.team));
+    *flops_out = (double)do_fmas(limits.isa) * threads / best_seconds(threads, do_fma_parts, &limits);
+    *bytes_out = READ_BYTES / best_seconds(threads, do_read_parts, &limits);
+    printf("{\"limits\": \"fma, read\", \"isa\": \"%s\", \"threads\": %d, \"GFLOP/s\": %.1f, "
+           "\"GB/s\": %.1f}\n", limits.isa, threads, *flops_out * 1e-9, *bytes_out * 1e-9);
+    team_free(limits.team);
+    mem_free(memory);
+    device_close(dev);
+}
+
 /* ---- attention ------------------------------------------------------------------------------------- */
+
+/* The last `rows` of `length` tokens, of each of `requests` requests. */
+struct attention_case {
+    const char *model;
+    int32_t heads, kv_heads, dim, window;
+    int32_t requests, rows, length;
+};
 
 struct attention {
     struct device *dev;
     struct attention_args args;
+    struct kv_layer copies[MAX_COPIES]; /* layers, taken in turn */
+    int num_copies;
 };
 
 static void do_attention(void *arg, int i)
 {
     struct attention *attention = arg;
 
-    (void)i;
+    attention->args.kv = &attention->copies[i % attention->num_copies];
     device_kernels(attention->dev)->attention(attention->dev, &attention->args);
 }
 
-/* The last `rows` of `length` tokens, of each of `requests` requests. */
-static void bench_attention(const char *isa, int threads, int32_t requests, int32_t rows,
-                            int32_t length)
+static struct kv_layer random_kv(struct random *random, int32_t blocks, int32_t kv_heads, int32_t dim)
 {
-    enum { HEADS = 9, KV_HEADS = 3, DIM = 64 };
-    struct random random = {1};
-    int32_t blocks = length / KV_BLOCK_TOKENS, total = requests * rows;
-    size_t halves = (size_t)requests * blocks * KV_HEADS * KV_BLOCK_TOKENS * DIM;
-    struct kv_layer kv = {mem_new_array(uint16_t, halves), mem_new_array(uint16_t, halves),
-                          requests * blocks, KV_HEADS, DIM};
-    int32_t *row_start = mem_new_array(int32_t, requests + 1);
-    int32_t *tables = mem_new_array(int32_t, requests * blocks);
-    int32_t *positions = mem_new_array(int32_t, total);
-    float *q = mem_new_array(float, total * HEADS * DIM), *out = mem_new_array(float, total * HEADS * DIM);
-    int32_t kv_head_of[HEADS];
-    double pairs = 0; /* of a query and a key */
+    size_t halves = (size_t)blocks * kv_heads * KV_BLOCK_TOKENS * dim;
+    struct kv_layer kv = {mem_new_array(uint16_t, halves), mem_new_array(uint16_t, halves), blocks,
+                          kv_heads, dim};
 
     for (size_t i = 0; i < halves; i++) {
-        kv.k[i] = float_to_half(random_float(&random, -1, 1));
-        kv.v[i] = float_to_half(random_float(&random, -1, 1));
+        kv.k[i] = (uint16_t)((random_u32(random) & 0x83ff) | 0x3400); /* 0.25 … 0.5, either sign */
+        kv.v[i] = (uint16_t)((random_u32(random) & 0x83ff) | 0x3400);
     }
-    for (int32_t i = 0; i < requests * blocks; i++)
-        tables[i] = i;
-    for (int32_t i = 0; i <= requests; i++)
-        row_start[i] = i * rows;
+    return kv;
+}
+
+/* The blocks of all requests in no order, as they are after a while. */
+static int32_t *random_tables(struct random *random, int32_t count)
+{
+    int32_t *tables = mem_new_array(int32_t, count);
+
+    for (int32_t i = 0; i < count; i++) {
+        int32_t other = (int32_t)(random_u32(random) % (uint32_t)(i + 1));
+
+        tables[i] = tables[other];
+        tables[other] = i;
+    }
+    return tables;
+}
+
+static void bench_attention(const char *isa, int threads, const struct attention_case *c,
+                            double most_flops, double most_bytes)
+{
+    struct random random = {1};
+    int32_t blocks = c->length / KV_BLOCK_TOKENS, total = c->requests * c->rows;
+    int64_t kv_bytes = (int64_t)c->requests * blocks * c->kv_heads * c->dim * KV_BLOCK_TOKENS * 4;
+    int32_t *row_start = mem_new_array(int32_t, c->requests + 1);
+    int32_t *tables = random_tables(&random, c->requests * blocks);
+    int32_t *positions = mem_new_array(int32_t, total), *kv_head_of = mem_new_array(int32_t, c->heads);
+    float *q = mem_new_array(float, total * c->heads * c->dim);
+    float *out = mem_new_array(float, total * c->heads * c->dim);
+    struct batch_view batch = {total, c->requests, row_start, positions, tables, blocks};
+    struct attention *attention = mem_new(struct attention);
+    double pairs = 0; /* of a query and a key */
+
+    for (int32_t i = 0; i <= c->requests; i++)
+        row_start[i] = i * c->rows;
     for (int32_t i = 0; i < total; i++) {
-        positions[i] = length - rows + i % rows;
-        pairs += HEADS * (positions[i] + 1);
+        positions[i] = c->length - c->rows + i % c->rows;
+        pairs += c->heads * (c->window ? MIN(positions[i] + 1, c->window) : positions[i] + 1);
     }
-    for (int32_t h = 0; h < HEADS; h++)
-        kv_head_of[h] = h * KV_HEADS / HEADS;
-    random_hidden(&random, q, (int64_t)total * HEADS * DIM);
+    for (int32_t h = 0; h < c->heads; h++)
+        kv_head_of[h] = h * c->kv_heads / c->heads;
+    random_hidden(&random, q, (int64_t)total * c->heads * c->dim);
+    attention->dev = open_device(isa, threads);
+    attention->num_copies = c->rows > 8 ? 1 : (int)MIN(COPIES_BYTES / kv_bytes + 1, (int64_t)MAX_COPIES);
+    for (int i = 0; i < attention->num_copies; i++)
+        attention->copies[i] = random_kv(&random, c->requests * blocks, c->kv_heads, c->dim);
+    attention->args = (struct attention_args){
+        .out = out, .q = q, .q_stride = c->heads * c->dim, .batch = &batch, .num_heads = c->heads,
+        .kv_head_of = kv_head_of, .scale = 0.125f, .window = c->window};
 
-    struct batch_view batch = {total, requests, row_start, positions, tables, blocks};
-    struct attention attention = {
-        open_device(isa, threads),
-        {.out = out, .q = q, .q_stride = HEADS * DIM, .kv = &kv, .batch = &batch,
-         .num_heads = HEADS, .kv_head_of = kv_head_of, .scale = 0.125f},
-    };
-    double seconds = best_seconds(threads, do_attention, &attention);
+    double seconds = best_seconds(threads, do_attention, attention);
+    double flops = pairs * c->dim * 4 / seconds;
+    double bytes = (double)kv_bytes / seconds;
 
-    printf("{\"kernel\": \"attention\", \"isa\": \"%s\", \"threads\": %d, \"requests\": %d, "
-           "\"rows\": %d, \"length\": %d, \"us\": %.1f, \"GFLOP/s\": %.2f, \"GB/s\": %.2f}\n",
-           device_kernels(attention.dev)->name, threads, requests, rows, length, seconds * 1e6,
-           pairs * DIM * 4 * 1e-9 / seconds, (double)halves * 4e-9 / seconds);
+    if (c->window && c->rows == 1)
+        bytes *= (double)c->window / c->length;
+    printf("{\"kernel\": \"attention\", \"isa\": \"%s\", \"threads\": %d, \"model\": \"%s\", "
+           "\"requests\": %d, \"rows\": %d, \"length\": %d, \"us\": %.1f, \"GFLOP/s\": %.1f, "
+           "\"of fma\": %.2f, \"GB/s\": %.2f, \"of read\": %.2f}\n",
+           device_kernels(attention->dev)->name, threads, c->model, c->requests, c->rows, c->length,
+           seconds * 1e6, flops * 1e-9, most_flops > 0 ? flops / most_flops : 0, bytes * 1e-9,
+           bytes / most_bytes);
     fflush(stdout);
-    device_close(attention.dev);
-    mem_free(kv.k);
-    mem_free(kv.v);
+    for (int i = 0; i < attention->num_copies; i++) {
+        mem_free(attention->copies[i].k);
+        mem_free(attention->copies[i].v);
+    }
+    device_close(attention->dev);
+    mem_free(attention);
     mem_free(row_start);
     mem_free(tables);
     mem_free(positions);
+    mem_free(kv_head_of);
     mem_free(q);
     mem_free(out);
+}
+
+static void bench_attentions(const char *isa, int threads)
+{
+    static const struct attention_case cases[] = {
+        {"SmolLM2", 9, 3, 64, 0, 1, 512, 512},    {"SmolLM2", 9, 3, 64, 0, 1, 4096, 4096},
+        {"SmolLM2", 9, 3, 64, 0, 1, 1, 512},      {"SmolLM2", 9, 3, 64, 0, 1, 1, 2048},
+        {"SmolLM2", 9, 3, 64, 0, 1, 1, 8000},     {"SmolLM2", 9, 3, 64, 0, 8, 1, 512},
+        {"SmolLM2", 9, 3, 64, 0, 8, 1, 2048},     {"SmolLM2", 9, 3, 64, 0, 8, 1, 8000},
+        {"SmolLM2", 9, 3, 64, 0, 32, 1, 512},     {"SmolLM2", 9, 3, 64, 0, 32, 1, 2048},
+        {"SmolLM2", 9, 3, 64, 0, 256, 1, 512},    {"Gemma 3", 4, 1, 256, 512, 1, 512, 512},
+        {"Gemma 3", 4, 1, 256, 512, 1, 2048, 2048}, {"Gemma 3", 4, 1, 256, 512, 1, 1, 2048},
+        {"Gemma 3", 4, 1, 256, 0, 1, 1, 2048},    {"Gemma 3", 4, 1, 256, 0, 8, 1, 2048},
+    };
+    double flops, bytes;
+
+    bench_limits(isa, threads, &flops, &bytes);
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        bench_attention(isa, threads, &cases[i], flops, bytes);
 }
 
 int main(int argc, char **argv)
@@ -194,15 +352,14 @@ int main(int argc, char **argv)
     };
     static const int32_t rows[] = {1, 4, 8, 32, 512};
     const char *isa = argc > 1 ? argv[1] : NULL;
+    bool all = argc < 3;
 
     for (int threads = 1; threads <= 2; threads++) {
-        for (size_t s = 0; s < COUNT_OF(shapes); s++)
+        for (size_t s = 0; all && s < COUNT_OF(shapes); s++)
             for (size_t r = 0; r < COUNT_OF(rows); r++)
                 bench_matmul(isa, threads, shapes[s].type, shapes[s].n, shapes[s].k,
                              shapes[s].group_k, rows[r]);
-        bench_attention(isa, threads, 1, 512, 512);
-        bench_attention(isa, threads, 1, 1, 512);
-        bench_attention(isa, threads, 32, 1, 512);
+        bench_attentions(isa, threads);
     }
     return 0;
 }

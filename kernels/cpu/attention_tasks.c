@@ -1,0 +1,134 @@
+#include "kernels/cpu/attention_tasks.h"
+
+#include "proto/base/memory.h"
+
+enum {
+    TASKS_PER_THREAD = 4, /* so many that threads finish together */
+    FEWEST_ROWS = 8,      /* of a chunk: fewer read the cache too often */
+};
+
+static void add_group(struct attention_tasks *tasks, int32_t kv_head, int32_t first, int32_t end)
+{
+    for (int32_t count; first < end; first += count) {
+        count = MIN(end - first, MAX_QUERIES);
+        tasks->groups[tasks->num_groups++] = (struct head_group){kv_head, first, count};
+    }
+}
+
+/* Sorts heads by KV head; returns how many the largest group has. */
+static int32_t group_heads(struct attention_tasks *tasks)
+{
+    const struct attention_args *args = tasks->args;
+    int32_t num_heads = 0, largest = 1;
+
+    for (int32_t kv_head = 0; kv_head < args->kv->num_kv_heads; kv_head++) {
+        int32_t first = num_heads;
+
+        for (int32_t h = 0; h < args->num_heads; h++)
+            if (args->kv_head_of[h] == kv_head)
+                tasks->heads[num_heads++] = h;
+        add_group(tasks, kv_head, first, num_heads);
+    }
+    for (int32_t g = 0; g < tasks->num_groups; g++)
+        largest = MAX(largest, tasks->groups[g].count);
+    return largest;
+}
+
+/* The chunk of at most chunk_rows rows that end before `end`, with neither tasks nor parts. */
+static void place_chunk(const struct attention_tasks *tasks, struct attention_chunk *chunk,
+                        int32_t request, int32_t end)
+{
+    const struct batch_view *batch = tasks->args->batch;
+    int32_t first = MAX(end - tasks->chunk_rows, batch->row_start[request]);
+
+    chunk->request = request;
+    chunk->first_row = first;
+    chunk->num_rows = end - first;
+    chunk->first_tile = attention_first_position(tasks->args, first) / KV_TILE_TOKENS;
+    chunk->num_tiles = batch->positions[end - 1] / KV_TILE_TOKENS + 1 - chunk->first_tile;
+}
+
+/* Its tasks, and their memory if it is to be shared and there is enough. */
+static void cut_chunk(const struct attention_tasks *tasks, struct attention_chunk *chunk)
+{
+    int32_t num_parts = chunk->num_tiles * chunk->num_rows * tasks->args->num_heads;
+
+    chunk->is_shared = chunk->num_tiles > tasks->most_tiles &&
+                       num_parts <= MAX_PARTS - chunk->first_part &&
+                       tasks->num_groups <= MAX_SHARED - chunk->first_shared;
+    chunk->num_tasks = (int64_t)tasks->num_groups * (chunk->is_shared ? chunk->num_tiles : 1);
+    chunk->num_parts = chunk->is_shared ? num_parts : 0;
+    chunk->num_shared = chunk->is_shared ? tasks->num_groups : 0;
+}
+
+/* Steps to the next chunk. Those of a request come last first, since later rows have more to read
+ * and what is long is best begun early. */
+static bool next_chunk(const struct attention_tasks *tasks, struct attention_chunk *chunk)
+{
+    const struct batch_view *batch = tasks->args->batch;
+    int32_t request = chunk->request, end = chunk->first_row;
+
+    while (request < 0 || end == batch->row_start[request]) {
+        if (++request == batch->num_requests)
+            return false;
+        end = batch->row_start[request + 1];
+    }
+    place_chunk(tasks, chunk, request, end);
+    chunk->first_task += chunk->num_tasks;
+    chunk->first_part += chunk->num_parts;
+    chunk->first_shared += chunk->num_shared;
+    cut_chunk(tasks, chunk);
+    return true;
+}
+
+void attention_tasks_init(struct attention_tasks *tasks, const struct attention_args *args,
+                          int32_t num_threads)
+{
+    int64_t tiles = 0, wanted = (int64_t)num_threads * TASKS_PER_THREAD;
+
+    tasks->args = args;
+    tasks->num_groups = 0;
+    tasks->most_tiles = INT32_MAX;
+
+    int32_t largest = group_heads(tasks);
+    int64_t rows = MAX(args->batch->rows * tasks->num_groups / wanted, (int64_t)FEWEST_ROWS);
+
+    tasks->chunk_rows = (int32_t)MIN(rows, (int64_t)(MAX_QUERIES / largest));
+    if (num_threads == 1)
+        return;
+    for (struct attention_chunk chunk = attention_tasks_begin(); next_chunk(tasks, &chunk);)
+        tiles += (int64_t)chunk.num_tiles * tasks->num_groups;
+    tasks->most_tiles = (int32_t)MIN(tiles / wanted + 1, (int64_t)INT32_MAX);
+}
+
+struct attention_chunk attention_tasks_begin(void)
+{
+    return (struct attention_chunk){.request = -1};
+}
+
+bool attention_tasks_find(const struct attention_tasks *tasks, int64_t number,
+                          struct attention_chunk *cursor, struct attention_task *task_out)
+{
+    while (number >= cursor->first_task + cursor->num_tasks)
+        if (!next_chunk(tasks, cursor))
+            return false;
+
+    int32_t local = (int32_t)(number - cursor->first_task);
+    int32_t group = cursor->is_shared ? local / cursor->num_tiles : local;
+    const struct head_group *heads = &tasks->groups[group];
+
+    *task_out = (struct attention_task){
+        .chunk = cursor,
+        .group = heads,
+        .first_tile = cursor->first_tile,
+        .num_tiles = cursor->num_tiles,
+        .shared = -1,
+    };
+    if (cursor->is_shared) {
+        task_out->first_tile += local % cursor->num_tiles;
+        task_out->num_tiles = 1;
+        task_out->parts = cursor->first_part + heads->first * cursor->num_rows * cursor->num_tiles;
+        task_out->shared = cursor->first_shared + group;
+    }
+    return true;
+}
