@@ -59,6 +59,12 @@ struct scratch {
 };
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch of attention");
 
+/* Where the blocks of a piece lie, and those of the piece that is read after it. */
+struct piece {
+    const void *blocks[PIECE_BLOCKS];
+    const void *ahead[PIECE_BLOCKS];
+};
+
 struct unit {
     const struct attention_args *args;
     const struct attention_chunk *chunk;
@@ -68,7 +74,8 @@ struct unit {
     int32_t num_groups;
     int32_t dim;
     bool is_half;         /* k and v are read as they lie in the cache */
-    const int32_t *blocks;
+    const int32_t *blocks;    /* of the request */
+    struct range blocks_seen; /* by any query */
     struct scratch *s;
 };
 
@@ -86,14 +93,21 @@ INLINE vf load_kv(bool is_half, const void *p, int64_t i)
     return is_half ? vf_load_half(p) : vf_load(p);
 }
 
-/* acc[r][c] += a[r][i] * b[c][i] for i = 0 … count - 1 in order; b[c][i] is a vector. */
+/*
+ * acc[r][c] += a[r][i] * b[c][i] for i = 0 … count - 1 in order; b[c][i] is a vector. From the cache,
+ * what lies at the same place ahead is fetched meanwhile, once for each `line_vectors` vectors.
+ */
 INLINE void multiply_add(const int R, const int C, const bool is_half,
                          vf acc[MAX_ROWS][MAX_VECTORS], const float *a, const int a_stride,
-                         const void *const *b, int64_t b_stride, int32_t count)
+                         const void *const *b, const void *const *ahead, const int line_vectors,
+                         int64_t b_stride, int32_t count)
 {
     for (int32_t i = 0; i < count; i++) {
         vf x[MAX_VECTORS];
 
+        if (is_half)
+            UNROLL for (int c = 0; c < C; c += line_vectors)
+                __builtin_prefetch(element(is_half, ahead[c], i * b_stride));
         UNROLL for (int c = 0; c < C; c++)
             x[c] = load_kv(is_half, b[c], i * b_stride);
         UNROLL for (int r = 0; r < R; r++) {
@@ -109,37 +123,42 @@ INLINE void multiply_add(const int R, const int C, const bool is_half,
 
 /* R queries and C vectors of keys, the first of them vector `at` of the piece. */
 INLINE void score_keys(const int R, const int C, const bool is_half, const float *q,
-                       const void *const *blocks, int32_t at, int32_t dim, float *p)
+                       const struct piece *piece, int32_t at, int32_t dim, float *p)
 {
     vf acc[MAX_ROWS][MAX_VECTORS];
-    const void *keys[MAX_VECTORS];
+    const void *keys[MAX_VECTORS], *ahead[MAX_VECTORS];
 
-    UNROLL for (int c = 0; c < C; c++)
-        keys[c] = element(is_half, blocks[(at + c) / BLOCK_VECTORS], (at + c) % BLOCK_VECTORS * LANES);
+    UNROLL for (int c = 0; c < C; c++) {
+        int32_t block = (at + c) / BLOCK_VECTORS;
+
+        keys[c] = element(is_half, piece->blocks[block], (at + c) % BLOCK_VECTORS * LANES);
+        ahead[c] = piece->ahead[block];
+    }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_set(0);
-    multiply_add(R, C, is_half, acc, q, MAX_HEAD_DIM, keys, KV_BLOCK_TOKENS, dim);
+    multiply_add(R, C, is_half, acc, q, MAX_HEAD_DIM, keys, ahead, BLOCK_VECTORS,
+                 KV_BLOCK_TOKENS, dim);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             vf_store(p + r * KV_TILE_TOKENS + (at + c) * LANES, acc[r][c]);
 }
 
 /* Tokens [first, end) of a piece, whole blocks of it; p at its first token. */
-INLINE void score_group(const int R, const bool is_half, const float *q, const void *const *blocks,
+INLINE void score_group(const int R, const bool is_half, const float *q, const struct piece *piece,
                         struct range tokens, int32_t dim, float *p)
 {
     int32_t at = tokens.first / KV_BLOCK_TOKENS * BLOCK_VECTORS;
     int32_t end = (tokens.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * BLOCK_VECTORS;
 
     for (; at + VECTORS(R) <= end; at += VECTORS(R))
-        score_keys(R, VECTORS(R), is_half, q, blocks, at, dim, p);
+        score_keys(R, VECTORS(R), is_half, q, piece, at, dim, p);
     if (VECTORS(R) > 2 && at + 2 <= end) {
-        score_keys(R, 2, is_half, q, blocks, at, dim, p);
+        score_keys(R, 2, is_half, q, piece, at, dim, p);
         at += 2;
     }
     if (BLOCK_VECTORS == 1 && at < end)
-        score_keys(R, 1, is_half, q, blocks, at, dim, p);
+        score_keys(R, 1, is_half, q, piece, at, dim, p);
 }
 
 /* ---- exponentials -------------------------------------------------------------------------------------- */
@@ -176,12 +195,12 @@ static void exponentials(struct softmax *tile, float *p, struct range seen)
 /* The same sums as multiply_add for tokens that not every query of the group sees: what a query
  * does not see may be anything, NaN too, and must not reach its sums. */
 INLINE void multiply_add_seen(const int R, const int C, const bool is_half,
-                              vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const void *const *blocks,
+                              vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const struct piece *piece,
                               int32_t dim, int32_t column, struct range tokens,
                               const struct range *seen)
 {
     for (int32_t j = tokens.first; j < tokens.end; j++) {
-        const void *v = element(is_half, blocks[j / KV_BLOCK_TOKENS],
+        const void *v = element(is_half, piece->blocks[j / KV_BLOCK_TOKENS],
                                 (int64_t)(j % KV_BLOCK_TOKENS) * dim + column);
 
         UNROLL for (int r = 0; r < R; r++) {
@@ -196,23 +215,26 @@ INLINE void multiply_add_seen(const int R, const int C, const bool is_half,
 
 /* Tokens that all see. Converted blocks are one array, those of the cache lie anywhere. */
 INLINE void multiply_add_all(const int R, const int C, const bool is_half,
-                             vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const void *const *blocks,
+                             vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const struct piece *piece,
                              int32_t dim, int32_t column, struct range tokens)
 {
     for (int32_t j = tokens.first, next; j < tokens.end; j = next) {
-        const void *v[MAX_VECTORS];
+        const void *v[MAX_VECTORS], *ahead[MAX_VECTORS];
 
         next = is_half ? MIN((j / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS, tokens.end) : tokens.end;
-        UNROLL for (int c = 0; c < C; c++)
-            v[c] = element(is_half, blocks[j / KV_BLOCK_TOKENS],
-                           (int64_t)(j % KV_BLOCK_TOKENS) * dim + column + c * LANES);
-        multiply_add(R, C, is_half, acc, p + j, KV_TILE_TOKENS, v, dim, next - j);
+        UNROLL for (int c = 0; c < C; c++) {
+            int64_t at = (int64_t)(j % KV_BLOCK_TOKENS) * dim + column + c * LANES;
+
+            v[c] = element(is_half, piece->blocks[j / KV_BLOCK_TOKENS], at);
+            ahead[c] = element(is_half, piece->ahead[j / KV_BLOCK_TOKENS], at);
+        }
+        multiply_add(R, C, is_half, acc, p + j, KV_TILE_TOKENS, v, ahead, 32 / LANES, dim, next - j);
     }
 }
 
 /* Columns [column, column + C * LANES) of R queries' out += p · v, over the tokens of a piece. */
 INLINE void add_columns(const int R, const int C, const bool is_half, const float *p,
-                        const void *const *blocks, int32_t dim, int32_t column,
+                        const struct piece *piece, int32_t dim, int32_t column,
                         const struct query_group *group, const struct range *seen,
                         struct softmax *tile)
 {
@@ -221,52 +243,52 @@ INLINE void add_columns(const int R, const int C, const bool is_half, const floa
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_load(tile[r].out + column + c * LANES);
-    multiply_add_seen(R, C, is_half, acc, p, blocks, dim, column,
+    multiply_add_seen(R, C, is_half, acc, p, piece, dim, column,
                       (struct range){group->any.first, group->all.first}, seen);
-    multiply_add_all(R, C, is_half, acc, p, blocks, dim, column, group->all);
-    multiply_add_seen(R, C, is_half, acc, p, blocks, dim, column,
+    multiply_add_all(R, C, is_half, acc, p, piece, dim, column, group->all);
+    multiply_add_seen(R, C, is_half, acc, p, piece, dim, column,
                       (struct range){group->all.end, group->any.end}, seen);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             vf_store(tile[r].out + column + c * LANES, acc[r][c]);
 }
 
-INLINE void add_values(const int R, const bool is_half, const float *p, const void *const *blocks,
+INLINE void add_values(const int R, const bool is_half, const float *p, const struct piece *piece,
                        int32_t dim, const struct query_group *group, const struct range *seen,
                        struct softmax *tile)
 {
     int32_t column = 0;
 
     for (; column + VECTORS(R) * LANES <= dim; column += VECTORS(R) * LANES)
-        add_columns(R, VECTORS(R), is_half, p, blocks, dim, column, group, seen, tile);
+        add_columns(R, VECTORS(R), is_half, p, piece, dim, column, group, seen, tile);
     if (VECTORS(R) > 2 && column + 2 * LANES <= dim) {
-        add_columns(R, 2, is_half, p, blocks, dim, column, group, seen, tile);
+        add_columns(R, 2, is_half, p, piece, dim, column, group, seen, tile);
         column += 2 * LANES;
     }
     if (BLOCK_VECTORS == 1 && column < dim)
-        add_columns(R, 1, is_half, p, blocks, dim, column, group, seen, tile);
+        add_columns(R, 1, is_half, p, piece, dim, column, group, seen, tile);
 }
 
 /* ---- a table of both, for each number of queries in registers ------------------------------------------ */
 
 struct products {
-    void (*scores)(const float *q, const void *const *blocks, struct range tokens, int32_t dim,
+    void (*scores)(const float *q, const struct piece *piece, struct range tokens, int32_t dim,
                    float *p);
-    void (*values)(const float *p, const void *const *blocks, int32_t dim,
+    void (*values)(const float *p, const struct piece *piece, int32_t dim,
                    const struct query_group *group, const struct range *seen, struct softmax *tile);
 };
 
 #define PRODUCTS(R, name, is_half)                                                                 \
-    static void scores_##name##_##R(const float *q, const void *const *blocks,                     \
+    static void scores_##name##_##R(const float *q, const struct piece *piece,                     \
                                     struct range tokens, int32_t dim, float *p)                    \
     {                                                                                              \
-        score_group(R, is_half, q, blocks, tokens, dim, p);                                        \
+        score_group(R, is_half, q, piece, tokens, dim, p);                                        \
     }                                                                                              \
-    static void values_##name##_##R(const float *p, const void *const *blocks, int32_t dim,        \
+    static void values_##name##_##R(const float *p, const struct piece *piece, int32_t dim,        \
                                     const struct query_group *group, const struct range *seen,     \
                                     struct softmax *tile)                                          \
     {                                                                                              \
-        add_values(R, is_half, p, blocks, dim, group, seen, tile);                                 \
+        add_values(R, is_half, p, piece, dim, group, seen, tile);                                 \
     }
 #define BOTH_PRODUCTS(R) PRODUCTS(R, float, false) PRODUCTS(R, half, true)
 #define ROW(R, name) {scores_##name##_##R, values_##name##_##R}
@@ -318,34 +340,74 @@ static void see_together(struct query_group *group, const struct range *seen)
     group->all = is_empty(all) ? (struct range){any.end, any.end} : all;
 }
 
-static void convert(const uint16_t *from, float *to, int32_t count)
+/* One piece of k or v of the unit. */
+struct place {
+    bool is_v;
+    int32_t number; /* of the piece: positions [64 * number, 64 * number + 64) */
+};
+
+enum { TILE_PIECES = KV_TILE_TOKENS / PIECE_TOKENS };
+
+/* What a unit reads of a tile: its pieces of k, then those of v. */
+static struct range pieces_of_tile(const struct unit *unit, int32_t tile)
 {
-    for (int32_t i = 0; i < count; i += LANES)
-        vf_store(to + i, vf_load_half(from + i));
+    struct range blocks = unit->blocks_seen;
+
+    return overlap((struct range){blocks.first / PIECE_BLOCKS, (blocks.end - 1) / PIECE_BLOCKS + 1},
+                   (struct range){tile * TILE_PIECES, (tile + 1) * TILE_PIECES});
 }
 
-/* Where the blocks of a piece are that hold some of `tokens`, both counted from the tile's first. */
-static void find_blocks(const struct unit *unit, const uint16_t *cache, int32_t tile, int32_t piece,
-                        struct range tokens, const void **blocks)
+/* The place that is read after `place`; after the last, itself. */
+static struct place next_place(const struct unit *unit, struct place place)
 {
+    int32_t tile = place.number / TILE_PIECES;
+    struct range pieces = pieces_of_tile(unit, tile);
+
+    if (place.number + 1 < pieces.end)
+        return (struct place){place.is_v, place.number + 1};
+    if (!place.is_v)
+        return (struct place){true, pieces.first};
+    pieces = pieces_of_tile(unit, tile + 1);
+    return is_empty(pieces) ? place : (struct place){false, pieces.first};
+}
+
+/* Block b of a piece in the cache; one that no query sees is replaced by one that some query does. */
+static const uint16_t *cached_block(const struct unit *unit, struct place place, int32_t b)
+{
+    const struct kv_layer *kv = unit->args->kv;
+    int32_t at = place.number * PIECE_BLOCKS + b;
+
+    at = MAX(MIN(at, unit->blocks_seen.end - 1), unit->blocks_seen.first);
+    return (place.is_v ? kv->v : kv->k) +
+           ((int64_t)unit->blocks[at] * kv->num_kv_heads + unit->kv_head) * kv->head_dim * KV_BLOCK_TOKENS;
+}
+
+static void convert(const uint16_t *from, const uint16_t *ahead, float *to, int32_t count)
+{
+    for (int32_t i = 0; i < count; i += LANES) {
+        if (i % 32 == 0)
+            __builtin_prefetch(ahead + i);
+        vf_store(to + i, vf_load_half(from + i));
+    }
+}
+
+static struct piece find_piece(const struct unit *unit, struct place place)
+{
+    struct place next = next_place(unit, place);
     int32_t count = unit->dim * KV_BLOCK_TOKENS;
-    int32_t base = (tile * KV_TILE_TOKENS + piece) / KV_BLOCK_TOKENS;
+    struct piece piece;
 
     for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
-        int32_t token = piece + b * KV_BLOCK_TOKENS;
+        const uint16_t *block = cached_block(unit, place, b), *ahead = cached_block(unit, next, b);
 
-        if (token + KV_BLOCK_TOKENS <= tokens.first || token >= tokens.end)
-            continue;
-
-        const uint16_t *block = cache + ((int64_t)unit->blocks[base + b] *
-                                         unit->args->kv->num_kv_heads + unit->kv_head) * count;
-
-        blocks[b] = block;
+        piece.blocks[b] = block;
+        piece.ahead[b] = ahead;
         if (!unit->is_half) {
-            convert(block, unit->s->piece + b * count, count);
-            blocks[b] = unit->s->piece + b * count;
+            convert(block, ahead, unit->s->piece + b * count, count);
+            piece.blocks[b] = unit->s->piece + b * count;
         }
     }
+    return piece;
 }
 
 static struct range within_piece(struct range tokens, int32_t piece)
@@ -354,56 +416,55 @@ static struct range within_piece(struct range tokens, int32_t piece)
     return (struct range){tokens.first - piece, tokens.end - piece};
 }
 
-static void score_tile(const struct unit *unit, int32_t tile, struct range any)
+static void score_tile(const struct unit *unit, int32_t tile)
 {
-    const void *blocks[PIECE_BLOCKS] = {0};
+    struct range pieces = pieces_of_tile(unit, tile);
     struct scratch *s = unit->s;
 
-    for (int32_t piece = 0; piece < any.end; piece += PIECE_TOKENS) {
-        if (piece + PIECE_TOKENS <= any.first)
-            continue;
-        find_blocks(unit, unit->args->kv->k, tile, piece, any, blocks);
+    for (int32_t number = pieces.first; number < pieces.end; number++) {
+        struct piece piece = find_piece(unit, (struct place){false, number});
+        int32_t token = number % TILE_PIECES * PIECE_TOKENS;
+
         for (int32_t g = 0; g < unit->num_groups; g++) {
             const struct query_group *group = &s->groups[g];
-            struct range tokens = within_piece(group->any, piece);
+            struct range tokens = within_piece(group->any, token);
 
             if (!is_empty(tokens))
                 products[unit->is_half][group->count - 1].scores(
-                    s->q[group->first], blocks, tokens, unit->dim, s->p[group->first] + piece);
+                    s->q[group->first], &piece, tokens, unit->dim, s->p[group->first] + token);
         }
     }
 }
 
 /* What a group sees of a piece, and each of its queries. */
-static struct query_group group_in_piece(const struct query_group *group, int32_t piece,
+static struct query_group group_in_piece(const struct query_group *group, int32_t token,
                                          const struct range *seen, struct range *seen_out)
 {
     struct query_group part = {.first = group->first, .count = group->count};
 
     for (int32_t i = 0; i < group->count; i++)
-        seen_out[i] = within_piece(seen[i], piece);
+        seen_out[i] = within_piece(seen[i], token);
     see_together(&part, seen_out);
     return part;
 }
 
-static void add_tile_values(const struct unit *unit, int32_t tile, struct range any,
-                            const struct range *seen, struct softmax *tiles)
+static void add_tile_values(const struct unit *unit, int32_t tile, const struct range *seen,
+                            struct softmax *tiles)
 {
-    const void *blocks[PIECE_BLOCKS] = {0};
-    struct range seen_of_piece[MAX_ROWS];
+    struct range pieces = pieces_of_tile(unit, tile), seen_of_piece[MAX_ROWS];
     struct scratch *s = unit->s;
 
-    for (int32_t piece = 0; piece < any.end; piece += PIECE_TOKENS) {
-        if (piece + PIECE_TOKENS <= any.first)
-            continue;
-        find_blocks(unit, unit->args->kv->v, tile, piece, any, blocks);
+    for (int32_t number = pieces.first; number < pieces.end; number++) {
+        struct piece piece = find_piece(unit, (struct place){true, number});
+        int32_t token = number % TILE_PIECES * PIECE_TOKENS;
+
         for (int32_t g = 0; g < unit->num_groups; g++) {
             int32_t first = s->groups[g].first;
-            struct query_group group = group_in_piece(&s->groups[g], piece, seen + first, seen_of_piece);
+            struct query_group group = group_in_piece(&s->groups[g], token, seen + first, seen_of_piece);
 
             if (!is_empty(group.any))
                 products[unit->is_half][group.count - 1].values(
-                    s->p[first] + piece, blocks, unit->dim, &group, seen_of_piece, tiles + first);
+                    s->p[first] + token, &piece, unit->dim, &group, seen_of_piece, tiles + first);
         }
     }
 }
@@ -411,25 +472,20 @@ static void add_tile_values(const struct unit *unit, int32_t tile, struct range 
 /* The softmax of one tile, of every query that sees some of it. */
 static void attend_tile(const struct unit *unit, int32_t tile, struct softmax *tiles)
 {
+    struct range seen[MAX_QUERIES];
     struct scratch *s = unit->s;
-    struct range seen[MAX_QUERIES], any = {KV_TILE_TOKENS, 0};
 
     for (int32_t i = 0; i < unit->num_queries; i++) {
         seen[i] = seen_of_tile(unit, i, tile);
         memset(tiles[i].out, 0, (size_t)unit->dim * sizeof(float));
     }
-    for (int32_t g = 0; g < unit->num_groups; g++) {
-        struct query_group *group = &s->groups[g];
-
-        see_together(group, seen + group->first);
-        if (!is_empty(group->any))
-            any = (struct range){MIN(any.first, group->any.first), MAX(any.end, group->any.end)};
-    }
-    score_tile(unit, tile, any);
+    for (int32_t g = 0; g < unit->num_groups; g++)
+        see_together(&s->groups[g], seen + s->groups[g].first);
+    score_tile(unit, tile);
     for (int32_t i = 0; i < unit->num_queries; i++)
         if (!is_empty(seen[i]))
             exponentials(&tiles[i], s->p[i], seen[i]);
-    add_tile_values(unit, tile, any, seen, tiles);
+    add_tile_values(unit, tile, seen, tiles);
 }
 
 /* ---- a unit of work --------------------------------------------------------------------------------------- */
@@ -514,6 +570,9 @@ static void unit_init(struct unit *unit, const struct attention_tasks *tasks,
         .blocks = batch->block_tables + (int64_t)task->chunk->request * batch->block_table_stride,
         .s = s,
     };
+    unit->blocks_seen = (struct range){
+        attention_first_position(unit->args, unit->chunk->first_row) / KV_BLOCK_TOKENS,
+        batch->positions[unit->chunk->first_row + unit->chunk->num_rows - 1] / KV_BLOCK_TOKENS + 1};
     unit->is_half = unit->num_queries < CONVERT_QUERIES;
     group_queries(unit);
     for (int32_t i = 0; i < unit->num_queries; i++)

@@ -197,17 +197,20 @@ static void do_read_parts(void *arg, int i)
 static void bench_limits(const char *isa, int threads, double *flops_out, double *bytes_out)
 {
     struct device *dev = open_device(isa, threads);
-    char *memory = mem_new_array(char, READ_BYTES);
-    struct limits limits = {.threads = threads, .isa = device_kernels(dev)->name, .memory = memory};
+    void *memory;
+    struct limits limits = {.threads = threads, .isa = device_kernels(dev)->name};
 
+    expect_ok(device_alloc(dev, READ_BYTES, "memory to read", &memory));
+    device_expect_full(dev, memory, READ_BYTES);
     memset(memory, 1, READ_BYTES);
+    limits.memory = memory;
     expect_ok(team_new(threads, &limits.team));
     *flops_out = (double)do_fmas(limits.isa) * threads / best_seconds(threads, do_fma_parts, &limits);
     *bytes_out = READ_BYTES / best_seconds(threads, do_read_parts, &limits);
     printf("{\"limits\": \"fma, read\", \"isa\": \"%s\", \"threads\": %d, \"GFLOP/s\": %.1f, "
            "\"GB/s\": %.1f}\n", limits.isa, threads, *flops_out * 1e-9, *bytes_out * 1e-9);
     team_free(limits.team);
-    mem_free(memory);
+    device_free(dev, memory, READ_BYTES);
     device_close(dev);
 }
 
@@ -235,17 +238,20 @@ static void do_attention(void *arg, int i)
     device_kernels(attention->dev)->attention(attention->dev, &attention->args);
 }
 
-static struct kv_layer random_kv(struct random *random, int32_t blocks, int32_t kv_heads, int32_t dim)
+static int64_t kv_half_bytes(const struct attention_case *c)
 {
-    size_t halves = (size_t)blocks * kv_heads * KV_BLOCK_TOKENS * dim;
-    struct kv_layer kv = {mem_new_array(uint16_t, halves), mem_new_array(uint16_t, halves), blocks,
-                          kv_heads, dim};
+    return (int64_t)c->requests * c->length * c->kv_heads * c->dim * 2;
+}
 
-    for (size_t i = 0; i < halves; i++) {
-        kv.k[i] = (uint16_t)((random_u32(random) & 0x83ff) | 0x3400); /* 0.25 … 0.5, either sign */
-        kv.v[i] = (uint16_t)((random_u32(random) & 0x83ff) | 0x3400);
-    }
-    return kv;
+static uint16_t *random_halves(struct random *random, struct device *dev, int64_t bytes)
+{
+    void *memory;
+
+    expect_ok(device_alloc(dev, bytes, "k or v", &memory));
+    device_expect_full(dev, memory, bytes);
+    for (uint16_t *half = memory; half < (uint16_t *)memory + bytes / 2; half++)
+        *half = (uint16_t)((random_u32(random) & 0x83ff) | 0x3400); /* 0.25 … 0.5, either sign */
+    return memory;
 }
 
 /* The blocks of all requests in no order, as they are after a while. */
@@ -267,7 +273,7 @@ static void bench_attention(const char *isa, int threads, const struct attention
 {
     struct random random = {1};
     int32_t blocks = c->length / KV_BLOCK_TOKENS, total = c->requests * c->rows;
-    int64_t kv_bytes = (int64_t)c->requests * blocks * c->kv_heads * c->dim * KV_BLOCK_TOKENS * 4;
+    int64_t kv_bytes = 2 * kv_half_bytes(c);
     int32_t *row_start = mem_new_array(int32_t, c->requests + 1);
     int32_t *tables = random_tables(&random, c->requests * blocks);
     int32_t *positions = mem_new_array(int32_t, total), *kv_head_of = mem_new_array(int32_t, c->heads);
@@ -289,7 +295,10 @@ static void bench_attention(const char *isa, int threads, const struct attention
     attention->dev = open_device(isa, threads);
     attention->num_copies = c->rows > 8 ? 1 : (int)MIN(COPIES_BYTES / kv_bytes + 1, (int64_t)MAX_COPIES);
     for (int i = 0; i < attention->num_copies; i++)
-        attention->copies[i] = random_kv(&random, c->requests * blocks, c->kv_heads, c->dim);
+        attention->copies[i] = (struct kv_layer){
+            random_halves(&random, attention->dev, kv_bytes / 2),
+            random_halves(&random, attention->dev, kv_bytes / 2), c->requests * blocks, c->kv_heads,
+            c->dim};
     attention->args = (struct attention_args){
         .out = out, .q = q, .q_stride = c->heads * c->dim, .batch = &batch, .num_heads = c->heads,
         .kv_head_of = kv_head_of, .scale = 0.125f, .window = c->window};
@@ -308,8 +317,8 @@ static void bench_attention(const char *isa, int threads, const struct attention
            bytes / most_bytes);
     fflush(stdout);
     for (int i = 0; i < attention->num_copies; i++) {
-        mem_free(attention->copies[i].k);
-        mem_free(attention->copies[i].v);
+        device_free(attention->dev, attention->copies[i].k, kv_bytes / 2);
+        device_free(attention->dev, attention->copies[i].v, kv_bytes / 2);
     }
     device_close(attention->dev);
     mem_free(attention);
