@@ -163,31 +163,88 @@ INLINE void score_group(const int R, const bool is_half, const float *q, const s
 
 /* ---- exponentials -------------------------------------------------------------------------------------- */
 
-/* Scores of a query to exponentials, in whole blocks around the tokens it sees; 0 where it does not. */
+/* The blocks around what a query sees, as tokens. */
+static struct range whole_blocks(struct range seen)
+{
+    return (struct range){seen.first / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS,
+                          (seen.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS};
+}
+
+/* Scores of a block that the query does not see become those of no weight. */
+static void hide_unseen(float *p, int32_t block, struct range seen)
+{
+    vi lane;
+
+    for (int i = 0; i < LANES; i++)
+        lane[i] = i;
+    for (int32_t j = block; j < block + KV_BLOCK_TOKENS; j += LANES) {
+        vi token = lane + j, is_seen = (token >= seen.first) & (token < seen.end);
+
+        vf_store(p + j, vf_select(is_seen, vf_load(p + j), vf_set(-INFINITY)));
+    }
+}
+
+static float max_score(float *p, struct range seen)
+{
+    struct range tokens = whole_blocks(seen);
+    vf most[BLOCK_VECTORS];
+
+    if (tokens.first < seen.first)
+        hide_unseen(p, tokens.first, seen);
+    if (tokens.end > seen.end)
+        hide_unseen(p, tokens.end - KV_BLOCK_TOKENS, seen);
+    for (int c = 0; c < BLOCK_VECTORS; c++)
+        most[c] = vf_set(NO_SCORE);
+    for (int32_t j = tokens.first; j < tokens.end; j += KV_BLOCK_TOKENS)
+        UNROLL for (int c = 0; c < BLOCK_VECTORS; c++)
+            most[c] = vf_max(vf_load(p + j + c * LANES), most[c]);
+    for (int c = 1; c < BLOCK_VECTORS; c++)
+        most[0] = vf_max(most[c], most[0]);
+    return vf_max_lanes(most[0]);
+}
+
+/* Scores to exponentials, n vectors; each is added to the sums of its positions. */
+INLINE void exponentials_of(const int n, float *p, float max, vf *sums)
+{
+    vf e[MAX_VECTORS];
+
+    UNROLL for (int i = 0; i < n; i++)
+        e[i] = vf_load(p + i * LANES) - max;
+    vf_exp_each(n, e);
+    UNROLL for (int i = 0; i < n; i++) {
+        vf_store(p + i * LANES, e[i]);
+        sums[i % BLOCK_VECTORS] += e[i];
+    }
+}
+
+/* In whole blocks around what the query sees, 0 where it does not. */
 static void exponentials(struct softmax *tile, float *p, struct range seen)
 {
-    int32_t first = seen.first / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS;
-    int32_t end = (seen.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS;
-    vf most = vf_set(NO_SCORE), sums[BLOCK_VECTORS];
+    enum { STEP = MAX_VECTORS * LANES };
+    struct range tokens = whole_blocks(seen);
+    vf sums[BLOCK_VECTORS];
+    int32_t j = tokens.first;
 
-    for (int32_t j = first; j < seen.first; j++)
-        p[j] = -INFINITY;
-    for (int32_t j = seen.end; j < end; j++)
-        p[j] = -INFINITY;
-    for (int32_t j = first; j < end; j += LANES)
-        most = vf_max(vf_load(p + j), most);
-    tile->max = vf_max_lanes(most);
     for (int c = 0; c < BLOCK_VECTORS; c++)
         sums[c] = vf_set(0);
-    for (int32_t j = first; j < end; j += KV_BLOCK_TOKENS)
-        UNROLL for (int c = 0; c < BLOCK_VECTORS; c++) {
-            vf e = vf_exp(vf_load(p + j + c * LANES) - tile->max);
-
-            vf_store(p + j + c * LANES, e);
-            sums[c] += e;
-        }
+    for (; j + STEP <= tokens.end; j += STEP)
+        exponentials_of(MAX_VECTORS, p + j, tile->max, sums);
+    for (; j < tokens.end; j += KV_BLOCK_TOKENS)
+        exponentials_of(BLOCK_VECTORS, p + j, tile->max, sums);
     for (int c = 0; c < BLOCK_VECTORS; c++)
         vf_store(tile->sums + c * LANES, sums[c]);
+}
+
+/* First all maxima, since the exponentials of a query would wait for its own. */
+static void softmax_group(const struct query_group *group, float (*p)[KV_TILE_TOKENS],
+                          const struct range *seen, struct softmax *tiles)
+{
+    for (int32_t i = group->first; i < group->first + group->count; i++)
+        if (!is_empty(seen[i]))
+            tiles[i].max = max_score(p[i], seen[i]);
+    for (int32_t i = group->first; i < group->first + group->count; i++)
+        if (!is_empty(seen[i]))
+            exponentials(&tiles[i], p[i], seen[i]);
 }
 
 /* ---- values ------------------------------------------------------------------------------------------- */
@@ -482,9 +539,8 @@ static void attend_tile(const struct unit *unit, int32_t tile, struct softmax *t
     for (int32_t g = 0; g < unit->num_groups; g++)
         see_together(&s->groups[g], seen + s->groups[g].first);
     score_tile(unit, tile);
-    for (int32_t i = 0; i < unit->num_queries; i++)
-        if (!is_empty(seen[i]))
-            exponentials(&tiles[i], s->p[i], seen[i]);
+    for (int32_t g = 0; g < unit->num_groups; g++)
+        softmax_group(&s->groups[g], s->p, seen, tiles);
     add_tile_values(unit, tile, seen, tiles);
 }
 

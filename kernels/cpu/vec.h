@@ -161,6 +161,20 @@ INLINE vf vf_max(vf a, vf b)
 #endif
 }
 
+/* a where a < b, else b. */
+INLINE vf vf_min(vf a, vf b)
+{
+#if defined(VEC_AVX512)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(VEC_SSE2)
+    return (vf)_mm_min_ps((__m128)a, (__m128)b);
+#else
+    return vf_select(a < b, a, b);
+#endif
+}
+
 /* The largest; no lane is NaN. */
 INLINE float vf_max_lanes(vf a)
 {
@@ -300,27 +314,45 @@ SLOW vf vf_fma(vf a, vf b, vf c)
 }
 #endif
 
-/* exp as numerics.h states it. */
+/* exp, as numerics.h states it, of n vectors side by side, since each waits for itself at every step. */
+INLINE void vf_exp_each(const int n, vf *x)
+{
+    enum { MAX_EACH = 4 };
+    vi lives[MAX_EACH];
+    vf shifted[MAX_EACH], r[MAX_EACH], p[MAX_EACH];
+
+    UNROLL for (int i = 0; i < n; i++) {
+        lives[i] = ~(x[i] < EXP_LOWEST);
+        x[i] = vf_min(vf_set(EXP_HIGHEST), x[i]);
+        shifted[i] = vf_fma(x[i], vf_set(EXP_LOG2_E), vf_set(EXP_ROUND));
+    }
+    UNROLL for (int i = 0; i < n; i++) {
+        vf round = shifted[i] - EXP_ROUND;
+
+        r[i] = vf_fma(round, vf_set(-EXP_LN2_LOW), vf_fma(round, vf_set(-EXP_LN2_HIGH), x[i]));
+    }
+    UNROLL for (int i = 0; i < n; i++)
+        p[i] = vf_fma(vf_set(EXP_P0), r[i], vf_set(EXP_P1));
+    UNROLL for (int i = 0; i < n; i++)
+        p[i] = vf_fma(p[i], r[i], vf_set(EXP_P2));
+    UNROLL for (int i = 0; i < n; i++)
+        p[i] = vf_fma(p[i], r[i], vf_set(EXP_P3));
+    UNROLL for (int i = 0; i < n; i++)
+        p[i] = vf_fma(p[i], r[i], vf_set(EXP_P4));
+    UNROLL for (int i = 0; i < n; i++)
+        p[i] = vf_fma(p[i], r[i], vf_set(EXP_P5));
+    UNROLL for (int i = 0; i < n; i++) {
+        vf power = (vf)(((vu)shifted[i] + 127) << 23);
+
+        p[i] = vf_fma(p[i], r[i] * r[i], r[i]) + 1.0f;
+        x[i] = (vf)(lives[i] & (vi)(p[i] * power));
+    }
+}
+
 SLOW vf vf_exp(vf x)
 {
-    vi zero = x < EXP_LOWEST;
-
-    x = vf_select(x > EXP_HIGHEST, vf_set(EXP_HIGHEST), x);
-
-    vf shifted = vf_fma(x, vf_set(EXP_LOG2_E), vf_set(EXP_ROUND)), n = shifted - EXP_ROUND;
-    vf r = vf_fma(n, vf_set(-EXP_LN2_LOW), vf_fma(n, vf_set(-EXP_LN2_HIGH), x));
-    vf p = vf_set(EXP_P0);
-
-    p = vf_fma(p, r, vf_set(EXP_P1));
-    p = vf_fma(p, r, vf_set(EXP_P2));
-    p = vf_fma(p, r, vf_set(EXP_P3));
-    p = vf_fma(p, r, vf_set(EXP_P4));
-    p = vf_fma(p, r, vf_set(EXP_P5));
-    p = vf_fma(p, r * r, r) + 1.0f;
-
-    vf power = (vf)(((vu)shifted + 127) << 23);
-
-    return (vf)(~zero & (vi)(p * power));
+    vf_exp_each(1, &x);
+    return x;
 }
 
 /* ---- halves -------------------------------------------------------------------------------------- */
