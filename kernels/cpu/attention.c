@@ -103,18 +103,31 @@ INLINE void multiply_add(const int R, const int C, const bool is_half,
                          int64_t b_stride, int32_t count)
 {
     for (int32_t i = 0; i < count; i++) {
-        vf x[MAX_VECTORS];
-
         if (is_half)
             UNROLL for (int c = 0; c < C; c += line_vectors)
                 __builtin_prefetch(element(is_half, ahead[c], i * b_stride));
-        UNROLL for (int c = 0; c < C; c++)
-            x[c] = load_kv(is_half, b[c], i * b_stride);
-        UNROLL for (int r = 0; r < R; r++) {
-            vf w = vf_set(a[r * a_stride + i]);
+        if (R < C) { /* the fewer stay in registers */
+            vf w[MAX_ROWS];
+
+            UNROLL for (int r = 0; r < R; r++)
+                w[r] = vf_set(a[r * a_stride + i]);
+            UNROLL for (int c = 0; c < C; c++) {
+                vf x = load_kv(is_half, b[c], i * b_stride);
+
+                UNROLL for (int r = 0; r < R; r++)
+                    acc[r][c] = vf_fma(w[r], x, acc[r][c]);
+            }
+        } else {
+            vf x[MAX_VECTORS];
 
             UNROLL for (int c = 0; c < C; c++)
-                acc[r][c] = vf_fma(w, x[c], acc[r][c]);
+                x[c] = load_kv(is_half, b[c], i * b_stride);
+            UNROLL for (int r = 0; r < R; r++) {
+                vf w = vf_set(a[r * a_stride + i]);
+
+                UNROLL for (int c = 0; c < C; c++)
+                    acc[r][c] = vf_fma(w, x[c], acc[r][c]);
+            }
         }
     }
 }
