@@ -20,6 +20,7 @@ enum {
     PIECE_TOKENS = 64,
     PIECE_BLOCKS = PIECE_TOKENS / KV_BLOCK_TOKENS,
     BLOCK_VECTORS = KV_BLOCK_TOKENS / LANES,
+    FETCH_HALVES = 8 << 10,             /* how far ahead the cache is fetched, in whole pieces */
     CONVERT_QUERIES = 2 * MAX_ROWS + 1, /* from this many on, converting a piece first pays */
 };
 
@@ -59,7 +60,7 @@ struct scratch {
 };
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch of attention");
 
-/* Where the blocks of a piece lie, and those of the piece that is read after it. */
+/* Where the blocks of a piece lie, and those of the piece to fetch meanwhile. */
 struct piece {
     const void *blocks[PIECE_BLOCKS];
     const void *ahead[PIECE_BLOCKS];
@@ -76,6 +77,7 @@ struct unit {
     bool is_half;         /* k and v are read as they lie in the cache */
     const int32_t *blocks;    /* of the request */
     struct range blocks_seen; /* by any query */
+    struct range tiles;       /* of this task */
     struct scratch *s;
 };
 
@@ -427,7 +429,7 @@ static struct range pieces_of_tile(const struct unit *unit, int32_t tile)
                    (struct range){tile * TILE_PIECES, (tile + 1) * TILE_PIECES});
 }
 
-/* The place that is read after `place`; after the last, itself. */
+/* The place that the task reads after `place`; after the last, that one again. */
 static struct place next_place(const struct unit *unit, struct place place)
 {
     int32_t tile = place.number / TILE_PIECES;
@@ -437,8 +439,9 @@ static struct place next_place(const struct unit *unit, struct place place)
         return (struct place){place.is_v, place.number + 1};
     if (!place.is_v)
         return (struct place){true, pieces.first};
-    pieces = pieces_of_tile(unit, tile + 1);
-    return is_empty(pieces) ? place : (struct place){false, pieces.first};
+    if (tile + 1 == unit->tiles.end)
+        return place;
+    return (struct place){false, (tile + 1) * TILE_PIECES};
 }
 
 /* Block b of a piece in the cache; one that no query sees is replaced by one that some query does. */
@@ -463,12 +466,15 @@ static void convert(const uint16_t *from, const uint16_t *ahead, float *to, int3
 
 static struct piece find_piece(const struct unit *unit, struct place place)
 {
-    struct place next = next_place(unit, place);
     int32_t count = unit->dim * KV_BLOCK_TOKENS;
+    struct place later = place;
     struct piece piece;
 
+    for (int32_t halves = 0; halves < FETCH_HALVES; halves += count * PIECE_BLOCKS)
+        later = next_place(unit, later);
+
     for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
-        const uint16_t *block = cached_block(unit, place, b), *ahead = cached_block(unit, next, b);
+        const uint16_t *block = cached_block(unit, place, b), *ahead = cached_block(unit, later, b);
 
         piece.blocks[b] = block;
         piece.ahead[b] = ahead;
@@ -635,6 +641,7 @@ static void unit_init(struct unit *unit, const struct attention_tasks *tasks,
         .num_heads = task->group->count,
         .kv_head = task->group->kv_head,
         .num_queries = task->chunk->num_rows * task->group->count,
+        .tiles = {task->first_tile, task->first_tile + task->num_tiles},
         .dim = tasks->args->kv->head_dim,
         .blocks = batch->block_tables + (int64_t)task->chunk->request * batch->block_table_stride,
         .s = s,
@@ -667,17 +674,17 @@ static void write_results(const struct unit *unit)
     }
 }
 
-/* One tile of a unit that is shared; whoever does the last one merges them all, in order. */
+/* Some tiles of a unit that is shared; whoever does the last one merges them all, in order. */
 static void attend_shared(const struct unit *unit, const struct attention_task *task,
                           struct attention_shared *shared)
 {
     const struct attention_chunk *chunk = unit->chunk;
-    struct softmax *parts = &shared->parts[task->parts];
+    struct softmax *parts = &shared->parts[task->first_part];
     _Atomic int32_t *done = &shared->tiles_done[task->shared];
 
-    attend_tile(unit, task->first_tile,
-                parts + (task->first_tile - chunk->first_tile) * unit->num_queries);
-    if (atomic_fetch_add(done, 1) + 1 < chunk->num_tiles)
+    for (int32_t t = unit->tiles.first; t < unit->tiles.end; t++)
+        attend_tile(unit, t, parts + (t - chunk->first_tile) * unit->num_queries);
+    if (atomic_fetch_add(done, task->num_tiles) + task->num_tiles < chunk->num_tiles)
         return;
     atomic_store_explicit(done, 0, memory_order_relaxed); /* for the next call */
     for (int32_t t = 0; t < chunk->num_tiles; t++)
@@ -687,9 +694,9 @@ static void attend_shared(const struct unit *unit, const struct attention_task *
 
 static void attend_whole(const struct unit *unit)
 {
-    for (int32_t t = 0; t < unit->chunk->num_tiles; t++) {
-        attend_tile(unit, unit->chunk->first_tile + t, unit->s->tile);
-        merge_tile(unit, unit->chunk->first_tile + t, unit->s->tile);
+    for (int32_t t = unit->tiles.first; t < unit->tiles.end; t++) {
+        attend_tile(unit, t, unit->s->tile);
+        merge_tile(unit, t, unit->s->tile);
     }
     write_results(unit);
 }

@@ -51,14 +51,15 @@ static void place_chunk(const struct attention_tasks *tasks, struct attention_ch
 /* Its tasks, and their memory if it is to be shared and there is enough. */
 static void cut_chunk(const struct attention_tasks *tasks, struct attention_chunk *chunk)
 {
-    int32_t num_parts = chunk->num_tiles * chunk->num_rows * tasks->args->num_heads;
+    int64_t num_parts = (int64_t)chunk->num_tiles * chunk->num_rows * tasks->args->num_heads;
+    bool is_shared = chunk->num_tiles > tasks->most_tiles &&
+                     num_parts <= MAX_PARTS - chunk->first_part &&
+                     tasks->num_groups <= MAX_SHARED - chunk->first_shared;
 
-    chunk->is_shared = chunk->num_tiles > tasks->most_tiles &&
-                       num_parts <= MAX_PARTS - chunk->first_part &&
-                       tasks->num_groups <= MAX_SHARED - chunk->first_shared;
-    chunk->num_tasks = (int64_t)tasks->num_groups * (chunk->is_shared ? chunk->num_tiles : 1);
-    chunk->num_parts = chunk->is_shared ? num_parts : 0;
-    chunk->num_shared = chunk->is_shared ? tasks->num_groups : 0;
+    chunk->tasks_per_unit = is_shared ? (chunk->num_tiles - 1) / tasks->most_tiles + 1 : 1;
+    chunk->num_tasks = (int64_t)tasks->num_groups * chunk->tasks_per_unit;
+    chunk->num_parts = is_shared ? (int32_t)num_parts : 0;
+    chunk->num_shared = is_shared ? tasks->num_groups : 0;
 }
 
 /* Steps to the next chunk. Those of a request come last first, since later rows have more to read
@@ -113,22 +114,17 @@ bool attention_tasks_find(const struct attention_tasks *tasks, int64_t number,
         if (!next_chunk(tasks, cursor))
             return false;
 
-    int32_t local = (int32_t)(number - cursor->first_task);
-    int32_t group = cursor->is_shared ? local / cursor->num_tiles : local;
-    const struct head_group *heads = &tasks->groups[group];
+    int32_t local = (int32_t)(number - cursor->first_task), n = cursor->tasks_per_unit;
+    const struct head_group *group = &tasks->groups[local / n];
+    int32_t first = cursor->num_tiles * (local % n) / n, end = cursor->num_tiles * (local % n + 1) / n;
 
     *task_out = (struct attention_task){
         .chunk = cursor,
-        .group = heads,
-        .first_tile = cursor->first_tile,
-        .num_tiles = cursor->num_tiles,
-        .shared = -1,
+        .group = group,
+        .first_tile = cursor->first_tile + first,
+        .num_tiles = end - first,
+        .shared = n > 1 ? cursor->first_shared + local / n : -1,
+        .first_part = cursor->first_part + group->first * cursor->num_rows * cursor->num_tiles,
     };
-    if (cursor->is_shared) {
-        task_out->first_tile += local % cursor->num_tiles;
-        task_out->num_tiles = 1;
-        task_out->parts = cursor->first_part + heads->first * cursor->num_rows * cursor->num_tiles;
-        task_out->shared = cursor->first_shared + group;
-    }
     return true;
 }

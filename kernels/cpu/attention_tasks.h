@@ -2,8 +2,8 @@
  * attention_tasks: how the attention of a step is cut into tasks, for threads to take in turn.
  *
  * A chunk is some rows of one request, a unit of work those rows' heads that read one KV head. Most units
- * are one task. One that reads so much that others would wait for it is shared: a task for each tile,
- * whose softmax goes to memory of the device, and the last thread to finish one merges them.
+ * are one task. One that reads so much that others would wait for it is shared: each task does some of
+ * its tiles, whose softmaxes go to memory of the device, and the last to finish merges them.
  * Nothing of this shows in a result.
  *
  * Thread: struct attention_tasks is frozen while threads work; a cursor belongs to one of them.
@@ -53,7 +53,7 @@ struct attention_tasks {
 struct attention_chunk {
     int32_t request, first_row, num_rows;
     int32_t first_tile, num_tiles; /* that its rows see */
-    bool is_shared;
+    int32_t tasks_per_unit;        /* more than one: units are shared */
     int64_t first_task, num_tasks;
     int32_t first_part, num_parts;     /* of attention_shared.parts, if shared */
     int32_t first_shared, num_shared;  /* of attention_shared.tiles_done */
@@ -63,8 +63,8 @@ struct attention_task {
     const struct attention_chunk *chunk;
     const struct head_group *group;
     int32_t first_tile, num_tiles;
-    int32_t parts;  /* shared: where the unit's are, [chunk->num_tiles, num_rows * group->count] */
-    int32_t shared; /* the unit's place in tiles_done; -1: the task is all of its unit */
+    int32_t shared;     /* the unit's place in tiles_done; -1: the task is all of its unit */
+    int32_t first_part; /* shared: of the unit's parts, [chunk->num_tiles, num_rows * group->count] */
 };
 
 void attention_tasks_init(struct attention_tasks *tasks, const struct attention_args *args,

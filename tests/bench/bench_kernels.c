@@ -173,7 +173,7 @@ static void read_part(void *arg, int32_t thread)
 
     for (int64_t i = count * thread / limits->threads; i + 4 <= end; i += 4)
         for (int j = 0; j < 4; j++)
-            sum[j] += memory[i + j];
+            __builtin_prefetch(&memory[i+j+64]), sum[j] += memory[i + j];
     __asm__ volatile("" : : "m"(sum)); /* somebody might want it */
 }
 
@@ -293,7 +293,7 @@ static void bench_attention(const char *isa, int threads, const struct attention
         kv_head_of[h] = h * c->kv_heads / c->heads;
     random_hidden(&random, q, (int64_t)total * c->heads * c->dim);
     attention->dev = open_device(isa, threads);
-    attention->num_copies = c->rows > 8 ? 1 : (int)MIN(COPIES_BYTES / kv_bytes + 1, (int64_t)MAX_COPIES);
+    attention->num_copies = c->rows > 8 || getenv("ONE") ? 1 : (int)MIN(COPIES_BYTES / kv_bytes + 1, (int64_t)MAX_COPIES);
     for (int i = 0; i < attention->num_copies; i++)
         attention->copies[i] = (struct kv_layer){
             random_halves(&random, attention->dev, kv_bytes / 2),
@@ -346,6 +346,7 @@ static void bench_attentions(const char *isa, int threads)
 
     bench_limits(isa, threads, &flops, &bytes);
     for (size_t i = 0; i < COUNT_OF(cases); i++)
+        if (!getenv("ONLY") || strchr(getenv("ONLY"), 'a' + (int)i))
         bench_attention(isa, threads, &cases[i], flops, bytes);
 }
 
@@ -363,7 +364,7 @@ int main(int argc, char **argv)
     const char *isa = argc > 1 ? argv[1] : NULL;
     bool all = argc < 3;
 
-    for (int threads = 1; threads <= 2; threads++) {
+    for (int threads = 1; threads <= (getenv("T")?atoi(getenv("T")):2); threads++) {
         for (size_t s = 0; all && s < COUNT_OF(shapes); s++)
             for (size_t r = 0; r < COUNT_OF(rows); r++)
                 bench_matmul(isa, threads, shapes[s].type, shapes[s].n, shapes[s].k,
