@@ -1,7 +1,7 @@
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
 
-#include "kernels/numerics.h"
+#include "kernels/cpu/attention_tasks.h"
 #include "kernels/ref/ref.h"
 
 #include "proto/base/memory.h"
@@ -163,12 +163,16 @@ static void rows_close(struct rows *rows)
 
 static const int32_t lengths[] = {150, 1, 67, 16};
 static const int32_t long_lengths[] = {600};
+static const int32_t tile_lengths[] = {KV_TILE_TOKENS + 1, 2 * KV_TILE_TOKENS + 40};
 static const struct model models[] = {
     {64, 9, 3, 0, 4, lengths},  /* SmolLM2 */
     {256, 4, 1, 40, 3, lengths}, /* Gemma 3, a local layer */
     {80, 2, 2, 0, 4, lengths},
     {16, 5, 1, 1, 2, lengths},  /* sees itself alone */
     {64, 3, 1, 0, 1, long_lengths},
+    {32, 4, 2, 0, 2, tile_lengths},
+    {96, 2, 1, KV_TILE_TOKENS + 20, 2, tile_lengths}, /* a window that begins in one tile, ends in another */
+    {16, 14, 2, 250, 1, long_lengths},
 };
 
 static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void **state)
@@ -192,7 +196,7 @@ static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void 
         device_close(ref);
         for (const char *const *isa = tested_isas(); *isa; isa++)
             for (size_t c = 0; c < COUNT_OF(chunks); c++) {
-                struct device *dev = open_device(*isa, 1 + (int)c % 3);
+                struct device *dev = open_device(*isa, 1 + (int)c);
                 char *what = mem_printf("%s, model %zu in chunks of %d", *isa, m, chunks[c]);
 
                 memset(rows.out, 0, count * sizeof(float));
@@ -242,7 +246,133 @@ static void attention_is_right(void **state)
     device_close(dev);
 }
 
+/* ---- tasks ------------------------------------------------------------------------------------------ */
+
+/* A step as attention_tasks sees it: no memory behind it. */
+struct step {
+    int32_t row_start[MAX_REQUESTS + 1], positions[MAX_ROWS], kv_head_of[MAX_HEADS];
+    struct kv_layer kv;
+    struct batch_view batch;
+    struct attention_args args;
+};
+
+struct shape {
+    const char *what;
+    int32_t num_heads, num_kv_heads, window, num_threads;
+    int32_t rows[MAX_REQUESTS], lengths[MAX_REQUESTS]; /* of each request: its last rows */
+    bool is_shared; /* some unit is */
+};
+
+static void step_init(struct step *step, const struct shape *shape)
+{
+    int32_t rows = 0;
+
+    for (int i = 0; i < MAX_REQUESTS; i++) {
+        step->row_start[i] = rows;
+        for (int32_t r = 0; r < shape->rows[i]; r++)
+            step->positions[rows++] = shape->lengths[i] - shape->rows[i] + r;
+    }
+    step->row_start[MAX_REQUESTS] = rows;
+    for (int32_t h = 0; h < shape->num_heads; h++)
+        step->kv_head_of[h] = (shape->num_heads - 1 - h) % shape->num_kv_heads;
+    step->kv = (struct kv_layer){.num_kv_heads = shape->num_kv_heads};
+    step->batch = (struct batch_view){.rows = rows, .num_requests = MAX_REQUESTS,
+                                      .row_start = step->row_start, .positions = step->positions};
+    step->args = (struct attention_args){.kv = &step->kv, .batch = &step->batch,
+                                         .num_heads = shape->num_heads,
+                                         .kv_head_of = step->kv_head_of, .window = shape->window};
+}
+
+/* What the tasks of a step add up to. */
+struct count {
+    int32_t tiles[MAX_ROWS * MAX_HEADS]; /* done of a row and head */
+    int32_t wanted[MAX_ROWS];
+    uint8_t parts[MAX_PARTS];
+    int32_t shared[MAX_SHARED]; /* tiles done of a unit; 0 again after the last */
+    bool is_shared;
+};
+
+static void count_rows(struct count *count, const struct attention_tasks *tasks,
+                       const struct attention_task *task)
+{
+    const struct attention_args *args = tasks->args;
+    const struct attention_chunk *chunk = task->chunk;
+
+    for (int32_t row = chunk->first_row; row < chunk->first_row + chunk->num_rows; row++) {
+        assert_true(attention_first_position(args, row) / KV_TILE_TOKENS >= chunk->first_tile);
+        assert_true(args->batch->positions[row] / KV_TILE_TOKENS < chunk->first_tile + chunk->num_tiles);
+        count->wanted[row] = chunk->num_tiles;
+        for (int32_t i = task->group->first; i < task->group->first + task->group->count; i++) {
+            assert_int_equal(args->kv_head_of[tasks->heads[i]], task->group->kv_head);
+            count->tiles[row * args->num_heads + tasks->heads[i]] += task->num_tiles;
+        }
+    }
+}
+
+static void count_parts(struct count *count, const struct attention_task *task)
+{
+    int32_t num_queries = task->chunk->num_rows * task->group->count;
+    int32_t first = task->first_part + (task->first_tile - task->chunk->first_tile) * num_queries;
+
+    assert_true(num_queries <= MAX_QUERIES);
+    if (task->shared < 0) {
+        assert_int_equal(task->num_tiles, task->chunk->num_tiles);
+        return;
+    }
+    count->is_shared = true;
+    assert_true(task->num_tiles > 0 && task->shared < MAX_SHARED);
+    count->shared[task->shared] += task->num_tiles;
+    if (count->shared[task->shared] == task->chunk->num_tiles)
+        count->shared[task->shared] = 0;
+    assert_true(first + task->num_tiles * num_queries <= MAX_PARTS);
+    for (int32_t i = first; i < first + task->num_tiles * num_queries; i++)
+        assert_int_equal(count->parts[i]++, 0);
+}
+
+static void every_row_and_head_is_in_one_task_for_each_tile(void **state)
+{
+    static const struct shape shapes[] = {
+        {"one long request", 9, 3, 0, 2, {1}, {8000}, true},
+        {"one thread shares nothing", 9, 3, 0, 1, {1}, {8000}, false},
+        {"few tiles", 9, 3, 0, 2, {1, 1, 1}, {256, 1, 17}, false},
+        {"a long one among short ones", 4, 1, 0, 4, {1, 1, 1, 1}, {40, 9000, 3, 100}, true},
+        {"a prompt", 9, 3, 0, 3, {600}, {600}, false},
+        {"a window", 4, 1, 512, 2, {1}, {5000}, true},
+        {"too many parts for all", 16, 4, 0, 4, {3, 3}, {30000, 30000}, true},
+        {"more parts than there are", 16, 1, 0, 4, {6}, {900000}, false},
+        {"more heads of a KV head than queries", 200, 1, 0, 2, {3}, {600}, false},
+        {"a KV head that nobody reads", 2, 3, 0, 2, {1, 1}, {600, 20}, true},
+        {"a request without rows", 3, 1, 0, 2, {0, 5, 0, 1}, {0, 900, 0, 900}, true},
+    };
+
+    (void)state;
+    for (size_t s = 0; s < COUNT_OF(shapes); s++) {
+        const struct shape *shape = &shapes[s];
+        AUTO_MEM struct step *step = mem_new(struct step);
+        AUTO_MEM struct attention_tasks *tasks = mem_new(struct attention_tasks);
+        AUTO_MEM struct count *count = mem_new(struct count);
+        struct attention_chunk cursor = attention_tasks_begin();
+        struct attention_task task;
+
+        step_init(step, shape);
+        attention_tasks_init(tasks, &step->args, shape->num_threads);
+        for (int64_t number = 0; attention_tasks_find(tasks, number, &cursor, &task); number++) {
+            count_rows(count, tasks, &task);
+            count_parts(count, &task);
+        }
+        if (count->is_shared != shape->is_shared)
+            fail_msg("%s: %d", shape->what, count->is_shared);
+        for (int32_t i = 0; i < MAX_SHARED; i++)
+            assert_int_equal(count->shared[i], 0);
+        for (int32_t i = 0; i < step->batch.rows * shape->num_heads; i++)
+            if (count->tiles[i] != count->wanted[i / shape->num_heads])
+                fail_msg("%s: row %d, head %d: %d tiles", shape->what, i / shape->num_heads,
+                         i % shape->num_heads, count->tiles[i]);
+    }
+}
+
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(every_row_and_head_is_in_one_task_for_each_tile),
     cmocka_unit_test(attention_has_the_bits_of_the_specification_whatever_the_chunk),
     cmocka_unit_test(attention_is_right),
 };
