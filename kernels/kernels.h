@@ -70,7 +70,7 @@ struct activations {
 
 /* ---- attention ------------------------------------------------------------------------------ */
 
-enum { KV_BLOCK_TOKENS = 16 };
+enum { KV_BLOCK_TOKENS = 16, MAX_HEAD_DIM = 256 };
 
 /*
  * One layer's paged KV cache on this rank, as IEEE half, written by kv_store and read by attention:
@@ -82,7 +82,7 @@ struct kv_layer {
     uint16_t *v;
     int32_t num_blocks;
     int32_t num_kv_heads; /* on this rank */
-    int32_t head_dim;     /* multiple of 16, at most 256 */
+    int32_t head_dim;     /* multiple of 16, at most MAX_HEAD_DIM */
 };
 
 /*

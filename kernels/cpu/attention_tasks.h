@@ -17,7 +17,6 @@
 
 enum {
     MAX_HEADS = 256,
-    MAX_HEAD_DIM = 256,
     MAX_QUERIES = 96,  /* of a unit; a query is a row and a head */
     MAX_PARTS = 8192,  /* softmaxes of tiles that threads share, in one call */
     MAX_SHARED = 1024, /* units that are shared, in one call */

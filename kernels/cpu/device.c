@@ -1,5 +1,7 @@
 #include "kernels/cpu/device.h"
 
+#include "kernels/cpu/attention_tasks.h"
+
 #include "proto/base/memory.h"
 
 #include <inttypes.h>

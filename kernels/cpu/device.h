@@ -6,18 +6,19 @@
 #ifndef KERNELS_CPU_DEVICE_H
 #define KERNELS_CPU_DEVICE_H
 
-#include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/team.h"
 #include "kernels/device.h"
 
 /* Each thread's memory within one operation; nothing in it lasts. */
 enum { SCRATCH_BYTES = 512 << 10 };
 
+struct attention_shared;
+
 struct cpu_device {
     struct device device;
     struct team *team;
     char *scratch; /* num_threads * SCRATCH_BYTES */
-    struct attention_shared *attention;
+    struct attention_shared *attention; /* what threads that share a request tell each other */
 };
 
 /* A device that runs these kernels; ERR_IO or ERR_NO_MEMORY when the system lacks threads or room. */

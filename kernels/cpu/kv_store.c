@@ -1,4 +1,14 @@
+/*
+ * kv_store: keys and values of a step into the paged cache, as halves.
+ *
+ * Values lie there as they come. Keys of a block lie dimension by dimension, so a row is scattered; rows
+ * that fill a whole block are transposed in registers instead.
+ */
 #include "kernels/cpu/cpu.h"
+
+#include "proto/base/memory.h"
+
+enum { SIDE = 8 }; /* of the squares that are transposed */
 
 struct store {
     const struct kv_layer *kv;
@@ -7,23 +17,86 @@ struct store {
     int64_t k_stride, v_stride;
 };
 
+/* Where a head's part of a block begins, of k and of v. */
+static int64_t head_at(const struct kv_layer *kv, int32_t block, int32_t head)
+{
+    return ((int64_t)block * kv->num_kv_heads + head) * kv->head_dim * KV_BLOCK_TOKENS;
+}
+
+static void to_halves(uint16_t *to, const float *from, int32_t count)
+{
+    for (int32_t i = 0; i < count; i += LANES)
+        vf_store_half(to + i, vf_load(from + i));
+}
+
+static void store_values(const struct store *args, int64_t row, int32_t block, int32_t head)
+{
+    int32_t token = args->batch->positions[row] % KV_BLOCK_TOKENS, dim = args->kv->head_dim;
+
+    to_halves(args->kv->v + head_at(args->kv, block, head) + (int64_t)token * dim,
+              args->v + row * args->v_stride + (int64_t)head * dim, dim);
+}
+
 static void store_row(const struct store *args, int64_t row, int32_t block)
 {
     const struct kv_layer *kv = args->kv;
     int32_t token = args->batch->positions[row] % KV_BLOCK_TOKENS, dim = kv->head_dim;
-    uint16_t halves[LANES];
+    uint16_t halves[MAX_HEAD_DIM];
 
-    for (int32_t h = 0; h < kv->num_kv_heads; h++) {
-        int64_t head = ((int64_t)block * kv->num_kv_heads + h) * dim * KV_BLOCK_TOKENS;
-        const float *k = args->k + row * args->k_stride + h * dim;
-        const float *v = args->v + row * args->v_stride + h * dim;
+    for (int32_t head = 0; head < kv->num_kv_heads; head++) {
+        uint16_t *k = kv->k + head_at(kv, block, head) + token;
 
-        for (int32_t i = 0; i < dim; i += LANES) {
-            vf_store_half(halves, vf_load(k + i));
-            for (int l = 0; l < LANES; l++)
-                kv->k[head + (int64_t)(i + l) * KV_BLOCK_TOKENS + token] = halves[l];
-            vf_store_half(kv->v + head + (int64_t)token * dim + i, vf_load(v + i));
+        to_halves(halves, args->k + row * args->k_stride + (int64_t)head * dim, dim);
+        for (int32_t i = 0; i < dim; i++)
+            k[i * KV_BLOCK_TOKENS] = halves[i];
+        store_values(args, row, block, head);
+    }
+}
+
+typedef uint16_t side __attribute__((vector_size(2 * SIDE), aligned(2), may_alias));
+
+/* x[i][j] to x[j][i]. Each round interleaves halves of the whole, which moves one bit of the row's number
+ * to the column's. */
+INLINE void transpose(side *x)
+{
+    UNROLL for (int round = 0; round < 3; round++) {
+        side y[SIDE];
+
+        UNROLL for (int i = 0; i < SIDE / 2; i++) {
+            y[2 * i] = __builtin_shufflevector(x[i], x[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
         }
+        UNROLL for (int i = 0; i < SIDE; i++)
+            x[i] = y[i];
+    }
+}
+
+/* The keys of a whole block, from its first row on. */
+static void store_block_keys(const struct store *args, int64_t row, int32_t block, int32_t head)
+{
+    int32_t dim = args->kv->head_dim;
+    uint16_t *k = args->kv->k + head_at(args->kv, block, head), halves[KV_BLOCK_TOKENS][MAX_HEAD_DIM];
+
+    for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
+        to_halves(halves[t], args->k + (row + t) * args->k_stride + (int64_t)head * dim, dim);
+    for (int32_t t = 0; t < KV_BLOCK_TOKENS; t += SIDE)
+        for (int32_t d = 0; d < dim; d += SIDE) {
+            side x[SIDE];
+
+            UNROLL for (int i = 0; i < SIDE; i++)
+                x[i] = *(const side *)&halves[t + i][d];
+            transpose(x);
+            UNROLL for (int i = 0; i < SIDE; i++)
+                *(side *)&k[(d + i) * KV_BLOCK_TOKENS + t] = x[i];
+        }
+}
+
+static void store_block(const struct store *args, int64_t row, int32_t block)
+{
+    for (int32_t head = 0; head < args->kv->num_kv_heads; head++) {
+        store_block_keys(args, row, block, head);
+        for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
+            store_values(args, row + t, block, head);
     }
 }
 
@@ -34,11 +107,21 @@ static void store_rows(const void *arg, int64_t first, int64_t end, void *scratc
     int32_t request = 0;
 
     (void)scratch;
-    for (int64_t row = first; row < end; row++) {
+    for (int64_t row = first, next; row < end; row = next) {
         while (batch->row_start[request + 1] <= row)
             request++;
-        store_row(args, row, batch->block_tables[(int64_t)request * batch->block_table_stride +
-                                                 batch->positions[row] / KV_BLOCK_TOKENS]);
+
+        int32_t position = batch->positions[row];
+        int32_t block = batch->block_tables[(int64_t)request * batch->block_table_stride +
+                                            position / KV_BLOCK_TOKENS];
+
+        next = row + KV_BLOCK_TOKENS;
+        if (position % KV_BLOCK_TOKENS == 0 && next <= MIN(end, (int64_t)batch->row_start[request + 1])) {
+            store_block(args, row, block);
+        } else {
+            store_row(args, row, block);
+            next = row + 1;
+        }
     }
 }
 
@@ -47,5 +130,6 @@ void KERNEL(kv_store)(struct device *dev, const struct kv_layer *kv, const struc
 {
     struct store args = {kv, batch, k, v, k_stride, v_stride};
 
-    device_run(dev, batch->rows, 16, store_rows, &args);
+    ASSERT(kv->head_dim <= MAX_HEAD_DIM, "head_dim %d", kv->head_dim);
+    device_run(dev, batch->rows, KV_BLOCK_TOKENS, store_rows, &args);
 }

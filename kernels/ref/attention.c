@@ -5,8 +5,6 @@
 
 #include <math.h>
 
-enum { MAX_HEAD_DIM = 256 };
-
 /* Where element `dim` of the key and the value of a position lie. */
 static int64_t key_at(const struct kv_layer *kv, int32_t block, int32_t head, int32_t token,
                       int32_t dim)
