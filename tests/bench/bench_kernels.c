@@ -4,8 +4,9 @@
  *   bench_kernels [isa [attention]]
  *
  * The best of several runs, since other programs may share the machine; for one thread its CPU time,
- * for more the time on the wall. Shares are of what FMAs alone and reading alone reach in the same run. Weights are copies taken in
- * turn, 96 MiB in all, so that one row reads them from memory as a decode step does.
+ * for more the time on the wall. Weights, and the cache of steps of one row, are copies taken in turn,
+ * 96 MiB in all, so that they are read from memory as a decode step does. Shares of attention are those
+ * of what FMAs alone and reading alone reach in the same run.
  */
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
@@ -115,7 +116,7 @@ static void bench_matmul(const char *isa, int threads, enum tensor_type type, in
 
 /* ---- what the machine can do ---------------------------------------------------------------------- */
 
-enum { READ_BYTES = 256 << 20 };
+enum { READ_BYTES = COPIES_BYTES };
 
 struct limits {
     struct team *team;
@@ -124,7 +125,7 @@ struct limits {
     const char *memory; /* [READ_BYTES] */
 };
 
-static const int64_t fma_rounds = 200000;
+static const int64_t fma_rounds = 20000;
 
 #if defined(__x86_64__)
 /* Twelve chains of FMAs that depend on nothing else; the asm keeps gcc from merging them. */
@@ -172,8 +173,10 @@ static void read_part(void *arg, int32_t thread)
     eight sum[4] = {{0}};
 
     for (int64_t i = count * thread / limits->threads; i + 4 <= end; i += 4)
-        for (int j = 0; j < 4; j++)
-            __builtin_prefetch(&memory[i+j+64]), sum[j] += memory[i + j];
+        for (int j = 0; j < 4; j++) {
+            __builtin_prefetch(&memory[i + j + 64]);
+            sum[j] += memory[i + j];
+        }
     __asm__ volatile("" : : "m"(sum)); /* somebody might want it */
 }
 
@@ -238,6 +241,15 @@ static void do_attention(void *arg, int i)
     device_kernels(attention->dev)->attention(attention->dev, &attention->args);
 }
 
+static void do_kv_store(void *arg, int i)
+{
+    struct attention *attention = arg;
+    const struct attention_args *args = &attention->args;
+
+    device_kernels(attention->dev)->kv_store(attention->dev, &attention->copies[i % attention->num_copies],
+                                             args->batch, args->q, args->q_stride, args->q, args->q_stride);
+}
+
 static int64_t kv_half_bytes(const struct attention_case *c)
 {
     return (int64_t)c->requests * c->length * c->kv_heads * c->dim * 2;
@@ -293,7 +305,7 @@ static void bench_attention(const char *isa, int threads, const struct attention
         kv_head_of[h] = h * c->kv_heads / c->heads;
     random_hidden(&random, q, (int64_t)total * c->heads * c->dim);
     attention->dev = open_device(isa, threads);
-    attention->num_copies = c->rows > 8 || getenv("ONE") ? 1 : (int)MIN(COPIES_BYTES / kv_bytes + 1, (int64_t)MAX_COPIES);
+    attention->num_copies = c->rows > 8 ? 1 : (int)MIN(COPIES_BYTES / kv_bytes + 1, (int64_t)MAX_COPIES);
     for (int i = 0; i < attention->num_copies; i++)
         attention->copies[i] = (struct kv_layer){
             random_halves(&random, attention->dev, kv_bytes / 2),
@@ -303,6 +315,7 @@ static void bench_attention(const char *isa, int threads, const struct attention
         .out = out, .q = q, .q_stride = c->heads * c->dim, .batch = &batch, .num_heads = c->heads,
         .kv_head_of = kv_head_of, .scale = 0.125f, .window = c->window};
 
+    double store = best_seconds(threads, do_kv_store, attention);
     double seconds = best_seconds(threads, do_attention, attention);
     double flops = pairs * c->dim * 4 / seconds;
     double bytes = (double)kv_bytes / seconds;
@@ -310,11 +323,11 @@ static void bench_attention(const char *isa, int threads, const struct attention
     if (c->window && c->rows == 1)
         bytes *= (double)c->window / c->length;
     printf("{\"kernel\": \"attention\", \"isa\": \"%s\", \"threads\": %d, \"model\": \"%s\", "
-           "\"requests\": %d, \"rows\": %d, \"length\": %d, \"us\": %.1f, \"GFLOP/s\": %.1f, "
-           "\"of fma\": %.2f, \"GB/s\": %.2f, \"of read\": %.2f}\n",
+           "\"requests\": %d, \"rows\": %d, \"length\": %d, \"store us\": %.1f, \"us\": %.1f, "
+           "\"GFLOP/s\": %.1f, \"of fma\": %.2f, \"GB/s\": %.2f, \"of read\": %.2f}\n",
            device_kernels(attention->dev)->name, threads, c->model, c->requests, c->rows, c->length,
-           seconds * 1e6, flops * 1e-9, most_flops > 0 ? flops / most_flops : 0, bytes * 1e-9,
-           bytes / most_bytes);
+           store * 1e6, seconds * 1e6, flops * 1e-9, most_flops > 0 ? flops / most_flops : 0,
+           bytes * 1e-9, bytes / most_bytes);
     fflush(stdout);
     for (int i = 0; i < attention->num_copies; i++) {
         device_free(attention->dev, attention->copies[i].k, kv_bytes / 2);
@@ -346,7 +359,6 @@ static void bench_attentions(const char *isa, int threads)
 
     bench_limits(isa, threads, &flops, &bytes);
     for (size_t i = 0; i < COUNT_OF(cases); i++)
-        if (!getenv("ONLY") || strchr(getenv("ONLY"), 'a' + (int)i))
         bench_attention(isa, threads, &cases[i], flops, bytes);
 }
 
@@ -364,7 +376,7 @@ int main(int argc, char **argv)
     const char *isa = argc > 1 ? argv[1] : NULL;
     bool all = argc < 3;
 
-    for (int threads = 1; threads <= (getenv("T")?atoi(getenv("T")):2); threads++) {
+    for (int threads = 1; threads <= 2; threads++) {
         for (size_t s = 0; all && s < COUNT_OF(shapes); s++)
             for (size_t r = 0; r < COUNT_OF(rows); r++)
                 bench_matmul(isa, threads, shapes[s].type, shapes[s].n, shapes[s].k,
