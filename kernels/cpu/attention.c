@@ -68,8 +68,9 @@ struct piece {
 
 struct unit {
     const struct attention_args *args;
-    const struct attention_chunk *chunk;
-    const int32_t *heads; /* [num_heads] */
+    struct attention_task task;
+    const struct unit *following; /* that this thread does next, if that is known */
+    const int32_t *heads;         /* [num_heads] */
     int32_t num_heads, kv_head;
     int32_t num_queries;  /* row by row, num_heads each */
     int32_t num_groups;
@@ -412,8 +413,9 @@ static void see_together(struct query_group *group, const struct range *seen)
     group->all = is_empty(all) ? (struct range){any.end, any.end} : all;
 }
 
-/* One piece of k or v of the unit. */
+/* One piece of k or v of a unit. */
 struct place {
+    const struct unit *unit;
     bool is_v;
     int32_t number; /* of the piece: positions [64 * number, 64 * number + 64) */
 };
@@ -429,24 +431,31 @@ static struct range pieces_of_tile(const struct unit *unit, int32_t tile)
                    (struct range){tile * TILE_PIECES, (tile + 1) * TILE_PIECES});
 }
 
-/* The place that the task reads after `place`; after the last, that one again. */
-static struct place next_place(const struct unit *unit, struct place place)
+static struct place first_place(const struct unit *unit)
 {
+    return (struct place){unit, false, pieces_of_tile(unit, unit->tiles.first).first};
+}
+
+/* The place that is read after `place`; after the last that is known, that one again. */
+static struct place next_place(struct place place)
+{
+    const struct unit *unit = place.unit;
     int32_t tile = place.number / TILE_PIECES;
     struct range pieces = pieces_of_tile(unit, tile);
 
     if (place.number + 1 < pieces.end)
-        return (struct place){place.is_v, place.number + 1};
+        return (struct place){unit, place.is_v, place.number + 1};
     if (!place.is_v)
-        return (struct place){true, pieces.first};
-    if (tile + 1 == unit->tiles.end)
-        return place;
-    return (struct place){false, (tile + 1) * TILE_PIECES};
+        return (struct place){unit, true, pieces.first};
+    if (tile + 1 < unit->tiles.end)
+        return (struct place){unit, false, (tile + 1) * TILE_PIECES};
+    return unit->following ? first_place(unit->following) : place;
 }
 
 /* Block b of a piece in the cache; one that no query sees is replaced by one that some query does. */
-static const uint16_t *cached_block(const struct unit *unit, struct place place, int32_t b)
+static const uint16_t *cached_block(struct place place, int32_t b)
 {
+    const struct unit *unit = place.unit;
     const struct kv_layer *kv = unit->args->kv;
     int32_t at = place.number * PIECE_BLOCKS + b;
 
@@ -464,17 +473,18 @@ static void convert(const uint16_t *from, const uint16_t *ahead, float *to, int3
     }
 }
 
-static struct piece find_piece(const struct unit *unit, struct place place)
+static struct piece find_piece(struct place place)
 {
+    const struct unit *unit = place.unit;
     int32_t count = unit->dim * KV_BLOCK_TOKENS;
     struct place later = place;
     struct piece piece;
 
     for (int32_t halves = 0; halves < FETCH_HALVES; halves += count * PIECE_BLOCKS)
-        later = next_place(unit, later);
+        later = next_place(later);
 
     for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
-        const uint16_t *block = cached_block(unit, place, b), *ahead = cached_block(unit, later, b);
+        const uint16_t *block = cached_block(place, b), *ahead = cached_block(later, b);
 
         piece.blocks[b] = block;
         piece.ahead[b] = ahead;
@@ -498,7 +508,7 @@ static void score_tile(const struct unit *unit, int32_t tile)
     struct scratch *s = unit->s;
 
     for (int32_t number = pieces.first; number < pieces.end; number++) {
-        struct piece piece = find_piece(unit, (struct place){false, number});
+        struct piece piece = find_piece((struct place){unit, false, number});
         int32_t token = number % TILE_PIECES * PIECE_TOKENS;
 
         for (int32_t g = 0; g < unit->num_groups; g++) {
@@ -531,7 +541,7 @@ static void add_tile_values(const struct unit *unit, int32_t tile, const struct 
     struct scratch *s = unit->s;
 
     for (int32_t number = pieces.first; number < pieces.end; number++) {
-        struct piece piece = find_piece(unit, (struct place){true, number});
+        struct piece piece = find_piece((struct place){unit, true, number});
         int32_t token = number % TILE_PIECES * PIECE_TOKENS;
 
         for (int32_t g = 0; g < unit->num_groups; g++) {
@@ -593,7 +603,7 @@ static void merge_tile(const struct unit *unit, int32_t tile, const struct softm
 
 static int32_t row_of(const struct unit *unit, int32_t query)
 {
-    return unit->chunk->first_row + query / unit->num_heads;
+    return unit->task.chunk.first_row + query / unit->num_heads;
 }
 
 static int64_t column_of(const struct unit *unit, int32_t query)
@@ -633,23 +643,27 @@ static void unit_init(struct unit *unit, const struct attention_tasks *tasks,
                       const struct attention_task *task, struct scratch *s)
 {
     const struct batch_view *batch = tasks->args->batch;
+    int32_t first_row = task->chunk.first_row, last_row = first_row + task->chunk.num_rows - 1;
 
     *unit = (struct unit){
         .args = tasks->args,
-        .chunk = task->chunk,
+        .task = *task,
         .heads = tasks->heads + task->group->first,
         .num_heads = task->group->count,
         .kv_head = task->group->kv_head,
-        .num_queries = task->chunk->num_rows * task->group->count,
-        .tiles = {task->first_tile, task->first_tile + task->num_tiles},
+        .num_queries = task->chunk.num_rows * task->group->count,
         .dim = tasks->args->kv->head_dim,
-        .blocks = batch->block_tables + (int64_t)task->chunk->request * batch->block_table_stride,
+        .blocks = batch->block_tables + (int64_t)task->chunk.request * batch->block_table_stride,
+        .blocks_seen = {attention_first_position(tasks->args, first_row) / KV_BLOCK_TOKENS,
+                        batch->positions[last_row] / KV_BLOCK_TOKENS + 1},
+        .tiles = {task->first_tile, task->first_tile + task->num_tiles},
         .s = s,
     };
-    unit->blocks_seen = (struct range){
-        attention_first_position(unit->args, unit->chunk->first_row) / KV_BLOCK_TOKENS,
-        batch->positions[unit->chunk->first_row + unit->chunk->num_rows - 1] / KV_BLOCK_TOKENS + 1};
     unit->is_half = unit->num_queries < CONVERT_QUERIES;
+}
+
+static void load_queries(struct unit *unit)
+{
     group_queries(unit);
     for (int32_t i = 0; i < unit->num_queries; i++)
         load_query(unit, i);
@@ -675,10 +689,10 @@ static void write_results(const struct unit *unit)
 }
 
 /* Some tiles of a unit that is shared; whoever does the last one merges them all, in order. */
-static void attend_shared(const struct unit *unit, const struct attention_task *task,
-                          struct attention_shared *shared)
+static void attend_shared(const struct unit *unit, struct attention_shared *shared)
 {
-    const struct attention_chunk *chunk = unit->chunk;
+    const struct attention_task *task = &unit->task;
+    const struct attention_chunk *chunk = &task->chunk;
     struct softmax *parts = &shared->parts[task->first_part];
     _Atomic int32_t *done = &shared->tiles_done[task->shared];
 
@@ -704,24 +718,45 @@ static void attend_whole(const struct unit *unit)
 struct attention {
     struct attention_tasks tasks;
     struct attention_shared *shared;
+    int64_t num_early;    /* so many first tasks are taken one ahead */
     _Atomic int64_t next; /* task that nobody has taken */
 };
 
+/* The next task; false: all are taken. */
+static bool take(struct attention *attention, struct attention_chunk *cursor, struct scratch *s,
+                 struct unit *unit)
+{
+    struct attention_task task;
+
+    if (!attention_tasks_find(&attention->tasks, atomic_fetch_add(&attention->next, 1), cursor, &task))
+        return false;
+    unit_init(unit, &attention->tasks, &task, s);
+    return true;
+}
+
+/* A thread that knows what it does next fetches the beginning of that in time; towards the end it
+ * rather leaves to others what it cannot begin. */
 static void attend(const void *arg, int64_t first, int64_t end, void *scratch)
 {
     struct attention *attention = *(struct attention *const *)arg;
     struct attention_chunk cursor = attention_tasks_begin();
-    struct attention_task task;
-    struct unit unit;
+    struct unit units[2], *unit = &units[0], *following = &units[1];
+    bool is_taken = take(attention, &cursor, scratch, unit);
 
     (void)first, (void)end;
-    while (attention_tasks_find(&attention->tasks, atomic_fetch_add(&attention->next, 1), &cursor,
-                                &task)) {
-        unit_init(&unit, &attention->tasks, &task, scratch);
-        if (task.shared >= 0)
-            attend_shared(&unit, &task, attention->shared);
+    while (is_taken) {
+        bool is_early = atomic_load_explicit(&attention->next, memory_order_relaxed) < attention->num_early;
+
+        is_taken = is_early && take(attention, &cursor, scratch, following);
+        unit->following = is_taken ? following : NULL;
+        load_queries(unit);
+        if (unit->task.shared >= 0)
+            attend_shared(unit, attention->shared);
         else
-            attend_whole(&unit);
+            attend_whole(unit);
+        is_taken = is_taken || take(attention, &cursor, scratch, following);
+        following = unit;
+        unit = unit == &units[0] ? &units[1] : &units[0];
     }
 }
 
@@ -735,5 +770,6 @@ void KERNEL(attention)(struct device *dev, const struct attention_args *args)
            args->kv->head_dim);
     ASSERT(args->num_heads <= MAX_HEADS, "%d heads", args->num_heads);
     attention_tasks_init(&attention.tasks, args, num_threads);
+    attention.num_early = attention.tasks.num_tasks - (num_threads > 1 ? 4 * num_threads : 0);
     device_run(dev, num_threads, 1, attend, &arg);
 }

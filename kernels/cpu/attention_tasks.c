@@ -85,21 +85,24 @@ static bool next_chunk(const struct attention_tasks *tasks, struct attention_chu
 void attention_tasks_init(struct attention_tasks *tasks, const struct attention_args *args,
                           int32_t num_threads)
 {
+    struct attention_chunk chunk;
     int64_t tiles = 0, wanted = (int64_t)num_threads * TASKS_PER_THREAD;
 
     tasks->args = args;
     tasks->num_groups = 0;
+    tasks->num_tasks = 0;
     tasks->most_tiles = INT32_MAX;
 
     int32_t largest = group_heads(tasks);
     int64_t rows = MAX(args->batch->rows * tasks->num_groups / wanted, (int64_t)FEWEST_ROWS);
 
     tasks->chunk_rows = (int32_t)MIN(rows, (int64_t)(MAX_QUERIES / largest));
-    if (num_threads == 1)
-        return;
-    for (struct attention_chunk chunk = attention_tasks_begin(); next_chunk(tasks, &chunk);)
+    for (chunk = attention_tasks_begin(); next_chunk(tasks, &chunk);)
         tiles += (int64_t)chunk.num_tiles * tasks->num_groups;
-    tasks->most_tiles = (int32_t)MIN(tiles / wanted + 1, (int64_t)INT32_MAX);
+    if (num_threads > 1)
+        tasks->most_tiles = (int32_t)MIN(tiles / wanted + 1, (int64_t)INT32_MAX);
+    for (chunk = attention_tasks_begin(); next_chunk(tasks, &chunk);)
+        tasks->num_tasks += chunk.num_tasks;
 }
 
 struct attention_chunk attention_tasks_begin(void)
@@ -119,7 +122,7 @@ bool attention_tasks_find(const struct attention_tasks *tasks, int64_t number,
     int32_t first = cursor->num_tiles * (local % n) / n, end = cursor->num_tiles * (local % n + 1) / n;
 
     *task_out = (struct attention_task){
-        .chunk = cursor,
+        .chunk = *cursor,
         .group = group,
         .first_tile = cursor->first_tile + first,
         .num_tiles = end - first,

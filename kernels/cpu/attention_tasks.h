@@ -46,7 +46,8 @@ struct attention_tasks {
     struct head_group groups[MAX_HEADS];
     int32_t num_groups;
     int32_t chunk_rows; /* at most */
-    int32_t most_tiles; /* that one task goes through */
+    int32_t most_tiles; /* that one task goes through, of a unit that can be shared */
+    int64_t num_tasks;
 };
 
 struct attention_chunk {
@@ -59,11 +60,11 @@ struct attention_chunk {
 };
 
 struct attention_task {
-    const struct attention_chunk *chunk;
+    struct attention_chunk chunk;
     const struct head_group *group;
     int32_t first_tile, num_tiles;
     int32_t shared;     /* the unit's place in tiles_done; -1: the task is all of its unit */
-    int32_t first_part; /* shared: of the unit's parts, [chunk->num_tiles, num_rows * group->count] */
+    int32_t first_part; /* shared: of the unit's parts, [chunk.num_tiles, num_rows * group->count] */
 };
 
 void attention_tasks_init(struct attention_tasks *tasks, const struct attention_args *args,

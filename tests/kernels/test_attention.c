@@ -296,7 +296,7 @@ static void count_rows(struct count *count, const struct attention_tasks *tasks,
                        const struct attention_task *task)
 {
     const struct attention_args *args = tasks->args;
-    const struct attention_chunk *chunk = task->chunk;
+    const struct attention_chunk *chunk = &task->chunk;
 
     for (int32_t row = chunk->first_row; row < chunk->first_row + chunk->num_rows; row++) {
         assert_true(attention_first_position(args, row) / KV_TILE_TOKENS >= chunk->first_tile);
@@ -311,18 +311,18 @@ static void count_rows(struct count *count, const struct attention_tasks *tasks,
 
 static void count_parts(struct count *count, const struct attention_task *task)
 {
-    int32_t num_queries = task->chunk->num_rows * task->group->count;
-    int32_t first = task->first_part + (task->first_tile - task->chunk->first_tile) * num_queries;
+    int32_t num_queries = task->chunk.num_rows * task->group->count;
+    int32_t first = task->first_part + (task->first_tile - task->chunk.first_tile) * num_queries;
 
     assert_true(num_queries <= MAX_QUERIES);
     if (task->shared < 0) {
-        assert_int_equal(task->num_tiles, task->chunk->num_tiles);
+        assert_int_equal(task->num_tiles, task->chunk.num_tiles);
         return;
     }
     count->is_shared = true;
     assert_true(task->num_tiles > 0 && task->shared < MAX_SHARED);
     count->shared[task->shared] += task->num_tiles;
-    if (count->shared[task->shared] == task->chunk->num_tiles)
+    if (count->shared[task->shared] == task->chunk.num_tiles)
         count->shared[task->shared] = 0;
     assert_true(first + task->num_tiles * num_queries <= MAX_PARTS);
     for (int32_t i = first; i < first + task->num_tiles * num_queries; i++)
@@ -356,10 +356,12 @@ static void every_row_and_head_is_in_one_task_for_each_tile(void **state)
 
         step_init(step, shape);
         attention_tasks_init(tasks, &step->args, shape->num_threads);
-        for (int64_t number = 0; attention_tasks_find(tasks, number, &cursor, &task); number++) {
+        for (int64_t number = 0; number < tasks->num_tasks; number++) {
+            assert_true(attention_tasks_find(tasks, number, &cursor, &task));
             count_rows(count, tasks, &task);
             count_parts(count, &task);
         }
+        assert_false(attention_tasks_find(tasks, tasks->num_tasks, &cursor, &task));
         if (count->is_shared != shape->is_shared)
             fail_msg("%s: %d", shape->what, count->is_shared);
         for (int32_t i = 0; i < MAX_SHARED; i++)
