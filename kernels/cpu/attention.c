@@ -3,9 +3,10 @@
  *
  * A unit of work is some rows of a request and the heads that read one KV head (attention_tasks.h).
  * All its queries go through a tile together: scores = q · k, exponentials, values = p · v, each
- * for the whole tile. Both products are those of matrices, in registers of MAX_ROWS queries × some vectors
- * of keys or of columns of v. They read the cache a piece of 64 tokens at a time: with many queries it is
- * first converted to floats, once for all of them, and stays in the first-level cache.
+ * for the whole tile. Both products are those of matrices, in registers of MAX_ROWS queries × some
+ * vectors of keys or of columns of v. They read the cache a piece of 64 tokens at a time: with many
+ * queries it is first converted to floats, once for all of them, and stays in the first-level cache;
+ * with few it is read as halves, while a later piece is fetched.
  */
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/cpu.h"
@@ -66,19 +67,20 @@ struct piece {
     const void *ahead[PIECE_BLOCKS];
 };
 
+/* A unit of work, and the part of it that one task does. */
 struct unit {
     const struct attention_args *args;
     struct attention_task task;
-    const struct unit *following; /* that this thread does next, if that is known */
-    const int32_t *heads;         /* [num_heads] */
-    int32_t num_heads, kv_head;
-    int32_t num_queries;  /* row by row, num_heads each */
-    int32_t num_groups;
+    struct range tiles;       /* of this task */
     int32_t dim;
-    bool is_half;         /* k and v are read as they lie in the cache */
+    const int32_t *heads;     /* [num_heads] */
+    int32_t num_heads, kv_head;
+    int32_t num_queries;      /* row by row, num_heads each */
+    int32_t num_groups;       /* of queries */
+    bool is_half;             /* k and v are read as they lie in the cache */
     const int32_t *blocks;    /* of the request */
     struct range blocks_seen; /* by any query */
-    struct range tiles;       /* of this task */
+    const struct unit *following; /* that this thread does next, if that is known */
     struct scratch *s;
 };
 

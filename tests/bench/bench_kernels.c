@@ -245,9 +245,10 @@ static void do_kv_store(void *arg, int i)
 {
     struct attention *attention = arg;
     const struct attention_args *args = &attention->args;
+    const struct kv_layer *kv = &attention->copies[i % attention->num_copies];
 
-    device_kernels(attention->dev)->kv_store(attention->dev, &attention->copies[i % attention->num_copies],
-                                             args->batch, args->q, args->q_stride, args->q, args->q_stride);
+    device_kernels(attention->dev)->kv_store(attention->dev, kv, args->batch, args->q, args->q_stride,
+                                             args->q, args->q_stride);
 }
 
 static int64_t kv_half_bytes(const struct attention_case *c)
