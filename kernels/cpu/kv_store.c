@@ -1,21 +1,14 @@
 /*
- * kv_store: keys and values of a step into the paged cache, as halves.
- *
- * Values lie there as they come. Keys of a block lie dimension by dimension, so a row is scattered; rows
- * that fill a whole block are transposed in registers instead.
+ * Values lie in the cache as they come. Keys of a block lie dimension by dimension, so those of one
+ * row are scattered; rows that fill a block are transposed in registers instead.
  */
+#include "kernels/cpu/kv_store.h"
+
 #include "kernels/cpu/cpu.h"
 
 #include "proto/base/memory.h"
 
 enum { SIDE = 8 }; /* of the squares that are transposed */
-
-struct store {
-    const struct kv_layer *kv;
-    const struct batch_view *batch;
-    const float *k, *v;
-    int64_t k_stride, v_stride;
-};
 
 /* Where a head's part of a block begins, of k and of v. */
 static int64_t head_at(const struct kv_layer *kv, int32_t block, int32_t head)
@@ -29,27 +22,27 @@ static void to_halves(uint16_t *to, const float *from, int32_t count)
         vf_store_half(to + i, vf_load(from + i));
 }
 
-static void store_values(const struct store *args, int64_t row, int32_t block, int32_t head)
+static void store_values(const struct kv_rows *rows, int64_t row, int32_t block, int32_t head)
 {
-    int32_t token = args->batch->positions[row] % KV_BLOCK_TOKENS, dim = args->kv->head_dim;
+    int32_t token = rows->batch->positions[row] % KV_BLOCK_TOKENS, dim = rows->kv->head_dim;
 
-    to_halves(args->kv->v + head_at(args->kv, block, head) + (int64_t)token * dim,
-              args->v + row * args->v_stride + (int64_t)head * dim, dim);
+    to_halves(rows->kv->v + head_at(rows->kv, block, head) + (int64_t)token * dim,
+              rows->v + row * rows->v_stride + (int64_t)head * dim, dim);
 }
 
-static void store_row(const struct store *args, int64_t row, int32_t block)
+static void store_row(const struct kv_rows *rows, int64_t row, int32_t block)
 {
-    const struct kv_layer *kv = args->kv;
-    int32_t token = args->batch->positions[row] % KV_BLOCK_TOKENS, dim = kv->head_dim;
+    const struct kv_layer *kv = rows->kv;
+    int32_t token = rows->batch->positions[row] % KV_BLOCK_TOKENS, dim = kv->head_dim;
     uint16_t halves[MAX_HEAD_DIM];
 
     for (int32_t head = 0; head < kv->num_kv_heads; head++) {
         uint16_t *k = kv->k + head_at(kv, block, head) + token;
 
-        to_halves(halves, args->k + row * args->k_stride + (int64_t)head * dim, dim);
+        to_halves(halves, rows->k + row * rows->k_stride + (int64_t)head * dim, dim);
         for (int32_t i = 0; i < dim; i++)
             k[i * KV_BLOCK_TOKENS] = halves[i];
-        store_values(args, row, block, head);
+        store_values(rows, row, block, head);
     }
 }
 
@@ -72,13 +65,13 @@ INLINE void transpose(side *x)
 }
 
 /* The keys of a whole block, from its first row on. */
-static void store_block_keys(const struct store *args, int64_t row, int32_t block, int32_t head)
+static void store_block_keys(const struct kv_rows *rows, int64_t row, int32_t block, int32_t head)
 {
-    int32_t dim = args->kv->head_dim;
-    uint16_t *k = args->kv->k + head_at(args->kv, block, head), halves[KV_BLOCK_TOKENS][MAX_HEAD_DIM];
+    int32_t dim = rows->kv->head_dim;
+    uint16_t *k = rows->kv->k + head_at(rows->kv, block, head), halves[KV_BLOCK_TOKENS][MAX_HEAD_DIM];
 
     for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
-        to_halves(halves[t], args->k + (row + t) * args->k_stride + (int64_t)head * dim, dim);
+        to_halves(halves[t], rows->k + (row + t) * rows->k_stride + (int64_t)head * dim, dim);
     for (int32_t t = 0; t < KV_BLOCK_TOKENS; t += SIDE)
         for (int32_t d = 0; d < dim; d += SIDE) {
             side x[SIDE];
@@ -91,45 +84,50 @@ static void store_block_keys(const struct store *args, int64_t row, int32_t bloc
         }
 }
 
-static void store_block(const struct store *args, int64_t row, int32_t block)
+static void store_block(const struct kv_rows *rows, int64_t row, int32_t block)
 {
-    for (int32_t head = 0; head < args->kv->num_kv_heads; head++) {
-        store_block_keys(args, row, block, head);
+    for (int32_t head = 0; head < rows->kv->num_kv_heads; head++) {
+        store_block_keys(rows, row, block, head);
         for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
-            store_values(args, row + t, block, head);
+            store_values(rows, row + t, block, head);
     }
 }
 
-static void store_rows(const void *arg, int64_t first, int64_t end, void *scratch)
+void KERNEL(kv_store_rows)(const struct kv_rows *rows, int64_t first, int64_t end, int32_t *request)
 {
-    const struct store *args = arg;
-    const struct batch_view *batch = args->batch;
-    int32_t request = 0;
+    const struct batch_view *batch = rows->batch;
 
-    (void)scratch;
     for (int64_t row = first, next; row < end; row = next) {
-        while (batch->row_start[request + 1] <= row)
-            request++;
+        while (batch->row_start[*request + 1] <= row)
+            ++*request;
 
         int32_t position = batch->positions[row];
-        int32_t block = batch->block_tables[(int64_t)request * batch->block_table_stride +
+        int32_t block = batch->block_tables[(int64_t)*request * batch->block_table_stride +
                                             position / KV_BLOCK_TOKENS];
 
         next = row + KV_BLOCK_TOKENS;
-        if (position % KV_BLOCK_TOKENS == 0 && next <= MIN(end, (int64_t)batch->row_start[request + 1])) {
-            store_block(args, row, block);
+        if (position % KV_BLOCK_TOKENS == 0 && next <= MIN(end, (int64_t)batch->row_start[*request + 1])) {
+            store_block(rows, row, block);
         } else {
-            store_row(args, row, block);
+            store_row(rows, row, block);
             next = row + 1;
         }
     }
 }
 
+static void store_part(const void *arg, int64_t first, int64_t end, void *scratch)
+{
+    int32_t request = 0;
+
+    (void)scratch;
+    KERNEL(kv_store_rows)(arg, first, end, &request);
+}
+
 void KERNEL(kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
                       const float *k, int64_t k_stride, const float *v, int64_t v_stride)
 {
-    struct store args = {kv, batch, k, v, k_stride, v_stride};
+    struct kv_rows rows = {kv, batch, k, v, k_stride, v_stride};
 
     ASSERT(kv->head_dim <= MAX_HEAD_DIM, "head_dim %d", kv->head_dim);
-    device_run(dev, batch->rows, KV_BLOCK_TOKENS, store_rows, &args);
+    device_run(dev, batch->rows, KV_BLOCK_TOKENS, store_part, &rows);
 }

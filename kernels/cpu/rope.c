@@ -1,6 +1,9 @@
 /* What becomes of a row's queries, keys and values between their projection and attention. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/kv_store.h"
 #include "kernels/cpu/norm.h"
+
+#include "proto/base/memory.h"
 
 /* angles: [half, 2] cosines and sines */
 static void rotate_halves(float *restrict first, float *restrict second,
@@ -55,53 +58,40 @@ static void turn_head(const struct rope_args *args, float *head, const float *we
         rotate_halves(head, head + half, angles, half);
 }
 
-/* k, v: the heads of one row, to its token's place in a block: see struct kv_layer. */
-static void store_row(const struct kv_layer *kv, int32_t block, int32_t token, const float *k,
-                      const float *v)
+static void turn_row(const struct rope_args *args, int64_t row)
 {
-    int32_t dim = kv->head_dim;
-    uint16_t halves[LANES];
+    const float *angles = args->cos_sin + (int64_t)args->batch->positions[row] * args->rope_dim;
+    int32_t dim = args->kv->head_dim;
+    float *q = args->qkv + row * args->stride, *k = q + (int64_t)args->num_heads * dim;
 
-    for (int32_t h = 0; h < kv->num_kv_heads; h++, k += dim, v += dim) {
-        int64_t head = ((int64_t)block * kv->num_kv_heads + h) * dim * KV_BLOCK_TOKENS;
-
-        for (int32_t i = 0; i < dim; i += LANES) {
-            vf_store_half(halves, vf_load(k + i));
-            for (int l = 0; l < LANES; l++)
-                kv->k[head + (int64_t)(i + l) * KV_BLOCK_TOKENS + token] = halves[l];
-            vf_store_half(kv->v + head + (int64_t)token * dim + i, vf_load(v + i));
-        }
-    }
+    for (int32_t h = 0; h < args->num_heads; h++)
+        turn_head(args, q + (int64_t)h * dim, args->q_norm, angles);
+    for (int32_t h = 0; h < args->kv->num_kv_heads; h++)
+        turn_head(args, k + (int64_t)h * dim, args->k_norm, angles);
 }
 
+/* Rows up to the end of a block are turned, then stored together. */
 static void rope_store_rows(const void *arg, int64_t first, int64_t end, void *scratch)
 {
     const struct rope_args *args = arg;
-    const struct batch_view *batch = args->batch;
     const struct kv_layer *kv = args->kv;
-    int32_t request = 0, dim = kv->head_dim;
+    const float *k = args->qkv + (int64_t)args->num_heads * kv->head_dim;
+    struct kv_rows rows = {kv, args->batch, k, k + (int64_t)kv->num_kv_heads * kv->head_dim,
+                           args->stride, args->stride};
+    int32_t request = 0;
 
     (void)scratch;
-    for (int64_t r = first; r < end; r++) {
-        int32_t position = batch->positions[r];
-        const float *angles = args->cos_sin + (int64_t)position * args->rope_dim;
-        float *q = args->qkv + r * args->stride, *k = q + (int64_t)args->num_heads * dim;
-
-        while (batch->row_start[request + 1] <= r)
-            request++;
-        for (int32_t h = 0; h < args->num_heads; h++)
-            turn_head(args, q + (int64_t)h * dim, args->q_norm, angles);
-        for (int32_t h = 0; h < kv->num_kv_heads; h++)
-            turn_head(args, k + (int64_t)h * dim, args->k_norm, angles);
-        store_row(kv,
-                  batch->block_tables[(int64_t)request * batch->block_table_stride +
-                                      position / KV_BLOCK_TOKENS],
-                  position % KV_BLOCK_TOKENS, k, k + (int64_t)kv->num_kv_heads * dim);
+    for (int64_t row = first, next; row < end; row = next) {
+        next = MIN(row + KV_BLOCK_TOKENS - args->batch->positions[row] % KV_BLOCK_TOKENS, end);
+        for (int64_t r = row; r < next; r++)
+            turn_row(args, r);
+        KERNEL(kv_store_rows)(&rows, row, next, &request);
     }
 }
 
 void KERNEL(rope_store)(struct device *dev, const struct rope_args *args)
 {
-    ASSERT(args->kv->head_dim % SUM_LANES == 0, "head_dim %d", args->kv->head_dim);
+    ASSERT(args->kv->head_dim % SUM_LANES == 0 && args->kv->head_dim <= MAX_HEAD_DIM, "head_dim %d",
+           args->kv->head_dim);
     device_run(dev, args->batch->rows, 4, rope_store_rows, args);
 }
