@@ -73,7 +73,7 @@ struct activations {
 enum { KV_BLOCK_TOKENS = 16, MAX_HEAD_DIM = 256 };
 
 /*
- * One layer's paged KV cache on this rank, as IEEE half, written by kv_store and read by attention:
+ * One layer's paged KV cache on this rank, as IEEE half, written by rope_store and read by attention:
  * k: [num_blocks, num_kv_heads, head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
  * v: [num_blocks, num_kv_heads, KV_BLOCK_TOKENS, head_dim].
  */
@@ -197,11 +197,6 @@ struct kernels {
     /* q's and k's heads are normed (where wanted) and turned to their rows' positions, in place; k
      * and v are written as half into the slots of these positions. */
     void (*rope_store)(struct device *dev, const struct rope_args *args);
-
-    /* Writes k, v: [rows, num_kv_heads * head_dim] at row strides k_stride, v_stride as half into
-     * the slots of their positions. */
-    void (*kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
-                     const float *k, int64_t k_stride, const float *v, int64_t v_stride);
 
     /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions, which are
      * merged in order: however a long request is shared out, its bits are the same. */

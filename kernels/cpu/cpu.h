@@ -16,8 +16,6 @@ void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct ac
                                  const struct matrix *w, int32_t group_k);
 void KERNEL(add_norm)(struct device *dev, const struct add_norm_args *args);
 void KERNEL(rope_store)(struct device *dev, const struct rope_args *args);
-void KERNEL(kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
-                      const float *k, int64_t k_stride, const float *v, int64_t v_stride);
 void KERNEL(attention)(struct device *dev, const struct attention_args *args);
 void KERNEL(silu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride);

@@ -1,26 +1,45 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/quantize.h"
 
+INLINE void vf_exp_block(vf *x)
+{
+    enum { EACH = BLOCK_VECTORS < 4 ? BLOCK_VECTORS : 4 };
+
+    for (int v = 0; v < BLOCK_VECTORS; v += EACH)
+        vf_exp_each(EACH, x + v);
+}
+
 struct gated {
     const struct activations *out;
     const float *gate, *up;
     int64_t stride;
 };
 
-INLINE vf silu(vf g)
+/* act of BLOCK_VECTORS vectors at once: the exponentials wait for themselves, not for each other. */
+INLINE void silu(vf *g)
 {
-    return g / (1.0f + vf_exp(-g));
+    vf e[BLOCK_VECTORS];
+
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        e[v] = -g[v];
+    vf_exp_block(e);
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        g[v] = g[v] / (1.0f + e[v]);
 }
 
-INLINE vf gelu(vf g)
+INLINE void gelu(vf *g)
 {
-    vf u = GELU_SCALE * vf_fma(GELU_CUBE * g * g, g, g);
+    vf e[BLOCK_VECTORS];
 
-    return g / (1.0f + vf_exp(-2.0f * u));
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        e[v] = -2.0f * (GELU_SCALE * vf_fma(GELU_CUBE * g[v] * g[v], g[v], g[v]));
+    vf_exp_block(e);
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        g[v] = g[v] / (1.0f + e[v]);
 }
 
 /* Blocks are counted over rows: one row's can be shared out, too. */
-INLINE void gate_blocks(vf (*const act)(vf), const struct gated *args, int64_t first, int64_t end)
+INLINE void gate_blocks(void (*const act)(vf *), const struct gated *args, int64_t first, int64_t end)
 {
     int64_t row_blocks = args->out->k / QUANT_BLOCK;
 
@@ -29,7 +48,10 @@ INLINE void gate_blocks(vf (*const act)(vf), const struct gated *args, int64_t f
         vf x[BLOCK_VECTORS];
 
         UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-            x[v] = act(vf_load(args->gate + at + v * LANES)) * vf_load(args->up + at + v * LANES);
+            x[v] = vf_load(args->gate + at + v * LANES);
+        act(x);
+        UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+            x[v] *= vf_load(args->up + at + v * LANES);
         put_block(args->out, b, x);
     }
 }

@@ -4,8 +4,6 @@
  */
 #include "kernels/cpu/kv_store.h"
 
-#include "kernels/cpu/cpu.h"
-
 #include "proto/base/memory.h"
 
 enum { SIDE = 8 }; /* of the squares that are transposed */
@@ -113,21 +111,4 @@ void KERNEL(kv_store_rows)(const struct kv_rows *rows, int64_t first, int64_t en
             next = row + 1;
         }
     }
-}
-
-static void store_part(const void *arg, int64_t first, int64_t end, void *scratch)
-{
-    int32_t request = 0;
-
-    (void)scratch;
-    KERNEL(kv_store_rows)(arg, first, end, &request);
-}
-
-void KERNEL(kv_store)(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
-                      const float *k, int64_t k_stride, const float *v, int64_t v_stride)
-{
-    struct kv_rows rows = {kv, batch, k, v, k_stride, v_stride};
-
-    ASSERT(kv->head_dim <= MAX_HEAD_DIM, "head_dim %d", kv->head_dim);
-    device_run(dev, batch->rows, KV_BLOCK_TOKENS, store_part, &rows);
 }

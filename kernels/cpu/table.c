@@ -13,7 +13,6 @@ const struct kernels KERNEL(kernels) = {
     .embedding = embedding_cpu,
     .add_norm = KERNEL(add_norm),
     .rope_store = KERNEL(rope_store),
-    .kv_store = KERNEL(kv_store),
     .attention = KERNEL(attention),
     .silu_mul = KERNEL(silu_mul),
     .gelu_mul = KERNEL(gelu_mul),

@@ -18,10 +18,9 @@ static int64_t value_at(const struct kv_layer *kv, int32_t block, int32_t head, 
     return (((int64_t)block * kv->num_kv_heads + head) * KV_BLOCK_TOKENS + token) * kv->head_dim + dim;
 }
 
-void kv_store_ref(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
-                  const float *k, int64_t k_stride, const float *v, int64_t v_stride)
+void kv_store_ref(const struct kv_layer *kv, const struct batch_view *batch, const float *k,
+                  int64_t k_stride, const float *v, int64_t v_stride)
 {
-    (void)dev;
     for (int32_t request = 0; request < batch->num_requests; request++)
         for (int32_t r = batch->row_start[request]; r < batch->row_start[request + 1]; r++) {
             int32_t token = batch->positions[r] % KV_BLOCK_TOKENS;

@@ -28,8 +28,9 @@ void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t r
                    const struct matrix *w, int32_t first_id, float scale);
 void add_norm_ref(struct device *dev, const struct add_norm_args *args);
 void rope_store_ref(struct device *dev, const struct rope_args *args);
-void kv_store_ref(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
-                  const float *k, int64_t k_stride, const float *v, int64_t v_stride);
+/* k, v: [rows, num_kv_heads * head_dim] at their row strides, into the slots of their positions. */
+void kv_store_ref(const struct kv_layer *kv, const struct batch_view *batch, const float *k,
+                  int64_t k_stride, const float *v, int64_t v_stride);
 void attention_ref(struct device *dev, const struct attention_args *args);
 void silu_mul_ref(struct device *dev, const struct activations *out, const float *gate,
                   const float *up, int64_t stride);

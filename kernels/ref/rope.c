@@ -24,9 +24,10 @@ void rope_store_ref(struct device *dev, const struct rope_args *args)
     int32_t dim = args->kv->head_dim, num_kv_heads = args->kv->num_kv_heads;
     float *k = args->qkv + args->num_heads * dim;
 
+    (void)dev;
     for (int32_t r = 0; r < args->batch->rows; r++)
         for (int32_t h = 0; h < args->num_heads + num_kv_heads; h++)
             turn_head(args, args->qkv + r * args->stride + h * dim,
                       h < args->num_heads ? args->q_norm : args->k_norm, args->batch->positions[r]);
-    kv_store_ref(dev, args->kv, args->batch, k, args->stride, k + num_kv_heads * dim, args->stride);
+    kv_store_ref(args->kv, args->batch, k, args->stride, k + num_kv_heads * dim, args->stride);
 }

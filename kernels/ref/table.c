@@ -11,7 +11,6 @@ const struct kernels kernels_ref = {
     .embedding = embedding_ref,
     .add_norm = add_norm_ref,
     .rope_store = rope_store_ref,
-    .kv_store = kv_store_ref,
     .attention = attention_ref,
     .silu_mul = silu_mul_ref,
     .gelu_mul = gelu_mul_ref,

@@ -79,13 +79,6 @@ static void rope_store(struct device *dev, const struct rope_args *args)
     stream(dev, args->batch->rows * heads * args->kv->head_dim);
 }
 
-static void kv_store(struct device *dev, const struct kv_layer *kv, const struct batch_view *batch,
-                     const float *k, int64_t k_stride, const float *v, int64_t v_stride)
-{
-    (void)k, (void)k_stride, (void)v, (void)v_stride;
-    stream(dev, 4 * (int64_t)batch->rows * kv->num_kv_heads * kv->head_dim);
-}
-
 /* Each request's keys and values are read once, and each row meets all that come before it. */
 static void attention(struct device *dev, const struct attention_args *args)
 {
@@ -157,7 +150,6 @@ const struct kernels kernels_sim = {
     .embedding = embedding,
     .add_norm = add_norm,
     .rope_store = rope_store,
-    .kv_store = kv_store,
     .attention = attention,
     .silu_mul = gated,
     .gelu_mul = gated,

@@ -241,16 +241,6 @@ static void do_attention(void *arg, int i)
     device_kernels(attention->dev)->attention(attention->dev, &attention->args);
 }
 
-static void do_kv_store(void *arg, int i)
-{
-    struct attention *attention = arg;
-    const struct attention_args *args = &attention->args;
-    const struct kv_layer *kv = &attention->copies[i % attention->num_copies];
-
-    device_kernels(attention->dev)->kv_store(attention->dev, kv, args->batch, args->q, args->q_stride,
-                                             args->q, args->q_stride);
-}
-
 static int64_t kv_half_bytes(const struct attention_case *c)
 {
     return (int64_t)c->requests * c->length * c->kv_heads * c->dim * 2;
@@ -316,7 +306,6 @@ static void bench_attention(const char *isa, int threads, const struct attention
         .out = out, .q = q, .q_stride = c->heads * c->dim, .batch = &batch, .num_heads = c->heads,
         .kv_head_of = kv_head_of, .scale = 0.125f, .window = c->window};
 
-    double store = best_seconds(threads, do_kv_store, attention);
     double seconds = best_seconds(threads, do_attention, attention);
     double flops = pairs * c->dim * 4 / seconds;
     double bytes = (double)kv_bytes / seconds;
@@ -324,10 +313,10 @@ static void bench_attention(const char *isa, int threads, const struct attention
     if (c->window && c->rows == 1)
         bytes *= (double)c->window / c->length;
     printf("{\"kernel\": \"attention\", \"isa\": \"%s\", \"threads\": %d, \"model\": \"%s\", "
-           "\"requests\": %d, \"rows\": %d, \"length\": %d, \"store us\": %.1f, \"us\": %.1f, "
+           "\"requests\": %d, \"rows\": %d, \"length\": %d, \"us\": %.1f, "
            "\"GFLOP/s\": %.1f, \"of fma\": %.2f, \"GB/s\": %.2f, \"of read\": %.2f}\n",
            device_kernels(attention->dev)->name, threads, c->model, c->requests, c->rows, c->length,
-           store * 1e6, seconds * 1e6, flops * 1e-9, most_flops > 0 ? flops / most_flops : 0,
+           seconds * 1e6, flops * 1e-9, most_flops > 0 ? flops / most_flops : 0,
            bytes * 1e-9, bytes / most_bytes);
     fflush(stdout);
     for (int i = 0; i < attention->num_copies; i++) {

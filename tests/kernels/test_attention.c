@@ -125,7 +125,7 @@ static void run(struct device *dev, const struct model *model, struct rows *rows
                                       .kv_head_of = kv_head_of, .scale = 0.125f,
                                       .window = model->window};
 
-        kernels->kv_store(dev, &cache.kv, &batch.view, k, rows->width_kv, v, rows->width_kv);
+        kv_store_ref(&cache.kv, &batch.view, k, rows->width_kv, v, rows->width_kv);
         kernels->attention(dev, &args);
         for (int32_t r = 0; r < batch.view.rows; r++)
             memcpy(rows->out + (int64_t)batch.rows[r] * rows->width_q,
