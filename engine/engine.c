@@ -29,6 +29,7 @@ struct engine {
     int32_t max_model_len;
     int32_t vocab_size;
     int32_t block_size, num_blocks;
+    struct engine_memory memory;
     request_id last_id;
     _Atomic bool is_draining;
 
@@ -100,6 +101,7 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     engine->vocab_size = model_file_vocabulary(model)->num_tokens;
     engine->block_size = config->block_size;
     engine->num_blocks = executor->info.num_kv_blocks;
+    engine->memory = executor->info.memory;
     TRY(core_new(&(struct core_options){.config = config,
                                         .executor = executor,
                                         .outputs = &engine->outputs,
@@ -355,4 +357,9 @@ int32_t engine_max_model_len(const struct engine *engine)
 int engine_grammar_fd(const struct engine *engine)
 {
     return engine->grammar_fd;
+}
+
+void engine_memory(const struct engine *engine, struct engine_memory *out)
+{
+    *out = engine->memory;
 }

@@ -200,4 +200,12 @@ struct engine_stats {
 void engine_stats(const struct engine *engine, struct engine_stats *out);
 int32_t engine_max_model_len(const struct engine *engine);
 
+/* Bytes of all ranks together, as they hold them. */
+struct engine_memory {
+    int64_t weight_bytes;
+    int64_t step_weight_bytes; /* of which every step reads all */
+    int64_t kv_block_bytes;    /* of a KV block, over all layers */
+};
+void engine_memory(const struct engine *engine, struct engine_memory *out);
+
 #endif

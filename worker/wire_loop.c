@@ -176,6 +176,7 @@ static enum status tell_ready(struct wire *wire)
                     .rank = wire->options.rank,
                     .fingerprint = fingerprint,
                     .weights_bytes = memory.weight_bytes,
+                    .step_weights_bytes = memory.step_weight_bytes,
                     .free_bytes = memory.available_bytes,
                     .kv_block_bytes = memory.kv_block_bytes,
                     .first_token = memory.first_token,

@@ -180,6 +180,7 @@ static enum status load(struct worker *worker)
     });
     worker->memory = (struct worker_memory){
         .weight_bytes = model_weight_bytes(worker->model),
+        .step_weight_bytes = model_step_weight_bytes(worker->model),
         .workspace_bytes = model_workspace_bytes(worker->model),
         .kv_block_bytes = model_kv_block_bytes(worker->model),
         .available_bytes = device_available_bytes(worker->device),

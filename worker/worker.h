@@ -41,6 +41,7 @@ struct worker_options {
 /* What a loaded worker tells the engine. */
 struct worker_memory {
     int64_t weight_bytes;
+    int64_t step_weight_bytes; /* that every step reads */
     int64_t workspace_bytes;
     int64_t kv_block_bytes;
     int64_t available_bytes; /* of this host, after loading */

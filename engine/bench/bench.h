@@ -9,13 +9,14 @@
 
 #include "proto/config/option.h"
 
-enum { BENCH_MAX_FIGURES = 8, BENCH_MAX_RUNNING = 16384, BENCH_MAX_RANKS = 64 };
+enum { BENCH_MAX_FIGURES = 32, BENCH_MAX_RUNNING = 16384, BENCH_MAX_RANKS = 64 };
 
 struct figure {
     const char *name; /* the JSON key; ends in its unit */
     int decimals;
     const char *help;
     bool must_be_zero; /* else the exit status is 1 */
+    const char *const *words; /* NULL, or the figure is the index of a word */
 };
 
 struct bench {
@@ -30,7 +31,7 @@ struct bench {
     enum status (*run)(const void *settings, double *figures_out);
 };
 
-extern const struct bench bench_admit, bench_load, bench_null_worker, bench_overlap, bench_rpc,
+extern const struct bench bench_admit, bench_load, bench_model, bench_null_worker, bench_overlap, bench_rpc,
     bench_simulate, bench_step, bench_wire;
 
 #endif

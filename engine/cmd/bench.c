@@ -6,7 +6,8 @@
 
 static const struct bench *const benches[] = {
     &bench_step,    &bench_admit, &bench_wire,     &bench_rpc,
-    &bench_overlap, &bench_load,  &bench_simulate, &bench_null_worker,
+    &bench_overlap, &bench_load,  &bench_model,    &bench_simulate,
+    &bench_null_worker,
 };
 
 struct print_settings {
@@ -22,7 +23,7 @@ static const struct option print_options[] = {
 static int print_help(FILE *out)
 {
     fputs("usage: tandem bench NAME [OPTION]...\n\n"
-          "Measures a part of the engine on this machine, without a model.\n\n",
+          "Measures a part of the engine on this machine; `model` and `load` the whole of it.\n\n",
           out);
     for (size_t i = 0; i < COUNT_OF(benches); i++)
         if (benches[i]->help)
@@ -55,19 +56,35 @@ static bool asks_for_help(int argc, char **argv)
 
 /* ---- one bench ------------------------------------------------------------------------------- */
 
+static char *figure_text(const struct figure *figure, double value)
+{
+    return figure->words ? mem_strdup(figure->words[(int)value])
+                         : mem_printf("%.*f", figure->decimals, value);
+}
+
 static void print_json(const struct bench *bench, const double *values)
 {
-    for (int i = 0; i < bench->num_figures; i++)
-        printf("%s\"%s\": %.*f", i ? ", " : "{", bench->figures[i].name, bench->figures[i].decimals,
-               values[i]);
+    for (int i = 0; i < bench->num_figures; i++) {
+        const struct figure *figure = &bench->figures[i];
+        AUTO_MEM char *text = figure_text(figure, values[i]);
+        const char *quote = figure->words ? "\"" : "";
+
+        printf("%s\"%s\": %s%s%s", i ? ", " : "{", figure->name, quote, text, quote);
+    }
     puts("}");
 }
 
 static void print_figures(const struct bench *bench, const double *values)
 {
+    int width = 12;
+
     for (int i = 0; i < bench->num_figures; i++)
-        printf("%-12s %10.*f  %s\n", bench->figures[i].name, bench->figures[i].decimals, values[i],
-               bench->figures[i].help);
+        width = MAX(width, (int)strlen(bench->figures[i].name));
+    for (int i = 0; i < bench->num_figures; i++) {
+        AUTO_MEM char *text = figure_text(&bench->figures[i], values[i]);
+
+        printf("%-*s %10s  %s\n", width, bench->figures[i].name, text, bench->figures[i].help);
+    }
 }
 
 static enum status run_bench(const struct bench *bench, const struct option_set *sets, int argc,

@@ -15,6 +15,7 @@
 #ifndef ENGINE_EXECUTOR_EXECUTOR_H
 #define ENGINE_EXECUTOR_EXECUTOR_H
 
+#include "engine/engine.h"
 #include "engine/executor/flight_recorder.h"
 #include "proto/config/config.h"
 #include "proto/model/model_file.h"
@@ -36,6 +37,7 @@ struct executor_info {
     int32_t num_ranks;
     int32_t num_kv_blocks;
     int32_t max_model_len;
+    struct engine_memory memory;
 };
 
 struct executor_ops {

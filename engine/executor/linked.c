@@ -34,6 +34,10 @@ static enum status check_ready(int32_t rank, const struct ready *ready)
         (int64_t)ready->first_token + ready->num_tokens > ready->vocab_size)
         return fail(ERR_MISMATCH, "rank %d: says that it samples %d tokens from %d on, of %d", rank,
                     ready->num_tokens, ready->first_token, ready->vocab_size);
+    if (ready->weights_bytes < 0 || ready->weights_bytes > MAX_FREE_BYTES ||
+        ready->step_weights_bytes < 0 || ready->step_weights_bytes > ready->weights_bytes)
+        return fail(ERR_MISMATCH, "rank %d: says that a step reads %lld of %lld bytes of weights", rank,
+                    (long long)ready->step_weights_bytes, (long long)ready->weights_bytes);
     if (ready->kv_block_bytes < 1 || ready->kv_block_bytes > MAX_BLOCK_BYTES ||
         ready->free_bytes < 0 || ready->free_bytes > MAX_FREE_BYTES)
         return fail(ERR_MISMATCH,
@@ -55,6 +59,9 @@ static enum status size_kv_cache(struct linked_executor *linked,
         TRY(check_ready(rank, &ranks[rank].ready));
         block_bytes = MAX(block_bytes, ranks[rank].ready.kv_block_bytes);
         available = MIN(available, ranks[rank].ready.free_bytes);
+        info->memory.weight_bytes += ranks[rank].ready.weights_bytes;
+        info->memory.step_weight_bytes += ranks[rank].ready.step_weights_bytes;
+        info->memory.kv_block_bytes += ranks[rank].ready.kv_block_bytes;
     }
     if (options->config->sim) /* each rank has a device's memory to itself */
         available *= linked->link.world;

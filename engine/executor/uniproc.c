@@ -53,6 +53,8 @@ static enum status uniproc_open(const struct executor_options *options, struct e
                                             .max_model_len = info->max_model_len},
                    options->model, &of(executor)->worker));
     TRY(worker_wait_loaded(of(executor)->worker, &memory));
+    info->memory = (struct engine_memory){memory.weight_bytes, memory.step_weight_bytes,
+                                          memory.kv_block_bytes};
     TRY(executor_plan_kv(config, info->max_model_len, 1, memory.kv_block_bytes,
                          memory.available_bytes, &info->num_kv_blocks));
     TRY(worker_initialize_kv_cache(of(executor)->worker, info->num_kv_blocks));

@@ -9,6 +9,7 @@
 #ifndef KERNELS_CPU_TEAM_H
 #define KERNELS_CPU_TEAM_H
 
+#include "proto/base/memory.h"
 #include "proto/base/status.h"
 
 #include <stdint.h>
@@ -18,6 +19,7 @@ struct team;
 /* num_threads - 1 threads are started; ERR_IO when the system refuses one. */
 MUST_USE enum status team_new(int32_t num_threads, struct team **out);
 void team_free(struct team *team); /* NULL is fine */
+DEFINE_AUTO_FREE(team)
 
 int32_t team_num_threads(const struct team *team);
 

@@ -107,6 +107,7 @@ static const struct field ready_fields[] = {
     FIELD(struct ready, rank, FIELD_I32),
     FIELD_TEXT_OF(struct ready, fingerprint, MAX_SHORT_TEXT),
     FIELD(struct ready, weights_bytes, FIELD_I64),
+    FIELD(struct ready, step_weights_bytes, FIELD_I64),
     FIELD(struct ready, free_bytes, FIELD_I64),
     FIELD(struct ready, kv_block_bytes, FIELD_I64),
     FIELD(struct ready, max_num_blocks, FIELD_I64),

@@ -195,7 +195,8 @@ struct welcome {
 struct ready {
     int32_t rank;
     const char *fingerprint;  /* of the model: the same on every rank */
-    int64_t weights_bytes;
+    int64_t weights_bytes;    /* as the device holds them */
+    int64_t step_weights_bytes; /* that a step reads: not those of an embedding table of its own */
     int64_t free_bytes;       /* left for KV */
     int64_t kv_block_bytes;   /* one block of all layers on this rank */
     int64_t max_num_blocks;   /* that fit */

@@ -1,5 +1,6 @@
 /* The program as a user runs it: `tandem bench`, at small sizes. Times are nobody's promise here. */
 #include "tests/support/expect.h"
+#include "tests/support/tiny_model.h"
 
 #include "proto/base/memory.h"
 
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 /* Runs `tandem bench ARGUMENTS`; appends stdout and stderr. */
 static int run(const char *arguments, struct bytes *out)
@@ -144,12 +146,119 @@ static void simulate_finds_no_difference_and_names_its_seed(void **state)
     expect_refusal("simulate --steps 0", "--steps must be 1 to");
 }
 
+static char *write_model(const struct tiny_model_options *options)
+{
+    char *path = mem_printf("/tmp/tandem-bench-%d.gguf", getpid());
+
+    tiny_model_write(path, options);
+    return path;
+}
+
+/* The figures of `bench model` on this file. */
+static json_t *model_figures(const char *path, const char *arguments)
+{
+    AUTO_MEM char *command = mem_printf("model --model %s --rounds 2 --json %s", path, arguments);
+    AUTO_CLOSE(bytes) struct bytes out = {0};
+
+    if (run(command, &out) != 0)
+        fail_msg("%s", bytes_text(&out));
+    json_t *figures = json_loads(bytes_text(&out), 0, NULL);
+    assert_true(json_is_object(figures));
+    return figures;
+}
+
+static double number(const json_t *figures, const char *key)
+{
+    assert_true(json_is_number(json_object_get(figures, key)));
+    return json_number_value(json_object_get(figures, key));
+}
+
+static void model_measures_both_phases_and_what_memory_allows(void **state)
+{
+    AUTO_MEM char *path = write_model(NULL);
+    json_t *figures = model_figures(path, "--prefill 20 --decode 9 --batch 3 --threads 1 --isa sse2");
+
+    (void)state;
+    assert_true(number(figures, "prefill_tok_s") > 0 && number(figures, "decode_tok_s") > 0);
+    assert_true(number(figures, "whole_tok_s") > 0 && number(figures, "bandwidth_gb_s") > 0);
+    assert_string_equal(json_string_value(json_object_get(figures, "isa")), "sse2");
+    assert_true(number(figures, "threads") == 1 && number(figures, "tp") == 1);
+    /* 2 layers, 2 KV heads of 32, halves, keys and values; a context of 25 in the middle. */
+    assert_true(number(figures, "step_kv_bytes") == 3 * 25 * 2 * 2 * 32 * 2 * 2);
+    assert_float_equal(number(figures, "bandwidth_limit_tok_s"),
+                       3 * 1e9 * number(figures, "bandwidth_gb_s") /
+                           (number(figures, "step_weight_bytes") + number(figures, "step_kv_bytes")),
+                       1e-3 * number(figures, "bandwidth_limit_tok_s"));
+    json_decref(figures);
+    unlink(path);
+}
+
+static void model_takes_either_phase_alone_and_a_whole_context(void **state)
+{
+    AUTO_MEM char *path = write_model(&(struct tiny_model_options){.max_position = 64});
+    json_t *prefill = model_figures(path, "--prefill 64 --decode 0");
+    json_t *decode = model_figures(path, "--prefill 1 --decode 63 --tp 2 --threads 1");
+
+    (void)state;
+    assert_true(number(prefill, "prefill_tok_s") > 0 && number(prefill, "decode_tok_s") == 0);
+    assert_true(number(prefill, "prompt_tokens") == 63 && number(prefill, "output_tokens") == 1);
+    assert_true(number(decode, "decode_tok_s") > 0 && number(decode, "tp") == 2);
+    json_decref(prefill);
+    json_decref(decode);
+    unlink(path);
+}
+
+/* Of a step's bytes an embedding table counts where it is the output matrix too, and once. */
+static void model_counts_the_weights_that_a_step_reads(void **state)
+{
+    AUTO_MEM char *tied_path = write_model(NULL);
+    json_t *tied = model_figures(tied_path, "--decode 0 --prefill 4 --threads 1");
+    AUTO_MEM char *untied_path = write_model(&(struct tiny_model_options){.untied = true});
+    json_t *untied = model_figures(untied_path, "--decode 0 --prefill 4 --threads 1");
+
+    (void)state;
+    assert_true(number(tied, "step_weight_bytes") > 0);
+    assert_true(number(tied, "step_weight_bytes") == number(untied, "step_weight_bytes"));
+    json_decref(tied);
+    json_decref(untied);
+    unlink(untied_path);
+}
+
+/* gemma3's first layer looks back no further than 16 tokens. */
+static void model_counts_no_more_of_the_kv_than_a_window(void **state)
+{
+    AUTO_MEM char *path = write_model(&(struct tiny_model_options){.architecture = "gemma3"});
+    json_t *figures = model_figures(path, "--prefill 100 --decode 1 --threads 1");
+
+    (void)state;
+    assert_true(number(figures, "step_kv_bytes") == (101 + 16) * 2 * 32 * 2 * 2);
+    json_decref(figures);
+    unlink(path);
+}
+
+static void model_refuses_what_does_not_fit(void **state)
+{
+    AUTO_MEM char *path = write_model(&(struct tiny_model_options){.max_position = 64});
+    AUTO_MEM char *too_long = mem_printf("model --model %s --prefill 60 --decode 5", path);
+
+    (void)state;
+    expect_refusal("model", "--model FILE");
+    expect_refusal(too_long, "--prefill 60 and --decode 5 do not fit in the 64 positions");
+    expect_refusal("model --model x --batch 0", "--batch must be 1 to");
+    unlink(path);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(step_measures_both_halves_in_sync_and_async),
     cmocka_unit_test(admit_takes_prompts_of_any_length),
     cmocka_unit_test(wire_of_256_decodes_is_less_than_2_kb),
     cmocka_unit_test(rpc_goes_through_processes),
     cmocka_unit_test(simulate_finds_no_difference_and_names_its_seed),
+    cmocka_unit_test(model_measures_both_phases_and_what_memory_allows),
+    cmocka_unit_test(model_takes_either_phase_alone_and_a_whole_context),
+    cmocka_unit_test(model_counts_the_weights_that_a_step_reads),
+    cmocka_unit_test(model_counts_no_more_of_the_kv_than_a_window),
+    cmocka_unit_test(model_refuses_what_does_not_fit),
     cmocka_unit_test(people_get_a_line_a_figure),
     cmocka_unit_test(help_names_the_benches_that_are_for_people),
     cmocka_unit_test(what_cannot_be_measured_is_refused),

@@ -4,7 +4,8 @@
 #   proto     includes proto
 #   kernels   includes kernels, proto/base and proto/model/{quant,sim}.h
 #   worker    includes worker, proto and kernels/kernels.h
-#   engine    includes engine and proto; worker only where a rank is run in this process
+#   engine    includes engine and proto; worker only where a rank is run in this process, and the door of
+#             kernels/bench where the machine is measured
 #   tests     may include all
 #
 # usage: tests/lint/rooms.sh [SOURCE_ROOT]
@@ -18,6 +19,7 @@ may_include=(
     '^kernels/                            ^(kernels/|proto/base/|proto/model/(quant|sim)\.h$)'
     '^worker/                             ^(worker/|proto/|kernels/kernels\.h$)'
     '^engine/(cmd/worker|executor/uniproc)\.c$  ^(engine|proto|worker)/'
+    '^engine/bench/model\.c$             ^(engine|proto)/|^kernels/bench/limits\.h$'
     '^engine/                             ^(engine|proto)/'
     '^tests/                              ^(proto|kernels|worker|engine|tests)/'
 )

@@ -102,6 +102,7 @@ static const struct welcome welcome = {.refusal = "", .config = "{\"tp\": 2}"};
 static const struct ready ready = {.rank = 1,
                                    .fingerprint = "xxh3:1234",
                                    .weights_bytes = 1LL << 40,
+                                   .step_weights_bytes = 1LL << 39,
                                    .free_bytes = 3,
                                    .kv_block_bytes = 4,
                                    .max_num_blocks = 5,

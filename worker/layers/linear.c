@@ -82,6 +82,16 @@ struct activations linear_reads(const struct linear *linear, const struct activa
     return out;
 }
 
+int64_t linear_bytes(const struct linear *linear, const struct device *dev)
+{
+    int64_t bytes = 0;
+
+    for (int32_t i = 0; i < linear->num_matrices; i++)
+        bytes += device_kernels(dev)->matrix_bytes(linear->matrices[i].type, linear->matrices[i].n,
+                                                   linear->matrices[i].k);
+    return bytes;
+}
+
 void linear_forward(struct pass *pass, const struct linear *linear, const struct activations *x,
                     float *out, int64_t out_stride)
 {

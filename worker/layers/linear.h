@@ -36,6 +36,9 @@ struct linear_part {
 void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
                  const struct linear_part *parts, int32_t num_parts);
 
+/* Of all its matrices, packed. */
+int64_t linear_bytes(const struct linear *linear, const struct device *dev);
+
 /* `rows` rows of `a`, without the forms that no weights of this layer read. */
 struct activations linear_reads(const struct linear *linear, const struct activations *a,
                                 int32_t rows);

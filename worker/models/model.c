@@ -329,6 +329,14 @@ int64_t model_weight_bytes(const struct model *model)
     return model->weights.slab.bytes;
 }
 
+int64_t model_step_weight_bytes(const struct model *model)
+{
+    const struct weights *weights = &model->weights;
+    bool is_tied = weights->output.num_matrices == 0;
+
+    return weights->slab.bytes - (is_tied ? 0 : linear_bytes(&weights->embedding, model->pass.dev));
+}
+
 int64_t model_workspace_bytes(const struct model *model)
 {
     return model->workspaces.bytes;

@@ -50,6 +50,8 @@ DEFINE_AUTO_FREE(model)
 
 const struct shard *model_shard(const struct model *model);
 int64_t model_weight_bytes(const struct model *model);
+/* Of which every step reads all: an embedding table that is not the output matrix too is read by rows. */
+int64_t model_step_weight_bytes(const struct model *model);
 int64_t model_workspace_bytes(const struct model *model);
 
 /* Bytes of one KV block over all layers of this rank. */

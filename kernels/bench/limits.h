@@ -1,0 +1,29 @@
+/*
+ * limits: what this machine does at most, to hold kernels and models against.
+ *
+ * Each is the best of several runs, for whatever else the machine does only ever takes time away. The
+ * threads are those of a team that is started for it.
+ *
+ * Thread: any; it computes on the caller's too.
+ */
+#ifndef KERNELS_BENCH_LIMITS_H
+#define KERNELS_BENCH_LIMITS_H
+
+#include "proto/base/status.h"
+
+#include <stdint.h>
+
+/* 1e9 bytes a second that the threads read together, each its share of an array of 512 MiB (a quarter of
+ * the free memory where that is less): more than caches hold. ERR_NO_MEMORY, ERR_IO: no threads. */
+MUST_USE enum status limit_read_gb_s(int32_t num_threads, double *gb_s_out);
+
+/* 1e9 operations a second (a multiplication and its addition are two) of all threads, on registers alone,
+ * with the instructions that this ISA's kernels use: int8 dot products (vpdpbusd; vpmaddubsw and
+ * vpaddw; pmaddwd and paddd of int16), and float multiply-add. 0: of this ISA nothing is known. */
+MUST_USE enum status limit_int8_gop_s(const char *isa, int32_t num_threads, double *gop_s_out);
+MUST_USE enum status limit_float_gop_s(const char *isa, int32_t num_threads, double *gop_s_out);
+
+/* The instruction set that kernels run with when this one is asked for (NULL: the best there is). */
+const char *limit_isa(const char *wanted);
+
+#endif
