@@ -29,9 +29,11 @@ struct bench {
     int num_figures;
     /* figures_out: [num_figures], in the order of `figures` */
     enum status (*run)(const void *settings, double *figures_out);
+    /* Or, in its place, prints lines of figures itself, as many as there are: JSON objects, or text. */
+    enum status (*report)(const void *settings, bool json);
 };
 
-extern const struct bench bench_admit, bench_load, bench_model, bench_null_worker, bench_overlap, bench_rpc,
-    bench_simulate, bench_step, bench_wire;
+extern const struct bench bench_admit, bench_kernels, bench_load, bench_model, bench_null_worker,
+    bench_overlap, bench_rpc, bench_simulate, bench_step, bench_wire;
 
 #endif

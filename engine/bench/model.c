@@ -25,7 +25,7 @@ struct model_settings {
     bool async_scheduling;
 };
 
-/* ---- an engine of just this size -------------------------------------------------------------- */
+/* ---- an engine of just this size ------------------------------------------------------------- */
 
 struct shape { /* of a round */
     int32_t batch;
@@ -92,7 +92,7 @@ static void fit(struct config *config, const struct shape *shape)
     config->num_gpu_blocks_override = blocks * shape->batch;
 }
 
-/* ---- a round ----------------------------------------------------------------------------------- */
+/* ---- a round --------------------------------------------------------------------------------- */
 
 struct round {
     int64_t start_ns;
@@ -193,7 +193,7 @@ static enum status run_round(struct measured *bench, bool counts, struct round *
     return OK;
 }
 
-/* ---- memory ------------------------------------------------------------------------------------ */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 /* Layers with a sliding window read no more than it. */
 static bool is_global(const struct model_config *model, int32_t layer)
@@ -214,7 +214,7 @@ static double kv_bytes_per_step(const struct model_config *model, const struct e
     return shape->batch * tokens * token_bytes;
 }
 
-/* ---- figures ------------------------------------------------------------------------------------ */
+/* ---- figures --------------------------------------------------------------------------------- */
 
 /* Of rounds: samples are 1/1000 of the unit. */
 struct rates {
@@ -301,7 +301,7 @@ static const struct figure figures[NUM_FIGURES] = {
     [ROUNDS] = {"rounds", 0, "behind one that warms up"},
 };
 
-/* ---- the bench ---------------------------------------------------------------------------------- */
+/* ---- the bench ------------------------------------------------------------------------------- */
 
 static enum status run_rounds(struct measured *bench, int32_t num_rounds, struct rates *rates)
 {

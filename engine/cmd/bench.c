@@ -6,8 +6,8 @@
 
 static const struct bench *const benches[] = {
     &bench_step,    &bench_admit, &bench_wire,     &bench_rpc,
-    &bench_overlap, &bench_load,  &bench_model,    &bench_simulate,
-    &bench_null_worker,
+    &bench_overlap, &bench_load,  &bench_model,    &bench_kernels,
+    &bench_simulate, &bench_null_worker,
 };
 
 struct print_settings {
@@ -15,7 +15,7 @@ struct print_settings {
 };
 
 static const struct option print_options[] = {
-    OPTION(struct print_settings, json, OPTION_BOOL, NULL, "the figures as one line of JSON"),
+    OPTION(struct print_settings, json, OPTION_BOOL, NULL, "the figures as JSON"),
 };
 
 /* ---- help ------------------------------------------------------------------------------------ */
@@ -94,6 +94,8 @@ static enum status run_bench(const struct bench *bench, const struct option_set 
     double values[BENCH_MAX_FIGURES];
 
     TRY(options_parse(sets, 2, argc, argv, NULL, NULL));
+    if (bench->report)
+        return bench->report(sets[0].target, print->json);
     TRY(bench->run(sets[0].target, values));
     if (bench->num_figures > 0)
         (print->json ? print_json : print_figures)(bench, values);

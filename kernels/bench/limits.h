@@ -13,9 +13,16 @@
 
 #include <stdint.h>
 
+/* What times are taken of: the CPU time of one thread, the caller; of more the time on the wall. */
+int64_t limit_clock_ns(int32_t num_threads);
+
 /* 1e9 bytes a second that the threads read together, each its share of an array of 512 MiB (a quarter of
  * the free memory where that is less): more than caches hold. ERR_NO_MEMORY, ERR_IO: no threads. */
 MUST_USE enum status limit_read_gb_s(int32_t num_threads, double *gb_s_out);
+
+/* Microseconds until all threads have begun and ended an operation in which there is nothing to do: what
+ * a kernel that runs on several threads can't go below. 1 thread: 0. */
+MUST_USE enum status limit_barrier_us(int32_t num_threads, double *us_out);
 
 /* 1e9 operations a second (a multiplication and its addition are two) of all threads, on registers alone,
  * with the instructions that this ISA's kernels use: int8 dot products (vpdpbusd; vpmaddubsw and

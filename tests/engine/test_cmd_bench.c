@@ -248,6 +248,58 @@ static void model_refuses_what_does_not_fit(void **state)
     unlink(path);
 }
 
+/* Lines of JSON, as an array. The caller owns it. */
+static json_t *json_lines(const char *text)
+{
+    json_t *lines = json_array();
+
+    while (*text) {
+        json_error_t error;
+        json_t *line = json_loads(text, JSON_DISABLE_EOF_CHECK, &error);
+
+        assert_non_null(line);
+        json_array_append_new(lines, line);
+        text += error.position;
+        text += strspn(text, "\n");
+    }
+    return lines;
+}
+
+static void kernels_are_lines_behind_the_limits_of_their_run(void **state)
+{
+    AUTO_CLOSE(bytes) struct bytes out = {0};
+    size_t i, num_limits = 0;
+    json_t *line;
+
+    (void)state;
+    assert_int_equal(run("kernels --kernel add_norm --isa sse2 --threads 2 --run-ms 1 --json", &out), 0);
+    json_t *lines = json_lines(bytes_text(&out));
+
+    json_array_foreach(lines, i, line) {
+        assert_string_equal(json_string_value(json_object_get(line, "isa")), "sse2");
+        if (json_object_get(line, "limit")) {
+            assert_int_equal(num_limits, i);
+            num_limits++;
+            continue;
+        }
+        assert_string_equal(json_string_value(json_object_get(line, "kernel")), "add_norm");
+        assert_true(number(line, "us") > 0 && number(line, "gb_s") > 0 && number(line, "share") > 0);
+    }
+    assert_int_equal(num_limits, 2 * 4);
+    assert_int_equal(json_array_size(lines), num_limits + 2 * 2 * 8); /* threads, models, rows */
+    json_decref(lines);
+}
+
+static void kernels_refuses_one_that_there_is_not(void **state)
+{
+    AUTO_CLOSE(bytes) struct bytes out = {0};
+
+    (void)state;
+    assert_int_equal(run("kernels --kernel rms --isa sse2 --threads 1 --run-ms 1", &out), 1);
+    assert_non_null(strstr(bytes_text(&out), "no kernel 'rms' is measured"));
+    expect_refusal("kernels --isa avx9000", "avx9000");
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(step_measures_both_halves_in_sync_and_async),
     cmocka_unit_test(admit_takes_prompts_of_any_length),
@@ -259,6 +311,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(model_counts_the_weights_that_a_step_reads),
     cmocka_unit_test(model_counts_no_more_of_the_kv_than_a_window),
     cmocka_unit_test(model_refuses_what_does_not_fit),
+    cmocka_unit_test(kernels_are_lines_behind_the_limits_of_their_run),
+    cmocka_unit_test(kernels_refuses_one_that_there_is_not),
     cmocka_unit_test(people_get_a_line_a_figure),
     cmocka_unit_test(help_names_the_benches_that_are_for_people),
     cmocka_unit_test(what_cannot_be_measured_is_refused),

@@ -1,25 +1,10 @@
 /*
- * arrays: random inputs of kernels, and the places they need.
+ * arrays: matrices and devices of kernel tests, beside the random inputs of kernels/bench.
  */
 #ifndef TESTS_KERNELS_ARRAYS_H
 #define TESTS_KERNELS_ARRAYS_H
 
-#include "kernels/kernels.h"
-
-struct random {
-    uint64_t state;
-};
-
-uint32_t random_u32(struct random *random);
-float random_float(struct random *random, float low, float high);
-/* Values of a few scales, with rare outliers, as hidden states have. */
-void random_hidden(struct random *random, float *out, int64_t count);
-/* `rows` rows of `k` elements in the file's layout of `type`, weights of about 1 / sqrt(k). */
-void *random_weights(struct random *random, enum tensor_type type, int32_t rows, int32_t k);
-
-/* Memory for activations of rows × k, all of it owned; x is filled at random. */
-void activations_init(struct activations *a, struct random *random, int32_t rows, int32_t k);
-void activations_close(struct activations *a);
+#include "kernels/bench/arrays.h"
 
 /* Packs columns [k0, k0 + k) of rows [n0, n0 + n) of a tensor of `tensor_k` columns. */
 void matrix_init(struct matrix *w, struct device *dev, enum tensor_type type, const void *tensor,

@@ -19,7 +19,7 @@ may_include=(
     '^kernels/                            ^(kernels/|proto/base/|proto/model/(quant|sim)\.h$)'
     '^worker/                             ^(worker/|proto/|kernels/kernels\.h$)'
     '^engine/(cmd/worker|executor/uniproc)\.c$  ^(engine|proto|worker)/'
-    '^engine/bench/model\.c$             ^(engine|proto)/|^kernels/bench/limits\.h$'
+    '^engine/bench/(kernels|model)\.c$   ^(engine|proto)/|^kernels/bench/(limits|roofline)\.h$'
     '^engine/                             ^(engine|proto)/'
     '^tests/                              ^(proto|kernels|worker|engine|tests)/'
 )
