@@ -4,9 +4,9 @@
  */
 #include "engine/bench/bench.h"
 #include "kernels/bench/roofline.h"
+#include "proto/base/cpus.h"
 
 #include <stdio.h>
-#include <unistd.h>
 
 struct kernels_settings {
     char *isa, *kernel;
@@ -79,11 +79,12 @@ static void print_figure(void *user, const struct roofline_figure *figure)
 static enum status report(const void *user, bool json)
 {
     const struct kernels_settings *settings = user;
-    int32_t cores = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    AUTO_FREE(cpus) struct cpus *cpus = NULL;
 
+    TRY(cpus_open(NULL, &cpus));
     return roofline_measure(&(struct roofline_options){
         .isa = settings->isa,
-        .num_threads = settings->threads ? settings->threads : cores,
+        .num_threads = settings->threads ? settings->threads : cpus_num_cores(cpus),
         .kernel = settings->kernel,
         .run_ms = settings->run_ms,
         .on_limits = json ? print_limits_json : print_limits,
@@ -94,7 +95,7 @@ static enum status report(const void *user, bool json)
 #define ROW(member, ...) OPTION(struct kernels_settings, member, __VA_ARGS__)
 static const struct option options[] = {
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avx512"),
-    ROW(threads, OPTION_I32, "0", "measured beside one thread; 0: the machine's cores", .most = 1024),
+    ROW(threads, OPTION_I32, "0", "measured beside one thread; 0: the cores that we may use", .most = 1024),
     ROW(kernel, OPTION_TEXT, NULL, "this one alone", .value = "NAME"),
     ROW(run_ms, OPTION_I32, "60", "of each figure, at least", .least = 1, .most = 60000),
 };

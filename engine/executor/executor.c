@@ -1,5 +1,7 @@
 #include "engine/executor/executor.h"
 
+#include "proto/base/cpus.h"
+#include "proto/base/log.h"
 #include "proto/model/shard.h"
 
 #include <string.h>
@@ -110,9 +112,17 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
     return OK;
 }
 
+static int32_t count_cores(void)
+{
+    AUTO_FREE(cpus) struct cpus *cpus = NULL;
+
+    if (cpus_open(NULL, &cpus) == OK)
+        return cpus_num_cores(cpus);
+    log_warn("%s; --threads is the number of processors", fail_text());
+    return (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 int32_t executor_threads(const struct config *config)
 {
-    int32_t cores = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
-
-    return config->threads > 0 ? config->threads : MAX(cores / config->tp, 1);
+    return config->threads > 0 ? config->threads : MAX(count_cores() / config->tp, 1);
 }

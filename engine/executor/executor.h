@@ -116,7 +116,7 @@ MUST_USE enum status executor_plan_kv(const struct config *config, int32_t max_m
                                       int32_t num_ranks, int64_t kv_block_bytes_max,
                                       int64_t available_bytes, int32_t *num_blocks_out);
 
-/* Threads of each rank: --threads, or the cores of this machine divided by the ranks. */
+/* Threads of each rank: --threads, or the cores that this process may use divided by the ranks. */
 int32_t executor_threads(const struct config *config);
 
 /* --max-model-len against what the model was trained for. */

@@ -5,6 +5,7 @@
 #include "proto/base/memory.h"
 
 #include <jansson.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -236,6 +237,27 @@ static void model_counts_no_more_of_the_kv_than_a_window(void **state)
     unlink(path);
 }
 
+/* The program inherits the mask: cores that it may not use get no threads. */
+static void model_has_as_many_threads_as_cores_that_it_may_use(void **state)
+{
+    AUTO_MEM char *path = write_model(NULL);
+    cpu_set_t before, one;
+    int first = 0;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    while (!CPU_ISSET(first, &before))
+        first++;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    json_t *figures = model_figures(path, "--prefill 4 --decode 2 --executor multiproc");
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+    assert_true(number(figures, "threads") == 1);
+    json_decref(figures);
+    unlink(path);
+}
+
 static void model_refuses_what_does_not_fit(void **state)
 {
     AUTO_MEM char *path = write_model(&(struct tiny_model_options){.max_position = 64});
@@ -310,6 +332,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(model_takes_either_phase_alone_and_a_whole_context),
     cmocka_unit_test(model_counts_the_weights_that_a_step_reads),
     cmocka_unit_test(model_counts_no_more_of_the_kv_than_a_window),
+    cmocka_unit_test(model_has_as_many_threads_as_cores_that_it_may_use),
     cmocka_unit_test(model_refuses_what_does_not_fit),
     cmocka_unit_test(kernels_are_lines_behind_the_limits_of_their_run),
     cmocka_unit_test(kernels_refuses_one_that_there_is_not),
