@@ -26,6 +26,7 @@
 #include "proto/model/quant.h"
 #include "proto/model/sim.h"
 
+#include <sched.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -222,6 +223,8 @@ struct device_options {
     const char *name;    /* "cpu", "sim", later "cuda" */
     const char *isa;     /* NULL: the best this CPU has; "ref", "sse2", "avx2", "avx512" force one */
     int32_t num_threads; /* CPU: threads of one op, the caller included; >= 1 */
+    /* CPU: [num_threads], where each runs; NULL: anywhere. Thread 0 is the caller, and stays bound. */
+    const cpu_set_t *cpus;
     const struct sim_device *sim; /* "sim": what it is like; copied */
 };
 

@@ -89,7 +89,7 @@ static enum status open_cpu(const struct device_options *options, struct device 
         return fail_isa(options->isa);
     if (options->num_threads < 1)
         return fail(ERR_INVALID, "%d threads: at least 1", options->num_threads);
-    return cpu_device_new(kernels, options->num_threads, out);
+    return cpu_device_new(kernels, options->num_threads, options->cpus, out);
 }
 
 static enum status open_sim(const struct device_options *options, struct device **out)

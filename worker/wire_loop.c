@@ -235,6 +235,7 @@ static enum status start(struct wire *wire)
     return worker_new(&(struct worker_options){.rank = options->rank,
                                                .world = options->world,
                                                .num_threads = config->threads,
+                                               .binds_threads = strcmp(config->cpu_bind, "none") != 0,
                                                .isa = config->isa,
                                                .sim = config->sim ? &wire->sim : NULL,
                                                .fault = fault,

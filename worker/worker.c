@@ -2,6 +2,8 @@
 
 #include "kernels/kernels.h"
 #include "proto/base/clock.h"
+#include "proto/base/cpus.h"
+#include "proto/base/log.h"
 #include "proto/base/mailbox.h"
 #include "proto/base/trace.h"
 #include "worker/input_batch.h"
@@ -146,15 +148,40 @@ static enum status make_sampler(struct worker *worker)
     return OK;
 }
 
+/* Where the device's threads are to run: [num_threads]; false: anywhere. */
+static bool find_place(const struct worker_options *options, cpu_set_t *sets)
+{
+    AUTO_FREE(cpus) struct cpus *cpus = NULL;
+
+    if (!options->binds_threads || options->sim)
+        return false;
+    if (cpus_open(NULL, &cpus) != OK) {
+        log_warn("threads are not bound: %s", fail_text());
+        return false;
+    }
+    return cpus_place(cpus, options->rank, options->world, options->num_threads, sets);
+}
+
+/* Before anything is allocated, so that memory is on the node of the threads that write it first. */
+static enum status open_device(const struct worker_options *options, struct device **out)
+{
+    AUTO_MEM cpu_set_t *sets = mem_new_array(cpu_set_t, (size_t)options->num_threads);
+    bool is_placed = find_place(options, sets);
+
+    log_debug("%d threads, %s", options->num_threads, is_placed ? "bound" : "not bound");
+    return device_open(&(struct device_options){.name = options->sim ? "sim" : "cpu",
+                                                .isa = options->isa,
+                                                .num_threads = options->num_threads,
+                                                .cpus = is_placed ? sets : NULL,
+                                                .sim = options->sim},
+                       out);
+}
+
 static enum status load(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
 
-    TRY(device_open(&(struct device_options){.name = options->sim ? "sim" : "cpu",
-                                             .isa = options->isa,
-                                             .num_threads = options->num_threads,
-                                             .sim = options->sim},
-                    &worker->device));
+    TRY(open_device(options, &worker->device));
     if (options->world > 1)
         TRY(options->sim ? comm_open_sim(worker->device, options->world, &worker->comm)
                          : join_ranks(options, model_file_config(worker->file), &worker->comm));

@@ -20,7 +20,7 @@
 enum { DEFAULT_BATCHED_TOKENS = 2048, MAX_ROUNDS = 1000 };
 
 struct model_settings {
-    char *model, *isa, *executor;
+    char *model, *isa, *executor, *cpu_bind;
     int32_t prefill, decode, batch, threads, tp, rounds;
     bool async_scheduling;
 };
@@ -53,7 +53,7 @@ static enum status parse_config(const struct model_settings *settings, struct co
 {
     AUTO_MEM char *tp = mem_printf("%d", settings->tp);
     AUTO_MEM char *threads = mem_printf("%d", settings->threads);
-    char *argv[16] = {
+    char *argv[20] = {
         (char *)"model",
         (char *)"--model",
         settings->model,
@@ -63,10 +63,12 @@ static enum status parse_config(const struct model_settings *settings, struct co
         threads,
         (char *)"--log-level",
         (char *)"warn",
+        (char *)"--cpu-bind",
+        settings->cpu_bind,
         (char *)"--no-enable-prefix-caching",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
     };
-    int argc = 11;
+    int argc = 13;
 
     if (!settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE");
@@ -402,6 +404,7 @@ static const struct option options[] = {
     ROW(rounds, OPTION_I32, "5", "of which the figures are medians, behind one that warms up",
         .least = 1, .most = MAX_ROUNDS),
     ROW(threads, OPTION_I32, "0", "of a rank; 0: as the engine chooses", .most = 1024),
+    ROW(cpu_bind, OPTION_WORD, "auto", "as of the engine", .words = "auto none"),
     ROW(tp, OPTION_I32, "1", "ranks that share the model", .least = 1, .most = MAX_RANKS),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avx512"),
     ROW(executor, OPTION_WORD, NULL, "where the ranks run; uniproc for one",

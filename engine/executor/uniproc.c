@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <string.h>
 
 struct uniproc {
     struct executor executor;
@@ -45,6 +46,7 @@ static enum status uniproc_open(const struct executor_options *options, struct e
         TRY(sim_file_read(config->sim, &of(executor)->sim, &tp));
     TRY(worker_new(&(struct worker_options){.world = 1,
                                             .num_threads = executor_threads(config),
+                                            .binds_threads = strcmp(config->cpu_bind, "none") != 0,
                                             .isa = config->isa,
                                             .sim = config->sim ? &of(executor)->sim : NULL,
                                             .fault = fault,

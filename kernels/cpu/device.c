@@ -61,11 +61,13 @@ static const struct device_ops cpu_ops = {
     .available_bytes = cpu_available_bytes,
 };
 
-static enum status cpu_init(struct cpu_device *cpu, int32_t num_threads)
+static enum status cpu_init(struct cpu_device *cpu, int32_t num_threads, const cpu_set_t *cpus)
 {
     void *scratch, *attention;
 
     TRY(team_new(num_threads, &cpu->team));
+    if (cpus)
+        TRY(team_bind(cpu->team, cpus));
     TRY(mem_map((size_t)num_threads * SCRATCH_BYTES, "scratch of kernels", &scratch));
     cpu->scratch = scratch;
     TRY(mem_map(sizeof(*cpu->attention), "shared tiles of attention", &attention));
@@ -73,13 +75,14 @@ static enum status cpu_init(struct cpu_device *cpu, int32_t num_threads)
     return OK;
 }
 
-enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads, struct device **out)
+enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
+                           const cpu_set_t *cpus, struct device **out)
 {
     struct cpu_device *cpu = mem_new(struct cpu_device);
     enum status status;
 
     cpu->device = (struct device){.ops = &cpu_ops, .kernels = kernels};
-    status = cpu_init(cpu, num_threads);
+    status = cpu_init(cpu, num_threads, cpus);
     if (status != OK) {
         cpu_close(&cpu->device);
         return status;

@@ -21,9 +21,9 @@ struct cpu_device {
     struct attention_shared *attention; /* what threads that share a request tell each other */
 };
 
-/* A device that runs these kernels; ERR_IO or ERR_NO_MEMORY when the system lacks threads or room. */
+/* A device that runs these kernels on threads as device_options has them; ERR_IO or ERR_NO_MEMORY when the system lacks threads or room. */
 MUST_USE enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
-                                    struct device **out);
+                                    const cpu_set_t *cpus, struct device **out);
 
 static inline struct cpu_device *cpu_device_of(const struct device *dev)
 {

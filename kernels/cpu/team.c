@@ -146,6 +146,19 @@ enum status team_new(int32_t num_threads, struct team **out)
     return OK;
 }
 
+enum status team_bind(struct team *team, const cpu_set_t *cpus)
+{
+    for (int32_t i = 0; i < team->num_threads; i++) {
+        pthread_t id = i ? team->members[i - 1].id : pthread_self();
+        int error = pthread_setaffinity_np(id, sizeof *cpus, &cpus[i]);
+
+        if (error)
+            return fail(ERR_IO, "thread %d of %d cannot be bound to its cores: %s", i + 1,
+                        team->num_threads, strerror(error));
+    }
+    return OK;
+}
+
 void team_free(struct team *team)
 {
     if (!team)

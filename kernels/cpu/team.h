@@ -12,6 +12,7 @@
 #include "proto/base/memory.h"
 #include "proto/base/status.h"
 
+#include <sched.h>
 #include <stdint.h>
 
 struct team;
@@ -20,6 +21,10 @@ struct team;
 MUST_USE enum status team_new(int32_t num_threads, struct team **out);
 void team_free(struct team *team); /* NULL is fine */
 DEFINE_AUTO_FREE(team)
+
+/* Thread i runs on cpus[i] from now on; the caller is thread 0, and stays bound when the team is gone.
+ * ERR_IO: the system refuses one. */
+MUST_USE enum status team_bind(struct team *team, const cpu_set_t *cpus);
 
 int32_t team_num_threads(const struct team *team);
 

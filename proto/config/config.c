@@ -27,8 +27,12 @@ static const struct option options[] = {
         .alias = "tensor-parallel-size", .group = "Ranks"),
     ROW(executor, OPTION_WORD, NULL, "where ranks run; uniproc for one",
         .words = "uniproc multiproc"),
-    ROW(threads, OPTION_I32, "0", "threads of a rank; 0: the machine's cores divided by the ranks",
+    ROW(threads, OPTION_I32, "0",
+        "threads of a rank; 0: the cores that we may use, mask and quota kept, divided by the ranks",
         .most = 1024),
+    ROW(cpu_bind, OPTION_WORD, "auto",
+        "auto: threads that fill all cores have one each, ranks on several NUMA nodes a node each",
+        .words = "auto none"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
         .words = "ref sse2 avx2 avx512"),
 

@@ -43,7 +43,7 @@ struct device *open_device(const char *isa, int32_t num_threads)
 
 #if defined(__x86_64__)
     if (isa && strcmp(isa, "emu512") == 0) {
-        expect_ok(cpu_device_new(&kernels_emu512, num_threads, &dev));
+        expect_ok(cpu_device_new(&kernels_emu512, num_threads, NULL, &dev));
         return dev;
     }
 #endif

@@ -102,10 +102,45 @@ static void an_idle_team_uses_no_processor(void **state)
     team_free(team);
 }
 
+static void note_cpu(void *args, int32_t thread)
+{
+    struct round *round = args;
+
+    round->seen[thread] = sched_getcpu();
+}
+
+static void bound_threads_run_where_they_are_bound(void **state)
+{
+    cpu_set_t ours, sets[MAX_THREADS];
+    struct round round = {0};
+    struct team *team;
+    int cpu = 0;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof ours, &ours), 0);
+    expect_ok(team_new(MAX_THREADS, &team));
+    for (int i = 0; i < MAX_THREADS; i++) { /* in turn, over those that we may use */
+        do
+            cpu = (cpu + 1) % CPU_SETSIZE;
+        while (!CPU_ISSET(cpu, &ours));
+        CPU_ZERO(&sets[i]);
+        CPU_SET(cpu, &sets[i]);
+    }
+    expect_ok(team_bind(team, sets));
+    team_run(team, note_cpu, &round);
+    for (int i = 0; i < MAX_THREADS; i++)
+        assert_true(CPU_ISSET(round.seen[i], &sets[i]));
+    CPU_ZERO(&sets[1]);
+    expect_fails(team_bind(team, sets), ERR_IO, "thread 2 of 4 cannot be bound");
+    team_free(team);
+    assert_int_equal(sched_setaffinity(0, sizeof ours, &ours), 0);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_thread_has_done_its_part_when_team_run_returns),
     cmocka_unit_test(members_leave_signals_to_others_but_for_their_own_faults),
     cmocka_unit_test(the_caller_waits_for_late_threads),
+    cmocka_unit_test(bound_threads_run_where_they_are_bound),
     cmocka_unit_test(an_idle_team_uses_no_processor),
 };
 TEST_MAIN(tests)

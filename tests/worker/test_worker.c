@@ -3,10 +3,14 @@
 
 #include "tests/support/plan_sheet.h"
 #include "proto/base/clock.h"
+#include "proto/base/cpus.h"
 #include "tests/support/tiny_model.h"
 #include "worker/worker.h"
 
+#include <dirent.h>
 #include <poll.h>
+#include <sched.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 enum { NUM_BLOCKS = 16, NUM_PROMPT = 20 };
@@ -611,7 +615,57 @@ static void a_rank_that_cannot_load_says_why(void **state)
     stop(&rank);
 }
 
+/* Threads of this process that may not run on all that it may. */
+static int count_bound_threads(void)
+{
+    DIR *folder = opendir("/proc/self/task");
+    cpu_set_t ours, set;
+    int count = 0;
+
+    assert_non_null(folder);
+    assert_int_equal(sched_getaffinity(0, sizeof ours, &ours), 0);
+    for (struct dirent *entry; (entry = readdir(folder));)
+        if (entry->d_name[0] != '.' &&
+            sched_getaffinity(atoi(entry->d_name), sizeof set, &set) == 0)
+            count += !CPU_EQUAL(&set, &ours);
+    closedir(folder);
+    return count;
+}
+
+static void threads_that_fill_the_cores_are_bound_and_the_caller_is_not(void **state)
+{
+    AUTO_FREE(cpus) struct cpus *cpus = NULL;
+    struct worker_memory memory;
+    struct rank rank;
+    cpu_set_t before, after, set;
+
+    (void)state;
+    expect_ok(cpus_open(NULL, &cpus));
+
+    int32_t num_threads = cpus_num_cores(cpus);
+
+    if (num_threads < 2 || !cpus_place(cpus, 0, num_threads, 1, &set))
+        skip(); /* one core, or a quota: there is nothing to bind to */
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    for (int binds = 0; binds < 2; binds++) {
+        expect_ok(model_file_open(model_path, &rank.file));
+        expect_ok(worker_new(&(struct worker_options){.world = 1,
+                                                      .num_threads = num_threads,
+                                                      .binds_threads = binds,
+                                                      .max_num_seqs = 4,
+                                                      .max_batched_tokens = 64,
+                                                      .max_model_len = 128},
+                             rank.file, &rank.worker));
+        expect_ok(worker_wait_loaded(rank.worker, &memory));
+        assert_int_equal(count_bound_threads(), binds * num_threads);
+        assert_int_equal(sched_getaffinity(0, sizeof after, &after), 0);
+        assert_true(CPU_EQUAL(&before, &after));
+        stop(&rank);
+    }
+}
+
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(threads_that_fill_the_cores_are_bound_and_the_caller_is_not),
     cmocka_unit_test(a_step_staged_while_another_runs_has_its_token),
     cmocka_unit_test(calls_out_of_order_are_refused_and_do_no_harm),
     cmocka_unit_test(a_refused_plan_leaves_the_step_to_be_prepared),
