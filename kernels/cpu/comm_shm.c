@@ -12,6 +12,7 @@
 #include "proto/base/memory.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -135,6 +136,16 @@ static enum status check_shared(const struct shared *shared, size_t size, int32_
     return OK;
 }
 
+/* That this process may use: its first thread's mask, as the caller may be bound to a core of its own. */
+static int32_t count_processors(void)
+{
+    cpu_set_t mask;
+
+    return sched_getaffinity(getpid(), sizeof mask, &mask) == 0
+               ? CPU_COUNT(&mask)
+               : (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm **out)
 {
     struct shared *shared = NULL;
@@ -172,7 +183,7 @@ enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm
         .shared = shared,
         .shared_bytes = (size_t)stat.st_size,
         /* A rank that spins takes the core that another rank needs to catch up. */
-        .num_spins = world <= sysconf(_SC_NPROCESSORS_ONLN) ? FUTEX_SPINS : 0,
+        .num_spins = world <= count_processors() ? FUTEX_SPINS : 0,
     };
     *out = &shm->comm;
     return OK;
