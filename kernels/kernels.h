@@ -75,8 +75,9 @@ enum { KV_BLOCK_TOKENS = 16, MAX_HEAD_DIM = 256 };
 
 /*
  * One layer's paged KV cache on this rank, as IEEE half, written by rope_store and read by attention:
- * k: [num_blocks, num_kv_heads, head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
- * v: [num_blocks, num_kv_heads, KV_BLOCK_TOKENS, head_dim].
+ * block b at b * block_stride,
+ * k: [num_kv_heads, head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
+ * v: [num_kv_heads, KV_BLOCK_TOKENS, head_dim].
  */
 struct kv_layer {
     uint16_t *k;
@@ -84,6 +85,8 @@ struct kv_layer {
     int32_t num_blocks;
     int32_t num_kv_heads; /* on this rank */
     int32_t head_dim;     /* multiple of 16, at most MAX_HEAD_DIM */
+    int64_t block_stride; /* halves from one block to the next, of k and of v: all layers of a block lie
+                           * together, so that a request's first token touches one place, not one a layer */
 };
 
 /*

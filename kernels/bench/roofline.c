@@ -377,6 +377,7 @@ static enum status place_kv(struct place *place, int32_t num_layers)
             .num_blocks = place->batch.num_requests * place->batch.block_table_stride,
             .num_kv_heads = model->num_kv_heads,
             .head_dim = model->head_dim,
+            .block_stride = (int64_t)place->kv_width * KV_BLOCK_TOKENS,
         };
         TRY(random_halves(place, &layer->k));
         TRY(random_halves(place, &layer->v));

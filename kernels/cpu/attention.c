@@ -463,7 +463,7 @@ static const uint16_t *cached_block(struct place place, int32_t b)
 
     at = MAX(MIN(at, unit->blocks_seen.end - 1), unit->blocks_seen.first);
     return (place.is_v ? kv->v : kv->k) +
-           ((int64_t)unit->blocks[at] * kv->num_kv_heads + unit->kv_head) * kv->head_dim * KV_BLOCK_TOKENS;
+           unit->blocks[at] * kv->block_stride + (int64_t)unit->kv_head * kv->head_dim * KV_BLOCK_TOKENS;
 }
 
 static void convert(const uint16_t *from, const uint16_t *ahead, float *to, int32_t count)

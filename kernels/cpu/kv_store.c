@@ -11,7 +11,7 @@ enum { SIDE = 8 }; /* of the squares that are transposed */
 /* Where a head's part of a block begins, of k and of v. */
 static int64_t head_at(const struct kv_layer *kv, int32_t block, int32_t head)
 {
-    return ((int64_t)block * kv->num_kv_heads + head) * kv->head_dim * KV_BLOCK_TOKENS;
+    return block * kv->block_stride + (int64_t)head * kv->head_dim * KV_BLOCK_TOKENS;
 }
 
 static void to_halves(uint16_t *to, const float *from, int32_t count)

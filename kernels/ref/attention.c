@@ -9,13 +9,13 @@
 static int64_t key_at(const struct kv_layer *kv, int32_t block, int32_t head, int32_t token,
                       int32_t dim)
 {
-    return (((int64_t)block * kv->num_kv_heads + head) * kv->head_dim + dim) * KV_BLOCK_TOKENS + token;
+    return block * kv->block_stride + ((int64_t)head * kv->head_dim + dim) * KV_BLOCK_TOKENS + token;
 }
 
 static int64_t value_at(const struct kv_layer *kv, int32_t block, int32_t head, int32_t token,
                         int32_t dim)
 {
-    return (((int64_t)block * kv->num_kv_heads + head) * KV_BLOCK_TOKENS + token) * kv->head_dim + dim;
+    return block * kv->block_stride + ((int64_t)head * KV_BLOCK_TOKENS + token) * kv->head_dim + dim;
 }
 
 void kv_store_ref(const struct kv_layer *kv, const struct batch_view *batch, const float *k,

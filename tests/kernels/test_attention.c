@@ -41,10 +41,11 @@ static void cache_init(struct cache *cache, const struct model *model)
         cache->stride = MAX(cache->stride, blocks + 1);
     }
 
-    size_t count = (size_t)num_blocks * model->num_kv_heads * KV_BLOCK_TOKENS * model->dim;
+    int64_t stride = (int64_t)model->num_kv_heads * KV_BLOCK_TOKENS * model->dim + 32; /* a gap */
+    size_t count = (size_t)num_blocks * (size_t)stride;
 
     cache->kv = (struct kv_layer){mem_new_array(uint16_t, count), mem_new_array(uint16_t, count),
-                                  num_blocks, model->num_kv_heads, model->dim};
+                                  num_blocks, model->num_kv_heads, model->dim, stride};
     /* What an earlier request left: nothing of it may show. */
     memset(cache->kv.k, 0x7e, count * 2);
     memset(cache->kv.v, 0x7e, count * 2);

@@ -246,12 +246,13 @@ static void rope_store_has_the_bits_of_the_specification(void **state)
             struct random random = {d + 1};
             int32_t dim = dims[d][0], stride = (HEADS + 2 * KV_HEADS) * dim + 5;
             int32_t positions[ROWS], tables[BLOCKS];
-            int64_t halves = (int64_t)BLOCKS * KV_HEADS * KV_BLOCK_TOKENS * dim;
+            int64_t block_stride = KV_HEADS * KV_BLOCK_TOKENS * dim + 32, halves = BLOCKS * block_stride;
             float *x = mem_new_array(float, ROWS * stride);
             float *want = mem_new_array(float, ROWS * stride);
             float *out = mem_new_array(float, ROWS * stride);
             float *cos_sin = mem_new_array(float, MAX_POSITION * dims[d][1]), w[256];
-            struct kv_layer kv[2] = {{.num_blocks = BLOCKS, .num_kv_heads = KV_HEADS, .head_dim = dim}};
+            struct kv_layer kv[2] = {{.num_blocks = BLOCKS, .num_kv_heads = KV_HEADS, .head_dim = dim,
+                                     .block_stride = block_stride}};
             struct batch_view batch = {ROWS, REQUESTS, row_start, positions, tables, BLOCKS / REQUESTS};
 
             kv[1] = kv[0];

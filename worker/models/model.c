@@ -248,15 +248,20 @@ int64_t model_kv_block_bytes(const struct model *model)
     return 2 * kv_half_bytes(model) * model->config.num_layers;
 }
 
-static void take_kv_cache(struct model *model, int32_t num_blocks)
+/* A block is k and v of layer 0, of layer 1, … */
+static void place_kv_layers(struct model *model, int32_t num_blocks)
 {
+    int64_t half_bytes = kv_half_bytes(model);
+    char *base = model->kv_cache.base;
+
     for (int32_t i = 0; i < model->config.num_layers; i++)
         model->kv[i] = (struct kv_layer){
-            .k = slab_take(&model->kv_cache, kv_half_bytes(model) * num_blocks),
-            .v = slab_take(&model->kv_cache, kv_half_bytes(model) * num_blocks),
+            .k = (uint16_t *)(base + 2 * i * half_bytes),
+            .v = (uint16_t *)(base + (2 * i + 1) * half_bytes),
             .num_blocks = num_blocks,
             .num_kv_heads = model->shard.num_kv_heads,
             .head_dim = model->config.head_dim,
+            .block_stride = model_kv_block_bytes(model) / (int64_t)sizeof(uint16_t),
         };
 }
 
@@ -264,7 +269,7 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
 {
     ASSERT(!model->kv && num_blocks > 0);
     model->kv = mem_new_array(struct kv_layer, model->config.num_layers);
-    take_kv_cache(model, num_blocks); /* measures */
+    slab_take(&model->kv_cache, num_blocks * model_kv_block_bytes(model)); /* measures */
 
     enum status status = slab_open(&model->kv_cache, model->pass.dev, "the KV cache");
 
@@ -273,7 +278,9 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
         mem_free(give(model->kv));
         return fail(status, "%s; lower --kv-cache-memory or --max-model-len", fail_text());
     }
-    take_kv_cache(model, num_blocks);
+    /* Blocks are taken in order, so a big page of them fills up before the next is touched. */
+    device_expect_full(model->pass.dev, model->kv_cache.base, model->kv_cache.bytes);
+    place_kv_layers(model, num_blocks);
     model->pass.kv = model->kv;
     return OK;
 }
