@@ -1,7 +1,8 @@
 """Those who are measured: each runs a load, serves HTTP, and is started cold, by the same methods.
 
 A figure is a dict: the measured values by name, and "settings", the words for what it ran with.
-What can't be measured raises Failed with a sentence.
+What can't be measured raises Failed with a sentence. `variants` are the ways to serve many streams
+that are worth a try; one is left when the best is known.
 """
 import json
 import os
@@ -140,6 +141,7 @@ class Server:
 
 class Tandem:
     name = "tandem"
+    variants = ((),)
 
     def __init__(self, program, threads, ranks=1, isa=None):
         self.program = program
@@ -158,7 +160,7 @@ class Tandem:
                     "--rounds", 1, *self.options, "--json"])
         return json.loads(line.splitlines()[-1]) | {"settings": self.settings}
 
-    def serve(self, serving):
+    def serve(self, serving, _=()):
         return Server("tandem", [
             self.program, "serve", "--model", serving.model, "--max-model-len", serving.longest,
             "--max-num-seqs", serving.streams, "--num-gpu-blocks-override",
@@ -184,6 +186,8 @@ class LlamaCpp:
         self.threads = threads
         self.programs = install_llama_cpp()
         self.tuned = {}
+        # A slot has its share of the KV cache, or all share it.
+        self.variants = [("-np", slots) for slots in (32, 64, 128, 256)] + [("-np", 64, "-kvu")]
 
     def version(self):
         return f"{self.name} (of llama-cpp-python 0.3.36)"
@@ -229,16 +233,14 @@ class LlamaCpp:
         best = self.best_settings(load)
         return self.run_load(load, best) | {"settings": self.words(best)}
 
-    def serve(self, serving):
-        # More slots than this are slower (256 streams tried with 32, 64, 128 and 256); the others
-        # wait their turn. The slots share the KV cache, as in the other two.
-        slots = min(serving.streams, 64)
-        best = self.best_settings(Load(serving.model, 128, 64, 32 if slots > 16 else 8))
+    def serve(self, serving, variant=()):
+        best = self.best_settings(Load(serving.model, 128, 64, 32 if serving.streams > 16 else 8))
+        slots = variant or ("-np", serving.streams)
         return Server("llama.cpp", [
-            self.programs / "llama-server", "-m", serving.model, "-c", serving.kv_tokens, "-kvu",
-            "-np", slots, "-cb", "-t", best["t"], "-tb", self.threads, "-fa", best["fa"],
-            "-b", 2048, "-ub", best["ub"], "--cache-ram", 0, "--no-webui"],
-            f"{self.words(best)} -np {slots} -kvu")
+            self.programs / "llama-server", "-m", serving.model, "-c", serving.kv_tokens, *slots,
+            "-cb", "-t", best["t"], "-tb", self.threads, "-fa", best["fa"], "-b", 2048,
+            "-ub", best["ub"], "--cache-ram", 0, "--no-webui"],
+            f"{self.words(best)}, {' '.join(map(str, slots))}")
 
     def first_token(self, model):
         return {"settings": f"-t {self.threads} --no-warmup", "seconds": seconds_to_output(
@@ -254,6 +256,7 @@ class LlamaCpp:
 class Vllm:
     """vllm_model.py, which stays for all rounds; while it is not asked it sleeps."""
     name = "vLLM"
+    variants = ((),)
 
     def __init__(self, threads):
         self.threads = threads
@@ -299,13 +302,14 @@ class Vllm:
               file=self.engine.stdin)
         return self.answer() | {"settings": self.settings}
 
-    def serve(self, serving):
+    def serve(self, serving, _=()):
         self.close()  # two at once would share the cores
         folder = hf_folder(serving.model)
         return Server("vllm", [
             self.python.parent / "vllm", "serve", folder, "--dtype", "bfloat16",
             "--max-model-len", serving.longest, "--max-num-seqs", serving.streams,
-            "--num-gpu-blocks-override", serving.kv_tokens // KV_BLOCK_VLLM,
+            # One block is nobody's: it pads.
+            "--num-gpu-blocks-override", serving.kv_tokens // KV_BLOCK_VLLM + 1,
             "--disable-log-stats", "--disable-uvicorn-access-log"], self.settings,
             **self.environment)
 

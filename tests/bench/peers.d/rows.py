@@ -97,9 +97,21 @@ def load_figures(streams, seconds, prefix):
     return figures
 
 
+def best_variant(contestant, serving):
+    if len(contestant.variants) == 1:
+        return contestant.variants[0]
+    seconds = {}
+    for variant in contestant.variants:
+        with contestant.serve(serving, variant) as server:
+            warm_up(server)
+            seconds[variant] = run_load(server, mixed_streams(False, -1))[1]
+    return min(seconds, key=seconds.get)
+
+
 def http_load(contestant, model, turn):
-    figures = {}
-    with contestant.serve(Serving(model, 98304, NUM_STREAMS, 8192)) as server:
+    figures, serving = {}, Serving(model, 98304, NUM_STREAMS, 8192)
+    contestant.variants = (best_variant(contestant, serving),)
+    with contestant.serve(serving, contestant.variants[0]) as server:
         warm_up(server)
         for prefix, poisson in (("closed", False), ("poisson", True)):
             streams, seconds = run_load(server, mixed_streams(poisson, turn))
@@ -116,7 +128,7 @@ def http_rows(prefix, what):
 
 
 def long_prompt(contestant, model, turn):
-    with contestant.serve(Serving(model, 32768, 16, 8192)) as server:
+    with contestant.serve(Serving(model, 9 * 4608, 9, 4608)) as server:
         warm_up(server)
         streams = [Request(random_prompt(128, "stream", turn, number), 3000) for number in range(8)]
         quiet, busy, wait = run_disturbed(
@@ -191,7 +203,7 @@ MEASUREMENTS = (
 
 
 def select(words):
-    """The measurements and rows that a word names, or begins if it is no name; all without words."""
+    """The measurements and rows that a word names, or begins if it is no name; all for none."""
     names = {row.name for measurement in MEASUREMENTS for row in measurement.rows}
 
     def fits(name, word):
