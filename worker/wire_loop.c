@@ -236,6 +236,7 @@ static enum status start(struct wire *wire)
                                                .world = options->world,
                                                .num_threads = config->threads,
                                                .binds_threads = strcmp(config->cpu_bind, "none") != 0,
+                                               .inexact_sums = !config->exact_sums,
                                                .isa = config->isa,
                                                .sim = config->sim ? &wire->sim : NULL,
                                                .fault = fault,

@@ -191,6 +191,7 @@ static enum status load(struct worker *worker)
                                            .comm = worker->comm,
                                            .max_batched_tokens = options->max_batched_tokens,
                                            .max_logit_rows = options->max_num_seqs,
+                                           .inexact_sums = options->inexact_sums,
                                            .max_position = options->max_model_len,
                                            .progress = options->progress,
                                            .user = options->user},

@@ -26,6 +26,7 @@ struct worker;
 struct worker_options {
     int32_t rank, world;
     int32_t num_threads;        /* of the device, its own thread included */
+    bool inexact_sums;          /* world 1: see model_options */
     bool binds_threads;         /* where proto/base/cpus.h has places for them; never the wire thread */
     const char *isa;            /* NULL: the best there is */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */

@@ -22,7 +22,7 @@ enum { DEFAULT_BATCHED_TOKENS = 2048, MAX_ROUNDS = 1000 };
 struct model_settings {
     char *model, *isa, *executor, *cpu_bind;
     int32_t prefill, decode, batch, threads, tp, rounds;
-    bool async_scheduling;
+    bool exact_sums, async_scheduling;
 };
 
 /* ---- an engine of just this size ------------------------------------------------------------- */
@@ -69,6 +69,9 @@ static enum status parse_config(const struct model_settings *settings, struct co
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
     };
     int argc = 13;
+
+    if (!settings->exact_sums)
+        argv[argc++] = (char *)"--no-exact-sums";
 
     if (!settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE");
@@ -409,6 +412,7 @@ static const struct option options[] = {
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avx512"),
     ROW(executor, OPTION_WORD, NULL, "where the ranks run; uniproc for one",
         .words = "uniproc multiproc"),
+    ROW(exact_sums, OPTION_BOOL, "true", "as of the engine"),
     ROW(async_scheduling, OPTION_BOOL, "true", "a step is prepared while the one before runs"),
 };
 #undef ROW

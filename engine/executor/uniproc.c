@@ -47,6 +47,7 @@ static enum status uniproc_open(const struct executor_options *options, struct e
     TRY(worker_new(&(struct worker_options){.world = 1,
                                             .num_threads = executor_threads(config),
                                             .binds_threads = strcmp(config->cpu_bind, "none") != 0,
+                                            .inexact_sums = !config->exact_sums,
                                             .isa = config->isa,
                                             .sim = config->sim ? &of(executor)->sim : NULL,
                                             .fault = fault,

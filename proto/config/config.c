@@ -35,6 +35,8 @@ static const struct option options[] = {
         .words = "auto none"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
         .words = "ref sse2 avx2 avx512"),
+    ROW(exact_sums, OPTION_BOOL, "true",
+        "the same bits as with any other --tp; one rank may do without, which is a little faster"),
 
     ROW(max_num_seqs, OPTION_I32, "256", "requests in one step at most", .least = 1, .most = 65536,
         .group = "Scheduling"),
@@ -150,6 +152,8 @@ enum status config_check(const struct config *config)
     if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, --tp is %d; use multiproc",
                     config->tp);
+    if (!config->exact_sums && config->tp > 1)
+        return fail(ERR_INVALID, "--no-exact-sums is for one rank, --tp is %d", config->tp);
     struct injected_fault fault;
 
     TRY(injected_fault_parse(config->inject_fault, &fault));

@@ -28,6 +28,7 @@ struct config {
     int32_t tp; /* 0 only between config_init and config_parse */
     char *executor;  /* NULL: uniproc for one rank, else multiproc */
     int32_t threads; /* of a rank; 0: cores / ranks */
+    bool exact_sums; /* row-parallel sums do not depend on the number of ranks */
     char *cpu_bind;  /* "auto": threads have cores, or nodes, of their own where that helps; "none" */
     char *isa;       /* NULL: the best of this machine */
 

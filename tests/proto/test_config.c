@@ -122,6 +122,9 @@ static void settings_that_do_not_go_together_are_refused(void **state)
     expect_fails(PARSE(&config, NULL, "--executor", "uniproc", "--tp", "2"), ERR_INVALID,
                  "--executor uniproc runs one rank, --tp is 2; use multiproc");
     config_close(&config);
+    expect_fails(PARSE(&config, NULL, "--no-exact-sums", "--tp", "3"), ERR_INVALID,
+                 "--no-exact-sums is for one rank, --tp is 3");
+    config_close(&config);
     expect_fails(PARSE(&config, NULL, "--no-enable-chunked-prefill", "--max-model-len", "4096"),
                  ERR_INVALID, "--max-num-batched-tokens is 2048, without chunked prefill it must");
 }

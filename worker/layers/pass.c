@@ -114,7 +114,10 @@ enum status pass_add_linear(struct pass *pass, const struct linear *linear, int3
 
     ASSERT(linear->num_matrices == 1);
     if (pass->shard->world == 1) {
-        pass->kernels->matmul_groups_float(pass->dev, pass->sum, x, &linear->matrices[0], group);
+        if (pass->inexact_sums)
+            pass->kernels->matmul(pass->dev, pass->sum, linear->n, x, &linear->matrices[0]);
+        else
+            pass->kernels->matmul_groups_float(pass->dev, pass->sum, x, &linear->matrices[0], group);
         add_norm(pass, all, (struct add_norm_args){.sum = pass->sum}, next);
         return OK;
     }

@@ -16,6 +16,7 @@ struct pass {
     struct device *dev;
     const struct kernels *kernels;
     struct comm *comm; /* NULL when alone */
+    bool inexact_sums; /* when alone: see model_options */
     const struct model_config *config;
     const struct shard *shard;
     const struct weights *weights;

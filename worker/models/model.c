@@ -203,6 +203,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
     TRY(check_config(&model->config));
     TRY(shard_init(&model->config, options->rank, options->world, &model->shard));
     ASSERT(options->comm || options->world == 1);
+    ASSERT(!options->inexact_sums || options->world == 1);
     TRY(weights_load(&model->weights, dev, file, &model->shard, &model->architecture->tensors,
                      options));
     TRY(check_rope(model));
@@ -212,6 +213,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
     take_workspaces(model);
     deal_heads(model);
     connect_pass(model, dev, options->comm);
+    model->pass.inexact_sums = options->inexact_sums;
     find_common(model, options->comm);
     fill_ropes(model);
 

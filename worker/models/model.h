@@ -27,6 +27,7 @@ struct model_options {
     int32_t max_batched_tokens; /* rows of a step at most: sizes the workspaces */
     int32_t max_logit_rows;     /* rows whose logits are wanted in one step at most */
     int32_t max_position;       /* positions below this; sizes the RoPE tables */
+    bool inexact_sums;          /* world 1: row-parallel layers are plain matmuls, with bits of their own */
     /* Called now and then while loading, with a fraction 0..1; may be NULL. */
     void (*progress)(void *user, double fraction);
     void *user;
