@@ -186,6 +186,8 @@ struct engine_stats {
     bool is_paused;
     int64_t num_steps;
     int64_t num_preemptions;
+    int32_t prompt_limit; /* tokens of prompts in a step beside those that decode; -1: none */
+    int64_t decode_ns;    /* what a step that only decodes takes; 0: not known */
     int64_t num_late_masks;     /* for which steps did not wait: the request came back later */
     int64_t prompt_tokens;      /* computed or found in the prefix cache */
     int64_t generation_tokens;

@@ -120,6 +120,8 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     stats->is_paused = scheduler_pause(core->scheduler) != UNPAUSED;
     stats->num_preemptions = now.num_preemptions;
     stats->num_late_masks = now.num_late_masks;
+    stats->prompt_limit = now.prompt_limit;
+    stats->decode_ns = now.decode_ns;
     stats->num_kv_blocks_used = stats->num_kv_blocks - now.num_free_blocks;
     stats->prompt_tokens = now.num_prompt_tokens;
     stats->prefix_cache_queries = now.at_first.queries;
@@ -268,6 +270,8 @@ static enum status update_from_output(struct core *core, struct step *step)
 
     core->current = step;
     core->verb = "update_from_output";
+    /* By the device's clock: what comes between steps is no matter of how long they are. */
+    scheduler_observe(core->scheduler, step->output->execute_ns + step->output->sample_ns);
     if (scheduler_update_from_output(core->scheduler, &step->plan, step->output, &core->events) !=
         OK)
         return fail(ERR_MISMATCH, "rank 0: %s", fail_text());
@@ -664,6 +668,7 @@ enum status core_new(const struct core_options *options, struct core **out)
         .max_num_batched_tokens = config->max_num_batched_tokens,
         .long_prefill_token_threshold = config->long_prefill_token_threshold,
         .long_prefill_token_threshold_adaptive = config->long_prefill_token_threshold_adaptive,
+        .decode_slowdown = config->decode_slowdown,
         .watermark = config->watermark,
         .enable_prefix_caching = config->enable_prefix_caching,
         .enable_chunked_prefill = config->enable_chunked_prefill,

@@ -2,6 +2,7 @@
 
 #include "engine/core/hit_rate.h"
 #include "engine/core/output_builder.h"
+#include "engine/core/pacing.h"
 #include "engine/core/prompt_scores.h"
 #include "engine/grammar/grammar.h"
 #include "engine/token_logprobs.h"
@@ -19,10 +20,13 @@ enum { MAX_IN_FLIGHT = 2 };
 struct in_flight {
     struct request **rows; /* in the plan's arena */
     int32_t num_rows;
+    int32_t num_decoding; /* of the rows */
+    int32_t num_prompt_tokens;
 };
 
 struct scheduler {
     struct scheduler_options options;
+    struct pacing pacing;
     struct block_pool *blocks;
     struct prefix_cache *cache; /* NULL: prefix caching is off */
     enum pause_state pause;
@@ -56,6 +60,8 @@ struct scheduler *scheduler_new(const struct scheduler_options *options)
 
     ASSERT(options->max_num_seqs > 0 && options->max_num_batched_tokens > 0);
     scheduler->options = *options;
+    /* Where a prompt is computed whole there is nothing to divide. */
+    pacing_init(&scheduler->pacing, options->enable_chunked_prefill ? options->decode_slowdown : 0);
     scheduler->blocks = block_pool_new(options->num_blocks);
     if (options->enable_prefix_caching) {
         scheduler->cache = prefix_cache_new(options->num_blocks, options->block_size);
@@ -159,6 +165,8 @@ void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_sta
         .again = scheduler->again,
         .recent_queries = scheduler->recent.queries,
         .recent_hits = scheduler->recent.hits,
+        .prompt_limit = scheduler->pacing.limit,
+        .decode_ns = (int64_t)scheduler->pacing.decode_ns,
     };
 }
 
@@ -393,8 +401,11 @@ struct plan {
     int32_t *num_scheduled;
     int32_t *num_new_blocks;
     bool *is_new;
+    bool *decodes; /* the token that the last step drew, and nothing else */
     int32_t num_rows;
+    int32_t num_decoding;
     int32_t budget; /* tokens left */
+    int32_t prompt_budget; /* of them for rows that do not decode; -1: not asked for yet */
     int64_t logprob_budget; /* of prompts */
 };
 
@@ -407,16 +418,29 @@ static int64_t count_scores(const struct scheduler *scheduler, const struct requ
     return wants_scores(request) ? MIN(num_tokens, request->num_prompt) * each : 0;
 }
 
+/* Those before it have been told to the client: it waits for the next one. */
+static bool decodes(const struct request *request)
+{
+    return request->num_computed >= request->num_prompt &&
+           request_num_expected(request) - request->num_computed == 1;
+}
+
 static void add_row(const struct scheduler *scheduler, struct plan *plan, struct request *request,
                     int32_t num_tokens, int32_t num_new_blocks, bool is_new)
 {
+    bool is_decoding = !is_new && decodes(request);
+
     plan->rows[plan->num_rows] = request;
     plan->num_computed[plan->num_rows] = request->num_computed;
     plan->num_scheduled[plan->num_rows] = num_tokens;
     plan->num_new_blocks[plan->num_rows] = num_new_blocks;
     plan->is_new[plan->num_rows] = is_new;
+    plan->decodes[plan->num_rows] = is_decoding;
     plan->num_rows++;
+    plan->num_decoding += is_decoding;
     plan->budget -= num_tokens;
+    if (!is_decoding)
+        plan->prompt_budget -= num_tokens;
     plan->logprob_budget -= count_scores(scheduler, request, num_tokens);
     request->num_computed += num_tokens;
 }
@@ -431,12 +455,16 @@ static void remove_row(const struct scheduler *scheduler, struct plan *plan,
     for (int32_t row = plan->num_rows; row-- > 0;)
         if (plan->rows[row] == request) {
             plan->budget += plan->num_scheduled[row];
+            plan->num_decoding -= plan->decodes[row];
+            if (!plan->decodes[row])
+                plan->prompt_budget += plan->num_scheduled[row];
             plan->logprob_budget += count_scores(scheduler, request, plan->num_scheduled[row]);
             REMOVE_ITEM(plan->rows, row, plan->num_rows);
             REMOVE_ITEM(plan->num_computed, row, plan->num_rows);
             REMOVE_ITEM(plan->num_scheduled, row, plan->num_rows);
             REMOVE_ITEM(plan->num_new_blocks, row, plan->num_rows);
             REMOVE_ITEM(plan->is_new, row, plan->num_rows);
+            REMOVE_ITEM(plan->decodes, row, plan->num_rows);
             plan->num_rows--;
             return;
         }
@@ -475,17 +503,60 @@ static int32_t chunk_limit(const struct scheduler *scheduler)
                : options->long_prefill_token_threshold;
 }
 
-/* How many tokens of the request this step may compute; 0: none is missing, or the last that it may
- * generate is on its way. */
+/* The last token that it may generate is on its way. */
+static bool is_at_end(const struct request *request)
+{
+    return request->num_placeholders > 0 &&
+           request_num_expected(request) - request->num_prompt >= request->max_tokens;
+}
+
+/* How many tokens of the request this step may compute; 0: none is missing, or its last is on its way. */
 static int32_t tokens_wanted(const struct scheduler *scheduler, const struct request *request,
                              int32_t budget)
 {
-    int32_t expected = request_num_expected(request);
-    int32_t wanted = MIN(expected - request->num_computed, chunk_limit(scheduler));
+    int32_t missing = request_num_expected(request) - request->num_computed;
+    int32_t wanted = MIN(missing, chunk_limit(scheduler));
 
-    if (request->num_placeholders > 0 && expected - request->num_prompt >= request->max_tokens)
-        return 0;
-    return MIN(wanted, budget);
+    return is_at_end(request) ? 0 : MIN(wanted, budget);
+}
+
+/* Waiting requests that a pause lets in. */
+static int32_t num_in_line(const struct scheduler *scheduler)
+{
+    return scheduler->pause == UNPAUSED ? scheduler->waiting.num_requests
+                                        : scheduler->waiting.num_begun;
+}
+
+/* Sets how many tokens of prompts this step may compute, and leaves room for those that decode. */
+static void set_prompt_budget(struct scheduler *scheduler, struct plan *plan)
+{
+    const struct request *request;
+    int32_t num_to_come = 0, num_behind = num_in_line(scheduler), limit;
+
+    LIST_FOR_EACH (request, &scheduler->running, link) {
+        bool is_decoding = decodes(request);
+
+        num_to_come += is_decoding && !is_at_end(request);
+        num_behind += !is_decoding && request->num_computed < request_num_expected(request);
+    }
+    limit = pacing_limit(&scheduler->pacing, plan->num_decoding + num_to_come, num_behind);
+    plan->prompt_budget = MIN(limit, MAX(plan->budget - num_to_come, 1));
+}
+
+/* What is left of it. A step that only decodes does not ask. */
+static int32_t prompt_budget(struct scheduler *scheduler, struct plan *plan)
+{
+    if (plan->prompt_budget < 0)
+        set_prompt_budget(scheduler, plan);
+    return MIN(plan->prompt_budget, plan->budget);
+}
+
+static int32_t budget_for(struct scheduler *scheduler, struct plan *plan,
+                          const struct request *request)
+{
+    bool is_prompt = !decodes(request) && request->num_computed < request_num_expected(request);
+
+    return is_prompt ? prompt_budget(scheduler, plan) : plan->budget;
 }
 
 /* true: a request was preempted for another. */
@@ -496,7 +567,8 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
 
     while (at != &scheduler->running && plan->budget > 0) {
         struct request *request = LIST_ITEM(at, struct request, link), *victim;
-        int32_t num_tokens = tokens_wanted(scheduler, request, plan->budget);
+        int32_t num_tokens =
+            tokens_wanted(scheduler, request, budget_for(scheduler, plan, request));
         int32_t num_blocks = request->num_blocks;
 
         at = at->next;
@@ -596,6 +668,8 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
            (request = next_in_line(scheduler))) {
         if (request->num_in_flight > 0)
             return; /* preempted a moment ago: its token, and its slot, are still to come back */
+        if (prompt_budget(scheduler, plan) == 0)
+            return;
         if (count_scores(scheduler, request, plan->budget) > plan->logprob_budget)
             return;
 
@@ -616,7 +690,7 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
 
         admit(scheduler, request, num_cached_blocks);
 
-        int32_t num_tokens = tokens_wanted(scheduler, request, plan->budget);
+        int32_t num_tokens = tokens_wanted(scheduler, request, prompt_budget(scheduler, plan));
 
         if (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK)
             ASSERT(false, "%s", fail_text()); /* they were free a moment ago */
@@ -745,7 +819,9 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
         .num_scheduled = arena_alloc(arena, max_rows * sizeof *plan.num_scheduled),
         .num_new_blocks = arena_alloc(arena, max_rows * sizeof *plan.num_new_blocks),
         .is_new = arena_alloc(arena, max_rows * sizeof *plan.is_new),
+        .decodes = arena_alloc(arena, max_rows * sizeof *plan.decodes),
         .budget = scheduler->options.max_num_batched_tokens,
+        .prompt_budget = scheduler->pacing.slowdown > 0 ? -1 : INT32_MAX,
         .logprob_budget = MAX_PROMPT_LOGPROBS,
     };
 
@@ -764,8 +840,20 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
         return; /* nobody will see it: the slots that are free are told with the next one */
     write_plan(scheduler, &plan, arena, plan_out);
     ASSERT(scheduler->num_in_flight < MAX_IN_FLIGHT);
-    scheduler->in_flight[scheduler->num_in_flight++] =
-        (struct in_flight){.rows = plan.rows, .num_rows = plan.num_rows};
+    scheduler->in_flight[scheduler->num_in_flight++] = (struct in_flight){
+        .rows = plan.rows,
+        .num_rows = plan.num_rows,
+        .num_decoding = plan.num_decoding,
+        .num_prompt_tokens = plan_out->total_num_scheduled_tokens - plan.num_decoding,
+    };
+}
+
+void scheduler_observe(struct scheduler *scheduler, int64_t took_ns)
+{
+    const struct in_flight *step = &scheduler->in_flight[0];
+
+    ASSERT(scheduler->num_in_flight > 0);
+    pacing_observe(&scheduler->pacing, step->num_decoding, step->num_prompt_tokens, took_ns);
 }
 
 /* ---- the end of a request ------------------------------------------------------------------- */

@@ -3,7 +3,7 @@
  *
  * There is no prefill or decode phase: a request has tokens to catch up on, and each step shares one
  * token budget out, running requests first, then waiting ones in the policy's order. A long prompt
- * is computed in chunks. When KV blocks run out the last of the running requests is preempted:
+ * is computed in chunks, and while others decode in small ones (pacing.h). When KV blocks run out the last of the running requests is preempted:
  * its blocks are dropped, and it is computed again later.
  *
  * The behaviour is vLLM V1's; what differs is said where it does.
@@ -26,6 +26,7 @@ struct scheduler_options {
     int32_t long_prefill_token_threshold; /* of one prompt in a step at most, unless it is alone; 0: the
                                              budget */
     bool long_prefill_token_threshold_adaptive; /* but no less than a fair share of the budget */
+    double decode_slowdown; /* of a step, for prompts beside requests that decode; 0: no limit */
     double watermark; /* share of the blocks that an admission leaves free while others run */
     bool enable_prefix_caching;
     bool enable_chunked_prefill;    /* false: a prompt is computed whole or not yet */
@@ -84,6 +85,8 @@ struct scheduler_stats {
     int64_t num_prompt_tokens; /* of admitted requests, computed or found in the prefix cache */
     struct cache_counts at_first, again; /* at first admissions, and at those after a preemption */
     int64_t recent_queries, recent_hits; /* of at_first, the last HIT_RATE_REQUESTS */
+    int32_t prompt_limit; /* tokens of prompts beside those that decode, as last set; -1: none */
+    int64_t decode_ns;    /* what a step that only decodes takes; 0: not known */
 };
 
 void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_stats *out);
@@ -120,6 +123,9 @@ void scheduler_fill_times(const struct scheduler *scheduler, const struct schedu
 
 /* Requests that were set aside, and whose masks have come, wait to be admitted again. */
 void scheduler_recall(struct scheduler *scheduler);
+
+/* What the oldest step in flight took, before scheduler_update_from_output: prompts are paced by it. */
+void scheduler_observe(struct scheduler *scheduler, int64_t took_ns);
 
 /* The oldest step in flight came back: its tokens join their requests; requests that end are freed;
  * events go to `events`. ERR_MISMATCH: the answer does not fit the plan; nothing was changed. */

@@ -201,6 +201,11 @@ static double kv_cache_usage(const struct sources *from)
     return stats->num_kv_blocks ? (double)stats->num_kv_blocks_used / stats->num_kv_blocks : 0;
 }
 
+static double decode_seconds(const struct sources *from)
+{
+    return (double)from->engine->decode_ns / 1e9;
+}
+
 #define STAT(name, field)                                                                          \
     static double name(const struct sources *from)                                                 \
     {                                                                                              \
@@ -213,6 +218,7 @@ STAT(stat_prompt_tokens, engine->prompt_tokens)
 STAT(stat_generation_tokens, engine->generation_tokens)
 STAT(stat_prefix_queries, engine->prefix_cache_queries)
 STAT(stat_prefix_hits, engine->prefix_cache_hits)
+STAT(stat_prompt_limit, engine->prompt_limit)
 STAT(stat_late_masks, engine->num_late_masks)
 STAT(stat_steps, engine->num_steps)
 STAT(stat_ranks, engine->num_ranks)
@@ -242,6 +248,11 @@ static const struct {
      stat_prefix_hits},
     {"tandem:late_masks_total", "counter",
      "Masks that were not filled in time for their step.", stat_late_masks},
+    {"tandem:prompt_limit_tokens", "gauge",
+     "Tokens of prompts that a step may compute beside requests that decode; -1: no limit.",
+     stat_prompt_limit},
+    {"tandem:decode_step_seconds", "gauge", "What a step that only decodes takes; 0: not known.",
+     decode_seconds},
     {"tandem:steps_total", "counter", "Steps of the core loop.", stat_steps},
     {"tandem:ranks", "gauge", "Ranks that the engine has.", stat_ranks},
     {"tandem:ranks_alive", "gauge", "Ranks that are alive.", stat_ranks_alive},

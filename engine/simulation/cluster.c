@@ -19,6 +19,7 @@ struct cluster {
     struct random random;
     struct member members[NETWORK_MAX_RANKS];
     bool runs;          /* a step is on the device */
+    int64_t step_ns;    /* that it takes */
     struct arena arena; /* of the message in hand */
 };
 
@@ -164,6 +165,7 @@ static void end_step(void *user, const struct event *event)
         return;
     }
     toy_rank_draw(members[0].rank, &answer);
+    answer.execute_ns = cluster->step_ns;
     for (rank = 0; rank < cluster->options.world; rank++)
         toy_rank_take_tokens(members[rank].rank, &answer);
     network_tell(cluster->network, 0, &model_runner_output_type, step, &answer);
@@ -179,8 +181,8 @@ static void begin_step(struct cluster *cluster)
         if (toy_rank_due_step(cluster->members[rank].rank) < 0)
             return;
     cluster->runs = true;
-    happen_after(cluster, random_between(&cluster->random, 1000, cluster->options.step_max_ns), 0,
-                 end_step);
+    cluster->step_ns = random_between(&cluster->random, 1000, cluster->options.step_max_ns);
+    happen_after(cluster, cluster->step_ns, 0, end_step);
 }
 
 /* ---- what the engine says ------------------------------------------------------------------- */

@@ -148,6 +148,7 @@ static void configure(const struct scenario *scenario, const struct setup *setup
     config->max_num_batched_tokens = setup->max_num_batched_tokens;
     config->long_prefill_token_threshold = setup->long_prefill_token_threshold;
     config->long_prefill_token_threshold_adaptive = setup->long_prefill_token_threshold_adaptive;
+    config->decode_slowdown = setup->decode_slowdown;
     config->watermark = setup->watermark;
     config->flight_recorder_bytes = 1 << 14;
     set_text(&config->dump_dir, "");

@@ -186,6 +186,7 @@ static void draw_setup(const struct scenario *scenario, struct random *random, s
         .long_prefill_token_threshold =
             random_chance(random, 40) ? (int32_t)random_between(random, 1, 32) : 0,
         .long_prefill_token_threshold_adaptive = random_chance(random, 20),
+        .decode_slowdown = random_chance(random, 60) ? 1 + random_below(random, 30) / 10.0 : 0,
         .watermark = random_chance(random, 20) ? random_below(random, 50) / 100.0 : 0,
         .latency_max_ns = random_between(random, 2000, 200000),
         .step_max_ns = random_between(random, 2000, 4 * MS),

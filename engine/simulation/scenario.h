@@ -53,7 +53,7 @@ struct setup {
     int32_t num_blocks, max_num_seqs, max_num_active_seqs;
     int32_t max_num_batched_tokens, long_prefill_token_threshold;
     bool long_prefill_token_threshold_adaptive;
-    double watermark;
+    double decode_slowdown, watermark;
     int64_t latency_max_ns, step_max_ns;
     struct planned_fault faults[MAX_FAULTS];
     int32_t num_faults;

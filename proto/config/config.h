@@ -43,6 +43,7 @@ struct config {
     bool async_scheduling; /* a step is prepared while the one before runs */
     int32_t long_prefill_token_threshold; /* 0: off */
     bool long_prefill_token_threshold_adaptive;
+    double decode_slowdown; /* of a step, by prompts beside requests that decode; 0: no limit */
     double watermark; /* share of the KV blocks */
     char *scheduling_policy;
 

@@ -1,0 +1,187 @@
+/* Prompts beside requests that decode: how long steps get, and which of them have prompts at all. */
+#include "engine/core/pacing.h"
+#include "tests/engine/scheduler_bench.h"
+
+#include "proto/base/memory.h"
+
+/* ---- the controller, on a machine of known prices ------------------------------------------------ */
+
+/* What a step takes: a + b * rows + g * (positions that tokens of prompts look back to). */
+struct machine {
+    double a_ns, b_ns, g_ns;
+};
+
+static const struct machine small_cpu = {1.3e6, 0.25e6, 140};
+
+static int64_t step_ns(const struct machine *m, int32_t rows, int32_t prompt_tokens, int32_t context)
+{
+    return (int64_t)(m->a_ns + m->b_ns * (rows + prompt_tokens) + m->g_ns * prompt_tokens * context);
+}
+
+/* Steps as core schedules them, each observed when the next has been scheduled. */
+struct run {
+    struct pacing pacing;
+    int32_t num_decoding;
+    int32_t before, before_decoding; /* tokens and rows of the step in flight; -1: there is none */
+    int64_t before_ns;
+};
+
+static int64_t step(struct run *run, const struct machine *m, int32_t left, int32_t waiting,
+                    int32_t context, int32_t *tokens_out)
+{
+    int32_t limit = left ? pacing_limit(&run->pacing, run->num_decoding, waiting) : 0;
+    int32_t most = MIN(limit, 2048), tokens = MIN(most, left);
+
+    if (run->before >= 0)
+        pacing_observe(&run->pacing, run->before_decoding, run->before, run->before_ns);
+    run->before = tokens;
+    run->before_decoding = run->num_decoding;
+    run->before_ns = step_ns(m, run->num_decoding, tokens, context);
+    *tokens_out = tokens;
+    return run->before_ns;
+}
+
+static struct run begin(double slowdown, int32_t num_decoding)
+{
+    struct run run = {.num_decoding = num_decoding, .before = -1};
+    int32_t tokens;
+
+    pacing_init(&run.pacing, slowdown);
+    for (int i = 0; i < 50; i++)
+        step(&run, &small_cpu, 0, 0, 0, &tokens);
+    return run;
+}
+
+static void a_long_prompt_keeps_steps_within_the_bound(void **state)
+{
+    static const int32_t rows[] = {1, 8, 64};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct run run = begin(2, rows[i]);
+        int64_t idle_ns = step_ns(&small_cpu, rows[i], 0, 0);
+        int32_t done = 0, num_steps = 0, num_long = 0;
+
+        while (done < 4000) {
+            int32_t tokens;
+            int64_t ns = step(&run, &small_cpu, 4000 - done, 1, done, &tokens);
+
+            num_long += ns > 2 * idle_ns;
+            assert_true(ns < 3 * idle_ns);
+            done += tokens;
+            assert_true(++num_steps < 5000);
+        }
+        assert_true(num_long * 50 <= num_steps); /* the price of a token is first a guess */
+    }
+}
+
+static void a_bound_leaves_prompts_their_share(void **state)
+{
+    struct run run = begin(2, 8);
+    int64_t with_prompt_ns = 0;
+    int32_t done = 0;
+
+    (void)state;
+    while (done < 1000) {
+        int32_t tokens;
+
+        with_prompt_ns += step(&run, &small_cpu, 1000 - done, 1, done, &tokens);
+        done += tokens;
+    }
+    /* Alone it would take its tokens' time; beside 8 that decode about twice that and a little. */
+    assert_true(with_prompt_ns < 3 * step_ns(&small_cpu, 0, 1000, 500));
+}
+
+static void a_burst_is_not_held_up(void **state)
+{
+    struct run run = begin(2, 1);
+    int32_t tokens, most = 0;
+
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        step(&run, &small_cpu, 256 * 128, 255, 64, &tokens);
+        most = MAX(most, tokens);
+    }
+    assert_true(most >= 1000);
+}
+
+static void nothing_is_limited_where_nothing_decodes_or_nobody_asked(void **state)
+{
+    struct pacing pacing;
+
+    (void)state;
+    pacing_init(&pacing, 2);
+    assert_int_equal(pacing_limit(&pacing, 0, 5), INT32_MAX);
+    pacing_init(&pacing, 0);
+    pacing_observe(&pacing, 8, 0, 1000000);
+    assert_int_equal(pacing_limit(&pacing, 8, 1), INT32_MAX);
+    assert_int_equal(pacing.limit, -1);
+}
+
+/* A prompt moves on whatever was measured: time that stands still, a step that took a minute. */
+static void a_prompt_is_never_starved(void **state)
+{
+    static const int64_t times[] = {0, 1, 60000000000, -5};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(times); i++)
+        for (size_t j = 0; j < COUNT_OF(times); j++) {
+            struct pacing pacing;
+            int32_t num_empty = 0;
+
+            pacing_init(&pacing, 1);
+            for (int n = 0; n < 640; n++) {
+                int32_t limit = pacing_limit(&pacing, 3, 1);
+
+                assert_true(limit >= 0);
+                num_empty += limit == 0;
+                pacing_observe(&pacing, 3, MIN(limit, 2048), limit ? times[i] : times[j]);
+            }
+            assert_true(num_empty <= 640 / PACING_PERIOD + 2);
+        }
+}
+
+/* ---- in the scheduler ------------------------------------------------------------------------------ */
+
+static void a_chunk_is_small_beside_a_request_that_decodes(void **state)
+{
+    struct scheduler_options options = ROOMY;
+    int32_t done = 0;
+
+    (void)state;
+    options.decode_slowdown = 2;
+    options.max_num_batched_tokens = 2048;
+    struct bench *b = bench_new(&options);
+
+    bench_add(b, (struct wish){.num_prompt = 10, .max_tokens = 400});
+    for (int i = 0; i < 4; i++) { /* alone: 1 ms a step */
+        expect_counts(bench_schedule(b), i ? 1 : 10);
+        scheduler_observe(b->scheduler, 1000000);
+        bench_answer(b, 50);
+    }
+    bench_add(b, (struct wish){.num_prompt = 500, .max_tokens = 1});
+    for (int i = 0; i < 400 && done < 500; i++) {
+        const struct scheduler_output *plan = bench_schedule(b);
+        int32_t tokens = plan->total_num_scheduled_tokens - 1;
+
+        assert_true(tokens <= 16); /* a token is made to take 0.1 ms: about 9 of them double a step */
+        done += tokens;
+        scheduler_observe(b->scheduler, 1000000 + 100000 * tokens);
+        bench_answer(b, 50);
+    }
+    assert_int_equal(done, 500);
+    assert_int_equal(scheduler_num_waiting(b->scheduler), 0);
+    bench_abort(b, 1);
+    bench_end(b);
+    bench_free(b);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(a_long_prompt_keeps_steps_within_the_bound),
+    cmocka_unit_test(a_bound_leaves_prompts_their_share),
+    cmocka_unit_test(a_burst_is_not_held_up),
+    cmocka_unit_test(nothing_is_limited_where_nothing_decodes_or_nobody_asked),
+    cmocka_unit_test(a_prompt_is_never_starved),
+    cmocka_unit_test(a_chunk_is_small_beside_a_request_that_decodes),
+};
+TEST_MAIN(tests)
