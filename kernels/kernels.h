@@ -49,6 +49,7 @@ struct matrix {
     int32_t k;             /* input columns held here */
     int32_t first_block;   /* k0 / 32 modulo 8, set by matrix_pack: where a K type's 256 begin */
     void *data;            /* opaque; bytes = kernels->matrix_bytes(type, n, k) */
+    const struct matrix *next; /* that is likely to be multiplied after it, to be fetched in time; or NULL */
 };
 
 /* ---- activations --------------------------------------------------------------------------- */

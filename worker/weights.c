@@ -233,6 +233,32 @@ static void load_all(struct loader *loader, const struct model_options *options)
     }
 }
 
+/* Each matrix of the layer is read after *last, which moves on. */
+static void chain_linear(struct linear *linear, struct matrix **last)
+{
+    for (int32_t i = 0; i < linear->num_matrices; i++) {
+        (*last)->next = &linear->matrices[i];
+        *last = &linear->matrices[i];
+    }
+}
+
+/* Tells every matrix which one a step reads after it. The first layer comes after the logits. */
+static void chain_matrices(struct weights *weights, int32_t num_layers)
+{
+    struct linear *output = weights->output.num_matrices ? &weights->output : &weights->embedding;
+    struct matrix *last = &output->matrices[output->num_matrices - 1];
+
+    for (int32_t i = 0; i < num_layers; i++) {
+        struct layer *layer = &weights->layers[i];
+
+        chain_linear(&layer->qkv, &last);
+        chain_linear(&layer->attention_output, &last);
+        chain_linear(&layer->gate_up, &last);
+        chain_linear(&layer->down, &last);
+    }
+    chain_linear(output, &last);
+}
+
 enum status weights_load(struct weights *weights, struct device *dev, const struct model_file *file,
                          const struct shard *shard, const struct tensor_tables *tables,
                          const struct model_options *options)
@@ -245,6 +271,7 @@ enum status weights_load(struct weights *weights, struct device *dev, const stru
     TRY(slab_open(&weights->slab, dev, "the weights"));
     device_expect_full(dev, weights->slab.base, weights->slab.bytes);
     load_all(&loader, options);
+    chain_matrices(weights, loader.config->num_layers);
     return OK;
 }
 

@@ -48,6 +48,8 @@ struct tile {
     const uint8_t *records; /* of the chunk */
     const uint8_t *supers;  /* of the panel */
     int32_t super_block;    /* the chunk's first block, counted from the start of supers[0] */
+    const uint8_t *end;     /* of what this thread reads of the matrix, and where it goes on in the next */
+    const uint8_t *next;
     struct expanded *expanded;
 
     /* activations: the tile's first row at the chunk's start */
@@ -169,6 +171,17 @@ INLINE void dot_block(const int R, const int C, enum tensor_type type, enum sour
     }
 }
 
+/* A thread's weights are one stream through all matrices, but for the jumps between them. */
+INLINE void fetch_ahead(const struct tile *t, const uint8_t *record, const int record_bytes)
+{
+    const uint8_t *ahead = record + PREFETCH_BYTES;
+
+    if (ahead >= t->end)
+        ahead = t->next + (ahead - t->end);
+    for (int i = 0; i < record_bytes; i += 64)
+        __builtin_prefetch(ahead + i);
+}
+
 /* ---- a tile of a quantised type ------------------------------------------------------------------- */
 
 /* A finished group: rounded to the grid, and added to the others. */
@@ -222,8 +235,7 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
         vi sum[MAX_ROWS][4], scales[4], mins[4];
 
         if (source != EXPANDED && first_column == 0)
-            for (int i = 0; i < record_bytes; i += 64)
-                __builtin_prefetch(record + PREFETCH_BYTES + i);
+            fetch_ahead(t, record, record_bytes);
         if (halves) {
             UNROLL for (int c = 0; c < C; c++) {
                 int column = first_column + c * LANES;
@@ -421,6 +433,7 @@ struct slice {
     int32_t panel;
     int32_t first_row, rows;
     struct scratch *scratch;
+    const uint8_t *end, *next; /* as in struct tile */
 };
 
 static int32_t slice_width(const struct slice *slice)
@@ -486,6 +499,8 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             .records = records + (int64_t)at * packed_record_bytes(w->type),
             .supers = supers,
             .super_block = w->first_block + at,
+            .end = slice->end,
+            .next = slice->next,
             .expanded = scratch->expanded,
             .x = a->x + row * a->k + (int64_t)at * unit,
             .k = a->k,
@@ -537,21 +552,43 @@ static void do_slice(const struct slice *slice)
                    slice->scratch->edge[r], (size_t)width * sizeof(float));
 }
 
+static int32_t num_panels(const struct matrix *w)
+{
+    return (w->n + PANEL - 1) / PANEL;
+}
+
+/* Where a thread that begins with panel `first` of w begins in the next matrix, or about there. */
+static const uint8_t *next_start(const struct matrix *w, int64_t first)
+{
+    const struct matrix *next = w->next ? w->next : w;
+
+    return (const uint8_t *)next->data +
+           first * num_panels(next) / num_panels(w) * packed_panel_bytes(next->type, next->k);
+}
+
 static void do_panels(const void *args, int64_t first, int64_t end, void *scratch)
 {
     const struct job *job = args;
+    const struct matrix *w = job->w;
+    struct slice slice = {
+        .job = job,
+        .scratch = scratch,
+        .end = (const uint8_t *)w->data + end * packed_panel_bytes(w->type, w->k),
+        .next = next_start(w, first),
+    };
 
-    for (int32_t panel = (int32_t)first; panel < end; panel++)
-        for (int32_t row = 0; row < job->a->rows; row += SLICE_ROWS)
-            do_slice(&(struct slice){job, panel, row, MIN((int32_t)SLICE_ROWS, job->a->rows - row),
-                                     scratch});
+    for (slice.panel = (int32_t)first; slice.panel < end; slice.panel++)
+        for (slice.first_row = 0; slice.first_row < job->a->rows; slice.first_row += SLICE_ROWS) {
+            slice.rows = MIN((int32_t)SLICE_ROWS, job->a->rows - slice.first_row);
+            do_slice(&slice);
+        }
 }
 
 static void run(struct device *dev, const struct job *job)
 {
     ASSERT(job->a->k == job->w->k, "activations of %d columns, weights of %d", job->a->k, job->w->k);
     if (job->a->rows)
-        device_run(dev, (job->w->n + PANEL - 1) / PANEL, job->a->rows == 1 ? 2 : 1, do_panels, job);
+        device_run(dev, num_panels(job->w), job->a->rows == 1 ? 2 : 1, do_panels, job);
 }
 
 void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
