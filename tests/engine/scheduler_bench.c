@@ -305,14 +305,20 @@ void bench_make_answer(struct bench *b, int32_t token, struct answer *answer)
     tell_prompts(b, staged, answer);
 }
 
+int64_t bench_cost_ns(const struct scheduler_output *plan)
+{
+    return 1000000 + 100000 * (int64_t)plan->total_num_scheduled_tokens;
+}
+
 void bench_answer(struct bench *b, int32_t token)
 {
     AUTO_CLOSE(answer) struct answer answer;
+    const struct scheduler_output *plan = &b->plans[b->next_answer & 1];
 
     assert_true(b->next_answer < b->next_step);
     bench_make_answer(b, token, &answer);
-    expect_ok(scheduler_update_from_output(b->scheduler, &b->plans[b->next_answer & 1],
-                                           &answer.output, &b->events));
+    scheduler_observe(b->scheduler, bench_cost_ns(plan));
+    expect_ok(scheduler_update_from_output(b->scheduler, plan, &answer.output, &b->events));
     b->next_answer++;
     bench_take_events(b);
     scheduler_check(b->scheduler);

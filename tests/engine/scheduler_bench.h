@@ -89,6 +89,9 @@ struct answer {
 
 void answer_close(struct answer *answer);
 
+/* What a step takes, as bench_answer tells the scheduler: 1 ms, and 0.1 ms for each token. */
+int64_t bench_cost_ns(const struct scheduler_output *plan);
+
 /* Computes the oldest step in flight: every row that samples gets this token. */
 void bench_make_answer(struct bench *b, int32_t token, struct answer *answer);
 /* It comes back to the scheduler. */

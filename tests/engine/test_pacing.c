@@ -1,10 +1,8 @@
-/* Prompts beside requests that decode: how long steps get, and which of them have prompts at all. */
+/* The pace of prompts, on a machine of known prices. */
+#include "tests/support/expect.h"
+
 #include "engine/core/pacing.h"
-#include "tests/engine/scheduler_bench.h"
-
 #include "proto/base/memory.h"
-
-/* ---- the controller, on a machine of known prices ------------------------------------------------ */
 
 /* What a step takes: a + b * rows + g * (positions that tokens of prompts look back to). */
 struct machine {
@@ -141,39 +139,38 @@ static void a_prompt_is_never_starved(void **state)
         }
 }
 
-/* ---- in the scheduler ------------------------------------------------------------------------------ */
-
-static void a_chunk_is_small_beside_a_request_that_decodes(void **state)
+static void what_decoding_takes_is_measured_anew_when_other_rows_decode(void **state)
 {
-    struct scheduler_options options = ROOMY;
-    int32_t done = 0;
+    struct run run = begin(2, 4);
+    int32_t tokens, num_measured = 0;
 
     (void)state;
-    options.decode_slowdown = 2;
-    options.max_num_batched_tokens = 2048;
-    struct bench *b = bench_new(&options);
-
-    bench_add(b, (struct wish){.num_prompt = 10, .max_tokens = 400});
-    for (int i = 0; i < 4; i++) { /* alone: 1 ms a step */
-        expect_counts(bench_schedule(b), i ? 1 : 10);
-        scheduler_observe(b->scheduler, 1000000);
-        bench_answer(b, 50);
+    run.num_decoding = 16;
+    for (int i = 0; i < 30; i++) {
+        step(&run, &small_cpu, 4000, 1, 0, &tokens);
+        num_measured += tokens == 0;
     }
-    bench_add(b, (struct wish){.num_prompt = 500, .max_tokens = 1});
-    for (int i = 0; i < 400 && done < 500; i++) {
-        const struct scheduler_output *plan = bench_schedule(b);
-        int32_t tokens = plan->total_num_scheduled_tokens - 1;
+    assert_int_equal(num_measured, 1);
+    assert_float_equal(run.pacing.decode_ns, (double)step_ns(&small_cpu, 16, 0, 0), 1);
+}
 
-        assert_true(tokens <= 16); /* a token is made to take 0.1 ms: about 9 of them double a step */
-        done += tokens;
-        scheduler_observe(b->scheduler, 1000000 + 100000 * tokens);
-        bench_answer(b, 50);
+static void one_step_that_was_held_up_does_not_end_the_pace(void **state)
+{
+    struct run run = begin(2, 8);
+    int32_t tokens, before;
+
+    (void)state;
+    for (int i = 0; i < 50; i++)
+        step(&run, &small_cpu, 4000, 1, 0, &tokens);
+    before = tokens;
+    run.before_ns *= 10;
+    for (int i = 0; i < 2; i++) {
+        step(&run, &small_cpu, 4000, 1, 0, &tokens);
+        assert_in_range(tokens, before / 2, before);
     }
-    assert_int_equal(done, 500);
-    assert_int_equal(scheduler_num_waiting(b->scheduler), 0);
-    bench_abort(b, 1);
-    bench_end(b);
-    bench_free(b);
+    for (int i = 0; i < 8; i++)
+        step(&run, &small_cpu, 4000, 1, 0, &tokens);
+    assert_in_range(tokens, before - 1, before + 1);
 }
 
 static const struct CMUnitTest tests[] = {
@@ -182,6 +179,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_burst_is_not_held_up),
     cmocka_unit_test(nothing_is_limited_where_nothing_decodes_or_nobody_asked),
     cmocka_unit_test(a_prompt_is_never_starved),
-    cmocka_unit_test(a_chunk_is_small_beside_a_request_that_decodes),
+    cmocka_unit_test(what_decoding_takes_is_measured_anew_when_other_rows_decode),
+    cmocka_unit_test(one_step_that_was_held_up_does_not_end_the_pace),
 };
 TEST_MAIN(tests)

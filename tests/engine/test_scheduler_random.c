@@ -121,7 +121,7 @@ static void simulate(const struct scheduler_options *options, uint32_t seed, int
 static void whatever_happens_each_request_answers_as_if_it_were_alone(void **state)
 {
     (void)state;
-    for (uint32_t i = 0; i < 64; i++)
+    for (uint32_t i = 0; i < 128; i++)
         simulate(
             &(struct scheduler_options){
                 .max_num_seqs = i & 1 ? 8 : 3,
@@ -129,6 +129,7 @@ static void whatever_happens_each_request_answers_as_if_it_were_alone(void **sta
                 .long_prefill_token_threshold = i & 2 ? 12 : 0,
                 .enable_chunked_prefill = !(i & 8),
                 .long_prefill_token_threshold_adaptive = i & 16,
+                .decode_slowdown = i & 64 ? 1.5 : 0,
                 .watermark = i & 32 ? 0.2 : 0,
                 .enable_prefix_caching = i & 4,
                 .max_model_len = 140,
