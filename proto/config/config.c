@@ -57,7 +57,7 @@ static const struct option options[] = {
     ROW(long_prefill_token_threshold_adaptive, OPTION_BOOL, "false",
         "that threshold is no less than --max-num-batched-tokens divided by the requests"),
     ROW(decode_slowdown, OPTION_F64, "2",
-        "times longer that steps may take for prompts that come while others decode; 0: no limit",
+        "steps take at most X times as long for prompts that come while others decode; 0: no limit",
         .most = 1000),
     ROW(watermark, OPTION_F64, "0",
         "share of the KV blocks that a new request leaves free while others run", .most = 0.99),
