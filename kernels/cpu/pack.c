@@ -64,6 +64,27 @@ static void put_scales(const struct quant_form *form, const struct quant_block *
     }
 }
 
+/*
+ * Some types hold the codes of a block as a record does: behind d (and m), and 4 bits in the same
+ * pairs. They are copied, which loads a model in half the time.
+ */
+static bool has_codes_of_record(enum tensor_type type)
+{
+    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q8_0;
+}
+
+static void copy_block(const struct quant_form *form, const uint8_t *block, int c, uint8_t *record)
+{
+    int code_bytes = form->code_bits * QUANT_BLOCK / 8, scale_bytes = form->has_min ? 4 : 2;
+    uint8_t *scales = record + code_bytes * PANEL;
+
+    for (int i = 0; i < code_bytes; i += 4)
+        store32(record + 4 * c + i / 4 * GROUP_BYTES, load32(block + scale_bytes + i));
+    memcpy(scales + 2 * c, block, 2);
+    if (form->has_min)
+        memcpy(scales + 2 * PANEL + 2 * c, block + 2, 2);
+}
+
 struct pack {
     const struct matrix *w;
     int32_t at, n;
@@ -87,6 +108,14 @@ static void pack_column(const struct pack *pack, int32_t r, uint8_t *panel, int 
         for (int32_t i = 0; i < num_records; i++)
             memcpy(record + (int64_t)i * record_bytes + c * size, row + (pack->k0 + i) * size,
                    (size_t)size);
+        return;
+    }
+    if (has_codes_of_record(type)) {
+        int block_bytes = tensor_type_info(type)->block_bytes;
+        const uint8_t *block = (const uint8_t *)row + pack->k0 / QUANT_BLOCK * block_bytes;
+
+        for (int32_t b = 0; b < num_records; b++, record += record_bytes, block += block_bytes)
+            copy_block(&form, block, c, record);
         return;
     }
     for (int32_t b = 0; b < num_records; b++, record += record_bytes) {
