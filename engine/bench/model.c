@@ -66,9 +66,11 @@ static enum status parse_config(const struct model_settings *settings, struct co
         (char *)"--cpu-bind",
         settings->cpu_bind,
         (char *)"--no-enable-prefix-caching",
+        (char *)"--decode-slowdown", /* the prompts first, then all decode together */
+        (char *)"0",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
     };
-    int argc = 13;
+    int argc = 15;
 
     if (!settings->exact_sums)
         argv[argc++] = (char *)"--no-exact-sums";
