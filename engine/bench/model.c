@@ -72,11 +72,10 @@ static enum status parse_config(const struct model_settings *settings, struct co
     };
     int argc = 15;
 
-    if (!settings->exact_sums)
-        argv[argc++] = (char *)"--no-exact-sums";
-
     if (!settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE");
+    if (!settings->exact_sums)
+        argv[argc++] = (char *)"--no-exact-sums";
     if (settings->isa) {
         argv[argc++] = (char *)"--isa";
         argv[argc++] = settings->isa;
@@ -202,14 +201,7 @@ static enum status run_round(struct measured *bench, bool counts, struct round *
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-/* Layers with a sliding window read no more than it. */
-static bool is_global(const struct model_config *model, int32_t layer)
-{
-    return model->sliding_window == 0 || model->sliding_pattern == 0 ||
-           (layer + 1) % model->sliding_pattern == 0;
-}
-
-/* Of all sequences in the middle of their answers. */
+/* Of all sequences in the middle of their answers. Layers with a sliding window read no more than it. */
 static double kv_bytes_per_step(const struct model_config *model, const struct engine_memory *memory,
                                 const struct shape *shape)
 {
@@ -217,7 +209,7 @@ static double kv_bytes_per_step(const struct model_config *model, const struct e
     double context = shape->prompt + (shape->output + 1) / 2.0, tokens = 0;
 
     for (int32_t i = 0; i < model->num_layers; i++)
-        tokens += is_global(model, i) ? context : MIN(context, (double)model->sliding_window);
+        tokens += model_config_is_global(model, i) ? context : MIN(context, (double)model->sliding_window);
     return shape->batch * tokens * token_bytes;
 }
 

@@ -53,6 +53,13 @@ struct model_config {
     int32_t sliding_pattern; /* every n-th layer is global (6: layers 5, 11, …); 0: all are */
 };
 
+/* Does the layer see every earlier position, not only a window of them? */
+static inline bool model_config_is_global(const struct model_config *config, int32_t layer)
+{
+    return config->sliding_window == 0 || config->sliding_pattern == 0 ||
+           (layer + 1) % config->sliding_pattern == 0;
+}
+
 enum token_type {
     TOKEN_NORMAL = 1, TOKEN_UNKNOWN = 2, TOKEN_CONTROL = 3, TOKEN_USER_DEFINED = 4,
     TOKEN_UNUSED = 5, TOKEN_BYTE = 6

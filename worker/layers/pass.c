@@ -79,11 +79,20 @@ static enum status meet(struct pass *pass)
     return pass->shares_rows ? comm_barrier(pass->comm) : OK;
 }
 
-enum status pass_norm(struct pass *pass, const float *weight, const struct linear *reader)
+struct norm_step pass_step_to(const struct pass *pass, int32_t layer, const float *post)
+{
+    const struct layer *to = &pass->weights->layers[layer];
+
+    if (layer == pass->config->num_layers)
+        return (struct norm_step){.post = post};
+    return (struct norm_step){post, to->attention_norm, &to->qkv};
+}
+
+enum status pass_norm(struct pass *pass, const struct norm_step *next)
 {
     struct range own = own_rows(pass, (struct range){0, pass->batch->rows});
 
-    add_norm(pass, own, (struct add_norm_args){0}, &(struct norm_step){NULL, weight, reader});
+    add_norm(pass, own, (struct add_norm_args){0}, next);
     return meet(pass);
 }
 

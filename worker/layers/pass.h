@@ -61,8 +61,11 @@ struct norm_step {
     const struct linear *reader; /* of normed, in the forms that it reads */
 };
 
-/* normed = RMS norm of the residual, as it comes from the embedding. */
-MUST_USE enum status pass_norm(struct pass *pass, const float *weight, const struct linear *reader);
+/* What leads to a layer: the norm that its attention reads. Behind the last one there is none. */
+struct norm_step pass_step_to(const struct pass *pass, int32_t layer, const float *post);
+
+/* normed = RMS norm of the residual, as it comes from the embedding; nothing is added. */
+MUST_USE enum status pass_norm(struct pass *pass, const struct norm_step *next);
 /*
  * residual += the row-parallel product of x over all ranks' columns, of which each `group` are rounded to
  * the grid; and what follows. x: as linear_reads says. ERR_ABORTED when a peer is gone.

@@ -48,24 +48,19 @@ static float attention_scale(const struct model_config *config)
     return 1.0f / sqrtf((float)width);
 }
 
-static bool is_global(const struct model_config *config, int32_t layer)
-{
-    return config->sliding_window == 0 || config->sliding_pattern == 0 ||
-           (layer + 1) % config->sliding_pattern == 0;
-}
-
 static enum status forward(struct pass *pass)
 {
     const struct model_config *config = pass->config;
     float scale = attention_scale(config);
+    struct norm_step next;
 
     TRY(embedding_look_up(pass, sqrtf((float)config->hidden_size)));
     pass_observe(pass, -1);
-    TRY(pass_norm(pass, pass->weights->layers[0].attention_norm, &pass->weights->layers[0].qkv));
+    next = pass_step_to(pass, 0, NULL);
+    TRY(pass_norm(pass, &next));
     for (int32_t i = 0; i < config->num_layers; i++) {
         const struct layer *layer = &pass->weights->layers[i];
-        const struct layer *next = i + 1 < config->num_layers ? layer + 1 : NULL;
-        bool global = is_global(config, i);
+        bool global = model_config_is_global(config, i);
 
         attention_project(pass, layer);
         attention_rotate_and_store(pass, layer, global ? &pass->rope : &pass->rope_local,
@@ -77,9 +72,8 @@ static enum status forward(struct pass *pass)
 
         mlp_gate_up(pass, layer);
         mlp_gelu(pass, layer);
-        TRY(mlp_down(pass, layer,
-                     &(struct norm_step){layer->post_ffn_norm, next ? next->attention_norm : NULL,
-                                         next ? &next->qkv : NULL}));
+        next = pass_step_to(pass, i + 1, layer->post_ffn_norm);
+        TRY(mlp_down(pass, layer, &next));
         pass_observe(pass, i);
     }
     embedding_logits(pass);

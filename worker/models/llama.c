@@ -37,13 +37,14 @@ static enum status forward(struct pass *pass)
 {
     const struct model_config *config = pass->config;
     float scale = 1.0f / sqrtf((float)config->head_dim);
+    struct norm_step next;
 
     TRY(embedding_look_up(pass, 1.0f));
     pass_observe(pass, -1);
-    TRY(pass_norm(pass, pass->weights->layers[0].attention_norm, &pass->weights->layers[0].qkv));
+    next = pass_step_to(pass, 0, NULL);
+    TRY(pass_norm(pass, &next));
     for (int32_t i = 0; i < config->num_layers; i++) {
         const struct layer *layer = &pass->weights->layers[i];
-        const struct layer *next = i + 1 < config->num_layers ? layer + 1 : NULL;
 
         attention_project(pass, layer);
         attention_rotate_and_store(pass, layer, &pass->rope, &pass->kv[i]);
@@ -53,9 +54,8 @@ static enum status forward(struct pass *pass)
 
         mlp_gate_up(pass, layer);
         mlp_silu(pass, layer);
-        TRY(mlp_down(pass, layer,
-                     &(struct norm_step){NULL, next ? next->attention_norm : NULL,
-                                         next ? &next->qkv : NULL}));
+        next = pass_step_to(pass, i + 1, NULL);
+        TRY(mlp_down(pass, layer, &next));
         pass_observe(pass, i);
     }
     embedding_logits(pass);
