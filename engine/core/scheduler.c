@@ -510,6 +510,12 @@ static bool is_at_end(const struct request *request)
            request_num_expected(request) - request->num_prompt >= request->max_tokens;
 }
 
+/* Tokens of a prompt, or of one that was preempted, are still to be computed. */
+static bool is_behind(const struct request *request)
+{
+    return !decodes(request) && request->num_computed < request_num_expected(request);
+}
+
 /* How many tokens of the request this step may compute; 0: none is missing, or its last is on its way. */
 static int32_t tokens_wanted(const struct scheduler *scheduler, const struct request *request,
                              int32_t budget)
@@ -534,10 +540,8 @@ static void set_prompt_budget(struct scheduler *scheduler, struct plan *plan)
     int32_t num_to_come = 0, num_behind = num_in_line(scheduler), limit;
 
     LIST_FOR_EACH (request, &scheduler->running, link) {
-        bool is_decoding = decodes(request);
-
-        num_to_come += is_decoding && !is_at_end(request);
-        num_behind += !is_decoding && request->num_computed < request_num_expected(request);
+        num_to_come += decodes(request) && !is_at_end(request);
+        num_behind += is_behind(request);
     }
     limit = pacing_limit(&scheduler->pacing, plan->num_decoding + num_to_come, num_behind);
     plan->prompt_budget = MIN(limit, MAX(plan->budget - num_to_come, 1));
@@ -554,9 +558,7 @@ static int32_t prompt_budget(struct scheduler *scheduler, struct plan *plan)
 static int32_t budget_for(struct scheduler *scheduler, struct plan *plan,
                           const struct request *request)
 {
-    bool is_prompt = !decodes(request) && request->num_computed < request_num_expected(request);
-
-    return is_prompt ? prompt_budget(scheduler, plan) : plan->budget;
+    return is_behind(request) ? prompt_budget(scheduler, plan) : plan->budget;
 }
 
 /* true: a request was preempted for another. */

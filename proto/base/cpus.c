@@ -122,11 +122,6 @@ static double find_quota(const char *root)
 
 /* ---- cores ----------------------------------------------------------------------------------- */
 
-static int compare_cores(const void *a, const void *b)
-{
-    return ((const struct core *)a)->node - ((const struct core *)b)->node;
-}
-
 /* The place of the node among all: nodes are cut down to those with cores of ours later. */
 static int32_t node_of(hwloc_topology_t topology, hwloc_const_cpuset_t cpuset)
 {
@@ -144,7 +139,7 @@ static void number_nodes(struct cpus *cpus)
 
     /* Few cores, and already nearly in order; equal ones must stay so. */
     for (int32_t i = 1; i < cpus->num_cores; i++)
-        for (int32_t j = i; j > 0 && compare_cores(&cpus->cores[j - 1], &cpus->cores[j]) > 0; j--) {
+        for (int32_t j = i; j > 0 && cpus->cores[j - 1].node > cpus->cores[j].node; j--) {
             struct core core = cpus->cores[j];
 
             cpus->cores[j] = cpus->cores[j - 1];
