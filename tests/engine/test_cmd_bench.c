@@ -1,11 +1,11 @@
 /* The program as a user runs it: `tandem bench`, at small sizes. Times are nobody's promise here. */
 #include "tests/support/expect.h"
+#include "tests/support/one_core.h"
 #include "tests/support/tiny_model.h"
 
 #include "proto/base/memory.h"
 
 #include <jansson.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -241,16 +241,10 @@ static void model_counts_no_more_of_the_kv_than_a_window(void **state)
 static void model_has_as_many_threads_as_cores_that_it_may_use(void **state)
 {
     AUTO_MEM char *path = write_model(NULL);
-    cpu_set_t before, one;
-    int first = 0;
+    cpu_set_t before;
 
     (void)state;
-    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
-    while (!CPU_ISSET(first, &before))
-        first++;
-    CPU_ZERO(&one);
-    CPU_SET(first, &one);
-    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    keep_one_core(&before);
     json_t *figures = model_figures(path, "--prefill 4 --decode 2 --executor multiproc");
     assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
     assert_true(number(figures, "threads") == 1);
