@@ -316,6 +316,35 @@ enum status engine_reset_prefix_cache(struct engine *engine, bool reset_running,
     return core_reset_prefix_cache(engine->core, reset_running, listener, user);
 }
 
+static const char *const worker_state_names[] = {
+    [WORKER_STARTING] = "starting",
+    [WORKER_LOADING] = "loading",
+    [WORKER_READY] = "ready",
+    [WORKER_LOST] = "lost",
+};
+
+const char *worker_state_name(enum worker_state state)
+{
+    return worker_state_names[state];
+}
+
+int32_t engine_workers(const struct engine *engine, struct engine_worker *out, int32_t capacity)
+{
+    return core_workers(engine->core, out, capacity);
+}
+
+enum status engine_restart_worker(struct engine *engine, int32_t rank, engine_listener *listener,
+                                  void *user)
+{
+    return core_restart_worker(engine->core, rank, listener, user);
+}
+
+enum status engine_call_workers(struct engine *engine, const char *name, const char *args,
+                                engine_listener *listener, void *user)
+{
+    return core_call_workers(engine->core, name, args, listener, user);
+}
+
 /* ---- out ------------------------------------------------------------------------------------- */
 
 int engine_fd(const struct engine *engine)

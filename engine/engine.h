@@ -22,7 +22,15 @@ struct engine;
 struct grammar; /* engine/grammar/grammar.h */
 struct model_file;
 
-enum engine_phase { PHASE_STARTING, PHASE_LOADING, PHASE_READY, PHASE_DRAINING, PHASE_FAILED };
+/* PHASE_RECOVERING: ranks are being replaced; what is inside waits, and goes on. */
+enum engine_phase {
+    PHASE_STARTING,
+    PHASE_LOADING,
+    PHASE_READY,
+    PHASE_RECOVERING,
+    PHASE_DRAINING,
+    PHASE_FAILED
+};
 
 /*
  * Starts the ranks and waits until all are READY. `model` is borrowed until engine_free.
@@ -84,7 +92,8 @@ void engine_drain(struct engine *engine);
 /*
  * An order is carried out between two steps and answered once, by engine_poll, behind every event
  * that came before; at the latest by engine_free, with ERR_CLOSED. One that is refused at once (it
- * returns something else than OK) is not answered. `text` says why the status is not OK.
+ * returns something else than OK) is not answered. `text` says why the status is not OK; an order that brings
+ * something has it there when it is.
  */
 typedef void engine_listener(void *user, enum status status, const char *text);
 
@@ -110,6 +119,34 @@ bool engine_is_paused(const struct engine *engine);
  * computed again from their first token, in their order, and keep what they have said. */
 MUST_USE enum status engine_reset_prefix_cache(struct engine *engine, bool reset_running,
                                                engine_listener *listener, void *user);
+
+/* ---- ranks -------------------------------------------------------------------------------------- */
+
+enum worker_state { WORKER_STARTING, WORKER_LOADING, WORKER_READY, WORKER_LOST };
+const char *worker_state_name(enum worker_state state); /* "starting", "loading", "ready", "lost" */
+
+struct engine_worker {
+    int32_t rank;
+    int32_t pid; /* on its host; 0: not known yet */
+    char host[64];
+    enum worker_state state;
+    uint32_t epoch;      /* of the set of ranks: from 1 up */
+    int32_t restarts;    /* how often another process took its place */
+    int64_t step;        /* that its device works on; -1: none */
+    int64_t ms_in_step;  /* as it said last */
+    int64_t ms_since_heard;
+};
+
+/* Writes at most `capacity` of them, and returns how many ranks there are. Any thread; never waits for a step. */
+int32_t engine_workers(const struct engine *engine, struct engine_worker *out, int32_t capacity);
+/* Ends this rank's process and puts another in its place; streams go on. ERR_UNSUPPORTED: this executor's
+ * ranks can't be replaced; ERR_NOT_FOUND: no such rank. */
+MUST_USE enum status engine_restart_worker(struct engine *engine, int32_t rank,
+                                           engine_listener *listener, void *user);
+/* Calls a procedure on every rank, between two steps. args: a JSON object. The text of the answer is a JSON array of
+ * their replies, in the order of ranks; or why the first that refused did so. */
+MUST_USE enum status engine_call_workers(struct engine *engine, const char *name, const char *args,
+                                         engine_listener *listener, void *user);
 
 /* ---- out --------------------------------------------------------------------------------------- */
 
@@ -185,6 +222,8 @@ struct engine_stats {
     int32_t max_model_len;
     bool is_paused;
     int64_t num_steps;
+    int64_t num_recoveries; /* of the set of ranks, with */
+    int64_t recovery_ns;    /* what the last took: from the failure until ranks were ready */
     int64_t num_preemptions;
     int32_t prompt_limit; /* tokens of prompts in a step beside those that decode; -1: none */
     int64_t decode_ns;    /* what a step that only decodes takes; 0: not known */

@@ -12,20 +12,24 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 
 enum { HEARTBEAT_MS = 500, JOIN_TIMEOUT_MS = 10000 };
 
 struct wire {
     struct worker_main_options options;
+    uint32_t epoch; /* of the last WELCOME */
     struct channel *channel;
     struct arena arena; /* of the message in hand */
     struct config config;
     struct sim_device sim; /* with --sim */
     struct model_file *model;
     struct worker *worker;
-    int64_t start_ns;
+    struct worker_memory memory; /* once it is loaded */
+    int64_t start_ns, loaded_ns;
     int64_t beat_at_ns;
     int64_t num_beats;
+    bool is_aborted; /* another rank is lost: what comes is for nobody until the next WELCOME */
     bool stops;
 };
 
@@ -34,19 +38,27 @@ static enum status tell(struct wire *wire, const struct message_type *type, int6
 {
     AUTO_FREE(frame) struct frame *frame = frame_new();
 
-    TRY(message_encode(type, wire->options.epoch, step, body, &frame->bytes));
+    TRY(message_encode(type, wire->epoch, step, body, &frame->bytes));
     return channel_send(wire->channel, NULL, frame);
 }
 
 /* ---- answers ----------------------------------------------------------------------------- */
 
-/* Rank 0 answers every step; the others only have failures to tell. NULL: no answer is ready. */
+/*
+ * Rank 0 answers every step; the others only have failures to tell. NULL: no answer is ready. A step that
+ * another rank's end has aborted is no failure of ours: the engine knows, and will say what follows.
+ */
 static enum status tell_answer(struct wire *wire, bool wait,
                                const struct model_runner_output **output_out)
 {
     int64_t step, begin_ns = trace_begin();
+    enum status status = worker_collect(wire->worker, wait, &step, output_out);
 
-    TRY(worker_collect(wire->worker, wait, &step, output_out));
+    if (status == ERR_ABORTED) {
+        wire->is_aborted = true;
+        return OK;
+    }
+    TRY(status);
     if (*output_out && wire->options.rank == 0) {
         TRY(tell(wire, &model_runner_output_type, step, *output_out));
         trace_end("reply", begin_ns, step);
@@ -64,6 +76,30 @@ static enum status tell_answers(struct wire *wire)
     return OK;
 }
 
+static enum status tell_ready(struct wire *wire)
+{
+    const struct model_config *config = model_file_config(wire->model);
+    const struct worker_memory *memory = &wire->memory;
+    char fingerprint[17];
+
+    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, model_file_fingerprint(wire->model));
+    return tell(wire, &ready_type, -1,
+                &(struct ready){
+                    .rank = wire->options.rank,
+                    .fingerprint = fingerprint,
+                    .weights_bytes = memory->weight_bytes,
+                    .step_weights_bytes = memory->step_weight_bytes,
+                    .free_bytes = memory->available_bytes,
+                    .kv_block_bytes = memory->kv_block_bytes,
+                    .first_token = memory->first_token,
+                    .num_tokens = memory->num_tokens,
+                    .max_num_blocks = memory->available_bytes / memory->kv_block_bytes,
+                    .max_position = config->max_position,
+                    .vocab_size = config->vocab_size,
+                    .load_ms = clock_ms(wire->loaded_ns - wire->start_ns),
+                });
+}
+
 /* ---- what the engine says ------------------------------------------------------------------- */
 
 static enum status on_prepare_inputs(struct wire *wire, const struct message *message)
@@ -72,8 +108,11 @@ static enum status on_prepare_inputs(struct wire *wire, const struct message *me
 
     /* The engine knows from rank 0 that the step before the last is over, and the last one too when it
      * gives a slot of it away; here their ends may be a moment away. */
-    while (worker_awaits_collect(wire->worker, message->header.step, message->body))
+    while (worker_awaits_collect(wire->worker, message->header.step, message->body)) {
         TRY(tell_answer(wire, true, &output));
+        if (wire->is_aborted)
+            return OK;
+    }
     return worker_prepare_inputs(wire->worker, message->header.step, message->body);
 }
 
@@ -96,10 +135,34 @@ static enum status call_initialize_kv_cache(struct wire *wire, const json_t *arg
     return worker_initialize_kv_cache(wire->worker, (int32_t)num_blocks);
 }
 
+static enum status read_path(const json_t *args, const char **out)
+{
+    *out = json_string_value(json_object_get(args, "path"));
+    return *out ? OK : fail(ERR_MISMATCH, "no path to memory that the ranks share");
+}
+
+static enum status call_create_shared(struct wire *wire, const json_t *args)
+{
+    const char *path;
+
+    TRY(read_path(args, &path));
+    return worker_create_shared(wire->worker, path);
+}
+
+static enum status call_connect(struct wire *wire, const json_t *args)
+{
+    const char *path;
+
+    TRY(read_path(args, &path));
+    return worker_connect(wire->worker, path);
+}
+
 static const struct {
     const char *name;
     enum status (*run)(struct wire *wire, const json_t *args);
 } calls[] = {
+    {"create_shared", call_create_shared},
+    {"connect", call_connect},
     {"initialize_kv_cache", call_initialize_kv_cache},
 };
 
@@ -135,15 +198,40 @@ static enum status on_shutdown(struct wire *wire, const struct message *message)
     return OK;
 }
 
+/* The set of ranks is another one. The settings are not: they came with the first WELCOME. */
+static enum status on_welcome(struct wire *wire, const struct message *message)
+{
+    if (message->header.epoch <= wire->epoch)
+        return fail(ERR_MISMATCH, "welcome to epoch %u comes in epoch %u", message->header.epoch,
+                    wire->epoch);
+    wire->epoch = message->header.epoch;
+    wire->is_aborted = false;
+    if (!worker_is_loaded(wire->worker))
+        return OK; /* READY follows the load */
+    TRY(worker_reset(wire->worker));
+    return tell_ready(wire);
+}
+
+/* That it could be sent to us is all that it says. */
+static enum status on_heartbeat(struct wire *wire, const struct message *message)
+{
+    (void)wire;
+    (void)message;
+    return OK;
+}
+
 static const struct {
     enum message_id id;
+    bool is_of_step; /* not for ranks whose step was aborted */
     enum status (*handle)(struct wire *wire, const struct message *message);
 } handlers[] = {
-    {MESSAGE_PREPARE_INPUTS, on_prepare_inputs},
-    {MESSAGE_EXECUTE_MODEL, on_execute_model},
-    {MESSAGE_SAMPLE, on_sample},
-    {MESSAGE_CALL, on_call},
-    {MESSAGE_SHUTDOWN, on_shutdown},
+    {MESSAGE_PREPARE_INPUTS, true, on_prepare_inputs},
+    {MESSAGE_EXECUTE_MODEL, true, on_execute_model},
+    {MESSAGE_SAMPLE, true, on_sample},
+    {MESSAGE_CALL, false, on_call},
+    {MESSAGE_WELCOME, false, on_welcome},
+    {MESSAGE_HEARTBEAT, false, on_heartbeat},
+    {MESSAGE_SHUTDOWN, false, on_shutdown},
 };
 
 static enum status handle(struct wire *wire, const struct received *received)
@@ -153,44 +241,29 @@ static enum status handle(struct wire *wire, const struct received *received)
 
     arena_reset(&wire->arena);
     TRY(message_decode(received->data, received->size, &wire->arena, &message));
-    TRY(message_check_place(&message, wire->options.epoch));
+    TRY(message_check_place(&message, message.type == &welcome_type ? message.header.epoch
+                                                                    : wire->epoch));
     trace_end("decode", begin_ns, message.header.step);
     for (size_t i = 0; i < COUNT_OF(handlers); i++)
         if ((int32_t)handlers[i].id == message.header.type)
-            return handlers[i].handle(wire, &message);
+            return wire->is_aborted && handlers[i].is_of_step ? OK
+                                                              : handlers[i].handle(wire, &message);
     return fail(ERR_MISMATCH, "message %s is not for a worker", message.type->name);
 }
 
 /* ---- what the device says ------------------------------------------------------------------- */
 
-static enum status tell_ready(struct wire *wire)
+static enum status on_loaded(struct wire *wire)
 {
-    const struct model_config *config = model_file_config(wire->model);
-    struct worker_memory memory;
-    char fingerprint[17];
-
-    TRY(worker_wait_loaded(wire->worker, &memory));
-    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, model_file_fingerprint(wire->model));
-    return tell(wire, &ready_type, -1,
-                &(struct ready){
-                    .rank = wire->options.rank,
-                    .fingerprint = fingerprint,
-                    .weights_bytes = memory.weight_bytes,
-                    .step_weights_bytes = memory.step_weight_bytes,
-                    .free_bytes = memory.available_bytes,
-                    .kv_block_bytes = memory.kv_block_bytes,
-                    .first_token = memory.first_token,
-                    .num_tokens = memory.num_tokens,
-                    .max_num_blocks = memory.available_bytes / memory.kv_block_bytes,
-                    .max_position = config->max_position,
-                    .vocab_size = config->vocab_size,
-                    .load_ms = clock_ms(clock_now_ns() - wire->start_ns),
-                });
+    TRY(worker_wait_loaded(wire->worker, &wire->memory));
+    wire->loaded_ns = clock_now_ns();
+    return tell_ready(wire);
 }
 
 static enum status beat(struct wire *wire)
 {
-    struct heartbeat heartbeat = {.rank = wire->options.rank, .seq = wire->num_beats++, .step = -1};
+    struct heartbeat heartbeat = {
+        .rank = wire->options.rank, .seq = wire->num_beats++, .step = -1, .waits_for = -1};
     int64_t ns = 0;
 
     if (wire->worker)
@@ -202,16 +275,25 @@ static enum status beat(struct wire *wire)
 
 /* ---- the loop ------------------------------------------------------------------------------- */
 
+static uint32_t make_nonce(void)
+{
+    uint32_t nonce;
+
+    if (getrandom(&nonce, sizeof nonce, 0) != sizeof nonce)
+        ASSERT(false, "no random number: %m");
+    return nonce;
+}
+
 static enum status join(struct wire *wire)
 {
     const struct worker_main_options *options = &wire->options;
     char name[CHANNEL_MAX_NAME + 1];
     const struct welcome *welcome;
 
-    rendezvous_name(options->rank, options->epoch, name);
+    rendezvous_name(options->rank, make_nonce(), name);
     TRY(channel_connect(options->engine, name, &wire->channel));
-    TRY(rendezvous_join(wire->channel, options->rank, options->world, options->epoch,
-                        clock_deadline_ns(JOIN_TIMEOUT_MS), &wire->arena, &welcome));
+    TRY(rendezvous_join(wire->channel, options->rank, options->world,
+                        clock_deadline_ns(JOIN_TIMEOUT_MS), &wire->arena, &welcome, &wire->epoch));
     return config_from_json(welcome->config, &wire->config);
 }
 
@@ -240,7 +322,6 @@ static enum status start(struct wire *wire)
                                                .isa = config->isa,
                                                .sim = config->sim ? &wire->sim : NULL,
                                                .fault = fault,
-                                               .comm_path = options->comm_path,
                                                .max_num_seqs = config->max_num_seqs,
                                                .max_batched_tokens = config->max_num_batched_tokens,
                                                .max_model_len = config->max_model_len},
@@ -259,8 +340,6 @@ static void park(const struct wire *wire)
 
 static enum status serve(struct wire *wire)
 {
-    bool is_ready = false;
-
     while (!wire->stops) {
         struct pollfd output = {.fd = worker_output_fd(wire->worker), .events = POLLIN};
         struct received received;
@@ -268,8 +347,7 @@ static enum status serve(struct wire *wire)
         if (clock_now_ns() >= wire->beat_at_ns)
             TRY(beat(wire));
         if (poll(&output, 1, 0) > 0) {
-            TRY(is_ready ? tell_answers(wire) : tell_ready(wire));
-            is_ready = true;
+            TRY(worker_is_loaded(wire->worker) ? tell_answers(wire) : on_loaded(wire));
         }
         if (channel_recv(wire->channel, &received)) {
             TRY(handle(wire, &received));
@@ -309,8 +387,7 @@ enum status worker_main(const struct worker_main_options *options)
     log_set_role("worker", options->rank);
     config_init(&wire.config);
     status = join_and_serve(&wire);
-    /* ERR_ABORTED: another rank has failed, and has told its own reason. */
-    if (status != OK && status != ERR_CLOSED && status != ERR_ABORTED) {
+    if (status != OK && status != ERR_CLOSED) {
         AUTO_MEM char *cause = mem_strdup(fail_text());
 
         /* The engine says it in its log, with the step. */

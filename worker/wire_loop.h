@@ -15,14 +15,15 @@
 #include <stdint.h>
 
 struct worker_main_options {
-    const char *engine;    /* endpoint to join */
-    const char *comm_path; /* shared file of the ranks, or NULL */
+    const char *engine; /* endpoint to join */
     int32_t rank, world;
-    uint32_t epoch;
 };
 
-/* Joins, loads, and serves steps until the engine says SHUTDOWN (OK) or is gone (ERR_CLOSED). Any
- * other failure has been told to the engine where that was possible. */
+/*
+ * Joins, loads, and serves steps until the engine says SHUTDOWN (OK) or is gone (ERR_CLOSED). When another rank
+ * is lost the engine says WELCOME once more, to a new set of ranks: this one keeps its weights, and starts over with
+ * everything else. Any other failure has been told to the engine where that was possible.
+ */
 MUST_USE enum status worker_main(const struct worker_main_options *options);
 
 #endif

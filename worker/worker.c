@@ -21,9 +21,19 @@
 enum { NUM_STEPS = 2 }; /* staged or running at a time: slot step & 1 */
 
 /* One rank's share of an exchange at most; longer sums go in pieces. */
-enum { MIN_COMM_BYTES = 1 << 20, COMM_TIMEOUT_MS = 30000 };
+enum { MIN_COMM_BYTES = 1 << 20 };
 
-enum verb { VERB_INITIALIZE_KV_CACHE, VERB_EXECUTE_MODEL, VERB_SAMPLE, VERB_STOP };
+/* From an abort to the device's return: the rest of a kernel, and the waits that follow it. */
+enum { RESET_TIMEOUT_MS = 2000 };
+
+enum verb {
+    VERB_CONNECT,
+    VERB_INITIALIZE_KV_CACHE,
+    VERB_EXECUTE_MODEL,
+    VERB_SAMPLE,
+    VERB_RESET,
+    VERB_STOP
+};
 
 /* From the wire thread to the device thread. */
 struct command {
@@ -31,12 +41,13 @@ struct command {
     enum verb verb;
     int64_t step;
     int32_t num_blocks; /* VERB_INITIALIZE_KV_CACHE */
+    const char *path;   /* VERB_CONNECT; borrowed until it is answered */
 };
 
 /* From the device thread to the wire thread: what a command came to. */
 struct answer {
     struct mail mail;
-    int64_t step; /* -1: of loading, or of the KV cache */
+    int64_t step; /* -1: of all but steps */
     enum status status;
     char text[1024]; /* of a failure */
     struct device_mark due; /* not to be given before the device gets here */
@@ -62,9 +73,9 @@ struct worker {
     pthread_t thread;
     bool thread_runs;
     struct mailbox commands, answers;
-    struct command initialize, stop;
+    struct command connect, initialize, reset, stop;
     struct answer setup;
-    bool is_loaded;
+    bool is_loaded, is_connected;
     int64_t next_step; /* the one prepare_inputs may name; -1: any */
     struct step_slot steps[NUM_STEPS];
     struct worker_memory memory; /* the device thread's until the load is answered */
@@ -73,7 +84,7 @@ struct worker {
 
     /* the device thread's */
     struct device *device;
-    struct comm *comm;
+    struct comm *comm; /* the wire thread may abort it while it is connected */
     struct model *model;
     struct sampler *sampler; /* NULL: the device draws without logits */
     struct prompt_logprobs *prompt_logprobs;
@@ -91,24 +102,6 @@ struct worker {
 
 /* ---- the device thread ---------------------------------------------------------------------- */
 
-/* Rank 0 sets the shared memory up; the others may be here first. */
-static enum status join_ranks(const struct worker_options *options, const struct model_config *config,
-                              struct comm **out)
-{
-    struct model_comm_bytes bytes = model_comm_bytes(config, options->max_batched_tokens);
-    int64_t deadline_ns = clock_deadline_ns(COMM_TIMEOUT_MS);
-    enum status status;
-
-    if (options->rank == 0)
-        TRY(comm_create(options->comm_path, options->world,
-                        MAX(bytes.buffer, (int64_t)MIN_COMM_BYTES), bytes.shared));
-    while ((status = comm_open(options->comm_path, options->rank, options->world, out)) ==
-               ERR_NOT_FOUND &&
-           clock_now_ns() < deadline_ns)
-        usleep(1000);
-    return status;
-}
-
 /* The tokens whose masks this rank wants: its shard's. A device without logits draws from them all.
  */
 static void find_slice(const struct worker *worker, int32_t *first_token_out,
@@ -122,30 +115,66 @@ static void find_slice(const struct worker *worker, int32_t *first_token_out,
         has_logits ? shard->num_tokens : model_file_vocabulary(worker->file)->num_tokens;
 }
 
-static enum status make_sampler(struct worker *worker)
+static enum status make_logits(struct worker *worker)
+{
+    size_t max_rows = (size_t)worker->options.max_num_seqs;
+    void *p;
+
+    worker->rows = mem_new_array(struct sampler_row, max_rows);
+    worker->results = mem_new_array(struct sampler_result, max_rows);
+    if (device_kernels(worker->device)->draw)
+        return OK;
+    worker->logits_bytes = sizeof(float) * max_rows * (size_t)model_shard(worker->model)->num_tokens;
+    TRY(mem_map(worker->logits_bytes, "the logits", &p));
+    worker->logits = p;
+    return OK;
+}
+
+static void make_sampler(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
     const struct shard *shard = model_shard(worker->model);
-    void *p;
 
-    worker->rows = mem_new_array(struct sampler_row, (size_t)options->max_num_seqs);
-    worker->results = mem_new_array(struct sampler_result, (size_t)options->max_num_seqs);
-    if (device_kernels(worker->device)->draw)
-        return OK;
-    worker->logits_bytes =
-        sizeof(float) * (size_t)options->max_num_seqs * (size_t)shard->num_tokens;
-    TRY(mem_map(worker->logits_bytes, "the logits", &p));
-    worker->logits = p;
-    worker->sampler = sampler_new(&(struct sampler_options){
-        .vocab_size = model_file_config(worker->file)->vocab_size,
-        .first_token = shard->first_token,
-        .num_tokens = shard->num_tokens,
+    if (!device_kernels(worker->device)->draw)
+        worker->sampler = sampler_new(&(struct sampler_options){
+            .vocab_size = model_file_config(worker->file)->vocab_size,
+            .first_token = shard->first_token,
+            .num_tokens = shard->num_tokens,
+            .max_rows = options->max_num_seqs,
+            .rank = options->rank,
+            .world = options->world,
+            .comm = worker->comm,
+        });
+    worker->prompt_logprobs = prompt_logprobs_new(&(struct prompt_logprobs_options){
+        .model = worker->model,
+        .sampler = worker->sampler,
+        .batch = worker->batch,
+        .logits = worker->logits,
         .max_rows = options->max_num_seqs,
-        .rank = options->rank,
-        .world = options->world,
-        .comm = worker->comm,
+        .vocab_size = model_file_config(worker->file)->vocab_size,
     });
+}
+
+/* Whatever reaches the other ranks, or knows of requests. */
+static enum status connect_ranks(struct worker *worker, const char *path)
+{
+    const struct worker_options *options = &worker->options;
+
+    if (options->world > 1)
+        TRY(options->sim ? comm_open_sim(worker->device, options->world, &worker->comm)
+                         : comm_open(path, options->rank, options->world, &worker->comm));
+    model_connect(worker->model, worker->comm);
+    make_sampler(worker);
     return OK;
+}
+
+static void disconnect_ranks(struct worker *worker)
+{
+    prompt_logprobs_free(give(worker->prompt_logprobs));
+    sampler_free(give(worker->sampler));
+    if (worker->model)
+        model_connect(worker->model, NULL);
+    comm_close(give(worker->comm));
 }
 
 /* Where the device's threads are to run: [num_threads]; false: anywhere. */
@@ -182,13 +211,9 @@ static enum status load(struct worker *worker)
     const struct worker_options *options = &worker->options;
 
     TRY(open_device(options, &worker->device));
-    if (options->world > 1)
-        TRY(options->sim ? comm_open_sim(worker->device, options->world, &worker->comm)
-                         : join_ranks(options, model_file_config(worker->file), &worker->comm));
     TRY(model_load(worker->device, worker->file,
                    &(struct model_options){.rank = options->rank,
                                            .world = options->world,
-                                           .comm = worker->comm,
                                            .max_batched_tokens = options->max_batched_tokens,
                                            .max_logit_rows = options->max_num_seqs,
                                            .inexact_sums = options->inexact_sums,
@@ -197,15 +222,9 @@ static enum status load(struct worker *worker)
                                            .user = options->user},
                    &worker->model));
     model_file_drop_pages(worker->file);
-    TRY(make_sampler(worker));
-    worker->prompt_logprobs = prompt_logprobs_new(&(struct prompt_logprobs_options){
-        .model = worker->model,
-        .sampler = worker->sampler,
-        .batch = worker->batch,
-        .logits = worker->logits,
-        .max_rows = options->max_num_seqs,
-        .vocab_size = model_file_config(worker->file)->vocab_size,
-    });
+    TRY(make_logits(worker));
+    if (options->world == 1)
+        TRY(connect_ranks(worker, NULL));
     worker->memory = (struct worker_memory){
         .weight_bytes = model_weight_bytes(worker->model),
         .step_weight_bytes = model_step_weight_bytes(worker->model),
@@ -219,13 +238,11 @@ static enum status load(struct worker *worker)
 
 static void unload(struct worker *worker)
 {
+    disconnect_ranks(worker);
     mem_free(worker->rows);
     mem_free(worker->results);
-    prompt_logprobs_free(worker->prompt_logprobs);
-    sampler_free(worker->sampler);
     mem_unmap(worker->logits, worker->logits_bytes);
     model_free(worker->model);
-    comm_close(worker->comm);
     device_close(worker->device);
 }
 
@@ -456,7 +473,7 @@ static void run_step(struct worker *worker, const struct command *command)
     enum status status;
 
     if (worker->has_failed)
-        return; /* the engine has been told, and will take this rank down */
+        return; /* the engine has been told: it ends this rank, or has it reset */
     atomic_store_explicit(&worker->device_since_ns, clock_now_ns(), memory_order_relaxed);
     atomic_store_explicit(&worker->device_step, command->step, memory_order_relaxed);
     status = injected_fault_strike(&worker->options.fault, worker->options.rank, command->step,
@@ -473,12 +490,31 @@ static void run_step(struct worker *worker, const struct command *command)
     }
 }
 
+/* Steps that were launched and not answered are nobody's any more. */
+static void reset(struct worker *worker)
+{
+    worker->num_pending = 0;
+    worker->last_end_ns = 0;
+    worker->has_failed = false;
+    disconnect_ranks(worker);
+}
+
 static void obey(struct worker *worker, const struct command *command)
 {
-    if (command->verb == VERB_INITIALIZE_KV_CACHE)
+    switch (command->verb) {
+    case VERB_CONNECT:
+        reply(worker, &worker->setup, -1, connect_ranks(worker, command->path));
+        break;
+    case VERB_INITIALIZE_KV_CACHE:
         reply(worker, &worker->setup, -1, model_alloc_kv(worker->model, command->num_blocks));
-    else
+        break;
+    case VERB_RESET:
+        reset(worker);
+        reply(worker, &worker->setup, -1, OK);
+        break;
+    default:
         run_step(worker, command);
+    }
 }
 
 static void *device_loop(void *user)
@@ -511,31 +547,42 @@ static void command(struct worker *worker, struct command *command)
         ASSERT(false, "%s", fail_text()); /* it holds as many as there are commands */
 }
 
+static enum status make_batch(struct worker *worker)
+{
+    const struct worker_options *options = &worker->options;
+
+    return input_batch_new(
+        &(struct input_batch_limits){
+            .max_num_seqs = options->max_num_seqs,
+            .max_batched_tokens = options->max_batched_tokens,
+            .max_model_len = options->max_model_len,
+            .vocab_size = model_file_vocabulary(worker->file)->num_tokens,
+        },
+        &worker->batch);
+}
+
 enum status worker_new(const struct worker_options *options, const struct model_file *model,
                        struct worker **out)
 {
     AUTO_FREE(worker) struct worker *worker = mem_new(struct worker);
-    struct input_batch_limits limits = {
-        .max_num_seqs = options->max_num_seqs,
-        .max_batched_tokens = options->max_batched_tokens,
-        .max_model_len = options->max_model_len,
-        .vocab_size = model_file_vocabulary(model)->num_tokens,
-    };
 
     worker->options = *options;
     worker->file = model;
     worker->next_step = -1;
     atomic_store(&worker->device_step, -1);
+    worker->is_connected = options->world == 1; /* by loading */
+    worker->connect.verb = VERB_CONNECT;
     worker->initialize.verb = VERB_INITIALIZE_KV_CACHE;
+    worker->reset.verb = VERB_RESET;
     worker->stop.verb = VERB_STOP;
     for (int i = 0; i < NUM_STEPS; i++) {
         worker->steps[i].execute.verb = VERB_EXECUTE_MODEL;
         worker->steps[i].sample.verb = VERB_SAMPLE;
         worker->steps[i].bitmasks = mem_new_array(const uint32_t *, (size_t)options->max_num_seqs);
     }
-    TRY(mailbox_open(&worker->commands, 2 * NUM_STEPS + 2));
+    TRY(mailbox_open(&worker->commands, 2 * NUM_STEPS + 4));
     TRY(mailbox_open(&worker->answers, NUM_STEPS + 1));
-    TRY(input_batch_new(&limits, &worker->batch));
+    TRY(make_batch(worker));
     if (pthread_create(&worker->thread, NULL, device_loop, worker) != 0)
         return fail(ERR_IO, "no thread for the device: %m");
     worker->thread_runs = true;
@@ -570,7 +617,7 @@ int worker_output_fd(const struct worker *worker)
     return mailbox_fd(&worker->answers);
 }
 
-/* Waits for what loading or the KV cache came to. */
+/* Waits for what loading, or another command that is no step, came to. */
 static enum status wait_setup(struct worker *worker)
 {
     struct mail *mail = mailbox_wait(&worker->answers, clock_deadline_ns(-1));
@@ -594,15 +641,68 @@ bool worker_is_loaded(const struct worker *worker)
     return worker->is_loaded;
 }
 
+enum status worker_create_shared(const struct worker *worker, const char *path)
+{
+    struct model_comm_bytes bytes = model_comm_bytes(model_file_config(worker->file),
+                                                     worker->options.max_batched_tokens);
+
+    return comm_create(path, worker->options.world, MAX(bytes.buffer, (int64_t)MIN_COMM_BYTES),
+                       bytes.shared);
+}
+
+enum status worker_connect(struct worker *worker, const char *path)
+{
+    if (!worker->is_loaded || worker->is_connected)
+        return fail(ERR_MISMATCH, "ranks meet once, after loading or a reset");
+    worker->connect.path = path;
+    command(worker, &worker->connect);
+    TRY(wait_setup(worker));
+    worker->is_connected = true;
+    return OK;
+}
+
 enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks)
 {
-    if (!worker->is_loaded || worker->initialize.num_blocks > 0 || num_blocks < 1)
+    int32_t before = worker->initialize.num_blocks;
+
+    if (!worker->is_loaded || (before > 0 && before != num_blocks) || num_blocks < 1)
         return fail(ERR_MISMATCH, "the KV cache is sized once, after loading, with 1 block or more");
-    worker->initialize.num_blocks = num_blocks;
-    command(worker, &worker->initialize);
-    TRY(wait_setup(worker));
+    if (before == 0) {
+        worker->initialize.num_blocks = num_blocks;
+        command(worker, &worker->initialize);
+        TRY(wait_setup(worker));
+    }
     input_batch_set_num_blocks(worker->batch, num_blocks);
     return OK;
+}
+
+/* Lets pass the answers to steps that are given up. */
+static enum status wait_reset(struct worker *worker)
+{
+    int64_t deadline_ns = clock_deadline_ns(RESET_TIMEOUT_MS);
+    struct mail *mail;
+
+    do
+        mail = mailbox_wait(&worker->answers, deadline_ns);
+    while (mail && mail != &worker->setup.mail);
+    return mail ? OK
+                : fail(ERR_TIMEOUT, "the device has not come back %d ms after an abort",
+                       RESET_TIMEOUT_MS);
+}
+
+enum status worker_reset(struct worker *worker)
+{
+    ASSERT(worker->is_loaded);
+    worker_abort(worker);
+    command(worker, &worker->reset);
+    TRY(wait_reset(worker));
+    worker->is_connected = false;
+    worker->next_step = -1;
+    for (int i = 0; i < NUM_STEPS; i++)
+        worker->steps[i].phase = PHASE_EMPTY;
+    input_batch_free(give(worker->batch));
+    TRY(make_batch(worker));
+    return worker->options.world == 1 ? worker_connect(worker, NULL) : OK;
 }
 
 /* ---- the wire thread: steps ----------------------------------------------------------------- */
@@ -623,6 +723,8 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
 
     if (worker->initialize.num_blocks == 0)
         return fail(ERR_MISMATCH, "step %" PRId64 " came before the KV cache was sized", step);
+    if (!worker->is_connected)
+        return fail(ERR_MISMATCH, "step %" PRId64 " came before the ranks have met", step);
     if (step < 0 || (worker->next_step >= 0 && step != worker->next_step))
         return fail(ERR_MISMATCH, "step %" PRId64 " is prepared, step %" PRId64 " is next", step,
                     worker->next_step);
@@ -739,7 +841,7 @@ enum status worker_collect(struct worker *worker, bool wait, int64_t *step_out,
 
 void worker_abort(struct worker *worker)
 {
-    if (worker->is_loaded && worker->comm)
+    if (worker->is_connected && worker->comm)
         comm_abort(worker->comm);
 }
 

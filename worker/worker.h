@@ -30,7 +30,6 @@ struct worker_options {
     bool binds_threads;         /* where proto/base/cpus.h has places for them; never the wire thread */
     const char *isa;            /* NULL: the best there is */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
-    const char *comm_path;      /* shared file of the ranks, NULL when world is 1 */
     struct injected_fault fault; /* zeroed: none */
     int32_t max_num_seqs;
     int32_t max_batched_tokens;
@@ -63,8 +62,19 @@ int worker_output_fd(const struct worker *worker);
 MUST_USE enum status worker_wait_loaded(struct worker *worker, struct worker_memory *memory_out);
 /* true: worker_wait_loaded has returned OK. */
 bool worker_is_loaded(const struct worker *worker);
-/* Sizes the KV cache; once, before the first step. */
+/* Sets up a file that the ranks of this host are to share, of the size that they need. */
+MUST_USE enum status worker_create_shared(const struct worker *worker, const char *path);
+/* Meets the other ranks at a file that one of them has set up: where world is more than 1, once loaded and
+ * once after each reset. */
+MUST_USE enum status worker_connect(struct worker *worker, const char *path);
+/* Sizes the KV cache before the first step. Once more with the same number is fine: its contents are worth
+ * nothing after a reset, its memory is. */
 MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);
+/*
+ * The other ranks are gone, or as good as that: gives up the steps in hand, forgets every request, and leaves the
+ * memory that it shares with them. The weights stay. ERR_TIMEOUT: the device does not come back.
+ */
+MUST_USE enum status worker_reset(struct worker *worker);
 
 /* true: an answer is to be collected before this step can be prepared: its staging slot is still that of
  * an earlier one, or it gives to another request what the step before has not left yet. */

@@ -111,11 +111,12 @@ static enum status join(struct null_worker *worker)
     const struct null_worker_settings *settings = &worker->settings;
     char name[CHANNEL_MAX_NAME + 1];
     const struct welcome *welcome;
+    uint32_t epoch;
 
     rendezvous_name(settings->rank, EPOCH, name);
     TRY(channel_connect(settings->engine, name, &worker->channel));
-    TRY(rendezvous_join(worker->channel, settings->rank, settings->world, EPOCH,
-                        clock_deadline_ns(JOIN_TIMEOUT_MS), &worker->arena, &welcome));
+    TRY(rendezvous_join(worker->channel, settings->rank, settings->world,
+                        clock_deadline_ns(JOIN_TIMEOUT_MS), &worker->arena, &welcome, &epoch));
     return tell(worker, &ready_type, -1,
                 &(struct ready){.rank = settings->rank, .fingerprint = "no model"}); /* nor masks */
 }
@@ -125,7 +126,10 @@ static enum status beat(struct null_worker *worker)
     worker->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
     return tell(worker, &heartbeat_type, -1,
                 &(struct heartbeat){
-                    .rank = worker->settings.rank, .seq = worker->num_beats++, .step = -1});
+                    .rank = worker->settings.rank,
+                    .seq = worker->num_beats++,
+                    .step = -1,
+                    .waits_for = -1});
 }
 
 static void park(const struct null_worker *worker)

@@ -50,8 +50,7 @@ static enum status null_ranks_start(struct null_ranks *ranks, int32_t num_ranks)
     ranks->children = mem_new_array(struct child, (size_t)num_ranks);
     for (int32_t rank = 0; rank < num_ranks; rank++)
         TRY(start_rank(ranks, endpoint, rank));
-    return link_gather(&ranks->link, &(struct executor_options){0}, "{}",
-                       clock_deadline_ns(START_TIMEOUT_MS));
+    return link_gather(&ranks->link, NULL, NULL, "{}", clock_deadline_ns(START_TIMEOUT_MS));
 }
 
 static void null_ranks_close(struct null_ranks *ranks)

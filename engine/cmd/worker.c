@@ -9,8 +9,6 @@
 struct worker_settings {
     char *engine;
     int32_t rank, world;
-    int64_t epoch;
-    char *comm;
 };
 
 #define ROW(member, ...) OPTION(struct worker_settings, member, __VA_ARGS__)
@@ -19,13 +17,11 @@ static const struct option options[] = {
         .group = "Worker"),
     ROW(rank, OPTION_I32, "0", "which rank this is, from 0", .most = 255),
     ROW(world, OPTION_I32, "1", "how many ranks there are", .least = 1, .most = 256),
-    ROW(epoch, OPTION_I64, "1", "which set of ranks it joins", .least = 1, .most = UINT32_MAX),
-    ROW(comm, OPTION_TEXT, NULL, "memory that the ranks share", .value = "FILE"),
 };
 #undef ROW
 
 static const char usage[] =
-    "usage: tandem worker --engine ENDPOINT --rank R --world N [--comm FILE]\n\n"
+    "usage: tandem worker --engine ENDPOINT --rank R --world N\n\n"
     "Runs one rank. The engine starts its ranks itself; this is what it starts.\n"
     "Everything else it is told by the engine when it joins.\n";
 
@@ -37,9 +33,6 @@ static enum status check(const void *target)
         return fail(ERR_INVALID, "--engine is missing: where is the engine?");
     if (settings->rank >= settings->world)
         return fail(ERR_INVALID, "--rank %d does not exist among --world %d", settings->rank,
-                    settings->world);
-    if (settings->world > 1 && !settings->comm)
-        return fail(ERR_INVALID, "--comm is missing: %d ranks need memory to share",
                     settings->world);
     return OK;
 }
@@ -57,10 +50,8 @@ int cmd_worker(int argc, char **argv)
     prctl(PR_SET_NAME, "tandem-worker");
     /* What goes wrong from here on is told to the engine. */
     status = worker_main(&(struct worker_main_options){.engine = settings.engine,
-                                                       .comm_path = settings.comm,
                                                        .rank = settings.rank,
-                                                       .world = settings.world,
-                                                       .epoch = (uint32_t)settings.epoch});
+                                                       .world = settings.world});
     options_close(&set);
     return status == OK ? 0 : 1;
 }

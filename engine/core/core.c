@@ -28,7 +28,9 @@ enum order_kind {
     ORDER_ABORT,
     ORDER_PAUSE,
     ORDER_RESUME,
-    ORDER_RESET_PREFIX_CACHE
+    ORDER_RESET_PREFIX_CACHE,
+    ORDER_CALL_WORKERS,
+    ORDER_RESTART_WORKER
 };
 
 /* From the front. */
@@ -39,14 +41,16 @@ struct order {
     request_id id;
     struct grammar *grammar; /* ORDER_SET_GRAMMAR, with the next two */
     enum status status;
-    char *text; /* owned */
+    char *text; /* owned; of ORDER_CALL_WORKERS the name, with */
+    char *args; /* owned */
+    int32_t rank; /* ORDER_RESTART_WORKER */
 
     /* Those that are answered: */
     engine_listener *listener;
     void *user;
     enum pause_mode mode;
     bool clear_cache, reset_running;
-    struct list_node link; /* in core->pauses */
+    struct list_node link; /* in core->pauses, or core->calls */
 };
 
 /* One step on its way through the verbs. */
@@ -75,6 +79,7 @@ struct core {
     int64_t masks_end_ns;   /* of the last masks in the trace */
     struct output_builder events;
     struct list_node pauses; /* orders that are not answered yet */
+    struct list_node calls;  /* orders for the ranks: until they are carried out no step begins */
 
     pthread_mutex_t stats_lock;
     struct engine_stats stats; /* as of the last step */
@@ -303,7 +308,7 @@ static enum status core_step(struct core *core)
 static enum status core_step_async(struct core *core)
 {
     struct step *next = begin_step(core), *last = core->in_flight;
-    bool has_next = schedule(core, next);
+    bool has_next = list_is_empty(&core->calls) && schedule(core, next);
     bool has_masks = has_next && scheduler_num_masks(&next->plan) > 0;
 
     if (has_next) {
@@ -328,6 +333,7 @@ static enum status core_step_async(struct core *core)
 static void free_order(struct order *order)
 {
     mem_free(order->text);
+    mem_free(order->args);
     mem_free(order);
 }
 
@@ -392,6 +398,22 @@ static void reset_prefix_cache(struct core *core, const struct order *order)
     answer(core, order, ERR_FULL, text);
 }
 
+static void answer_call(struct core *core, struct order *order, enum status status,
+                        const char *text)
+{
+    list_remove(&order->link);
+    answer(core, order, status, text);
+    free_order(order);
+}
+
+static void end_calls(struct core *core, enum status status, const char *text)
+{
+    struct order *order;
+
+    LIST_FOR_EACH (order, &core->calls, link)
+        answer_call(core, order, status, text);
+}
+
 /* ---- failure -------------------------------------------------------------------------------- */
 
 /* Every request gets its error, those to come are refused. */
@@ -409,6 +431,100 @@ static void fail_engine(struct core *core, enum status status)
     scheduler_end_all(core->scheduler, status, cause, &core->events);
     publish(core, NULL);
     end_pauses(core, status, cause);
+    end_calls(core, status, cause);
+}
+
+static void set_phase(struct core *core, enum engine_phase phase)
+{
+    pthread_mutex_lock(&core->stats_lock);
+    core->stats.phase = phase;
+    pthread_mutex_unlock(&core->stats_lock);
+}
+
+/* Nothing that the ranks know of requests is left; of steps in flight nothing is heard any more. */
+static void start_over(struct core *core)
+{
+    core->in_flight = NULL;
+    scheduler_start_over(core->scheduler);
+    publish(core, NULL);
+}
+
+/* rank: to be replaced besides those that failed; -1: none. The failure is that of its own attempt, if it has none
+ * the one that led here. */
+static enum status recover(struct core *core, int32_t rank)
+{
+    int64_t begin_ns = clock_now_ns(), trace_ns = trace_begin();
+    enum status status;
+
+    start_over(core);
+    set_phase(core, PHASE_RECOVERING);
+    status = core->executor->ops->recover(core->executor, rank);
+    if (status != OK)
+        return status;
+    trace_end("recover", trace_ns, core->next_step);
+    pthread_mutex_lock(&core->stats_lock);
+    core->stats.phase = PHASE_READY;
+    core->stats.num_recoveries++;
+    core->stats.recovery_ns = clock_now_ns() - begin_ns;
+    pthread_mutex_unlock(&core->stats_lock);
+    return OK;
+}
+
+/* The ranks have failed, with this status and the last sentence. */
+static void recover_or_fail(struct core *core, enum status status)
+{
+    if (core->executor->ops->recover && core->options.config->max_restarts > 0) {
+        status = recover(core, -1);
+        if (status == OK)
+            return;
+        log_error("%s", fail_text());
+    }
+    fail_engine(core, status);
+}
+
+/* ---- orders for the ranks -------------------------------------------------------------------- */
+
+static void restart_worker(struct core *core, struct order *order)
+{
+    enum status status = recover(core, order->rank);
+
+    if (status == OK) {
+        answer_call(core, order, OK, "");
+        return;
+    }
+    log_error("%s", fail_text());
+    fail_engine(core, status); /* the order has its answer too */
+}
+
+static void call_workers(struct core *core, struct order *order)
+{
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+    bool is_refused = false;
+    enum status status = core->executor->ops->call(core->executor, order->text, order->args,
+                                                   &replies, &is_refused);
+    AUTO_MEM char *text = status == OK ? mem_printf("%.*s", (int)replies.size, (char *)replies.data)
+                                       : mem_strdup(fail_text());
+
+    answer_call(core, order, status, text);
+    if (status == OK || is_refused)
+        return;
+    log_error("%s", text);
+    (void)fail(status, "%s", text);
+    recover_or_fail(core, status);
+}
+
+/* When no step is in flight. */
+static void settle_calls(struct core *core)
+{
+    struct order *order;
+
+    while (!core->in_flight && !core->has_failed && !list_is_empty(&core->calls)) {
+        order = LIST_FIRST(&core->calls, struct order, link);
+        if (order->kind == ORDER_RESTART_WORKER)
+            restart_worker(core, order);
+        else
+            call_workers(core, order);
+    }
 }
 
 /* ---- in ------------------------------------------------------------------------------------- */
@@ -457,6 +573,10 @@ static void carry_out(struct core *core, struct order *order)
     case ORDER_RESET_PREFIX_CACHE:
         reset_prefix_cache(core, order);
         break;
+    case ORDER_CALL_WORKERS:
+    case ORDER_RESTART_WORKER:
+        list_push_back(&core->calls, &order->link);
+        return; /* it waits for the steps in flight */
     }
     free_order(order);
 }
@@ -469,9 +589,10 @@ static void obey(struct core *core)
         carry_out(core, MAIL_ITEM(mail, struct order, mail));
     publish(core, NULL);
     settle_pauses(core);
+    settle_calls(core);
 }
 
-/* A rank that dies meanwhile is a failure too. */
+/* A rank that dies meanwhile has failed too. */
 void core_wait(struct core *core)
 {
     struct pollfd news = {.fd = core->wake_fd, .events = POLLIN};
@@ -485,7 +606,7 @@ void core_wait(struct core *core)
 
         if (status != OK) {
             log_error("%s", fail_text());
-            fail_engine(core, status);
+            recover_or_fail(core, status);
         }
     }
 }
@@ -582,7 +703,7 @@ static void run_step(struct core *core)
     if (status == OK)
         return;
     tell_failure(core, status);
-    fail_engine(core, status);
+    recover_or_fail(core, status);
 }
 
 static bool has_work(const struct core *core)
@@ -614,6 +735,7 @@ static void finish(struct core *core)
     scheduler_end_all(core->scheduler, ERR_ABORTED, "the engine stops", &core->events);
     publish(core, NULL);
     end_pauses(core, ERR_CLOSED, "the engine stops");
+    end_calls(core, ERR_CLOSED, "the engine stops");
     executor_free(core->executor);
 }
 
@@ -648,6 +770,14 @@ static enum status open_wake_fd(struct core *core)
     return OK;
 }
 
+/* Whoever waits for ranks need not, when the engine is to stop. */
+static bool is_given_up(void *user)
+{
+    struct core *core = user;
+
+    return mailbox_is_shut(&core->orders);
+}
+
 enum status core_new(const struct core_options *options, struct core **out)
 {
     const struct config *config = options->config;
@@ -657,6 +787,7 @@ enum status core_new(const struct core_options *options, struct core **out)
     core->options = *options;
     core->wake_fd = -1;
     list_init(&core->pauses);
+    list_init(&core->calls);
     pthread_mutex_init(&core->stats_lock, NULL);
     core->stats.phase = PHASE_READY;
     core->stats.num_ranks = core->stats.num_ranks_alive = info->num_ranks;
@@ -682,6 +813,8 @@ enum status core_new(const struct core_options *options, struct core **out)
     TRY(mailbox_open(&core->orders, MAX_ORDERS));
     TRY(open_wake_fd(core));
     core->executor = options->executor;
+    core->executor->is_given_up = is_given_up;
+    core->executor->user = core;
     *out = give(core);
     return OK;
 }
@@ -776,6 +909,38 @@ enum status core_reset_prefix_cache(struct core *core, bool reset_running,
                                            .reset_running = reset_running,
                                            .listener = listener,
                                            .user = user});
+}
+
+enum status core_restart_worker(struct core *core, int32_t rank, engine_listener *listener,
+                                void *user)
+{
+    if (!core->executor->ops->recover)
+        return fail(ERR_UNSUPPORTED, "--executor %s can't replace its ranks",
+                    core->executor->ops->name);
+    if (rank < 0 || rank >= core->executor->info.num_ranks)
+        return fail(ERR_NOT_FOUND, "there is no rank %d, of %d", rank,
+                    core->executor->info.num_ranks);
+    return give_order(core, (struct order){.kind = ORDER_RESTART_WORKER,
+                                           .rank = rank,
+                                           .listener = listener,
+                                           .user = user});
+}
+
+enum status core_call_workers(struct core *core, const char *name, const char *args,
+                              engine_listener *listener, void *user)
+{
+    if (!core->executor->ops->call)
+        return fail(ERR_UNSUPPORTED, "--executor %s has no calls", core->executor->ops->name);
+    return give_order(core, (struct order){.kind = ORDER_CALL_WORKERS,
+                                           .text = mem_strdup(name),
+                                           .args = mem_strdup(args),
+                                           .listener = listener,
+                                           .user = user});
+}
+
+int32_t core_workers(const struct core *core, struct engine_worker *out, int32_t capacity)
+{
+    return core->executor->ops->workers(core->executor, out, capacity);
 }
 
 void core_stats(const struct core *core, struct engine_stats *out)

@@ -4,7 +4,9 @@
  *   schedule -> prepare_inputs -> execute_model -> grammar_bitmask -> sample -> update_from_output
  *
  * It hears the front through one mailbox, and answers through another. A step that fails, on any
- * side, is printed in full (step_log), every request gets an error, and the engine has failed.
+ * side, is printed in full (step_log). Then the ranks that failed are replaced, and every request is computed again
+ * from its first token: it keeps what it has said, and says what it would have said. Where there is no replacing
+ * them, every request gets an error, and the engine has failed.
  *
  * Thread: core_new, core_start, core_add, core_set_grammar, core_abort and core_free by the front;
  * everything else happens on core's own. A core that is never started has no thread: the front takes
@@ -57,7 +59,14 @@ MUST_USE enum status core_resume(struct core *core, engine_listener *listener, v
 MUST_USE enum status core_reset_prefix_cache(struct core *core, bool reset_running,
                                              engine_listener *listener, void *user);
 
-/* A snapshot; any thread. */
+/* See engine_restart_worker and engine_call_workers. */
+MUST_USE enum status core_restart_worker(struct core *core, int32_t rank, engine_listener *listener,
+                                         void *user);
+MUST_USE enum status core_call_workers(struct core *core, const char *name, const char *args,
+                                       engine_listener *listener, void *user);
+
+/* Snapshots; any thread. */
+int32_t core_workers(const struct core *core, struct engine_worker *out, int32_t capacity);
 void core_stats(const struct core *core, struct engine_stats *out);
 
 #endif

@@ -1315,6 +1315,30 @@ void scheduler_forget_in_flight(struct scheduler *scheduler)
     }
 }
 
+/* What steps in flight were to bring it, and the slot that they used. */
+static void forget_steps_of(struct scheduler *scheduler, struct request *request)
+{
+    request->num_placeholders = 0;
+    request->drops_in_flight = false;
+    drop_slot(scheduler, request);
+}
+
+void scheduler_start_over(struct scheduler *scheduler)
+{
+    struct request *request;
+
+    scheduler_forget_in_flight(scheduler);
+    LIST_FOR_EACH (request, &scheduler->running, link)
+        send_back(scheduler, request);
+    WAIT_QUEUE_FOR_EACH (request, &scheduler->waiting)
+        forget_steps_of(scheduler, request);
+    LIST_FOR_EACH (request, &scheduler->deferred, link)
+        forget_steps_of(scheduler, request);
+    scheduler->num_finished_slots = 0; /* there is nobody to be told */
+    if (!scheduler_reset_prefix_cache(scheduler, false))
+        ASSERT(false, "blocks are in use, and nothing runs");
+}
+
 /* ---- describe ------------------------------------------------------------------------------- */
 
 int32_t scheduler_num_in_flight(const struct scheduler *scheduler)

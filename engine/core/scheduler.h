@@ -160,6 +160,9 @@ MUST_USE enum status scheduler_check_answer(const struct scheduler_output *plan,
 
 /* The steps in flight will not come back: their ranks are gone. Before scheduler_end_all. */
 void scheduler_forget_in_flight(struct scheduler *scheduler);
+/* The ranks have lost every request and all KV, steps in flight included: requests are computed again from
+ * their first token, in their order, and keep what they have said. */
+void scheduler_start_over(struct scheduler *scheduler);
 
 /* Walks everything and asserts that it agrees; core calls it when idle. */
 void scheduler_check(const struct scheduler *scheduler);

@@ -8,7 +8,8 @@
  * have a step prepared while another runs: the future of the original is those two calls.
  *
  * Any failure of these calls means that the step, and with it the set of ranks, has failed: the
- * sentence names the rank and the cause.
+ * sentence names the rank and the cause. recover makes the set whole again, where that is possible; its ranks then know
+ * no request and no KV.
  *
  * Thread: core only.
  */
@@ -56,6 +57,21 @@ struct executor_ops {
     /* Waits until `fd` is readable; meanwhile hears the ranks, so that one that dies while the
      * engine is idle is noticed too. */
     enum status (*wait)(struct executor *executor, int fd);
+    /*
+     * Calls a procedure on every rank, while no step is in flight; args: JSON. replies_out gets a JSON array of their
+     * replies, in the order of ranks. A rank that refuses: its sentence, and `refused_out` is set; any other failure
+     * is one of the set of ranks.
+     */
+    enum status (*call)(struct executor *executor, const char *name, const char *args,
+                        struct bytes *replies_out, bool *refused_out);
+    /*
+     * After a failure: replaces the ranks that failed, and `rank` (-1: none besides), and lets all meet anew under the
+     * next epoch, with as many KV blocks as before. Failing, it says why there is no hope. NULL: ranks can't be
+     * replaced.
+     */
+    enum status (*recover)(struct executor *executor, int32_t rank);
+    /* See engine_workers: any thread, never waits. */
+    int32_t (*workers)(struct executor *executor, struct engine_worker *out, int32_t capacity);
     void (*free)(struct executor *executor);
 };
 
@@ -63,6 +79,9 @@ struct executor {
     const struct executor_ops *ops;
     struct executor_info info;
     const struct flight_recorder *wire; /* its last messages; NULL: it has no wire, or keeps none */
+    /* Asked now and then while recover waits for ranks: true ends the wait. NULL: never. */
+    bool (*is_given_up)(void *user);
+    void *user;
 };
 
 /* The row for --executor; without one: uniproc for one rank, else multiproc. */

@@ -7,32 +7,53 @@
 #include <poll.h>
 #include <string.h>
 
-/* A worker beats every 500 ms. Silence this long means that its process hangs or is stopped. */
-static const int64_t SILENCE_MAX_NS = (int64_t)10 * 1000000000;
+/* A worker beats every 500 ms, by a thread that does nothing long. Silence means that its process hangs or is
+ * stopped; before it has joined, that it does not come. */
+static const int64_t SILENCE_MAX_NS = (int64_t)3 * 1000000000, JOIN_MAX_NS = (int64_t)30 * 1000000000;
+
+/*
+ * A device that works gets ahead many times in a step. One that has not for this long, and for as long as two such
+ * steps take on top, hangs. The first step, whose pages may yet have to be read, has more time.
+ */
+static const int64_t STUCK_MIN_NS = (int64_t)3 * 1000000000, FIRST_STEP_NS = (int64_t)30 * 1000000000;
+/* From so many tokens on, a step's time is that of its tokens. */
+enum { BULK_TOKENS = 64 };
 
 /* A process that has lost its connection is about to end. */
 enum { EXPLAIN_MS = 100 };
 /* From a process that has ended to its last message. */
 enum { LAST_WORDS_MS = 50 };
+/* From the end of a connection until a send to that peer is sure to say so. */
+enum { NOTICE_MS = 20, NUM_NOTICES = 5 };
+/* How often we look whether somebody is missing. */
+enum { LOOK_MS = 250 };
 
 /* What is polled: the channel's own, this, then each rank's process. */
 enum { FD_EXTRA = CHANNEL_NUM_FDS, FD_RANKS };
 
+static void start_watching(struct link_rank *rank)
+{
+    rank->pidfd = -1;
+    rank->heard_ns = rank->moved_ns = clock_now_ns();
+    rank->heartbeat = (struct heartbeat){.step = -1, .waits_for = -1};
+    rank->replied = 0;
+}
+
 void link_open(struct channel *channel, int32_t world, uint32_t epoch, struct link *out)
 {
-    *out = (struct link){.channel = channel, .world = world, .epoch = epoch};
+    *out = (struct link){.channel = channel, .world = world, .epoch = epoch, .failed_rank = -1};
     rendezvous_init(&out->rendezvous, world, epoch);
+    pthread_mutex_init(&out->lock, NULL);
     out->ranks = mem_new_array(struct link_rank, (size_t)world);
     out->poll_fds = mem_new_array(struct pollfd, FD_RANKS + (size_t)world);
-    for (int32_t rank = 0; rank < world; rank++) {
-        out->ranks[rank].pidfd = -1;
-        out->ranks[rank].heard_ns = clock_now_ns();
-        out->ranks[rank].heartbeat.step = -1;
-    }
+    for (int32_t rank = 0; rank < world; rank++)
+        start_watching(&out->ranks[rank]);
 }
 
 void link_close(struct link *link)
 {
+    for (int32_t rank = 0; rank < link->world; rank++)
+        frame_drop(link->ranks[rank].hello);
     rendezvous_close(&link->rendezvous);
     channel_free(link->channel);
     mem_free(link->ranks);
@@ -40,6 +61,62 @@ void link_close(struct link *link)
     arena_close(&link->arena);
     arena_close(&link->output);
     arena_close(&link->masks);
+    pthread_mutex_destroy(&link->lock);
+}
+
+/* ---- who is there --------------------------------------------------------------------------- */
+
+void link_begin(struct link *link, uint32_t epoch)
+{
+    pthread_mutex_lock(&link->lock);
+    link->epoch = epoch;
+    link->failed_rank = -1;
+    link->step_tokens[0] = link->step_tokens[1] = 0;
+    rendezvous_begin(&link->rendezvous, epoch);
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        int pidfd = link->ranks[rank].pidfd;
+
+        start_watching(&link->ranks[rank]);
+        link->ranks[rank].pidfd = pidfd;
+    }
+    pthread_mutex_unlock(&link->lock);
+}
+
+void link_lose(struct link *link, int32_t rank)
+{
+    pthread_mutex_lock(&link->lock);
+    rendezvous_lose(&link->rendezvous, rank);
+    start_watching(&link->ranks[rank]);
+    link->ranks[rank].is_lost = true;
+    pthread_mutex_unlock(&link->lock);
+}
+
+int32_t link_workers(struct link *link, struct engine_worker *out, int32_t capacity)
+{
+    int64_t now_ns = clock_now_ns();
+
+    pthread_mutex_lock(&link->lock);
+    for (int32_t rank = 0; rank < MIN(link->world, capacity); rank++) {
+        const struct rank_info *info = &link->rendezvous.ranks[rank];
+        const struct link_rank *r = &link->ranks[rank];
+
+        out[rank] = (struct engine_worker){
+            .rank = rank,
+            .pid = info->pid,
+            .state = info->is_ready    ? WORKER_READY
+                     : info->is_joined ? WORKER_LOADING
+                     : r->is_lost      ? WORKER_LOST
+                                       : WORKER_STARTING,
+            .epoch = link->epoch,
+            .restarts = r->restarts,
+            .step = r->heartbeat.step,
+            .ms_in_step = r->heartbeat.ms_in_step,
+            .ms_since_heard = (now_ns - r->heard_ns) / 1000000,
+        };
+        snprintf(out[rank].host, sizeof out[rank].host, "%s", info->host ? info->host : "");
+    }
+    pthread_mutex_unlock(&link->lock);
+    return link->world;
 }
 
 /* ---- hearing -------------------------------------------------------------------------------- */
@@ -50,80 +127,244 @@ static enum status status_of(int32_t code)
     return code > OK && code < NUM_STATUS ? (enum status)code : ERR_INTERNAL;
 }
 
-static int32_t rank_of(const struct link *link, const char *peer)
-{
-    for (int32_t rank = 0; rank < link->world; rank++) {
-        char name[CHANNEL_MAX_NAME + 1];
+/* A failure that this rank has caused. */
+#define fail_rank(link, rank, code, ...)                                                           \
+    ({                                                                                             \
+        (link)->failed_rank = (rank);                                                              \
+        fail(code, __VA_ARGS__);                                                                   \
+    })
 
-        rendezvous_name(rank, link->epoch, name);
-        if (strcmp(name, peer) == 0)
-            return rank;
+static void note_heartbeat(struct link_rank *rank, const struct heartbeat *heartbeat)
+{
+    if (heartbeat->step < 0 || heartbeat->step != rank->heartbeat.step ||
+        heartbeat->progress != rank->heartbeat.progress)
+        rank->moved_ns = clock_now_ns();
+    rank->heartbeat = *heartbeat;
+}
+
+static enum status refuse(struct link *link, const char *peer, const char *refusal)
+{
+    return rendezvous_welcome(&link->rendezvous, link->channel, peer, NULL, refusal);
+}
+
+static bool is_connected(struct link *link, int32_t rank)
+{
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+    static const struct heartbeat beat = {.step = -1, .waits_for = -1};
+
+    if (message_encode(&heartbeat_type, link->epoch, -1, &beat, &frame->bytes) != OK)
+        ASSERT(false, "%s", fail_text());
+    return channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame) != ERR_CLOSED;
+}
+
+/* Somebody who has not joined. His HELLO is the caller's where there is room for him, else it may be that the
+ * rank whose place he wants has just ended: then he has to wait until that has been dealt with. */
+static enum status take_stranger(struct link *link, const struct received *received,
+                                 struct message *message, int32_t *rank_out)
+{
+    const struct hello *hello = message->body;
+
+    if (message->type != &hello_type || hello->rank < 0 || hello->rank >= link->world) {
+        log_warn("%s from '%s', which is none of %d ranks in epoch %u, is dropped",
+                 message->type->name, received->peer, link->world, link->epoch);
+        message->type = NULL;
+        return OK;
     }
-    return -1;
+    *rank_out = hello->rank;
+    if (!link->rendezvous.ranks[hello->rank].is_joined)
+        return OK;
+
+    struct link_rank *rank = &link->ranks[hello->rank];
+
+    message->type = NULL;
+    if (is_connected(link, hello->rank)) {
+        AUTO_MEM char *refusal = mem_printf(
+            "rank %d came twice: process %d on %s, and process %d on %.64s", hello->rank,
+            link->rendezvous.ranks[hello->rank].pid, link->rendezvous.ranks[hello->rank].host,
+            hello->pid, hello->host);
+
+        log_warn("%s is refused", refusal);
+        (void)refuse(link, received->peer, refusal); /* if it is gone, it need not know */
+        return OK;
+    }
+    frame_drop(rank->hello);
+    rank->hello = frame_new();
+    bytes_append(&rank->hello->bytes, received->data, received->size);
+    snprintf(rank->waiting, sizeof rank->waiting, "%s", received->peer);
+    return fail_rank(link, hello->rank, ERR_CLOSED, "rank %d (process %d) is gone", hello->rank,
+                     link->rendezvous.ranks[hello->rank].pid);
 }
 
 /* The message in hand, if it is one for the caller: type NULL if it was dealt with here. */
 static enum status take(struct link *link, const struct received *received,
                         struct message *message_out, int32_t *rank_out)
 {
-    int32_t rank = rank_of(link, received->peer);
+    int32_t rank = rendezvous_find(&link->rendezvous, received->peer);
 
     *rank_out = rank;
-    if (rank < 0) {
-        log_warn("a message from '%s', which is none of %d ranks in epoch %u, is dropped",
-                 received->peer, link->world, link->epoch);
+    arena_reset(&link->arena);
+    if (message_decode(received->data, received->size, &link->arena, message_out) != OK) {
+        message_out->type = NULL;
+        if (rank >= 0)
+            return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s", rank, fail_text());
+        log_warn("a message from '%s', which is no rank, is dropped: %s", received->peer,
+                 fail_text());
         return OK;
     }
+    snprintf(link->peer, sizeof link->peer, "%s", received->peer);
+    if (rank < 0)
+        return take_stranger(link, received, message_out, rank_out);
     flight_recorder_add(link->recorder, false, rank, received->data, received->size);
-    arena_reset(&link->arena);
-    if (message_decode(received->data, received->size, &link->arena, message_out) != OK ||
-        message_check_place(message_out, link->epoch) != OK) {
-        message_out->type = NULL;
-        return fail(ERR_MISMATCH, "rank %d: %s", rank, fail_text());
+    if (message_out->header.epoch < link->epoch) {
+        message_out->type = NULL; /* said before it has heard of this epoch */
+        return OK;
     }
+    if (message_check_place(message_out, link->epoch) != OK) {
+        message_out->type = NULL;
+        return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s", rank, fail_text());
+    }
+    pthread_mutex_lock(&link->lock);
     link->ranks[rank].heard_ns = clock_now_ns();
+    if (message_out->type == &heartbeat_type)
+        note_heartbeat(&link->ranks[rank], message_out->body);
+    pthread_mutex_unlock(&link->lock);
     if (message_out->type == &heartbeat_type) {
-        link->ranks[rank].heartbeat = *(const struct heartbeat *)message_out->body;
         message_out->type = NULL;
     } else if (message_out->type == &fault_type) {
         const struct fault *fault = message_out->body;
 
         message_out->type = NULL;
-        return fail(status_of(fault->code), "rank %d: %s", rank, fault->text);
+        return fail_rank(link, rank, status_of(fault->code), "rank %d: %s", rank, fault->text);
     }
     return OK;
 }
 
-static enum status check_silence(const struct link *link)
+/* ---- who is missing ------------------------------------------------------------------------- */
+
+static enum status check_silence(struct link *link)
 {
     int64_t now_ns = clock_now_ns();
 
     for (int32_t rank = 0; rank < link->world; rank++) {
         const struct link_rank *r = &link->ranks[rank];
+        int64_t silent_ns = now_ns - r->heard_ns;
 
-        if (now_ns - r->heard_ns > SILENCE_MAX_NS)
-            return fail(ERR_TIMEOUT,
-                        "rank %d has been silent for %.1f s, last heard in step %" PRId64, rank,
-                        clock_ms(now_ns - r->heard_ns) / 1e3, r->heartbeat.step);
+        if (link->rendezvous.ranks[rank].is_joined && silent_ns > SILENCE_MAX_NS)
+            return fail_rank(link, rank, ERR_TIMEOUT,
+                             "rank %d (process %d) has been silent for %.1f s, last heard in step %" PRId64,
+                             rank, link->rendezvous.ranks[rank].pid, clock_ms(silent_ns) / 1e3,
+                             r->heartbeat.step);
+        if (!link->rendezvous.ranks[rank].is_joined && r->pidfd >= 0 && silent_ns > JOIN_MAX_NS)
+            return fail_rank(link, rank, ERR_TIMEOUT, "rank %d has not joined in %.0f s", rank,
+                             clock_ms(silent_ns) / 1e3);
     }
     return OK;
 }
 
+void link_note_step(struct link *link, int64_t step, int32_t num_tokens)
+{
+    link->step_tokens[step & 1] = num_tokens;
+}
+
+/* The longest of late counts: one that was held up by others is forgotten after some hundred steps. */
+static double longest(double now, double before)
+{
+    return MAX(now, before * (1 - 1.0 / 64));
+}
+
+static void note_answer(struct link *link, int64_t step, const struct model_runner_output *output)
+{
+    double ns = (double)(output->execute_ns + output->sample_ns);
+    int32_t num_tokens = link->step_tokens[step & 1];
+
+    link->step_tokens[step & 1] = 0;
+    if (num_tokens < BULK_TOKENS)
+        link->small_step_ns = longest(ns, link->small_step_ns);
+    else
+        link->bulk_token_ns = longest(ns / num_tokens, link->bulk_token_ns);
+}
+
+/* How long a device may stay where it is. A layer is much less than a step, so this is ample. */
+static int64_t stuck_max_ns(const struct link *link)
+{
+    double token_ns = link->bulk_token_ns > 0 ? link->bulk_token_ns : link->small_step_ns;
+    int32_t num_tokens = MAX(link->step_tokens[0], link->step_tokens[1]);
+
+    if (token_ns == 0)
+        return FIRST_STEP_NS;
+    return STUCK_MIN_NS + 2 * (int64_t)(link->small_step_ns + num_tokens * token_ns);
+}
+
+/* Of two that stand still, the one that the other waits for: it waits for nobody, or is behind. */
+static bool is_guiltier(const struct heartbeat *a, const struct heartbeat *b)
+{
+    if ((a->waits_for < 0) != (b->waits_for < 0))
+        return a->waits_for < 0;
+    return a->progress < b->progress;
+}
+
+static enum status check_progress(struct link *link)
+{
+    int64_t now_ns = clock_now_ns(), max_ns = stuck_max_ns(link);
+    int32_t guilty = -1;
+
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        const struct link_rank *r = &link->ranks[rank];
+
+        if (r->heartbeat.step >= 0 && now_ns - r->moved_ns > max_ns &&
+            (guilty < 0 || is_guiltier(&r->heartbeat, &link->ranks[guilty].heartbeat)))
+            guilty = rank;
+    }
+    if (guilty < 0)
+        return OK;
+    return fail_rank(link, guilty, ERR_TIMEOUT,
+                     "rank %d (process %d) hangs in step %" PRId64 ": its device has stood still for %.1f s",
+                     guilty, link->rendezvous.ranks[guilty].pid,
+                     link->ranks[guilty].heartbeat.step,
+                     clock_ms(now_ns - link->ranks[guilty].moved_ns) / 1e3);
+}
+
+/* A connection has ended, and ZeroMQ does not tell whose: a send finds it. Processes of ours tell
+ * themselves. */
+static enum status check_connections(struct link *link)
+{
+    for (int32_t rank = 0; rank < link->world; rank++)
+        if (link->ranks[rank].pidfd < 0 && link->rendezvous.ranks[rank].is_joined &&
+            !is_connected(link, rank))
+            return fail_rank(link, rank, ERR_CLOSED, "rank %d (process %d on %s) is gone", rank,
+                             link->rendezvous.ranks[rank].pid, link->rendezvous.ranks[rank].host);
+    return OK;
+}
+
+static enum status check_ranks(struct link *link)
+{
+    TRY(check_silence(link));
+    TRY(check_progress(link));
+    if (link->num_notices == 0)
+        return OK;
+    link->num_notices--;
+    return check_connections(link);
+}
+
 /* Parks; says which rank's process has ended (-1: none), and whether `fd` is readable. */
-static bool park(const struct link *link, int fd, int64_t deadline_ns, int32_t *ended_out)
+static bool park(struct link *link, int fd, int64_t deadline_ns, int32_t *ended_out)
 {
     struct pollfd *fds = link->poll_fds;
-    int64_t check_ns = clock_deadline_ns(1000);
+    int64_t look_ns = clock_deadline_ns(link->num_notices > 0 ? NOTICE_MS : LOOK_MS);
 
     fds[FD_EXTRA] = (struct pollfd){.fd = fd, .events = POLLIN};
     for (int32_t rank = 0; rank < link->world; rank++)
         fds[FD_RANKS + rank] = (struct pollfd){.fd = link->ranks[rank].pidfd, .events = POLLIN};
 
     *ended_out = -1;
-    channel_poll(link->channel, fds, FD_RANKS + (size_t)link->world, MIN(deadline_ns, check_ns));
+    channel_poll(link->channel, fds, FD_RANKS + (size_t)link->world, MIN(deadline_ns, look_ns));
     for (int32_t rank = 0; rank < link->world; rank++)
         if (fds[FD_RANKS + rank].revents)
             *ended_out = rank;
+    if (fds[CHANNEL_FD_ENDS].revents && channel_num_disconnects(link->channel) > link->num_disconnects) {
+        link->num_disconnects = channel_num_disconnects(link->channel);
+        link->num_notices = NUM_NOTICES;
+    }
     return fds[FD_EXTRA].revents != 0;
 }
 
@@ -132,6 +373,7 @@ enum status link_hear(struct link *link, int fd, int64_t deadline_ns, struct mes
 {
     int32_t ended = -1;
 
+    link->failed_rank = -1;
     for (bool is_readable = false;;) {
         struct received received;
 
@@ -152,11 +394,11 @@ enum status link_hear(struct link *link, int fd, int64_t deadline_ns, struct mes
             continue;
         }
         if (ended >= 0)
-            return fail(ERR_CLOSED, "rank %d (process %d) has died", ended,
-                        link->rendezvous.ranks[ended].pid);
+            return fail_rank(link, ended, ERR_CLOSED, "rank %d (process %d) has died", ended,
+                             link->rendezvous.ranks[ended].pid);
         if (is_readable)
             return OK;
-        TRY(check_silence(link));
+        TRY(check_ranks(link));
         if (clock_now_ns() >= deadline_ns)
             return fail(ERR_TIMEOUT, "the ranks did not answer in time");
         is_readable = park(link, fd, deadline_ns, &ended);
@@ -176,7 +418,9 @@ static enum status explain(struct link *link, int32_t rank, enum status status)
     do
         heard = link_hear(link, -1, clock_deadline_ns(EXPLAIN_MS), &message, &ignored);
     while (heard == OK);
-    return heard == ERR_TIMEOUT ? fail(status, "rank %d: %s", rank, sentence) : heard;
+    if (link->failed_rank >= 0)
+        return heard;
+    return fail_rank(link, rank, status, "rank %d: %s", rank, sentence);
 }
 
 /* To the ranks from first_rank up to end_rank. */
@@ -228,84 +472,230 @@ enum status link_sample(struct link *link, int64_t step, const struct grammar_ou
 
 /* ---- joining -------------------------------------------------------------------------------- */
 
-static enum status on_hello(struct link *link, const struct message *message, int32_t rank,
-                            const char *settings)
+enum status link_welcome(struct link *link, const char *settings)
 {
-    char name[CHANNEL_MAX_NAME + 1];
-    enum status status;
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        const struct rank_info *info = &link->rendezvous.ranks[rank];
 
-    rendezvous_name(rank, link->epoch, name);
-    status = rendezvous_hello(&link->rendezvous, name, message);
-    if (status == OK) {
-        status = rendezvous_welcome(&link->rendezvous, link->channel, name, settings, NULL);
-        return status == OK ? OK : fail(status, "rank %d: %s", rank, fail_text());
+        if (info->is_joined && rendezvous_welcome(&link->rendezvous, link->channel, info->peer,
+                                                  settings, NULL) != OK)
+            return fail_rank(link, rank, ERR_CLOSED, "rank %d: %s", rank, fail_text());
     }
-
-    AUTO_MEM char *refusal = mem_strdup(fail_text());
-
-    if (rendezvous_welcome(&link->rendezvous, link->channel, name, NULL, refusal) != OK)
-        log_warn("%s", fail_text());
-    return fail(status, "rank %d: %s", rank, refusal);
+    return OK;
 }
 
-enum status link_gather(struct link *link, const struct executor_options *options,
+/* One that does not fit. Where ranks are started elsewhere another may yet come that does. */
+static enum status turn_away(struct link *link, const char *peer, int32_t rank, enum status status)
+{
+    AUTO_MEM char *refusal = mem_strdup(fail_text());
+
+    if (refuse(link, peer, refusal) != OK)
+        log_warn("%s", fail_text());
+    if (link->waits_for_others) {
+        log_warn("rank %d is refused: %s", rank, refusal);
+        return OK;
+    }
+    return fail_rank(link, rank, status, "rank %d: %s", rank, refusal);
+}
+
+static enum status on_hello(struct link *link, const struct message *message, const char *peer,
+                            int32_t rank, const char *settings)
+{
+    enum status status;
+
+    pthread_mutex_lock(&link->lock);
+    status = rendezvous_hello(&link->rendezvous, peer, message);
+    if (status == OK) {
+        link->ranks[rank].heard_ns = clock_now_ns();
+        link->ranks[rank].is_lost = false;
+    }
+    pthread_mutex_unlock(&link->lock);
+    if (status != OK)
+        return turn_away(link, peer, rank, status);
+    status = rendezvous_welcome(&link->rendezvous, link->channel, peer, settings, NULL);
+    return status == OK ? OK : fail_rank(link, rank, status, "rank %d: %s", rank, fail_text());
+}
+
+/* Those that were here before there was room for them. */
+static enum status hear_waiting(struct link *link, const char *settings)
+{
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        struct link_rank *r = &link->ranks[rank];
+        AUTO_FREE(frame) struct frame *hello = give(r->hello);
+        struct message message;
+
+        if (!hello)
+            continue;
+        arena_reset(&link->arena);
+        TRY(message_decode(hello->bytes.data, hello->bytes.size, &link->arena, &message));
+        TRY(on_hello(link, &message, r->waiting, rank, settings));
+    }
+    return OK;
+}
+
+static enum status on_ready(struct link *link, const struct message *message, int32_t rank)
+{
+    enum status status;
+
+    pthread_mutex_lock(&link->lock);
+    status = rendezvous_ready(&link->rendezvous, link->peer, message);
+    pthread_mutex_unlock(&link->lock);
+    return status == OK ? OK : fail_rank(link, rank, status, "%s", fail_text());
+}
+
+static enum status gather_one(struct link *link, const char *settings, int64_t deadline_ns)
+{
+    struct message message;
+    int32_t rank;
+
+    TRY(link_hear(link, -1, deadline_ns, &message, &rank));
+    if (message.type == &hello_type)
+        return on_hello(link, &message, link->peer, rank, settings);
+    if (message.type == &ready_type)
+        return on_ready(link, &message, rank);
+    return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s before it was ready", rank,
+                     message.type->name);
+}
+
+/* "rank 1 has not joined", "ranks 1, 2 and 5 have not joined" */
+static char *name_missing(const struct link *link)
+{
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    int32_t n = 0, left = link->world - link->rendezvous.num_joined;
+
+    bytes_printf(&text, left == 1 ? "rank " : "ranks ");
+    for (int32_t rank = 0; rank < link->world; rank++)
+        if (!link->rendezvous.ranks[rank].is_joined)
+            bytes_printf(&text, "%s%d", n++ == 0 ? "" : n == left ? " and " : ", ", rank);
+    bytes_printf(&text, " %s not joined", left == 1 ? "has" : "have");
+    return mem_printf("%.*s", (int)text.size, (const char *)text.data);
+}
+
+static enum status be_late(struct link *link)
+{
+    const struct rendezvous *rendezvous = &link->rendezvous;
+
+    if (rendezvous->num_joined < link->world) {
+        AUTO_MEM char *missing = name_missing(link);
+
+        return fail(ERR_TIMEOUT, "%s", missing);
+    }
+    return fail(ERR_TIMEOUT, "%d of %d ranks have loaded the model", rendezvous->num_ready,
+                link->world);
+}
+
+enum status link_gather(struct link *link, executor_progress_fn *progress, void *user,
                         const char *settings, int64_t deadline_ns)
 {
     struct rendezvous *rendezvous = &link->rendezvous;
 
+    TRY(hear_waiting(link, settings));
     while (!rendezvous_is_complete(rendezvous)) {
-        struct message message;
-        char name[CHANNEL_MAX_NAME + 1];
-        int32_t rank;
+        int64_t look_ns = clock_deadline_ns(LOOK_MS);
+        enum status status;
 
-        if (options->progress) {
+        if (progress) {
+            AUTO_MEM char *missing = rendezvous->num_joined < link->world ? name_missing(link) : NULL;
             AUTO_MEM char *words =
-                mem_printf("%d of %d ranks joined, %d loaded", rendezvous->num_joined, link->world,
-                           rendezvous->num_ready);
+                mem_printf("%d of %d ranks joined, %d loaded%s%s", rendezvous->num_joined,
+                           link->world, rendezvous->num_ready, missing ? "; " : "",
+                           missing ? missing : "");
 
-            options->progress(options->user, words,
-                              (rendezvous->num_joined + rendezvous->num_ready) /
-                                  (2.0 * link->world));
+            progress(user, words,
+                     (rendezvous->num_joined + rendezvous->num_ready) / (2.0 * link->world));
         }
-        TRY(link_hear(link, -1, deadline_ns, &message, &rank));
-        if (message.type == &hello_type) {
-            TRY(on_hello(link, &message, rank, settings));
-        } else if (message.type == &ready_type) {
-            rendezvous_name(rank, link->epoch, name);
-            TRY(rendezvous_ready(rendezvous, name, &message));
-        } else {
-            return fail(ERR_MISMATCH, "rank %d: %s before it was ready", rank, message.type->name);
+        status = gather_one(link, settings, MIN(deadline_ns, look_ns));
+        if (status == ERR_TIMEOUT && link->failed_rank < 0) {
+            if (link->is_given_up && link->is_given_up(link->user))
+                return fail(ERR_ABORTED, "the engine stops");
+            status = clock_now_ns() < deadline_ns ? OK : be_late(link);
+        } else if (status != OK && link->waits_for_others && link->failed_rank >= 0) {
+            log_warn("%s; another may come in its place", fail_text());
+            link_lose(link, link->failed_rank);
+            status = OK;
         }
+        TRY(status);
     }
     return OK;
 }
 
 /* ---- calls and steps ------------------------------------------------------------------------ */
 
+static enum status send_call(struct link *link, int32_t first_rank, int32_t end_rank,
+                             const struct call *call)
+{
+    return send_to(link, first_rank, end_rank, &call_type, -1, call);
+}
+
+/* The next reply to this call; any other message is a failure. It lives until the next message. */
+static enum status hear_reply(struct link *link, const struct call *call, int64_t deadline_ns,
+                              int32_t *rank_out, const struct reply **reply_out)
+{
+    struct message message;
+    const struct reply *reply;
+
+    TRY(link_hear(link, -1, deadline_ns, &message, rank_out));
+    reply = message.body;
+    if (message.type != &reply_type || reply->id != call->id)
+        return fail_rank(link, *rank_out, ERR_MISMATCH, "rank %d: %s instead of the reply to %s",
+                         *rank_out, message.type->name, call->name);
+    if (link->ranks[*rank_out].replied == call->id)
+        return fail_rank(link, *rank_out, ERR_MISMATCH, "rank %d replies to %s twice", *rank_out,
+                         call->name);
+    link->ranks[*rank_out].replied = call->id;
+    *reply_out = reply;
+    return OK;
+}
+
+/* [first, ...]; a rank that had nothing to say is null. */
+static void write_replies(char *const *texts, int32_t n, struct bytes *out)
+{
+    bytes_printf(out, "[");
+    for (int32_t i = 0; i < n; i++)
+        bytes_printf(out, "%s%s", i > 0 ? ", " : "", *texts[i] ? texts[i] : "null");
+    bytes_printf(out, "]");
+}
+
+enum status link_call(struct link *link, int32_t first_rank, int32_t end_rank, const char *name,
+                      const char *args, int64_t deadline_ns, struct bytes *replies_out,
+                      bool *refused_out)
+{
+    struct call call = {.id = ++link->num_calls, .name = name, .args = args};
+    int32_t n = end_rank - first_rank;
+    char **texts = mem_new_array(char *, (size_t)n);
+    AUTO_MEM char *refusal = NULL;
+    enum status refused_with = OK, status = send_call(link, first_rank, end_rank, &call);
+
+    for (int32_t i = 0; i < n && status == OK; i++) {
+        const struct reply *reply;
+        int32_t rank;
+
+        status = hear_reply(link, &call, deadline_ns, &rank, &reply);
+        if (status == OK && (rank < first_rank || rank >= end_rank))
+            status = fail_rank(link, rank, ERR_MISMATCH, "rank %d replies to %s unasked", rank, name);
+        if (status != OK)
+            break;
+        texts[rank - first_rank] = mem_strdup(reply->text);
+        if (reply->status != OK && !refusal) {
+            refused_with = status_of(reply->status);
+            refusal = mem_printf("rank %d: %s: %s", rank, name, reply->text);
+        }
+    }
+    if (status == OK && replies_out && !refusal)
+        write_replies(texts, n, replies_out);
+    for (int32_t i = 0; i < n; i++)
+        mem_free(texts[i]);
+    mem_free(texts);
+    *refused_out = status == OK && refusal;
+    return *refused_out ? fail(refused_with, "%s", refusal) : status;
+}
+
 enum status link_call_all(struct link *link, const char *name, const char *args,
                           int64_t deadline_ns)
 {
-    int64_t id = ++link->num_calls;
+    bool is_refused;
 
-    TRY(link_send_all(link, &call_type, -1, &(struct call){.id = id, .name = name, .args = args}));
-    for (int32_t num_replies = 0; num_replies < link->world; num_replies++) {
-        struct message message;
-        int32_t rank;
-
-        TRY(link_hear(link, -1, deadline_ns, &message, &rank));
-
-        const struct reply *reply = message.body;
-
-        if (message.type != &reply_type || reply->id != id)
-            return fail(ERR_MISMATCH, "rank %d: %s instead of the reply to %s", rank,
-                        message.type->name, name);
-        if (reply->status != OK)
-            return fail(status_of(reply->status), "rank %d: %s: %s", rank, name, reply->text);
-        if (link->ranks[rank].replied == id)
-            return fail(ERR_MISMATCH, "rank %d replies to %s twice", rank, name);
-        link->ranks[rank].replied = id;
-    }
-    return OK;
+    return link_call(link, 0, link->world, name, args, deadline_ns, NULL, &is_refused);
 }
 
 enum status link_collect(struct link *link, int64_t step, int64_t deadline_ns,
@@ -316,7 +706,7 @@ enum status link_collect(struct link *link, int64_t step, int64_t deadline_ns,
 
     TRY(link_hear(link, -1, deadline_ns, &message, &rank));
     if (message.type != &model_runner_output_type || rank != 0 || message.header.step != step)
-        return fail(ERR_MISMATCH,
+        return fail_rank(link, rank, ERR_MISMATCH,
                     "rank %d: %s of step %" PRId64 " instead of rank 0's answer to step %" PRId64,
                     rank, message.type->name, message.header.step, step);
 
@@ -326,5 +716,6 @@ enum status link_collect(struct link *link, int64_t step, int64_t deadline_ns,
     link->output = link->arena;
     link->arena = spare;
     *output_out = message.body;
+    note_answer(link, step, message.body);
     return OK;
 }

@@ -1,8 +1,12 @@
 #include "engine/executor/linked.h"
 
 #include "proto/base/clock.h"
+#include "proto/base/log.h"
 
+#include <poll.h>
 #include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 enum { START_TIMEOUT_MS = 600000, STEP_TIMEOUT_MS = 300000 };
 
@@ -16,6 +20,9 @@ void linked_open(struct linked_executor *linked, struct channel *channel, uint32
         flight_recorder_new(config->flight_recorder_bytes, config->flight_recorder_seconds);
     linked->link.recorder = linked->recorder;
     linked->executor.wire = linked->recorder;
+    linked->max_restarts = config->max_restarts;
+    linked->restart_window_ns = (int64_t)(config->restart_window * 1e9);
+    linked->restarts_ns = mem_new_array(int64_t, (size_t)MAX(config->max_restarts, 1));
 }
 
 void linked_close(struct linked_executor *linked)
@@ -23,6 +30,8 @@ void linked_close(struct linked_executor *linked)
     if (linked->link.ranks)
         link_close(&linked->link);
     flight_recorder_free(linked->recorder);
+    mem_free(linked->settings);
+    mem_free(linked->restarts_ns);
 }
 
 /* No rank has more; and sums of so many bytes over all ranks and blocks fit. */
@@ -53,7 +62,6 @@ static enum status size_kv_cache(struct linked_executor *linked,
     const struct rank_info *ranks = linked->link.rendezvous.ranks;
     struct executor_info *info = &linked->executor.info;
     int64_t block_bytes = 0, available = INT64_MAX;
-    char args[64];
 
     for (int32_t rank = 0; rank < linked->link.world; rank++) {
         TRY(check_ready(rank, &ranks[rank].ready));
@@ -67,9 +75,42 @@ static enum status size_kv_cache(struct linked_executor *linked,
         available *= linked->link.world;
     TRY(executor_plan_kv(options->config, info->max_model_len, info->num_ranks, block_bytes,
                          available, &info->num_kv_blocks));
-    snprintf(args, sizeof args, "{\"num_blocks\": %d}", info->num_kv_blocks);
-    return link_call_all(&linked->link, "initialize_kv_cache", args,
-                         clock_deadline_ns(START_TIMEOUT_MS));
+    return OK;
+}
+
+/* Every rank has loaded: they meet, and get their KV blocks. */
+static enum status start_ranks(struct linked_executor *linked)
+{
+    struct link *link = &linked->link;
+    int64_t deadline_ns = clock_deadline_ns(START_TIMEOUT_MS);
+    char args[64];
+
+    if (linked->source && link->world > 1) {
+        AUTO_MEM char *meeting = NULL;
+
+        TRY(linked->source->prepare_meeting(linked, &meeting));
+        TRY(link_call_all(link, "connect", meeting, deadline_ns));
+    }
+    snprintf(args, sizeof args, "{\"num_blocks\": %d}", linked->executor.info.num_kv_blocks);
+    return link_call_all(link, "initialize_kv_cache", args, deadline_ns);
+}
+
+enum status linked_share_memory(struct linked_executor *linked, int *fd, char **args_out)
+{
+    bool is_refused;
+
+    if (*fd >= 0)
+        close(*fd);
+    *fd = memfd_create("tandem-comm", MFD_CLOEXEC);
+    if (*fd < 0)
+        return fail(ERR_IO, "no memory to share between %d ranks: %m", linked->link.world);
+
+    AUTO_MEM char *args = mem_printf("{\"path\": \"/proc/%d/fd/%d\"}", getpid(), *fd);
+
+    TRY(link_call(&linked->link, 0, 1, "create_shared", args, clock_deadline_ns(START_TIMEOUT_MS),
+                  NULL, &is_refused));
+    *args_out = give(args);
+    return OK;
 }
 
 /* The settings as the ranks are to have them: what was left open is decided here, for all. */
@@ -84,10 +125,108 @@ static char *settle(const struct executor_options *options, int32_t max_model_le
 
 enum status linked_gather(struct linked_executor *linked, const struct executor_options *options)
 {
-    AUTO_MEM char *settings = settle(options, linked->executor.info.max_model_len);
+    linked->settings = settle(options, linked->executor.info.max_model_len);
+    TRY(link_gather(&linked->link, options->progress, options->user, linked->settings,
+                    clock_deadline_ns(START_TIMEOUT_MS)));
+    TRY(size_kv_cache(linked, options));
+    return start_ranks(linked);
+}
 
-    TRY(link_gather(&linked->link, options, settings, clock_deadline_ns(START_TIMEOUT_MS)));
-    return size_kv_cache(linked, options);
+/* ---- recovery ------------------------------------------------------------------------------- */
+
+/* One more restart: is it within what may be? */
+static enum status count_restart(struct linked_executor *linked)
+{
+    AUTO_MEM char *cause = mem_strdup(fail_text());
+    int32_t most = linked->max_restarts;
+    int64_t now_ns = clock_now_ns(), *oldest;
+
+    if (most == 0)
+        return fail(ERR_CLOSED, "%s", cause);
+    oldest = &linked->restarts_ns[linked->num_restarts % most];
+    if (linked->num_restarts >= most && now_ns - *oldest < linked->restart_window_ns)
+        return fail(ERR_EXHAUSTED,
+                    "ranks were replaced %d times in %.0f s, which is all that --max-restarts and "
+                    "--restart-window allow; the last cause: %s",
+                    most, (double)linked->restart_window_ns / 1e9, cause);
+    *oldest = now_ns;
+    linked->num_restarts++;
+    return OK;
+}
+
+static bool has_ended(const struct link_rank *rank)
+{
+    struct pollfd fd = {.fd = rank->pidfd, .events = POLLIN};
+
+    return rank->pidfd >= 0 && poll(&fd, 1, 0) > 0;
+}
+
+/* Which have to be replaced: all, if it is no rank's fault alone. */
+static bool is_to_be_replaced(const struct link *link, int32_t rank, int32_t failed_rank,
+                              int32_t wanted_rank)
+{
+    return rank == failed_rank || rank == wanted_rank || has_ended(&link->ranks[rank]) ||
+           (failed_rank < 0 && wanted_rank < 0);
+}
+
+static enum status replace_ranks(struct linked_executor *linked, int32_t wanted_rank)
+{
+    struct link *link = &linked->link;
+    int32_t failed_rank = link->failed_rank;
+    bool any_has_ended = false;
+
+    for (int32_t rank = 0; rank < link->world; rank++)
+        any_has_ended |= has_ended(&link->ranks[rank]);
+    if (failed_rank < 0 && any_has_ended)
+        failed_rank = link->world; /* nobody besides those */
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        if (!is_to_be_replaced(link, rank, failed_rank, wanted_rank))
+            continue;
+        link_lose(link, rank);
+        link->ranks[rank].restarts++;
+        TRY(linked->source->replace(linked, rank));
+    }
+    return OK;
+}
+
+static enum status rebuild(struct linked_executor *linked, int32_t wanted_rank)
+{
+    struct link *link = &linked->link;
+
+    TRY(replace_ranks(linked, wanted_rank));
+    link_begin(link, link->epoch + 1);
+    TRY(link_welcome(link, linked->settings));
+    TRY(link_gather(link, NULL, NULL, linked->settings, clock_deadline_ns(START_TIMEOUT_MS)));
+    return start_ranks(linked);
+}
+
+enum status linked_recover(struct executor *executor, int32_t rank)
+{
+    struct linked_executor *linked = linked_of(executor);
+    struct link *link = &linked->link;
+    int64_t start_ns = clock_now_ns();
+    enum status status;
+
+    link->is_given_up = executor->is_given_up;
+    link->user = executor->user;
+    do {
+        if (rank < 0)
+            TRY(count_restart(linked));
+        status = rebuild(linked, rank);
+        if (status == ERR_ABORTED)
+            return status;
+        if (status != OK)
+            log_error("%s", fail_text());
+        rank = -1;
+    } while (status != OK);
+    log_warn("the ranks are whole again after %.2f s, in epoch %u",
+             clock_ms(clock_now_ns() - start_ns) / 1e3, link->epoch);
+    return OK;
+}
+
+int32_t linked_workers(struct executor *executor, struct engine_worker *out, int32_t capacity)
+{
+    return link_workers(&linked_of(executor)->link, out, capacity);
 }
 
 /* ---- steps ---------------------------------------------------------------------------------- */
@@ -95,6 +234,7 @@ enum status linked_gather(struct linked_executor *linked, const struct executor_
 enum status linked_prepare_inputs(struct executor *executor, int64_t step,
                                   const struct scheduler_output *plan)
 {
+    link_note_step(&linked_of(executor)->link, step, plan->total_num_scheduled_tokens);
     return link_send_all(&linked_of(executor)->link, &scheduler_output_type, step, plan);
 }
 
@@ -125,4 +265,13 @@ enum status linked_wait(struct executor *executor, int fd)
     if (message.type)
         return fail(ERR_MISMATCH, "rank %d: %s while nothing was asked", rank, message.type->name);
     return OK;
+}
+
+enum status linked_call(struct executor *executor, const char *name, const char *args,
+                        struct bytes *replies_out, bool *refused_out)
+{
+    struct link *link = &linked_of(executor)->link;
+
+    return link_call(link, 0, link->world, name, args, clock_deadline_ns(START_TIMEOUT_MS),
+                     replies_out, refused_out);
 }

@@ -2,17 +2,37 @@
  * linked: what executors whose ranks are behind a link have in common: all but starting and
  * stopping them.
  *
- * Thread: the opener's until open returns, then core's.
+ * A set of ranks is made whole again by replacing those that failed: the others keep their weights, and meet the new
+ * ones under the next epoch, in new shared memory.
+ *
+ * Thread: the opener's until open returns, then core's; linked_workers: any.
  */
 #ifndef ENGINE_EXECUTOR_LINKED_H
 #define ENGINE_EXECUTOR_LINKED_H
 
 #include "engine/executor/link.h"
 
+struct linked_executor;
+
+/* How an executor comes by its ranks. */
+struct rank_source {
+    /* Ends what is left of the rank's process, and starts another, where that is its business. */
+    enum status (*replace)(struct linked_executor *linked, int32_t rank);
+    /* How the ranks of this epoch meet: the arguments of their call `connect`, as JSON; rank 0 has been asked to set up
+     * what they share, if need be. What they shared before is dropped. Where there are several. */
+    enum status (*prepare_meeting)(struct linked_executor *linked, char **args_out);
+};
+
 struct linked_executor {
     struct executor executor;
     struct link link;
     struct flight_recorder *recorder; /* of the link */
+    const struct rank_source *source; /* NULL: ranks need no meeting, and are never replaced */
+    char *settings;                   /* as every rank gets them */
+    int32_t max_restarts;             /* within */
+    int64_t restart_window_ns;
+    int64_t *restarts_ns;             /* [max_restarts] when the last were, a ring */
+    int64_t num_restarts;
 };
 
 static inline struct linked_executor *linked_of(struct executor *executor)
@@ -31,6 +51,10 @@ void linked_close(struct linked_executor *linked);
 MUST_USE enum status linked_gather(struct linked_executor *linked,
                                    const struct executor_options *options);
 
+/* Memory that the ranks of one host share: it has no name, so it ends with its users. args_out: for `connect`. fd: the one
+ * before, or -1; is closed, and replaced. */
+MUST_USE enum status linked_share_memory(struct linked_executor *linked, int *fd, char **args_out);
+
 /* The verbs, for the row. */
 enum status linked_prepare_inputs(struct executor *executor, int64_t step,
                                   const struct scheduler_output *plan);
@@ -40,5 +64,9 @@ enum status linked_sample(struct executor *executor, int64_t step,
 enum status linked_collect(struct executor *executor, int64_t step,
                            const struct model_runner_output **output_out);
 enum status linked_wait(struct executor *executor, int fd);
+enum status linked_call(struct executor *executor, const char *name, const char *args,
+                        struct bytes *replies_out, bool *refused_out);
+enum status linked_recover(struct executor *executor, int32_t rank);
+int32_t linked_workers(struct executor *executor, struct engine_worker *out, int32_t capacity);
 
 #endif

@@ -7,18 +7,15 @@
 #include "proto/base/spawn.h"
 
 #include <stdio.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 enum { STOP_TIMEOUT_MS = 2000 };
 
-/* Raised when the set of ranks is rebuilt; so far it never is. */
-enum { FIRST_EPOCH = 1 };
-
 struct multiproc {
     struct linked_executor linked;
     struct run_dir run_dir;
-    int comm_fd;            /* memory that the ranks share; it has no name, so it ends with them */
+    char *endpoint;
+    int shared_fd;          /* memory that the ranks share */
     struct child *children; /* [num_started] */
     int32_t num_started;
 };
@@ -30,24 +27,37 @@ static struct multiproc *of(struct executor *executor)
 
 /* ---- starting ------------------------------------------------------------------------------- */
 
-static enum status start_rank(struct multiproc *multiproc, const char *endpoint, int32_t rank)
+static enum status start_rank(struct multiproc *multiproc, int32_t rank)
 {
-    char rank_text[16], world_text[16], epoch_text[16], comm_text[32];
-    const char *argv[] = {"/proc/self/exe", "worker",  "--engine", endpoint,  "--rank",
-                          rank_text,        "--world", world_text, "--epoch", epoch_text,
-                          "--comm",         comm_text, NULL};
-    struct spawn_options options = {.argv = argv, .fds = &multiproc->comm_fd, .num_fds = 1};
+    char rank_text[16], world_text[16];
+    const char *argv[] = {"/proc/self/exe", "worker",  "--engine",  multiproc->endpoint, "--rank",
+                          rank_text,        "--world", world_text, NULL};
+    struct spawn_options options = {.argv = argv};
     struct child *child = &multiproc->children[rank];
 
     snprintf(rank_text, sizeof rank_text, "%d", rank);
     snprintf(world_text, sizeof world_text, "%d", multiproc->linked.link.world);
-    snprintf(epoch_text, sizeof epoch_text, "%d", FIRST_EPOCH);
-    snprintf(comm_text, sizeof comm_text, "/proc/self/fd/%d", multiproc->comm_fd);
     TRY(spawn(&options, child));
-    multiproc->num_started = rank + 1;
+    multiproc->num_started = MAX(multiproc->num_started, rank + 1);
     multiproc->linked.link.ranks[rank].pidfd = child->pidfd;
     return OK;
 }
+
+/* The old one is killed first: what it still writes would be nobody's. */
+static enum status replace(struct linked_executor *linked, int32_t rank)
+{
+    struct multiproc *multiproc = of(&linked->executor);
+
+    child_close(&multiproc->children[rank]);
+    return start_rank(multiproc, rank);
+}
+
+static enum status prepare_meeting(struct linked_executor *linked, char **args_out)
+{
+    return linked_share_memory(linked, &of(&linked->executor)->shared_fd, args_out);
+}
+
+static const struct rank_source source = {.replace = replace, .prepare_meeting = prepare_meeting};
 
 static enum status start_ranks(struct multiproc *multiproc, const struct executor_options *options)
 {
@@ -55,17 +65,13 @@ static enum status start_ranks(struct multiproc *multiproc, const struct executo
     struct channel *channel;
 
     TRY(run_dir_open(options->config->run_dir, &multiproc->run_dir));
-
-    AUTO_MEM char *endpoint = mem_printf("ipc://%s/engine", multiproc->run_dir.path);
-
-    TRY(channel_listen(endpoint, &channel));
-    linked_open(&multiproc->linked, channel, FIRST_EPOCH, options->config);
-    multiproc->comm_fd = memfd_create("tandem-comm", MFD_CLOEXEC);
-    if (multiproc->comm_fd < 0)
-        return fail(ERR_IO, "no memory to share between %d ranks: %m", world);
+    multiproc->endpoint = mem_printf("ipc://%s/engine", multiproc->run_dir.path);
+    TRY(channel_listen(multiproc->endpoint, &channel));
+    linked_open(&multiproc->linked, channel, 1, options->config);
+    multiproc->linked.source = &source;
     multiproc->children = mem_new_array(struct child, (size_t)world);
     for (int32_t rank = 0; rank < world; rank++)
-        TRY(start_rank(multiproc, endpoint, rank));
+        TRY(start_rank(multiproc, rank));
     return OK;
 }
 
@@ -76,7 +82,7 @@ static enum status multiproc_open(const struct executor_options *options, struct
     struct executor_info *info = &executor->info;
 
     executor->ops = &executor_multiproc;
-    multiproc->comm_fd = -1;
+    multiproc->shared_fd = -1;
     info->num_ranks = options->config->tp;
     TRY(executor_max_model_len(options->config, model_file_config(options->model),
                                &info->max_model_len));
@@ -113,11 +119,12 @@ static void multiproc_free(struct executor *executor)
     if (multiproc->num_started > 0)
         stop_ranks(multiproc);
     linked_close(&multiproc->linked);
-    if (multiproc->comm_fd >= 0)
-        close(multiproc->comm_fd);
+    if (multiproc->shared_fd >= 0)
+        close(multiproc->shared_fd);
     if (multiproc->run_dir.path)
         run_dir_close(&multiproc->run_dir);
     mem_free(multiproc->children);
+    mem_free(multiproc->endpoint);
     mem_free(multiproc);
     (void)fail(OK, "%s", sentence);
 }
@@ -131,5 +138,8 @@ const struct executor_ops executor_multiproc = {
     .sample = linked_sample,
     .collect = linked_collect,
     .wait = linked_wait,
+    .call = linked_call,
+    .recover = linked_recover,
+    .workers = linked_workers,
     .free = multiproc_free,
 };

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <unistd.h>
 
 struct uniproc {
     struct executor executor;
@@ -103,6 +104,18 @@ static enum status uniproc_wait(struct executor *executor, int fd)
     return OK;
 }
 
+static int32_t uniproc_workers(struct executor *executor, struct engine_worker *out,
+                               int32_t capacity)
+{
+    if (capacity < 1)
+        return 1;
+    *out = (struct engine_worker){.pid = getpid(), .state = WORKER_READY, .epoch = 1};
+    gethostname(out->host, sizeof out->host - 1);
+    worker_progress(of(executor)->worker, &out->step, &out->ms_in_step);
+    out->ms_in_step /= 1000000;
+    return 1;
+}
+
 const struct executor_ops executor_uniproc = {
     .name = "uniproc",
     .doc = "one rank on a thread of this process",
@@ -112,5 +125,6 @@ const struct executor_ops executor_uniproc = {
     .sample = uniproc_sample,
     .collect = uniproc_collect,
     .wait = uniproc_wait,
+    .workers = uniproc_workers,
     .free = uniproc_free,
 };

@@ -20,6 +20,7 @@ static const char *const names[NUM_STATUS] = {
     [ERR_TIMEOUT] = "timeout",
     [ERR_CLOSED] = "closed",
     [ERR_ABORTED] = "aborted",
+    [ERR_EXHAUSTED] = "exhausted",
     [ERR_MISSING] = "missing",
     [ERR_INTERNAL] = "internal",
 };

@@ -27,6 +27,7 @@ enum status {
     ERR_TIMEOUT,     /* a deadline passed */
     ERR_CLOSED,      /* the other side is gone */
     ERR_ABORTED,     /* somebody asked for it to stop */
+    ERR_EXHAUSTED,   /* it was tried as often as was allowed */
     ERR_MISSING,     /* a part that is not installed here: HTTP 501 */
     ERR_INTERNAL,    /* a promise of ours broke, and the process can go on */
     NUM_STATUS

@@ -89,8 +89,12 @@ static const struct option options[] = {
         .value = "FILE"),
     ROW(run_dir, OPTION_TEXT, NULL, "where to make the directory of sockets", .value = "FOLDER"),
 
+    ROW(max_restarts, OPTION_I32, "3",
+        "how often ranks that died or hang are replaced within --restart-window; then the engine fails",
+        .most = 1 << 20, .group = "Failures"),
+    ROW(restart_window, OPTION_F64, "60", "seconds that --max-restarts counts", .most = 1e6),
     ROW(dump_dir, OPTION_TEXT, NULL, "where a failed step is written to, whole; $TMPDIR or /tmp",
-        .value = "FOLDER", .group = "Failures"),
+        .value = "FOLDER"),
     ROW(flight_recorder_bytes, OPTION_BYTES, "4MiB", "of messages to dump with it; 0: none",
         .most = (int64_t)1 << 32),
     ROW(flight_recorder_seconds, OPTION_F64, "10", "that they go back", .most = 86400),

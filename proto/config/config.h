@@ -69,6 +69,8 @@ struct config {
     char *run_dir; /* a directory to make ours in; NULL: $XDG_RUNTIME_DIR or /tmp */
 
     /* failures */
+    int32_t max_restarts;  /* of ranks, within */
+    double restart_window; /* seconds; more, and the engine fails */
     char *dump_dir; /* where a step that failed is written to; NULL: $TMPDIR or /tmp; "": nowhere */
     int64_t flight_recorder_bytes;  /* messages that are dumped with it; 0: none */
     double flight_recorder_seconds;

@@ -273,8 +273,8 @@ static void poll_fds(struct channel *opened, struct pollfd *fds, size_t num_fds,
     struct zmq_channel *channel = of(opened);
 
     ASSERT(num_fds >= CHANNEL_NUM_FDS);
-    fds[0] = (struct pollfd){.fd = channel->fd, .events = POLLIN};
-    fds[1] = (struct pollfd){.fd = channel->monitor_fd, .events = POLLIN};
+    fds[CHANNEL_FD_FRAMES] = (struct pollfd){.fd = channel->fd, .events = POLLIN};
+    fds[CHANNEL_FD_ENDS] = (struct pollfd){.fd = channel->monitor_fd, .events = POLLIN};
     if (poll(fds, num_fds, clock_left_ms(deadline_ns)) >= 0)
         return;
     ASSERT(errno == EINTR);

@@ -99,7 +99,7 @@ static inline bool channel_recv(struct channel *channel, struct received *out)
 /* Parks until something has come, a connection has ended, one of the caller's descriptors is
  * readable, or the deadline passes; it may also wake for nothing. The first CHANNEL_NUM_FDS of
  * `fds` are the channel's own to fill in; of the others `revents` are set. */
-enum { CHANNEL_NUM_FDS = 2 };
+enum { CHANNEL_FD_FRAMES, CHANNEL_FD_ENDS /* a connection has ended */, CHANNEL_NUM_FDS };
 static inline void channel_poll(struct channel *channel, struct pollfd *fds, size_t num_fds,
                                 int64_t deadline_ns)
 {

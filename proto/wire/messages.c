@@ -151,6 +151,8 @@ static const struct field heartbeat_fields[] = {
     FIELD(struct heartbeat, seq, FIELD_I64),
     FIELD(struct heartbeat, step, FIELD_I64),
     FIELD(struct heartbeat, ms_in_step, FIELD_I64),
+    FIELD(struct heartbeat, progress, FIELD_I64),
+    FIELD(struct heartbeat, waits_for, FIELD_I32),
 };
 const struct message_type heartbeat_type =
     MESSAGE_TYPE("heartbeat", MESSAGE_HEARTBEAT, struct heartbeat, heartbeat_fields);

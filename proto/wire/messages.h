@@ -232,6 +232,8 @@ struct heartbeat {
     int64_t seq;
     int64_t step;       /* that its device works on; -1: idle */
     int64_t ms_in_step;
+    int64_t progress;   /* rises with whatever its device gets done, at least once a layer */
+    int32_t waits_for;  /* the rank without which it can't go on; -1: none */
 };
 
 extern const struct message_type sampling_params_type, new_request_type;

@@ -136,30 +136,36 @@ void rendezvous_init(struct rendezvous *rendezvous, int32_t world, uint32_t epoc
         .world = world, .epoch = epoch, .ranks = mem_new_array(struct rank_info, (size_t)world)};
 }
 
+static void forget(struct rank_info *rank)
+{
+    mem_free(rank->host);
+    mem_free(rank->boot_id);
+    *rank = (struct rank_info){0};
+}
+
 void rendezvous_close(struct rendezvous *rendezvous)
 {
-    for (int32_t i = 0; i < rendezvous->world; i++) {
-        mem_free(rendezvous->ranks[i].host);
-        mem_free(rendezvous->ranks[i].boot_id);
-    }
+    for (int32_t i = 0; i < rendezvous->world; i++)
+        forget(&rendezvous->ranks[i]);
     mem_free(rendezvous->ranks);
     mem_free(rendezvous->fingerprint);
     *rendezvous = (struct rendezvous){0};
 }
 
-void rendezvous_name(int32_t rank, uint32_t epoch, char name_out[static CHANNEL_MAX_NAME + 1])
+void rendezvous_name(int32_t rank, uint32_t nonce, char name_out[static CHANNEL_MAX_NAME + 1])
 {
-    snprintf(name_out, CHANNEL_MAX_NAME + 1, "%d:%u", rank, epoch);
+    snprintf(name_out, CHANNEL_MAX_NAME + 1, "%d:%u", rank, nonce);
 }
 
-/* The peer's name on the channel is a promise about rank and epoch: it must be kept. */
-static enum status check_name(const struct rendezvous *rendezvous, const char *peer, int32_t rank)
+/* The peer's name on the channel is a promise about its rank: it must be kept. */
+static enum status check_name(const char *peer, int32_t rank)
 {
-    char name[CHANNEL_MAX_NAME + 1];
+    char name[16];
+    int length = snprintf(name, sizeof name, "%d:", rank);
 
-    rendezvous_name(rank, rendezvous->epoch, name);
-    if (strcmp(peer, name) != 0)
-        return fail(ERR_MISMATCH, "rank %d connected as '%s', its name is '%s'", rank, peer, name);
+    if (strncmp(peer, name, (size_t)length) != 0)
+        return fail(ERR_MISMATCH, "rank %d connected as '%s', its name begins with '%s'", rank, peer,
+                    name);
     return OK;
 }
 
@@ -168,7 +174,30 @@ static enum status check_rank(const struct rendezvous *rendezvous, const char *p
     if (rank < 0 || rank >= rendezvous->world)
         return fail(ERR_MISMATCH, "rank %d is not one of the %d ranks of this engine", rank,
                     rendezvous->world);
-    return check_name(rendezvous, peer, rank);
+    return check_name(peer, rank);
+}
+
+int32_t rendezvous_find(const struct rendezvous *rendezvous, const char *peer)
+{
+    for (int32_t rank = 0; rank < rendezvous->world; rank++)
+        if (rendezvous->ranks[rank].is_joined && strcmp(rendezvous->ranks[rank].peer, peer) == 0)
+            return rank;
+    return -1;
+}
+
+void rendezvous_begin(struct rendezvous *rendezvous, uint32_t epoch)
+{
+    rendezvous->epoch = epoch;
+    rendezvous->num_ready = 0;
+    for (int32_t rank = 0; rank < rendezvous->world; rank++)
+        rendezvous->ranks[rank].is_ready = false;
+}
+
+void rendezvous_lose(struct rendezvous *rendezvous, int32_t rank)
+{
+    rendezvous->num_joined -= rendezvous->ranks[rank].is_joined;
+    rendezvous->num_ready -= rendezvous->ranks[rank].is_ready;
+    forget(&rendezvous->ranks[rank]);
 }
 
 static enum status check_hello(const struct rendezvous *rendezvous, const char *peer,
@@ -179,7 +208,6 @@ static enum status check_hello(const struct rendezvous *rendezvous, const char *
     if (strcmp(hello->build_id, build_id_text()) != 0)
         return fail(ERR_MISMATCH, "rank %d is build %.40s, the engine is build %s", hello->rank,
                     hello->build_id, build_id_text());
-    TRY(message_check_place(message, rendezvous->epoch));
     if (hello->world != rendezvous->world)
         return fail(ERR_MISMATCH, "rank %d was started for %d ranks, the engine has %d",
                     hello->rank, hello->world, rendezvous->world);
@@ -233,7 +261,7 @@ enum status rendezvous_ready(struct rendezvous *rendezvous, const char *peer,
 
     struct rank_info *rank = &rendezvous->ranks[ready->rank];
 
-    if (!rank->is_joined || rank->is_ready)
+    if (!rank->is_joined || strcmp(rank->peer, peer) != 0 || rank->is_ready)
         return fail(ERR_MISMATCH, "rank %d is ready %s", ready->rank,
                     rank->is_ready ? "twice" : "without a hello");
     if (rendezvous->fingerprint && strcmp(ready->fingerprint, rendezvous->fingerprint) != 0)
@@ -264,7 +292,7 @@ static void read_boot_id(char *out, size_t size)
         close(fd);
 }
 
-static enum status send_hello(struct channel *channel, int32_t rank, int32_t world, uint32_t epoch)
+static enum status send_hello(struct channel *channel, int32_t rank, int32_t world)
 {
     AUTO_FREE(frame) struct frame *frame = frame_new();
     char host[256] = "", boot_id[64];
@@ -277,7 +305,7 @@ static enum status send_hello(struct channel *channel, int32_t rank, int32_t wor
 
     gethostname(host, sizeof host - 1);
     read_boot_id(boot_id, sizeof boot_id);
-    TRY(message_encode(&hello_type, epoch, -1, &hello, &frame->bytes));
+    TRY(message_encode(&hello_type, 0, -1, &hello, &frame->bytes)); /* of no epoch yet */
     return channel_send(channel, NULL, frame);
 }
 
@@ -297,13 +325,14 @@ static enum status wait_for_frame(struct channel *channel, int64_t deadline_ns,
     return OK;
 }
 
-enum status rendezvous_join(struct channel *channel, int32_t rank, int32_t world, uint32_t epoch,
-                            int64_t deadline_ns, struct arena *arena, const struct welcome **out)
+enum status rendezvous_join(struct channel *channel, int32_t rank, int32_t world,
+                            int64_t deadline_ns, struct arena *arena, const struct welcome **out,
+                            uint32_t *epoch_out)
 {
     struct received received;
     struct message message;
 
-    TRY(send_hello(channel, rank, world, epoch));
+    TRY(send_hello(channel, rank, world));
     TRY(wait_for_frame(channel, deadline_ns, &received));
     TRY(message_decode(received.data, received.size, arena, &message));
     if (message.type != &welcome_type)
@@ -311,7 +340,8 @@ enum status rendezvous_join(struct channel *channel, int32_t rank, int32_t world
     const struct welcome *welcome = message.body;
     if (*welcome->refusal)
         return fail(ERR_MISMATCH, "the engine refuses rank %d: %s", rank, welcome->refusal);
-    TRY(message_check_place(&message, epoch));
+    TRY(message_check_place(&message, message.header.epoch)); /* the build */
     *out = welcome;
+    *epoch_out = message.header.epoch;
     return OK;
 }

@@ -7,6 +7,9 @@
  * model it says READY with the model's fingerprint; all ranks must have the same.
  * A refusal says both values.
  *
+ * The epoch is the engine's: it comes with WELCOME, and rises with each set of ranks. Those that live on hear WELCOME
+ * once more, and answer READY.
+ *
  * Thread: the one that owns the channel.
  */
 #ifndef PROTO_WIRE_RENDEZVOUS_H
@@ -50,8 +53,16 @@ struct rendezvous {
 void rendezvous_init(struct rendezvous *rendezvous, int32_t world, uint32_t epoch);
 void rendezvous_close(struct rendezvous *rendezvous);
 
-/* The name that a rank connects under: "1:3". */
-void rendezvous_name(int32_t rank, uint32_t epoch, char name_out[static CHANNEL_MAX_NAME + 1]);
+/* The name that a rank connects under: "1:3". A rank that comes again does so under another one: `nonce` is any
+ * number that it has not had before. */
+void rendezvous_name(int32_t rank, uint32_t nonce, char name_out[static CHANNEL_MAX_NAME + 1]);
+
+/* Which rank has joined as this peer; -1: none. */
+int32_t rendezvous_find(const struct rendezvous *rendezvous, const char *peer);
+/* Another set of ranks: those that have joined stay in, and are to be welcomed and to say READY again. */
+void rendezvous_begin(struct rendezvous *rendezvous, uint32_t epoch);
+/* The rank is gone: another process may join in its place. */
+void rendezvous_lose(struct rendezvous *rendezvous, int32_t rank);
 
 /* Takes a rank in. On ERR_MISMATCH nothing has changed; tell the peer why by rendezvous_welcome. */
 MUST_USE enum status rendezvous_hello(struct rendezvous *rendezvous, const char *peer,
@@ -73,7 +84,7 @@ static inline bool rendezvous_is_complete(const struct rendezvous *rendezvous)
 /* Says HELLO and waits for WELCOME. ERR_MISMATCH: refused, in the engine's words; ERR_TIMEOUT;
  * ERR_CLOSED: the engine is gone. The welcome lives in `arena`. */
 MUST_USE enum status rendezvous_join(struct channel *channel, int32_t rank, int32_t world,
-                                     uint32_t epoch, int64_t deadline_ns, struct arena *arena,
-                                     const struct welcome **out);
+                                     int64_t deadline_ns, struct arena *arena,
+                                     const struct welcome **out, uint32_t *epoch_out);
 
 #endif

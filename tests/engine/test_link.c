@@ -18,6 +18,7 @@ struct script {
     int32_t num_frames, num_read;
     int32_t num_sent;
     bool refuses; /* sends */
+    bool is_cut;  /* nobody is connected */
     int64_t now_ns;
 };
 
@@ -31,6 +32,8 @@ static enum status send_frame(struct channel *channel, const char *peer, struct 
     (void)frame;
     if (of(channel)->refuses)
         return fail(ERR_FULL, "%s does not read", peer);
+    if (of(channel)->is_cut)
+        return fail(ERR_CLOSED, "worker %s is not connected", peer);
     of(channel)->num_sent++;
     return OK;
 }
@@ -77,8 +80,17 @@ static void open_script(struct script *script, int32_t world, struct link *link)
     *script = (struct script){.channel.ops = &ops, .now_ns = 1};
     clock_simulate(&script->now_ns);
     link_open(&script->channel, world, EPOCH, link);
-    for (int32_t rank = 0; rank < world; rank++)
+}
+
+/* All have joined. */
+static void open_with_ranks(struct script *script, int32_t world, struct link *link)
+{
+    open_script(script, world, link);
+    for (int32_t rank = 0; rank < world; rank++) {
         rendezvous_name(rank, EPOCH, link->rendezvous.ranks[rank].peer);
+        link->rendezvous.ranks[rank].is_joined = true;
+        link->rendezvous.num_joined++;
+    }
 }
 
 static void close_script(struct script *script, struct link *link)
@@ -118,7 +130,7 @@ static void a_rank_that_cannot_be_welcomed_is_named(void **state)
     bring(&script, "1:3", &hello_type, -1,
           &(struct hello){
               .rank = 1, .world = 2, .host = "h", .boot_id = "b", .build_id = build_id_text()});
-    expect_fails(link_gather(&link, &(struct executor_options){0}, "{}", INT64_MAX), ERR_FULL,
+    expect_fails(link_gather(&link, NULL, NULL, "{}", INT64_MAX), ERR_FULL,
                  "rank 1: 1:3 does not read");
     close_script(&script, &link);
 }
@@ -129,7 +141,7 @@ static void a_reply_counts_once_for_each_rank(void **state)
     struct link link;
 
     (void)state;
-    open_script(&script, 2, &link);
+    open_with_ranks(&script, 2, &link);
     bring_reply(&script, "1:3", 1, 1);
     bring_reply(&script, "0:3", 0, 1);
     expect_ok(link_call_all(&link, "rest", "{}", INT64_MAX));
@@ -154,7 +166,7 @@ static void an_answer_to_another_step_is_refused(void **state)
     struct link link;
 
     (void)state;
-    open_script(&script, 2, &link);
+    open_with_ranks(&script, 2, &link);
     bring(&script, "0:3", &model_runner_output_type, 7, &answer);
     bring(&script, "0:3", &model_runner_output_type, 7, &answer);
     bring(&script, "1:3", &model_runner_output_type, 8, &answer);
@@ -174,12 +186,142 @@ static void silence_and_deadlines_end_the_wait(void **state)
     struct link link;
 
     (void)state;
-    open_script(&script, 2, &link);
-    expect_fails(link_collect(&link, 7, clock_deadline_ns(3000), &output), ERR_TIMEOUT,
+    open_with_ranks(&script, 2, &link);
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(2900), &output), ERR_TIMEOUT,
                  "the ranks did not answer in time");
-    bring(&script, "0:3", &heartbeat_type, 6, &(struct heartbeat){.rank = 0, .step = 6});
+    bring(&script, "0:3", &heartbeat_type, -1, &(struct heartbeat){.step = -1, .waits_for = -1});
     expect_fails(link_collect(&link, 7, INT64_MAX, &output), ERR_TIMEOUT,
-                 "rank 1 has been silent for 11.0 s, last heard in step -1");
+                 "rank 1 (process 0) has been silent for 3.");
+    assert_int_equal(link.failed_rank, 1);
+    close_script(&script, &link);
+}
+
+static void bring_beat(struct script *script, const char *peer, int64_t step, int64_t progress,
+                       int32_t waits_for)
+{
+    bring(script, peer, &heartbeat_type, step,
+          &(struct heartbeat){.step = step, .progress = progress, .waits_for = waits_for});
+}
+
+/* Both beat; neither gets ahead. */
+static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **state)
+{
+    static const struct model_runner_output answer = {.num_rows = 1, .execute_ns = 2000000};
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+    enum status status = OK;
+    int num_looks = 0;
+
+    (void)state;
+    open_with_ranks(&script, 2, &link);
+    link_note_step(&link, 6, 1);
+    bring(&script, "0:3", &model_runner_output_type, 6, &answer);
+    expect_ok(link_collect(&link, 6, INT64_MAX, &output));
+    link_note_step(&link, 7, 1);
+    do {
+        script.num_frames = script.num_read = 0;
+        bring_beat(&script, "0:3", 7, 40, 1);
+        bring_beat(&script, "1:3", 7, 40, -1);
+        status = link_collect(&link, 7, clock_deadline_ns(500), &output);
+        frame_drop(script.inbox[0].frame);
+        frame_drop(script.inbox[1].frame);
+    } while (status == ERR_TIMEOUT && link.failed_rank < 0 && ++num_looks < 20);
+    script.num_frames = 0;
+    assert_int_equal(status, ERR_TIMEOUT);
+    assert_string_equal(fail_text(), "rank 1 (process 0) hangs in step 7: its device has stood still for 3.2 s");
+    assert_int_equal(link.failed_rank, 1);
+    close_script(&script, &link);
+}
+
+static void a_device_that_gets_ahead_may_take_its_time(void **state)
+{
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_with_ranks(&script, 1, &link);
+    link.small_step_ns = 1e6;
+    link_note_step(&link, 7, 1);
+    for (int64_t i = 0; i < 60; i++) {
+        script.num_frames = script.num_read = 0;
+        bring_beat(&script, "0:3", 7, i, -1);
+        expect_fails(link_collect(&link, 7, clock_deadline_ns(500), &output), ERR_TIMEOUT,
+                     "the ranks did not answer in time");
+        frame_drop(script.inbox[0].frame);
+    }
+    script.num_frames = 0;
+    close_script(&script, &link);
+}
+
+/* A step of many tokens may stay in one layer as long as all of them take. */
+static void a_long_step_has_time_for_its_tokens(void **state)
+{
+    static const struct model_runner_output answer = {.num_rows = 1, .execute_ns = 1000000000};
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_with_ranks(&script, 1, &link);
+    link_note_step(&link, 6, 1000); /* a millisecond each */
+    bring(&script, "0:3", &model_runner_output_type, 6, &answer);
+    expect_ok(link_collect(&link, 6, INT64_MAX, &output));
+    link_note_step(&link, 7, 4000);
+    link.rendezvous.ranks[0].is_joined = false; /* no matter of silence */
+    link.ranks[0].heartbeat = (struct heartbeat){.step = 7, .waits_for = -1};
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(10500), &output), ERR_TIMEOUT,
+                 "the ranks did not answer in time");
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(1000), &output), ERR_TIMEOUT,
+                 "hangs in step 7: its device has stood still for 11.");
+    close_script(&script, &link);
+}
+
+/* What was said in an earlier epoch is not for this one. */
+static void messages_of_an_earlier_epoch_are_dropped(void **state)
+{
+    static const struct model_runner_output answer = {.num_rows = 1};
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_with_ranks(&script, 1, &link);
+    bring(&script, "0:3", &model_runner_output_type, 7, &answer);
+    bring(&script, "0:3", &fault_type, -1, &(struct fault){.code = ERR_INTERNAL, .text = "old"});
+    link_begin(&link, EPOCH + 1);
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(50), &output), ERR_TIMEOUT, "in time");
+    assert_int_equal(script.num_read, 2);
+    close_script(&script, &link);
+}
+
+static void a_process_waits_for_a_place_until_its_old_holder_is_known_to_be_gone(void **state)
+{
+    struct hello hello = {.rank = 1, .world = 2, .pid = 77, .host = "h", .boot_id = "b",
+                          .build_id = build_id_text()};
+    const struct model_runner_output *output;
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_with_ranks(&script, 2, &link);
+    bring(&script, "1:9", &hello_type, -1, &hello);
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(50), &output), ERR_TIMEOUT, "in time");
+    assert_int_equal(script.num_sent, 2); /* a look at the old one, and a refusal */
+
+    script.is_cut = true; /* the old one's connection */
+    bring(&script, "1:9", &hello_type, -1, &hello);
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(50), &output), ERR_CLOSED,
+                 "rank 1 (process 0) is gone");
+    assert_int_equal(link.failed_rank, 1);
+    script.is_cut = false;
+    link_lose(&link, 1);
+    link_begin(&link, EPOCH + 1);
+    expect_fails(link_gather(&link, NULL, NULL, "{}", clock_deadline_ns(50)), ERR_TIMEOUT,
+                 "0 of 2 ranks have loaded the model");
+    assert_string_equal(link.rendezvous.ranks[1].peer, "1:9");
+    assert_int_equal(link.rendezvous.ranks[1].pid, 77);
     close_script(&script, &link);
 }
 
@@ -191,7 +333,7 @@ static void strangers_are_not_heard(void **state)
     struct link link;
 
     (void)state;
-    open_script(&script, 1, &link);
+    open_with_ranks(&script, 1, &link);
     bring(&script, "0:2", &model_runner_output_type, 7, &answer); /* of the epoch before */
     bring(&script, "5:3", &model_runner_output_type, 7, &answer);
     expect_fails(link_collect(&link, 7, clock_deadline_ns(50), &output), ERR_TIMEOUT, "in time");
@@ -206,6 +348,11 @@ int main(void)
         cmocka_unit_test(a_reply_counts_once_for_each_rank),
         cmocka_unit_test(an_answer_to_another_step_is_refused),
         cmocka_unit_test(silence_and_deadlines_end_the_wait),
+        cmocka_unit_test(of_two_that_stand_still_the_one_that_waits_for_nobody_hangs),
+        cmocka_unit_test(a_device_that_gets_ahead_may_take_its_time),
+        cmocka_unit_test(a_long_step_has_time_for_its_tokens),
+        cmocka_unit_test(messages_of_an_earlier_epoch_are_dropped),
+        cmocka_unit_test(a_process_waits_for_a_place_until_its_old_holder_is_known_to_be_gone),
         cmocka_unit_test(strangers_are_not_heard),
     };
 

@@ -83,10 +83,10 @@ static void who_does_not_fit_is_refused_with_both_values(void **state)
                  "rank 5 is not one of the 2 ranks of this engine");
     expect_fails(hello_of(&r, "0:3", twin, 3), ERR_MISMATCH,
                  "rank 0 came twice: process 100 on h, and process 999 on h");
-    expect_fails(hello_of(&r, "1:3", good_hello(1), 2), ERR_MISMATCH,
-                 "hello belongs to epoch 2, this one is 3");
     expect_fails(hello_of(&r, "0:3", good_hello(1), 3), ERR_MISMATCH,
-                 "rank 1 connected as '0:3', its name is '1:3'");
+                 "rank 1 connected as '0:3', its name begins with '1:'");
+    expect_fails(hello_of(&r, "11:3", good_hello(1), 3), ERR_MISMATCH,
+                 "rank 1 connected as '11:3', its name begins with '1:'");
     assert_int_equal(r.num_joined, 1);
     expect_fails(ready_of(&r, "1:3", 1, "m"), ERR_MISMATCH, "rank 1 is ready without a hello");
     expect_ok(hello_of(&r, "1:3", good_hello(1), 3));
@@ -94,6 +94,33 @@ static void who_does_not_fit_is_refused_with_both_values(void **state)
     expect_fails(ready_of(&r, "0:3", 0, "model-a"), ERR_MISMATCH, "rank 0 is ready twice");
     expect_fails(ready_of(&r, "1:3", 1, "model-b"), ERR_MISMATCH,
                  "rank 1 has loaded model model-b, rank 0 model model-a");
+}
+
+static void a_rank_that_is_lost_leaves_its_place_to_another_process(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(rendezvous) struct rendezvous r;
+    struct hello other = good_hello(1);
+
+    other.pid = 999;
+    rendezvous_init(&r, 2, 3);
+    expect_ok(hello_of(&r, "0:7", good_hello(0), 0));
+    expect_ok(hello_of(&r, "1:7", good_hello(1), 0));
+    expect_ok(ready_of(&r, "0:7", 0, "m"));
+    expect_ok(ready_of(&r, "1:7", 1, "m"));
+    rendezvous_lose(&r, 1);
+    rendezvous_begin(&r, 4);
+    assert_int_equal(r.num_joined, 1);
+    assert_int_equal(rendezvous_find(&r, "0:7"), 0);
+    assert_int_equal(rendezvous_find(&r, "1:7"), -1);
+    expect_fails(ready_of(&r, "1:7", 1, "m"), ERR_MISMATCH, "rank 1 is ready without a hello");
+    expect_ok(hello_of(&r, "1:8", other, 0));
+    expect_ok(ready_of(&r, "0:7", 0, "m"));
+    expect_fails(ready_of(&r, "1:8", 1, "another"), ERR_MISMATCH,
+                 "rank 1 has loaded model another, rank 0 model m");
+    expect_ok(ready_of(&r, "1:8", 1, "m"));
+    assert_true(rendezvous_is_complete(&r));
+    assert_int_equal(r.ranks[1].pid, 999);
 }
 
 static void the_run_directory_is_private_and_goes_away_with_its_files(void **state)
@@ -157,11 +184,14 @@ static void *join_engine(void *argument)
     AUTO_CLOSE(arena) struct arena arena = {0};
     AUTO_FREE(channel) struct channel *channel = NULL;
     const struct welcome *welcome = NULL;
+    uint32_t epoch;
 
     joiner->status = channel_connect(joiner->endpoint, "0:1", &channel);
     if (joiner->status == OK)
-        joiner->status = rendezvous_join(channel, 0, joiner->world, 1, clock_deadline_ns(20000),
-                                         &arena, &welcome);
+        joiner->status = rendezvous_join(channel, 0, joiner->world, clock_deadline_ns(20000), &arena,
+                                         &welcome, &epoch);
+    if (joiner->status == OK)
+        assert_int_equal(epoch, 1);
     snprintf(joiner->words, sizeof joiner->words, "%s",
              joiner->status == OK ? welcome->config : fail_text());
     return NULL;
@@ -208,6 +238,7 @@ static void a_worker_gets_the_settings_or_the_reason(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(ranks_join_and_become_ready),
     cmocka_unit_test(who_does_not_fit_is_refused_with_both_values),
+        cmocka_unit_test(a_rank_that_is_lost_leaves_its_place_to_another_process),
     cmocka_unit_test(the_run_directory_is_private_and_goes_away_with_its_files),
     cmocka_unit_test(what_dead_engines_left_is_swept_and_what_living_ones_use_is_not),
     cmocka_unit_test(a_worker_gets_the_settings_or_the_reason),

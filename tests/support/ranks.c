@@ -165,7 +165,6 @@ static enum status play_model(const struct rank *self, struct device *dev, struc
                    &(struct model_options){
                        .rank = self->rank,
                        .world = script->world,
-                       .comm = comm,
                        .max_batched_tokens = most_rows(script),
                        .max_logit_rows = most_rows(script),
                        .max_position = blocks_of_request(script) * KV_BLOCK_TOKENS,
@@ -174,6 +173,7 @@ static enum status play_model(const struct rank *self, struct device *dev, struc
     TRY(model_alloc_kv(model, blocks_of_request(script) * script->num_requests));
     if (self->rank == 0)
         model_observe(model, script->observer, script->user);
+    model_connect(model, comm);
     return play_steps(self, model, comm);
 }
 

@@ -134,10 +134,12 @@ struct model_comm_bytes model_comm_bytes(const struct model_config *config, int3
     };
 }
 
-static void find_common(struct model *model, const struct comm *comm)
+void model_connect(struct model *model, struct comm *comm)
 {
     struct slab slab = {.base = comm ? comm_shared(comm) : NULL};
 
+    model->pass.comm = comm;
+    model->pass.common = (struct activations){0};
     if (!slab.base)
         return;
     slab.bytes = model_comm_bytes(&model->config, model->max_rows).shared;
@@ -174,13 +176,12 @@ static void fill_ropes(struct model *model)
                   });
 }
 
-static void connect_pass(struct model *model, struct device *dev, struct comm *comm)
+static void make_pass(struct model *model, struct device *dev)
 {
     struct pass *pass = &model->pass;
 
     pass->dev = dev;
     pass->kernels = device_kernels(dev);
-    pass->comm = comm;
     pass->config = &model->config;
     pass->shard = &model->shard;
     pass->weights = &model->weights;
@@ -202,7 +203,6 @@ enum status model_load(struct device *dev, const struct model_file *file,
     TRY(architecture_find(model->config.architecture, &model->architecture));
     TRY(check_config(&model->config));
     TRY(shard_init(&model->config, options->rank, options->world, &model->shard));
-    ASSERT(options->comm || options->world == 1);
     ASSERT(!options->inexact_sums || options->world == 1);
     TRY(weights_load(&model->weights, dev, file, &model->shard, &model->architecture->tensors,
                      options));
@@ -212,9 +212,8 @@ enum status model_load(struct device *dev, const struct model_file *file,
     TRY(slab_open(&model->workspaces, dev, "the workspaces of a step"));
     take_workspaces(model);
     deal_heads(model);
-    connect_pass(model, dev, options->comm);
+    make_pass(model, dev);
     model->pass.inexact_sums = options->inexact_sums;
-    find_common(model, options->comm);
     fill_ropes(model);
 
     *out = give(model);

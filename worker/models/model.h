@@ -23,7 +23,6 @@
 
 struct model_options {
     int32_t rank, world;
-    struct comm *comm;          /* NULL when world is 1; borrowed; with comm_shared, of model_comm_bytes */
     int32_t max_batched_tokens; /* rows of a step at most: sizes the workspaces */
     int32_t max_logit_rows;     /* rows whose logits are wanted in one step at most */
     int32_t max_position;       /* positions below this; sizes the RoPE tables */
@@ -47,6 +46,10 @@ struct model_comm_bytes model_comm_bytes(const struct model_config *config, int3
 MUST_USE enum status model_load(struct device *dev, const struct model_file *file,
                                 const struct model_options *options, struct model **out);
 void model_free(struct model *model); /* NULL is fine */
+
+/* How its ranks meet, before the first step and whenever they meet anew: borrowed; comm_shared, if any, is of
+ * model_comm_bytes. NULL when alone, or until then. */
+void model_connect(struct model *model, struct comm *comm);
 DEFINE_AUTO_FREE(model)
 
 const struct shard *model_shard(const struct model *model);
