@@ -114,7 +114,7 @@ static const struct ready ready = {.rank = 1,
 static const struct call call = {.id = 9, .name = "init_kv_cache", .args = "{\"num_blocks\": 7}"};
 static const struct reply reply = {.id = 9, .rank = 1, .status = OK, .text = "{}"};
 static const struct fault fault = {.rank = 1, .code = ERR_NO_MEMORY, .text = "no memory"};
-static const struct heartbeat heartbeat = {.rank = 1, .seq = 3, .step = -1, .ms_in_step = 0};
+static const struct heartbeat heartbeat = {.rank = 1, .seq = 3, .step = -1, .ms_in_step = 0, .progress = 70, .waits_for = 2};
 
 static const struct sample_message samples[NUM_SAMPLE_MESSAGES] = {
     {&hello_type, &hello},

@@ -22,7 +22,7 @@ LIVES = [["--executor", "uniproc"], ["--tp", 2],
 def fail_a_step(fault, *args):
     """The dump of a generate that failed so, and what it said."""
     folder = tempfile.mkdtemp(dir=tandem.path("."))
-    rc, out, err = tandem.run("generate", "--requests", REQUESTS, "--json", "--inject-fault", fault,
+    rc, out, err = tandem.run("generate", "--requests", REQUESTS, "--json", "--inject-fault", fault, "--max-restarts", "0",
                               "--dump-dir", folder, *args)
     assert rc == 1, (rc, out, err)
     # every request is answered, with the failure where it had not ended
@@ -99,8 +99,8 @@ class Replay(unittest.TestCase):
         folder = tempfile.mkdtemp(dir=tandem.path("."))
         done = subprocess.run(
             [tandem.PROGRAM, "generate", "--model", os.path.basename(MODEL), "--prompt", "hello",
-             "--max-tokens", "20", "--ignore-eos", "--inject-fault", "step=8,kind=error",
-             "--dump-dir", folder], capture_output=True, cwd=os.path.dirname(MODEL), timeout=60)
+             "--max-tokens", "20", "--ignore-eos", "--inject-fault", "step=8,kind=error", "--max-restarts", "0",
+             "--max-restarts", "0", "--dump-dir", folder], capture_output=True, cwd=os.path.dirname(MODEL), timeout=60)
         self.assertEqual(done.returncode, 1, done.stderr)
         path = glob.glob(folder + "/*")[0]
         with open(path) as file:
@@ -112,7 +112,7 @@ class Replay(unittest.TestCase):
 
     def test_a_server_writes_one_too(self):
         folder = tempfile.mkdtemp(dir=tandem.path("."))
-        with Server("--model", MODEL, "--inject-fault", "step=5,kind=error", "--dump-dir",
+        with Server("--model", MODEL, "--inject-fault", "step=5,kind=error", "--max-restarts", "0", "--dump-dir",
                     folder) as server:
             server.post("/v1/completions", {"prompt": "hello", "max_tokens": 20,
                                             "ignore_eos": True})

@@ -286,8 +286,8 @@ class Ends(unittest.TestCase):
                 server.process.send_signal(signal.SIGINT)
                 assert server.process.wait(5) == 1, server.log_text()
 
-    def test_a_killed_worker_is_told_to_everyone_who_waits(self):
-        with Server(*RANKS) as server:
+    def test_a_killed_worker_that_may_not_be_replaced_is_told_to_everyone_who_waits(self):
+        with Server(*RANKS, "--max-restarts", "0") as server:
             workers = children_of(server.process.pid)
             assert len(workers) == 2, workers
             with server.open_stream() as stream, server.open_stream(stream=False) as whole:

@@ -163,7 +163,7 @@ static void calls_out_of_order_are_refused_and_do_no_harm(void **state)
                  "before the KV cache was sized");
     expect_fails(worker_initialize_kv_cache(rank.worker, 0), ERR_MISMATCH, "1 block or more");
     expect_ok(worker_initialize_kv_cache(rank.worker, NUM_BLOCKS));
-    expect_fails(worker_initialize_kv_cache(rank.worker, NUM_BLOCKS), ERR_MISMATCH, "once");
+    expect_fails(worker_initialize_kv_cache(rank.worker, NUM_BLOCKS - 1), ERR_MISMATCH, "once");
 
     expect_fails(worker_prepare_inputs(rank.worker, -1, &sheet.plan), ERR_MISMATCH, "step -1");
     expect_fails(worker_execute_model(rank.worker, 0), ERR_MISMATCH,
