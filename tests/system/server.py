@@ -1,6 +1,6 @@
 """tandem serve for the tests that ask it, and plain HTTP to ask it with."""
-import glob
 import atexit
+import glob
 import http.client
 import json
 import os
