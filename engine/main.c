@@ -14,6 +14,7 @@ static const struct command {
     {"generate", cmd_generate, "prompts in, text out"},
     {"serve", cmd_serve, "answer OpenAI's HTTP API"},
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
+    {"token", cmd_token, "make the keys that an engine and its ranks share"},
     {"bench", cmd_bench, "parts of the engine, measured without a model"},
     {"replay", cmd_replay, "a step that failed, run again"},
     {"trace", cmd_trace, "what a trace file says: how busy the devices were, and a picture"},

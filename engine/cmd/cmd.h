@@ -11,6 +11,7 @@ int cmd_generate(int argc, char **argv);
 int cmd_grammar_host(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
+int cmd_token(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_trace(int argc, char **argv);
 int cmd_worker(int argc, char **argv);
