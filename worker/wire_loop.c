@@ -291,7 +291,7 @@ static enum status join(struct wire *wire)
     const struct welcome *welcome;
 
     rendezvous_name(options->rank, make_nonce(), name);
-    TRY(channel_connect(options->engine, name, &wire->channel));
+    TRY(channel_connect(options->engine, name, NULL, &wire->channel));
     TRY(rendezvous_join(wire->channel, options->rank, options->world,
                         clock_deadline_ns(JOIN_TIMEOUT_MS), &wire->arena, &welcome, &wire->epoch));
     return config_from_json(welcome->config, &wire->config);

@@ -114,7 +114,7 @@ static enum status join(struct null_worker *worker)
     uint32_t epoch;
 
     rendezvous_name(settings->rank, EPOCH, name);
-    TRY(channel_connect(settings->engine, name, &worker->channel));
+    TRY(channel_connect(settings->engine, name, NULL, &worker->channel));
     TRY(rendezvous_join(worker->channel, settings->rank, settings->world,
                         clock_deadline_ns(JOIN_TIMEOUT_MS), &worker->arena, &welcome, &epoch));
     return tell(worker, &ready_type, -1,

@@ -45,7 +45,7 @@ static enum status null_ranks_start(struct null_ranks *ranks, int32_t num_ranks)
 
     AUTO_MEM char *endpoint = mem_printf("ipc://%s/engine", ranks->run_dir.path);
 
-    TRY(channel_listen(endpoint, &channel));
+    TRY(channel_listen(endpoint, NULL, &channel));
     link_open(channel, num_ranks, EPOCH, &ranks->link);
     ranks->children = mem_new_array(struct child, (size_t)num_ranks);
     for (int32_t rank = 0; rank < num_ranks; rank++)

@@ -66,7 +66,7 @@ static enum status start_ranks(struct multiproc *multiproc, const struct executo
 
     TRY(run_dir_open(options->config->run_dir, &multiproc->run_dir));
     multiproc->endpoint = mem_printf("ipc://%s/engine", multiproc->run_dir.path);
-    TRY(channel_listen(multiproc->endpoint, &channel));
+    TRY(channel_listen(multiproc->endpoint, NULL, &channel));
     linked_open(&multiproc->linked, channel, 1, options->config);
     multiproc->linked.source = &source;
     multiproc->children = mem_new_array(struct child, (size_t)world);

@@ -1,6 +1,7 @@
 #include "proto/wire/channel.h"
 
 #include "proto/base/clock.h"
+#include "proto/wire/gate.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -14,16 +15,24 @@ struct zmq_channel {
     struct channel channel;
     void *context;
     void *socket;
-    void *monitor;
+    void *monitor; /* NULL with a gate */
     bool is_listener;
     int fd, monitor_fd;
     int32_t num_disconnects;
+    size_t max_frame; /* bytes that the other side takes */
+    char *endpoint;   /* where it listens */
+    const char *end;  /* why the connection has ended; "": it has not */
+
+    /* Of a listener on tcp. */
+    struct gate *gate;
+    struct zap *zap;
+    char allowed[CURVE_KEY_CHARS + 1]; /* the only public key that comes in */
     zmq_msg_t last; /* what channel_recv gave out */
 };
 
 static const struct channel_ops zmq_ops;
 
-static struct zmq_channel *of(struct channel *channel)
+static struct zmq_channel *of(const struct channel *channel)
 {
     return CONTAINER_OF(channel, struct zmq_channel, channel);
 }
@@ -55,18 +64,39 @@ static void drop_from_zmq(void *data, void *frame)
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
-static enum status check_endpoint(const char *endpoint)
+void channel_keys_of_engine(const struct token *token, struct channel_keys *out)
+{
+    out->mine = token->engine;
+    memcpy(out->peer, token->worker.public_key, sizeof out->peer);
+}
+
+void channel_keys_of_worker(const struct token *token, struct channel_keys *out)
+{
+    out->mine = token->worker;
+    memcpy(out->peer, token->engine.public_key, sizeof out->peer);
+}
+
+static enum status check_ipc(const char *endpoint)
 {
     static const size_t path_max = sizeof((struct sockaddr_un *)NULL)->sun_path - 1;
 
-    if (strncmp(endpoint, "tcp://", 6) == 0)
-        return fail(ERR_UNSUPPORTED, "%s is refused: tcp without CURVE keys is open to everyone",
-                    endpoint);
     if (strncmp(endpoint, "ipc://", 6) != 0)
-        return fail(ERR_INVALID, "'%s' is no endpoint; use ipc://PATH", endpoint);
+        return fail(ERR_INVALID, "'%.80s' is no endpoint; use ipc://PATH or tcp://HOST:PORT",
+                    endpoint);
     if (strlen(endpoint + 6) > path_max || endpoint[6] == '\0')
-        return fail(ERR_INVALID, "the socket's path %s has %zu bytes, it must have 1 to %zu",
+        return fail(ERR_INVALID, "the socket's path %.80s has %zu bytes, it must have 1 to %zu",
                     endpoint + 6, strlen(endpoint + 6), path_max);
+    return OK;
+}
+
+static enum status check_endpoint(const char *endpoint, const struct channel_keys *keys)
+{
+    if (!tcp_is_endpoint(endpoint))
+        return check_ipc(endpoint);
+    if (!keys)
+        return fail(ERR_UNSUPPORTED,
+                    "%.80s is refused: tcp without CURVE keys is open to everyone, so a token is "
+                    "wanted", endpoint);
     return OK;
 }
 
@@ -77,10 +107,8 @@ static void set_int(void *socket, int option, int value)
     ASSERT(rc == 0, "ZeroMQ option %d: %s", option, zmq_strerror(errno));
 }
 
-static void set_common_options(void *socket, int linger_ms)
+static void set_common_options(void *socket, int linger_ms, int64_t max_frame)
 {
-    int64_t max_frame = CHANNEL_MAX_FRAME;
-
     set_int(socket, ZMQ_LINGER, linger_ms);
     set_int(socket, ZMQ_SNDHWM, CHANNEL_MAX_QUEUE);
     set_int(socket, ZMQ_RCVHWM, CHANNEL_MAX_QUEUE);
@@ -100,11 +128,11 @@ static int get_fd(void *socket)
     return fd;
 }
 
-static enum status open_monitor(struct zmq_channel *channel)
+static enum status open_monitor(struct zmq_channel *channel, int events)
 {
     static const char address[] = "inproc://monitor";
 
-    if (zmq_socket_monitor(channel->socket, address, ZMQ_EVENT_DISCONNECTED) != 0 ||
+    if (zmq_socket_monitor(channel->socket, address, events) != 0 ||
         !(channel->monitor = zmq_socket(channel->context, ZMQ_PAIR)) ||
         zmq_connect(channel->monitor, address) != 0)
         return fail(ERR_IO, "the channel cannot be watched: %s", zmq_strerror(errno));
@@ -120,50 +148,110 @@ static enum status open_socket(int type, struct channel **out)
     opened->ops = &zmq_ops;
     zmq_msg_init(&channel->last);
     channel->is_listener = type == ZMQ_ROUTER;
+    channel->max_frame = CHANNEL_MAX_FRAME;
+    channel->end = "";
     channel->context = zmq_ctx_new();
     channel->socket = channel->context ? zmq_socket(channel->context, type) : NULL;
     if (!channel->socket)
         return fail(ERR_IO, "no ZeroMQ socket: %s", zmq_strerror(errno));
     channel->fd = get_fd(channel->socket);
-    TRY(open_monitor(channel));
     *out = give(opened);
     return OK;
 }
 
-enum status channel_listen(const char *endpoint, struct channel **out)
+static enum status listen_on_ipc(struct zmq_channel *channel, const char *endpoint)
+{
+    set_common_options(channel->socket, 0, CHANNEL_MAX_FRAME);
+    TRY(open_monitor(channel, ZMQ_EVENT_DISCONNECTED));
+    if (zmq_bind(channel->socket, endpoint) != 0)
+        return fail(ERR_IO, "%s cannot be listened on: %s", endpoint, zmq_strerror(errno));
+    channel->endpoint = mem_strdup(endpoint);
+    return OK;
+}
+
+static bool is_allowed(void *user, const char *public_key)
+{
+    const struct zmq_channel *channel = user;
+
+    return strcmp(public_key, channel->allowed) == 0;
+}
+
+static enum status listen_on_tcp(struct zmq_channel *channel, const char *endpoint,
+                                 const struct channel_keys *keys)
+{
+    memcpy(channel->allowed, keys->peer, sizeof channel->allowed);
+    set_common_options(channel->socket, 0, CHANNEL_MAX_TCP_ANSWER);
+    TRY(zap_start(channel->context, is_allowed, channel, &channel->zap));
+    TRY(curve_as_server(channel->socket, &keys->mine));
+    TRY(gate_open(channel->context, channel->socket, endpoint, &channel->gate));
+    channel->monitor_fd = gate_fd(channel->gate);
+    channel->endpoint = mem_strdup(gate_endpoint(channel->gate));
+    return OK;
+}
+
+enum status channel_listen(const char *endpoint, const struct channel_keys *keys,
+                           struct channel **out)
 {
     AUTO_FREE(channel) struct channel *channel = NULL;
     void *socket;
 
-    TRY(check_endpoint(endpoint));
+    TRY(check_endpoint(endpoint, keys));
     TRY(open_socket(ZMQ_ROUTER, &channel));
     socket = of(channel)->socket;
-    set_common_options(socket, 0);
     set_int(socket, ZMQ_ROUTER_MANDATORY, 1);
     set_int(socket, ZMQ_ROUTER_HANDOVER, 1);
-    if (zmq_bind(socket, endpoint) != 0)
-        return fail(ERR_IO, "%s cannot be listened on: %s", endpoint, zmq_strerror(errno));
+    TRY(tcp_is_endpoint(endpoint) ? listen_on_tcp(of(channel), endpoint, keys)
+                                  : listen_on_ipc(of(channel), endpoint));
     *out = give(channel);
     return OK;
 }
 
-enum status channel_connect(const char *endpoint, const char *name, struct channel **out)
+/* A name is resolved here, where it can fail with a sentence, and ZeroMQ gets the number. */
+static enum status prepare_tcp(struct zmq_channel *channel, const char *endpoint,
+                               const struct channel_keys *keys,
+                               char numeric_out[static TCP_MAX_TEXT + 1])
+{
+    struct tcp_address address;
+
+    TRY(tcp_resolve(endpoint, false, &address));
+    tcp_print(&address, numeric_out);
+    set_int(channel->socket, ZMQ_IPV6, tcp_is_ipv6(&address));
+    set_int(channel->socket, ZMQ_CONNECT_TIMEOUT, 3000);
+    channel->max_frame = CHANNEL_MAX_TCP_ANSWER;
+    return curve_as_client(channel->socket, &keys->mine, keys->peer);
+}
+
+enum status channel_connect(const char *endpoint, const char *name,
+                            const struct channel_keys *keys, struct channel **out)
 {
     AUTO_FREE(channel) struct channel *channel = NULL;
+    char numeric[TCP_MAX_TEXT + 1];
     size_t name_size = strlen(name);
+    bool is_tcp = tcp_is_endpoint(endpoint);
     void *socket;
 
     ASSERT(name_size > 0 && name_size <= CHANNEL_MAX_NAME, "name '%s'", name);
-    TRY(check_endpoint(endpoint));
+    TRY(check_endpoint(endpoint, keys));
     TRY(open_socket(ZMQ_DEALER, &channel));
     socket = of(channel)->socket;
-    set_common_options(socket, 200);
+    set_common_options(socket, 200, CHANNEL_MAX_FRAME);
     set_int(socket, ZMQ_RECONNECT_IVL, -1);
     zmq_setsockopt(socket, ZMQ_ROUTING_ID, name, name_size);
-    if (zmq_connect(socket, endpoint) != 0)
+    if (is_tcp)
+        TRY(prepare_tcp(of(channel), endpoint, keys, numeric));
+    TRY(open_monitor(of(channel), ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED |
+                                      ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                                      ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                                      ZMQ_EVENT_HANDSHAKE_FAILED_AUTH));
+    if (zmq_connect(socket, is_tcp ? numeric : endpoint) != 0)
         return fail(ERR_IO, "%s cannot be reached: %s", endpoint, zmq_strerror(errno));
     *out = give(channel);
     return OK;
+}
+
+const char *channel_endpoint(const struct channel *opened)
+{
+    return of(opened)->endpoint;
 }
 
 static void free_channel(struct channel *opened)
@@ -179,8 +267,11 @@ static void free_channel(struct channel *opened)
         set_int(channel->monitor, ZMQ_LINGER, 0);
         zmq_close(channel->monitor);
     }
+    gate_free(channel->gate);
+    zap_free(channel->zap);
     if (channel->context)
         zmq_ctx_term(channel->context);
+    mem_free(channel->endpoint);
     mem_free(channel);
 }
 
@@ -203,9 +294,9 @@ static enum status send_frame(struct channel *opened, const char *peer, struct f
     zmq_msg_t message;
 
     ASSERT(channel->is_listener == (peer != NULL));
-    if (frame->bytes.size > CHANNEL_MAX_FRAME)
-        return fail(ERR_FULL, "a frame of %zu bytes is not sent, the limit is %d",
-                    frame->bytes.size, CHANNEL_MAX_FRAME);
+    if (frame->bytes.size > channel->max_frame)
+        return fail(ERR_FULL, "a frame of %zu bytes is not sent, the limit is %zu",
+                    frame->bytes.size, channel->max_frame);
     if (peer && zmq_send(channel->socket, peer, strlen(peer), ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
         return refused(peer);
     atomic_fetch_add_explicit(&frame->num_users, 1, memory_order_relaxed);
@@ -257,6 +348,8 @@ static bool recv_frame(struct channel *opened, struct received *out)
                 continue;
         }
         bool has_more = zmq_msg_more(&channel->last);
+        if (channel->gate)
+            gate_know(channel->gate, &channel->last);
         out->data = zmq_msg_data(&channel->last);
         out->size = zmq_msg_size(&channel->last);
         if (!has_more)
@@ -294,18 +387,50 @@ bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received 
     return true;
 }
 
+/* The first that says anything counts; later ones follow from it. */
+static const char *end_of(const struct zmq_channel *channel, uint16_t event)
+{
+    if (*channel->end)
+        return channel->end;
+    switch (event) {
+    case ZMQ_EVENT_CLOSED:
+        return "nobody listens there";
+    case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+        return "it does not let this key in: has it another token?";
+    case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+    case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return "it hung up before keys were agreed on: has it another token, or is it something else?";
+    default:
+        return "it has closed the connection";
+    }
+}
+
 static int32_t num_disconnects(struct channel *opened)
 {
     struct zmq_channel *channel = of(opened);
     zmq_msg_t part;
 
-    /* An event is two parts: its number, and the address. Only one kind is watched. */
+    if (channel->gate)
+        return gate_num_gone(channel->gate);
+    /* An event is two parts: its number with a value, and the address. */
     zmq_msg_init(&part);
-    while (zmq_msg_recv(&part, channel->monitor, ZMQ_DONTWAIT) >= 0)
-        if (zmq_msg_more(&part))
-            channel->num_disconnects++;
+    while (zmq_msg_recv(&part, channel->monitor, ZMQ_DONTWAIT) >= 0) {
+        uint16_t event = 0;
+
+        if (!zmq_msg_more(&part) || zmq_msg_size(&part) < sizeof event)
+            continue;
+        memcpy(&event, zmq_msg_data(&part), sizeof event);
+        channel->end = end_of(channel, event);
+        channel->num_disconnects += event == ZMQ_EVENT_DISCONNECTED || event == ZMQ_EVENT_CLOSED;
+    }
     zmq_msg_close(&part);
     return channel->num_disconnects;
+}
+
+const char *channel_end(struct channel *opened)
+{
+    num_disconnects(opened);
+    return of(opened)->end;
 }
 
 static const struct channel_ops zmq_ops = {

@@ -7,7 +7,9 @@
  * not mended: the worker joins again under a new name. ZeroMQ's own heartbeat
  * finds a cut link within 2 s, also on one host.
  *
- * Endpoints: ipc://PATH in a directory of mode 0700. Plain tcp is refused.
+ * Endpoints: ipc://PATH in a directory of mode 0700, or tcp://HOST:PORT (proto/wire/tcp.h) with keys.
+ * Over tcp all is encrypted, and the engine hears only who holds the worker's key: whoever else connects
+ * gets nothing, and cannot grow without bound (proto/wire/gate.h). Plain tcp is refused.
  *
  * ZeroMQ tells of changes, not of states: before channel_poll, call channel_recv
  * until it says false, with no send after that.
@@ -21,10 +23,12 @@
 #ifndef PROTO_WIRE_CHANNEL_H
 #define PROTO_WIRE_CHANNEL_H
 
-#include "proto/base/memory.h"
+#include "proto/wire/curve.h"
 
 enum {
     CHANNEL_MAX_FRAME = 512 << 20, /* bytes; a peer that sends more is cut off */
+    /* The same of what a worker sends over tcp. Strangers can make the engine hold one each. */
+    CHANNEL_MAX_TCP_ANSWER = 16 << 20,
     CHANNEL_MAX_QUEUE = 64,        /* frames per peer: steps in flight are two */
     CHANNEL_MAX_NAME = 63,
 };
@@ -70,8 +74,27 @@ struct channel {
     const struct channel_ops *ops;
 };
 
-MUST_USE enum status channel_listen(const char *endpoint, struct channel **out);
-MUST_USE enum status channel_connect(const char *endpoint, const char *name, struct channel **out);
+/* What tcp:// wants; ipc:// goes without. */
+struct channel_keys {
+    struct curve_pair mine;
+    char peer[CURVE_KEY_CHARS + 1]; /* the other side's public key */
+};
+
+void channel_keys_of_engine(const struct token *token, struct channel_keys *out);
+void channel_keys_of_worker(const struct token *token, struct channel_keys *out);
+
+/* `keys` are copied; NULL: tcp is refused, ERR_UNSUPPORTED. ERR_INVALID, ERR_NOT_FOUND: no such endpoint;
+ * ERR_IO. */
+MUST_USE enum status channel_listen(const char *endpoint, const struct channel_keys *keys,
+                                    struct channel **out);
+/* Succeeds also where nobody listens: channel_num_disconnects tells, over tcp after 3 s at most where
+ * nothing answers. */
+MUST_USE enum status channel_connect(const char *endpoint, const char *name,
+                                     const struct channel_keys *keys, struct channel **out);
+/* Of one that channel_listen made: where it listens, with the port that it has got. */
+const char *channel_endpoint(const struct channel *channel);
+/* Of one that channel_connect made: why the connection has ended, or was not made; before that "". */
+const char *channel_end(struct channel *channel);
 
 /* What a worker sent last may still go out, for at most 200 ms. NULL is fine. */
 static inline void channel_free(struct channel *channel)
@@ -109,8 +132,8 @@ static inline void channel_poll(struct channel *channel, struct pollfd *fds, siz
 /* Parks until something has come or the deadline passes: false. */
 bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received *out);
 
-/* How many connections have ended since it was opened; ZeroMQ does not tell whose. On the worker's
- * side one is the end. On the engine's side a send to each peer finds it, ERR_CLOSED, a millisecond
+/* How many connections have ended since it was opened, over tcp of peers that had said something; ZeroMQ
+ * does not tell whose. On the worker's side one is the end, also of one that was never made. On the engine's side a send to each peer finds it, ERR_CLOSED, a millisecond
  * or two later: until then a frame may still be accepted, and is lost with the peer. */
 static inline int32_t channel_num_disconnects(struct channel *channel)
 {

@@ -35,7 +35,7 @@ static int open_engine(void **state)
 
     struct fixture *f = *state;
 
-    return channel_listen(f->endpoint, &f->engine) == OK ? 0 : -1;
+    return channel_listen(f->endpoint, NULL, &f->engine) == OK ? 0 : -1;
 }
 
 static int close_engine(void **state)
@@ -82,7 +82,7 @@ static void one_frame_serves_every_peer_and_comes_back(void **state)
 
     for (int i = 0; i < 3; i++) {
         snprintf(name, sizeof name, "%d:1", i);
-        expect_ok(channel_connect(f->endpoint, name, &workers[i]));
+        expect_ok(channel_connect(f->endpoint, name, NULL, &workers[i]));
         expect_greeting(f, workers[i], name);
         expect_ok(channel_send(f->engine, name, frame));
     }
@@ -117,7 +117,7 @@ static void a_peer_that_does_not_read_fills_its_queue_and_nothing_is_dropped(voi
     int num_sent = 0, num_received = 0;
     static char large[1 << 16];
 
-    expect_ok(channel_connect(f->endpoint, "0:1", &worker));
+    expect_ok(channel_connect(f->endpoint, "0:1", NULL, &worker));
     expect_greeting(f, worker, "0:1");
     for (; status == OK && num_sent < 100000; num_sent += status == OK) {
         AUTO_FREE(frame) struct frame *frame = frame_of(large, sizeof large);
@@ -145,12 +145,12 @@ static void the_death_of_a_peer_is_noticed_at_once(void **state)
         struct channel *worker;
 
         if (read(ends[0], &byte, 1) == 1 &&
-            channel_connect(f->endpoint, "0:1", &worker) == OK &&
+            channel_connect(f->endpoint, "0:1", NULL, &worker) == OK &&
             channel_send(worker, NULL, frame) == OK)
             pause();
         _exit(1);
     }
-    expect_ok(channel_listen(f->endpoint, &f->engine));
+    expect_ok(channel_listen(f->endpoint, NULL, &f->engine));
     assert_int_equal(write(ends[1], "", 1), 1);
     assert_true(channel_wait(f->engine, soon(), &received));
     assert_int_equal(channel_num_disconnects(f->engine), 0);
@@ -173,7 +173,7 @@ static void a_worker_notices_that_the_engine_is_gone(void **state)
     struct fixture *f = *state;
     struct channel *worker;
 
-    expect_ok(channel_connect(f->endpoint, "0:1", &worker));
+    expect_ok(channel_connect(f->endpoint, "0:1", NULL, &worker));
     expect_greeting(f, worker, "0:1");
     channel_free(f->engine);
     f->engine = NULL;
@@ -191,12 +191,12 @@ static void endpoints_that_are_open_to_everyone_are_refused(void **state)
 
     (void)state;
     memset(long_path + 6, 'x', 200);
-    expect_fails(channel_listen("tcp://127.0.0.1:0", &channel), ERR_UNSUPPORTED,
+    expect_fails(channel_listen("tcp://127.0.0.1:0", NULL, &channel), ERR_UNSUPPORTED,
                  "tcp://127.0.0.1:0 is refused");
-    expect_fails(channel_connect("tcp://h:1", "0:1", &channel), ERR_UNSUPPORTED, "CURVE");
-    expect_fails(channel_listen("udp://x", &channel), ERR_INVALID, "no endpoint");
-    expect_fails(channel_listen(long_path, &channel), ERR_INVALID, "has 200 bytes, it must have 1 to 107");
-    expect_fails(channel_listen("ipc:///no/such/folder/x", &channel), ERR_IO,
+    expect_fails(channel_connect("tcp://h:1", "0:1", NULL, &channel), ERR_UNSUPPORTED, "CURVE");
+    expect_fails(channel_listen("udp://x", NULL, &channel), ERR_INVALID, "no endpoint");
+    expect_fails(channel_listen(long_path, NULL, &channel), ERR_INVALID, "has 200 bytes, it must have 1 to 107");
+    expect_fails(channel_listen("ipc:///no/such/folder/x", NULL, &channel), ERR_IO,
                  "cannot be listened on");
 }
 
@@ -208,7 +208,7 @@ static void *echo(void *argument)
     struct channel *worker;
     struct received received;
 
-    if (channel_connect(f->endpoint, "0:1", &worker) != OK)
+    if (channel_connect(f->endpoint, "0:1", NULL, &worker) != OK)
         return NULL;
     AUTO_FREE(frame) struct frame *hello = frame_of("hi", 2);
     enum status status = channel_send(worker, NULL, hello);

@@ -186,7 +186,7 @@ static void *join_engine(void *argument)
     const struct welcome *welcome = NULL;
     uint32_t epoch;
 
-    joiner->status = channel_connect(joiner->endpoint, "0:1", &channel);
+    joiner->status = channel_connect(joiner->endpoint, "0:1", NULL, &channel);
     if (joiner->status == OK)
         joiner->status = rendezvous_join(channel, 0, joiner->world, clock_deadline_ns(20000), &arena,
                                          &welcome, &epoch);
@@ -212,7 +212,7 @@ static struct joiner join_as_one_of(int32_t world)
     rendezvous_init(&r, 1, 1);
     expect_ok(run_dir_open(NULL, &dir));
     snprintf(joiner.endpoint, sizeof joiner.endpoint, "ipc://%s/engine", dir.path);
-    expect_ok(channel_listen(joiner.endpoint, &engine));
+    expect_ok(channel_listen(joiner.endpoint, NULL, &engine));
     assert_int_equal(pthread_create(&thread, NULL, join_engine, &joiner), 0);
     assert_true(channel_wait(engine, clock_deadline_ns(20000), &in));
     expect_ok(message_decode(in.data, in.size, &arena, &message));
