@@ -1,5 +1,6 @@
 #include "engine/bench/bench.h"
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/exit_code.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -123,7 +124,7 @@ static int bench_main(const struct bench *bench, int argc, char **argv)
     if (status != OK)
         fprintf(stderr, "tandem bench %s: %s\n", bench->name, fail_text());
     options_close(&sets[0]);
-    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+    return exit_code_of(status);
 }
 
 static int refuse_unknown(const char *name)

@@ -1,7 +1,7 @@
 /*
  * cmd: the subcommands. Each is a file of this folder and a row in engine/main.c; argv[0] is the
- * subcommand's name. They answer --help themselves and return the exit status: 0 done, 1 it
- * failed or a part of the input was refused, 2 the command line is wrong.
+ * subcommand's name. They answer --help themselves and return the exit status: one of exit_code.h,
+ * 1 where a part of the input was refused.
  */
 #ifndef ENGINE_CMD_CMD_H
 #define ENGINE_CMD_CMD_H

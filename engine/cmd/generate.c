@@ -1,4 +1,5 @@
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/exit_code.h"
 #include "engine/cmd/generate_options.h"
 #include "engine/front/structured_outputs.h"
 #include "engine/front/front.h"
@@ -15,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 128 + SIGINT, DEFAULT_PROMPT_TOKENS = 256 };
+enum { EXIT_INTERRUPTED = EXIT_SIGNAL + SIGINT, DEFAULT_PROMPT_TOKENS = 256 };
 
 struct totals { /* of the sequences that were answered */
     int64_t num_answers;
@@ -447,7 +448,7 @@ static int answer_all(struct run *run)
     for (;;) {
         feed(run);
         if (list_is_empty(&run->live))
-            return run->num_failed > 0 ? 1 : 0;
+            return run->num_failed > 0 ? EXIT_OTHER : EXIT_CLEAN;
         if (wait_for_news(run))
             return EXIT_INTERRUPTED;
         front_poll(run->front);
@@ -489,7 +490,7 @@ static int close_run(struct run *run, int exit_status)
     mem_free(run->line);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         fprintf(stderr, "tandem generate: writing the answers failed: %m\n");
-        return MAX(exit_status, 1);
+        return exit_status == EXIT_CLEAN ? EXIT_IO : exit_status;
     }
     return exit_status;
 }
@@ -497,7 +498,7 @@ static int close_run(struct run *run, int exit_status)
 static int complain(enum status status)
 {
     fprintf(stderr, "tandem generate: %s\n", fail_text());
-    return status == ERR_INVALID ? EXIT_USAGE : 1;
+    return exit_code_of(status);
 }
 
 /* What goes well is not told unless asked for: stderr has the phases and the totals. */

@@ -1,5 +1,7 @@
 #include "engine/cmd/inner.h"
 
+#include "engine/cmd/exit_code.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -24,6 +26,6 @@ bool cmd_parse(const char *name, const struct option_set *set, const char *usage
         return true;
     fprintf(stderr, "tandem %s: %s\n", name, fail_text());
     options_close(set);
-    *exit_out = 2;
+    *exit_out = EXIT_WRONG_USAGE;
     return false;
 }

@@ -1,4 +1,5 @@
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/exit_code.h"
 #include "engine/front/front.h"
 #include "engine/server/http.h"
 #include "engine/server/server.h"
@@ -166,5 +167,5 @@ int cmd_serve(int argc, char **argv)
         fprintf(stderr, "tandem serve: %s\n", fail_text());
     options_close(&set);
     config_close(&config);
-    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+    return exit_code_of(status);
 }

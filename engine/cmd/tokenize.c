@@ -1,4 +1,5 @@
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/exit_code.h"
 #include "engine/text/tokenizer.h"
 #include "engine/text/utf8.h"
 
@@ -30,7 +31,7 @@ struct options {
     bool decode;
 };
 
-enum { EXIT_USAGE = 2, GO_ON = -1 };
+enum { GO_ON = -1 };
 
 /* GO_ON, or the exit status. */
 static int parse_options(int argc, char **argv, struct options *options)
@@ -56,17 +57,17 @@ static int parse_options(int argc, char **argv, struct options *options)
             return 0;
         default: /* getopt has said what is wrong */
             fputs("'tandem tokenize --help' explains the options.\n", stderr);
-            return EXIT_USAGE;
+            return EXIT_WRONG_USAGE;
         }
     }
     if (optind < argc) {
         fprintf(stderr, "tandem tokenize: '%s' is no option; texts are read from stdin\n",
                 argv[optind]);
-        return EXIT_USAGE;
+        return EXIT_WRONG_USAGE;
     }
     if (!options->model) {
         fputs("tandem tokenize: --model FILE is missing\n", stderr);
-        return EXIT_USAGE;
+        return EXIT_WRONG_USAGE;
     }
     return GO_ON;
 }
@@ -238,9 +239,10 @@ int cmd_tokenize(int argc, char **argv)
 
     if (early != GO_ON)
         return early;
-    if (open_tokenizer(options.model, &tokenizer) != OK) {
+    enum status status = open_tokenizer(options.model, &tokenizer);
+    if (status != OK) {
         fprintf(stderr, "tandem tokenize: %s\n", fail_text());
-        return 1;
+        return exit_code_of(status);
     }
     /* An answer leaves as soon as its line is whole: a program may talk to us line by line. */
     setvbuf(stdout, NULL, _IOLBF, 1 << 16);
@@ -252,7 +254,7 @@ int cmd_tokenize(int argc, char **argv)
                 num_refused == 1 ? "" : "s");
     if (ferror(stdin) || fflush(stdout) != 0 || ferror(stdout)) {
         fprintf(stderr, "tandem tokenize: reading or writing failed: %m\n");
-        return 1;
+        return EXIT_IO;
     }
-    return num_refused ? 1 : 0;
+    return num_refused ? EXIT_OTHER : EXIT_CLEAN;
 }

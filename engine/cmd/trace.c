@@ -1,4 +1,5 @@
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/exit_code.h"
 #include "engine/trace/report.h"
 #include "engine/trace/svg.h"
 #include "proto/config/option.h"
@@ -115,5 +116,5 @@ int cmd_trace(int argc, char **argv)
     if (status != OK)
         fprintf(stderr, "tandem trace: %s\n", fail_text());
     options_close(&set);
-    return status == OK ? 0 : status == ERR_INVALID ? 2 : 1;
+    return exit_code_of(status);
 }

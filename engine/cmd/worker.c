@@ -1,4 +1,5 @@
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/exit_code.h"
 #include "engine/cmd/inner.h"
 
 #include "proto/base/log.h"
@@ -53,5 +54,5 @@ int cmd_worker(int argc, char **argv)
                                                        .rank = settings.rank,
                                                        .world = settings.world});
     options_close(&set);
-    return status == OK ? 0 : 1;
+    return exit_code_of(status);
 }

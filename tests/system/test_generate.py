@@ -173,7 +173,7 @@ class BadInput(unittest.TestCase):
         self.assertEqual((rc, err), (2, "tandem generate: --model FILE is missing\n"))
 
     def test_a_trace_that_cannot_be_written_is_told_before_the_work(self):
-        self.refused(1, "--trace /no/such/folder/x: No such file", "--prompt", "x", "--trace",
+        self.refused(74, "--trace /no/such/folder/x: No such file", "--prompt", "x", "--trace",
                      "/no/such/folder/x")
 
     def test_prompts(self):
