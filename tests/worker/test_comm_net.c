@@ -1,0 +1,539 @@
+#include "tests/support/expect.h"
+
+#include "proto/base/clock.h"
+#include "tests/support/comm_promises.h"
+#include "worker/comm_net.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MAX_RANKS = 8, JOIN_MS = 30000, ROUNDS = 40 };
+
+/* What ranks tell each other beside their comm, as the engine would: seen by all processes. */
+struct board {
+    char endpoints[MAX_RANKS][128];
+    _Atomic int num_listening, num_ready;
+};
+
+static struct board *board;
+static struct curve_pair keys;
+
+/* A rank: where it differs from the others, a test says so. */
+struct rank {
+    int32_t rank, world, epoch;
+    uint64_t session;
+    int64_t buffer_bytes, join_ms;
+    const struct curve_pair *keys;
+};
+
+static struct rank usual(int32_t rank, int32_t world)
+{
+    return (struct rank){.rank = rank, .world = world, .epoch = 4, .session = 0xabc, .keys = &keys,
+                         .buffer_bytes = PROMISE_BUFFER_BYTES, .join_ms = JOIN_MS};
+}
+
+static void begin(void)
+{
+    if (!board)
+        board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(board, MAP_FAILED);
+    memset(board, 0, sizeof *board);
+    expect_ok(curve_pair_new(&keys));
+}
+
+static void wait_for(_Atomic int *number, int at_least)
+{
+    while (atomic_load(number) < at_least)
+        usleep(500);
+}
+
+static enum status listen_as(const struct rank *rank, struct comm_net **out)
+{
+    TRY(comm_net_listen("tcp://127.0.0.1:0", rank->keys, out));
+    snprintf(board->endpoints[rank->rank], sizeof board->endpoints[0], "%s",
+             comm_net_endpoint(*out));
+    atomic_fetch_add(&board->num_listening, 1);
+    return OK;
+}
+
+static enum status join_as(const struct rank *rank, struct comm_net *net, struct comm **out)
+{
+    const char *endpoints[MAX_RANKS];
+
+    for (int r = 0; r < MAX_RANKS; r++)
+        endpoints[r] = board->endpoints[r];
+    return comm_net_join(net,
+                         &(struct comm_net_group){
+                             .rank = rank->rank,
+                             .world = rank->world,
+                             .session = rank->session,
+                             .epoch = rank->epoch,
+                             .endpoints = endpoints,
+                             .buffer_bytes = rank->buffer_bytes,
+                         },
+                         clock_deadline_ns(rank->join_ms), out);
+}
+
+/* Listens, waits until all do, and joins. */
+static enum status open_as(const struct rank *rank, struct comm **out)
+{
+    AUTO_FREE(comm_net) struct comm_net *net = NULL;
+
+    TRY(listen_as(rank, &net));
+    wait_for(&board->num_listening, rank->world);
+    TRY(join_as(rank, net, out));
+    net = NULL;
+    return OK;
+}
+
+/* ---- ranks that are processes --------------------------------------------------------------- */
+
+/* What a rank does once it has joined, in a process of its own; the status it exits with: 0 is well. */
+typedef int (*rank_act)(struct comm *comm, const struct rank *rank);
+
+static pid_t start(const struct rank *rank, rank_act act)
+{
+    pid_t pid = fork();
+    struct comm *comm;
+    int status;
+
+    assert_true(pid >= 0);
+    if (pid > 0)
+        return pid;
+    if (open_as(rank, &comm) != OK) {
+        fprintf(stderr, "# rank %d: %s\n", rank->rank, fail_text());
+        _exit(100);
+    }
+    atomic_fetch_add(&board->num_ready, 1);
+    status = act(comm, rank);
+    if (status != 0)
+        fprintf(stderr, "# rank %d: %s\n", rank->rank, fail_text());
+    comm_close(comm);
+    _exit(status);
+}
+
+static void expect_exits(const pid_t *pids, int num_pids, int wanted)
+{
+    for (int i = 0; i < num_pids; i++) {
+        int status;
+
+        assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+        assert_int_equal(WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status), wanted);
+    }
+}
+
+static int keep_promises(struct comm *comm, const struct rank *rank)
+{
+    return comm_keeps_its_promises(comm, rank->rank, rank->world, ROUNDS) && !comm_shared(comm) ? 0
+                                                                                                : 1;
+}
+
+/* Every rank of a world as a process that does the same. */
+static void start_all(int32_t world, rank_act act, pid_t *pids)
+{
+    begin();
+    for (int32_t r = 0; r < world; r++) {
+        struct rank rank = usual(r, world);
+
+        pids[r] = start(&rank, act);
+    }
+}
+
+static void every_rank_gets_the_same_sums(void **state)
+{
+    static const int32_t worlds[] = {1, 2, 3, 5};
+    pid_t pids[MAX_RANKS];
+
+    (void)state;
+    for (size_t w = 0; w < COUNT_OF(worlds); w++) {
+        start_all(worlds[w], keep_promises, pids);
+        expect_exits(pids, worlds[w], 0);
+    }
+}
+
+static int shm_fd;
+
+static double odd_number(unsigned *seed)
+{
+    return ldexp((double)rand_r(seed) - RAND_MAX / 2, rand_r(seed) % 100 - 50);
+}
+
+/* Numbers whose sum depends on the order in which they are added. */
+static int compare_with_shared_memory(struct comm *comm, const struct rank *rank)
+{
+    unsigned seed = (unsigned)rank->rank;
+    double here[1500], there[1500];
+    struct comm *shm;
+    char path[32];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", shm_fd);
+    if (comm_open(path, rank->rank, rank->world, &shm) != OK)
+        return 1;
+    for (size_t i = 0; i < COUNT_OF(here); i++)
+        here[i] = there[i] = odd_number(&seed);
+    if (comm_all_reduce_f64(comm, here, COUNT_OF(here)) != OK ||
+        comm_all_reduce_f64(shm, there, COUNT_OF(there)) != OK)
+        return 2;
+    comm_close(shm);
+    return memcmp(here, there, sizeof here) == 0 ? 0 : 3;
+}
+
+static void the_bits_are_those_of_shared_memory(void **state)
+{
+    pid_t pids[5];
+    char path[32];
+
+    (void)state;
+    shm_fd = memfd_create("comm", 0);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", shm_fd);
+    expect_ok(comm_create(path, 5, PROMISE_BUFFER_BYTES, 0));
+    start_all(5, compare_with_shared_memory, pids);
+    expect_exits(pids, 5, 0);
+    close(shm_fd);
+}
+
+static int meet_once(struct comm *comm, const struct rank *rank)
+{
+    (void)rank;
+    return comm_barrier(comm) == OK ? 0 : 1;
+}
+
+/* Who leaves first has sent all that the others wait for. */
+static void the_last_exchange_arrives_though_ranks_leave_at_once(void **state)
+{
+    pid_t pids[MAX_RANKS];
+
+    (void)state;
+    for (int round = 0; round < 8; round++) {
+        start_all(3, meet_once, pids);
+        expect_exits(pids, 3, 0);
+    }
+}
+
+/* Ranks 0 and 1 wait for rank 2, which does not come. */
+static int wait_for_the_dead(struct comm *comm, const struct rank *rank)
+{
+    double x[2] = {1, 2};
+    char wanted[160];
+    enum status status;
+
+    if (rank->rank == 2)
+        for (;;)
+            pause();
+    status = comm_all_reduce_f64(comm, x, 2);
+    snprintf(wanted, sizeof wanted, "rank 2 (%s) is gone", board->endpoints[2]);
+    if (status != ERR_CLOSED || strcmp(fail_text(), wanted) != 0)
+        return 1;
+    return comm_barrier(comm) == ERR_CLOSED && strcmp(fail_text(), wanted) == 0 ? 0 : 2;
+}
+
+static void a_rank_that_is_killed_is_named_to_who_waits_for_it(void **state)
+{
+    pid_t pids[3];
+
+    (void)state;
+    start_all(3, wait_for_the_dead, pids);
+    wait_for(&board->num_ready, 3);
+    usleep(20000);
+    kill(pids[2], SIGKILL);
+    expect_exits(pids, 2, 0);
+    expect_exits(pids + 2, 1, -SIGKILL);
+}
+
+/* Rank 2's connections are to others; ranks below 0 there are none: so rank 0's death is seen by those who
+ * connected to it. */
+static int wait_for_the_first(struct comm *comm, const struct rank *rank)
+{
+    if (rank->rank == 0)
+        for (;;)
+            pause();
+    return comm_barrier(comm) == ERR_CLOSED && strncmp(fail_text(), "rank 0 (", 8) == 0 ? 0 : 1;
+}
+
+static void whoever_connected_to_a_rank_that_is_killed_is_told_too(void **state)
+{
+    pid_t pids[3];
+
+    (void)state;
+    start_all(3, wait_for_the_first, pids);
+    wait_for(&board->num_ready, 3);
+    kill(pids[0], SIGKILL);
+    expect_exits(pids + 1, 2, 0);
+    expect_exits(pids, 1, -SIGKILL);
+}
+
+static int do_not_agree(struct comm *comm, const struct rank *rank)
+{
+    static const char *const wanted[] = {
+        ") has a sum of 24 bytes in exchange 1, this rank a sum of 16",
+        ") has a sum of 16 bytes in exchange 1, this rank a sum of 24"};
+    double x[3] = {0};
+
+    if (comm_all_reduce_f64(comm, x, 2 + rank->rank) != ERR_MISMATCH)
+        return 1;
+    return strstr(fail_text(), wanted[rank->rank]) ? 0 : 2;
+}
+
+static int do_something_else(struct comm *comm, const struct rank *rank)
+{
+    float x = 0;
+
+    if ((rank->rank == 0 ? comm_barrier(comm) : comm_all_reduce_f32_disjoint(comm, &x, 1)) !=
+        ERR_MISMATCH)
+        return 1;
+    return strstr(fail_text(), rank->rank == 0 ? "a disjoint sum of 4 bytes in exchange 1, this "
+                                                 "rank a barrier of 0"
+                                               : "a barrier of 0 bytes in exchange 1")
+               ? 0
+               : 2;
+}
+
+static void ranks_that_do_not_do_the_same_are_refused_with_both_sizes(void **state)
+{
+    pid_t pids[2];
+
+    (void)state;
+    start_all(2, do_not_agree, pids);
+    expect_exits(pids, 2, 0);
+    start_all(2, do_something_else, pids);
+    expect_exits(pids, 2, 0);
+}
+
+/* ---- ranks that are threads ----------------------------------------------------------------- */
+
+struct thread {
+    pthread_t thread;
+    struct rank rank;
+    struct comm *comm;
+    enum status status;
+    char text[512];
+};
+
+static void *open_thread(void *argument)
+{
+    struct thread *self = argument;
+
+    self->status = open_as(&self->rank, &self->comm);
+    snprintf(self->text, sizeof self->text, "%s", fail_text());
+    return NULL;
+}
+
+static void start_opening(struct thread *self)
+{
+    assert_int_equal(pthread_create(&self->thread, NULL, open_thread, self), 0);
+}
+
+static void close_all(struct thread *threads, int num_threads)
+{
+    for (int i = 0; i < num_threads; i++)
+        comm_close(threads[i].comm);
+}
+
+/* Two ranks, joined; threads[1].rank may differ from the usual. */
+static void open_two(struct thread *threads)
+{
+    for (int i = 0; i < 2; i++)
+        start_opening(&threads[i]);
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i].thread, NULL);
+}
+
+static void *wait_thread(void *argument)
+{
+    struct thread *self = argument;
+
+    self->status = comm_barrier(self->comm);
+    snprintf(self->text, sizeof self->text, "%s", fail_text());
+    return NULL;
+}
+
+static void an_abort_wakes_who_waits_and_tells_the_others(void **state)
+{
+    struct thread threads[3];
+
+    (void)state;
+    begin();
+    for (int i = 0; i < 3; i++) {
+        threads[i] = (struct thread){.rank = usual(i, 3)};
+        start_opening(&threads[i]);
+    }
+    for (int i = 0; i < 3; i++)
+        pthread_join(threads[i].thread, NULL);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(threads[i].status, OK);
+    /* Ranks 0 and 1 wait for rank 2; somebody stops rank 1. */
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i].thread, NULL, wait_thread, &threads[i]), 0);
+    usleep(20000);
+    comm_abort(threads[1].comm);
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i].thread, NULL);
+    assert_int_equal(threads[1].status, ERR_ABORTED);
+    assert_string_equal(threads[1].text, "rank 1 was told to stop");
+    assert_int_equal(threads[0].status, ERR_ABORTED);
+    assert_non_null(strstr(threads[0].text, ") tells all to stop"));
+    /* The parts of the others are there: that exchange may still succeed. */
+    if (comm_barrier(threads[2].comm) == OK)
+        expect_fails(comm_barrier(threads[2].comm), ERR_ABORTED, ") tells all to stop");
+    for (int i = 0; i < 3; i++)
+        expect_fails(comm_barrier(threads[i].comm), ERR_ABORTED, "stop");
+    close_all(threads, 3);
+}
+
+static void an_abort_ends_a_join(void **state)
+{
+    struct thread thread = {.rank = usual(0, 2)};
+    struct comm_net *net;
+    struct comm *comm;
+
+    (void)state;
+    begin();
+    snprintf(board->endpoints[1], sizeof board->endpoints[1], "tcp://127.0.0.1:1");
+    expect_ok(listen_as(&thread.rank, &net));
+    comm_net_abort(net);
+    expect_fails(join_as(&thread.rank, net, &comm), ERR_ABORTED, "rank 0 was told to stop");
+    comm_net_free(net);
+}
+
+static void a_rank_of_an_earlier_epoch_is_refused_and_the_others_meet(void **state)
+{
+    struct thread threads[2] = {{.rank = usual(0, 2)}, {.rank = usual(1, 2)}};
+    struct rank stale = usual(1, 2);
+    struct comm_net *net = NULL;
+    struct comm *comm;
+
+    (void)state;
+    begin();
+    stale.epoch = 3;
+    expect_ok(listen_as(&stale, &net));
+    atomic_store(&board->num_listening, 0);
+    start_opening(&threads[0]);
+    wait_for(&board->num_listening, 1);
+    atomic_fetch_add(&board->num_listening, 1); /* rank 0 joins, and meets the stale one */
+    expect_fails(join_as(&stale, net, &comm), ERR_MISMATCH,
+                 ") refuses: rank 1 is of epoch 3, not 4");
+    comm_net_free(net);
+    atomic_store(&board->num_listening, 1);
+    start_opening(&threads[1]);
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i].thread, NULL);
+        assert_int_equal(threads[i].status, OK);
+    }
+    close_all(threads, 2);
+}
+
+/* How rank 1 differs, and what rank 0 tells it. */
+static const struct {
+    int64_t buffer_bytes;
+    uint64_t session;
+    int32_t world;
+    const char *refusal;
+} strangers[] = {
+    {PROMISE_BUFFER_BYTES, 0xabd, 2, "refuses: rank 1 is of job 0000000000000abd, not "
+                                     "0000000000000abc"},
+    {2 * PROMISE_BUFFER_BYTES, 0xabc, 2, "refuses: rank 1 exchanges 8192 bytes at once, not 4096"},
+    {PROMISE_BUFFER_BYTES, 0xabc, 3, "refuses: rank 1 is one of 3 ranks, not of 2"},
+};
+
+static void who_is_not_of_the_group_is_told_why(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(strangers); i++) {
+        struct thread threads[2] = {{.rank = usual(0, 2)}, {.rank = usual(1, 2)}};
+
+        begin();
+        for (int r = 1; r < 3; r++)
+            snprintf(board->endpoints[r], sizeof board->endpoints[r], "tcp://127.0.0.1:1");
+        threads[0].rank.join_ms = 500;
+        threads[1].rank.session = strangers[i].session;
+        threads[1].rank.buffer_bytes = strangers[i].buffer_bytes;
+        threads[1].rank.world = strangers[i].world;
+        atomic_store(&board->num_listening, strangers[i].world - 2);
+        open_two(threads);
+        if (!strstr(threads[1].text, strangers[i].refusal))
+            fail_msg("\"%s\" lacks \"%s\"", threads[1].text, strangers[i].refusal);
+        assert_int_equal(threads[1].status, ERR_MISMATCH);
+        assert_int_equal(threads[0].status, ERR_TIMEOUT);
+        assert_non_null(strstr(threads[0].text, "rank 0 waited in vain for rank 1 (tcp://"));
+    }
+}
+
+static void who_does_not_hold_the_key_is_not_let_in(void **state)
+{
+    struct thread threads[2] = {{.rank = usual(0, 2)}, {.rank = usual(1, 2)}};
+    struct curve_pair others, mixed;
+
+    (void)state;
+    begin();
+    expect_ok(curve_pair_new(&others));
+    /* Of another job. */
+    threads[0].rank.join_ms = 500;
+    threads[1].rank.keys = &others;
+    open_two(threads);
+    assert_int_equal(threads[0].status, ERR_TIMEOUT);
+    assert_int_equal(threads[1].status, ERR_CLOSED);
+    assert_non_null(strstr(threads[1].text, "nobody listens there, or with other keys"));
+
+    /* Who knows the public key, but not the secret one. */
+    begin();
+    mixed = others;
+    memcpy(mixed.public_key, keys.public_key, sizeof mixed.public_key);
+    threads[0].rank.join_ms = 500;
+    threads[1].rank.keys = &mixed;
+    open_two(threads);
+    assert_int_equal(threads[0].status, ERR_TIMEOUT);
+    assert_int_equal(threads[1].status, ERR_CLOSED);
+}
+
+static void a_rank_whose_process_is_gone_cannot_be_reached(void **state)
+{
+    struct thread thread = {.rank = usual(1, 2)};
+    struct comm_net *net = NULL;
+
+    (void)state;
+    begin();
+    expect_ok(listen_as(&(struct rank){.rank = 0, .keys = &keys}, &net));
+    comm_net_free(net); /* its endpoint is on the board still */
+    start_opening(&thread);
+    pthread_join(thread.thread, NULL);
+    assert_int_equal(thread.status, ERR_CLOSED);
+    assert_non_null(strstr(thread.text, "rank 0 (tcp://127.0.0.1:"));
+    assert_non_null(strstr(thread.text, ") cannot be reached: nobody listens there"));
+}
+
+static void addresses_that_nobody_could_connect_to_are_refused(void **state)
+{
+    struct comm_net *net = NULL;
+
+    (void)state;
+    begin();
+    expect_fails(comm_net_listen("tcp://*:0", &keys, &net), ERR_INVALID, "every interface");
+    expect_fails(comm_net_listen("tcp://0.0.0.0:0", &keys, &net), ERR_INVALID, "every interface");
+    expect_fails(comm_net_listen("ipc:///tmp/x", &keys, &net), ERR_INVALID,
+                 "ranks listen on tcp://IP:0, 'ipc:///tmp/x' is none");
+    expect_fails(comm_net_listen("tcp://192.0.2.1:0", &keys, &net), ERR_INVALID,
+                 "tcp://192.0.2.1:0 cannot be listened on");
+    assert_null(net);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(every_rank_gets_the_same_sums),
+    cmocka_unit_test(the_bits_are_those_of_shared_memory),
+    cmocka_unit_test(the_last_exchange_arrives_though_ranks_leave_at_once),
+    cmocka_unit_test(a_rank_that_is_killed_is_named_to_who_waits_for_it),
+    cmocka_unit_test(whoever_connected_to_a_rank_that_is_killed_is_told_too),
+    cmocka_unit_test(ranks_that_do_not_do_the_same_are_refused_with_both_sizes),
+    cmocka_unit_test(an_abort_wakes_who_waits_and_tells_the_others),
+    cmocka_unit_test(an_abort_ends_a_join),
+    cmocka_unit_test(a_rank_of_an_earlier_epoch_is_refused_and_the_others_meet),
+    cmocka_unit_test(who_is_not_of_the_group_is_told_why),
+    cmocka_unit_test(who_does_not_hold_the_key_is_not_let_in),
+    cmocka_unit_test(a_rank_whose_process_is_gone_cannot_be_reached),
+    cmocka_unit_test(addresses_that_nobody_could_connect_to_are_refused),
+};
+TEST_MAIN(tests)
