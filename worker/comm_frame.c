@@ -28,6 +28,7 @@ static const struct {
     [COMM_HELLO] = {"a hello", COMM_HELLO_BYTES, COMM_HELLO_BYTES},
     [COMM_REFUSED] = {"a refusal", 0, COMM_MAX_SENTENCE},
     [COMM_ABORT] = {"an abort", 0, 0},
+    [COMM_LEAVE] = {"a leave", 0, 0},
     [COMM_SUM] = {"a sum", 0, COMM_MAX_BYTES},
     [COMM_DISJOINT] = {"a disjoint sum", 0, COMM_MAX_BYTES},
     [COMM_BARRIER] = {"a barrier", 0, 0},

@@ -16,6 +16,7 @@ enum comm_kind {
     COMM_HELLO,   /* a comm_hello: the first frame of either side */
     COMM_REFUSED, /* a sentence: why a hello is not welcome */
     COMM_ABORT,   /* nothing: all are to stop */
+    COMM_LEAVE,   /* nothing: the last frame of a rank that needs nothing more */
     COMM_SUM,     /* doubles; this and the following have a number of exchange */
     COMM_DISJOINT, /* floats */
     COMM_BARRIER, /* nothing */

@@ -24,9 +24,9 @@
 enum {
     MAX_ID = 255,        /* of a connection to a router */
     MAX_ENDPOINT = 127,
-    LINGER_MS = 1000,    /* for the last exchange's frames, when all is well */
-    FAREWELL_MS = 200,   /* for the news that all are to stop */
-    MAX_QUEUE = 16,      /* frames a peer: two, and what is said beside them */
+    LINGER_MS = 200,     /* for the news that all are to stop */
+    LEAVE_MS = 1000,     /* for the others to leave too */
+    MAX_QUEUE = 16,      /* received frames a peer; then it is not read any more */
     LINE = 64,
 };
 
@@ -52,8 +52,7 @@ struct rank {
     size_t id_bytes;
     int connection; /* the same as the router's monitor calls it: a descriptor; -1 */
 
-    bool is_secure, has_joined, is_gone;
-    bool refuses_key;
+    bool is_secure, refuses_key, has_joined, has_left, is_gone;
     uint32_t received; /* the last exchange */
     struct part parts[2]; /* [exchange & 1] */
 };
@@ -81,6 +80,7 @@ struct comm_net {
     void *memory;         /* of all parts */
     size_t memory_bytes;
     uint32_t exchange; /* the last one */
+    bool is_leaving;
 
     /* Ours, then a dealer's and its monitor's for every rank below. ZeroMQ tells of changes, not of
      * states: revents stays set until there is nothing more to read. */
@@ -120,8 +120,10 @@ static void set_options(void *socket, const char *endpoint)
 {
     int64_t max_frame = COMM_HEADER_BYTES + COMM_MAX_BYTES;
 
-    set_int(socket, ZMQ_LINGER, FAREWELL_MS);
-    set_int(socket, ZMQ_SNDHWM, MAX_QUEUE);
+    set_int(socket, ZMQ_LINGER, LINGER_MS);
+    /* No limit: ranks in step have two frames under way at most, while ZeroMQ, which looks only now and then
+     * how many have gone, takes 16 that went long ago for a full queue. */
+    set_int(socket, ZMQ_SNDHWM, 0);
     set_int(socket, ZMQ_RCVHWM, MAX_QUEUE);
     set_int(socket, ZMQ_HEARTBEAT_IVL, 500);
     set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
@@ -219,11 +221,10 @@ const char *comm_net_endpoint(const struct comm_net *net)
     return net->endpoint;
 }
 
-static void close_socket(void *socket, int linger_ms)
+static void close_socket(void *socket)
 {
     if (!socket)
         return;
-    set_int(socket, ZMQ_LINGER, linger_ms);
     zmq_socket_monitor(socket, NULL, 0);
     zmq_close(socket);
 }
@@ -236,22 +237,19 @@ static void close_monitor(struct monitor *monitor)
     zmq_close(monitor->socket);
 }
 
-static void stop_all(struct comm_net *net);
+static void leave(struct comm_net *net);
 
 void comm_net_free(struct comm_net *net)
 {
-    int linger_ms;
-
     if (!net)
         return;
-    if (net->broken == OK && atomic_load(&net->is_aborted))
-        stop_all(net);
-    linger_ms = net->broken == OK ? LINGER_MS : FAREWELL_MS;
+    if (net->fds && net->broken == OK)
+        leave(net);
     for (int32_t r = 0; net->ranks && r < net->self.world; r++) {
-        close_socket(net->ranks[r].dealer, linger_ms);
+        close_socket(net->ranks[r].dealer);
         close_monitor(&net->ranks[r].monitor);
     }
-    close_socket(net->router, linger_ms);
+    close_socket(net->router);
     close_monitor(&net->router_monitor);
     zmq_msg_close(&net->id);
     zmq_msg_close(&net->body);
@@ -344,14 +342,12 @@ static void send_hello(struct comm_net *net, struct rank *rank)
     send_to(net, rank, &message);
 }
 
-/* Who waits on other ranks learns that all are to stop. */
-static void stop_all(struct comm_net *net)
+/* A frame without payload, beside the exchanges. */
+static void tell_all(struct comm_net *net, enum comm_kind kind)
 {
     zmq_msg_t message;
 
-    if (!net->fds)
-        return;
-    frame_init(&message, COMM_ABORT, 0, 0);
+    frame_init(&message, kind, 0, 0);
     send_to_all(net, &message);
 }
 
@@ -368,8 +364,8 @@ static enum status break_down(struct comm_net *net, enum status status)
 static enum status check_usable(struct comm_net *net)
 {
     if (atomic_load_explicit(&net->is_aborted, memory_order_relaxed)) {
-        if (net->broken == OK)
-            stop_all(net);
+        if (net->broken == OK && net->fds)
+            tell_all(net, COMM_ABORT);
         return fail(ERR_ABORTED, "rank %d was told to stop", net->self.rank);
     }
     return net->broken == OK ? OK : fail(net->broken, "%s", net->why);
@@ -462,6 +458,10 @@ static enum status take_frame(struct comm_net *net, struct rank *rank)
     if (frame.kind == COMM_ABORT)
         return fail(ERR_ABORTED, "rank %d (%s) tells all to stop", number_of(net, rank),
                     rank->endpoint);
+    if (frame.kind == COMM_LEAVE) {
+        rank->has_left = true;
+        return OK;
+    }
     if (frame.kind < COMM_SUM)
         return fail(ERR_CORRUPT, "rank %d (%s) sends %s once more", number_of(net, rank),
                     rank->endpoint, comm_kind_name(frame.kind));
@@ -651,13 +651,16 @@ static enum status take_some(struct comm_net *net, bool *may_have_more_out)
 
 /* ---- waiting --------------------------------------------------------------------------------- */
 
-/* Has it done what is waited for: joined (exchange 0), or sent its part of this exchange? */
+/* Has it done what is waited for: joined (exchange 0), sent its part of this exchange, or left? */
 static bool is_here(const struct comm_net *net, int32_t r)
 {
     const struct rank *rank = &net->ranks[r];
 
-    return r == net->self.rank ||
-           (rank->has_joined && (int32_t)(rank->received - net->exchange) >= 0);
+    if (r == net->self.rank)
+        return true;
+    if (net->is_leaving)
+        return rank->has_left || rank->is_gone;
+    return rank->has_joined && (int32_t)(rank->received - net->exchange) >= 0;
 }
 
 static const struct rank *first_missing(const struct comm_net *net)
@@ -704,6 +707,18 @@ static enum status wait_for_all(struct comm_net *net, int64_t deadline_ns)
         park(net, deadline_ns);
     }
     return OK;
+}
+
+/* A socket that is closed may keep its last bytes to itself, though told to linger: so a rank stays until the
+ * others have all they need, which they say when they leave too. */
+static void leave(struct comm_net *net)
+{
+    if (check_usable(net) != OK)
+        return;
+    net->is_leaving = true;
+    tell_all(net, COMM_LEAVE);
+    if (wait_for_all(net, clock_deadline_ns(LEAVE_MS)) != OK)
+        log_debug("rank %d leaves before others: %s", net->self.rank, fail_text());
 }
 
 /* ---- join ------------------------------------------------------------------------------------ */

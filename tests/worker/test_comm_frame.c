@@ -41,7 +41,7 @@ static void what_does_not_hold_together_is_refused(void **state)
     (void)state;
     expect_fails(comm_frame_read(bytes, 15, &frame), ERR_CORRUPT, "15 bytes, a header has 16");
     write_frame(NUM_COMM_KINDS, 0, bytes);
-    expect_fails(comm_frame_read(bytes, 16, &frame), ERR_CORRUPT, "kind 7");
+    expect_fails(comm_frame_read(bytes, 16, &frame), ERR_CORRUPT, "kind 8");
     write_frame(COMM_SUM, 8, bytes);
     expect_fails(comm_frame_read(bytes, 16 + 16, &frame), ERR_CORRUPT,
                  "a sum of 16 bytes says that it has 8");
