@@ -1,16 +1,20 @@
 #include "worker/wire_loop.h"
 
 #include "proto/base/clock.h"
+#include "proto/base/cpus.h"
 #include "proto/base/log.h"
 #include "proto/base/trace.h"
 #include "proto/config/config.h"
 #include "proto/wire/channel.h"
 #include "proto/wire/rendezvous.h"
+#include "proto/wire/tcp.h"
+#include "worker/comm_net.h"
 #include "worker/worker.h"
 
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
@@ -25,12 +29,14 @@ struct wire {
     struct sim_device sim; /* with --sim */
     struct model_file *model;
     struct worker *worker;
+    struct comm_net *net; /* listens, until the ranks meet */
     struct worker_memory memory; /* once it is loaded */
     int64_t start_ns, loaded_ns;
     int64_t beat_at_ns;
     int64_t num_beats;
     bool is_aborted; /* another rank is lost: what comes is for nobody until the next WELCOME */
     bool stops;
+    enum status outcome; /* when it stops */
 };
 
 static enum status tell(struct wire *wire, const struct message_type *type, int64_t step,
@@ -126,12 +132,14 @@ static enum status on_sample(struct wire *wire, const struct message *message)
     return worker_sample(wire->worker, message->header.step, message->body);
 }
 
-static enum status call_initialize_kv_cache(struct wire *wire, const json_t *args)
+static enum status call_initialize_kv_cache(struct wire *wire, const json_t *args,
+                                            struct bytes *reply)
 {
     json_int_t num_blocks = json_integer_value(json_object_get(args, "num_blocks"));
 
     if (num_blocks < 1 || num_blocks > INT32_MAX)
         return fail(ERR_MISMATCH, "%lld KV blocks", (long long)num_blocks);
+    (void)reply;
     return worker_initialize_kv_cache(wire->worker, (int32_t)num_blocks);
 }
 
@@ -141,37 +149,96 @@ static enum status read_path(const json_t *args, const char **out)
     return *out ? OK : fail(ERR_MISMATCH, "no path to memory that the ranks share");
 }
 
-static enum status call_create_shared(struct wire *wire, const json_t *args)
+static enum status call_create_shared(struct wire *wire, const json_t *args, struct bytes *reply)
 {
     const char *path;
 
+    (void)reply;
     TRY(read_path(args, &path));
     return worker_create_shared(wire->worker, path);
 }
 
-static enum status call_connect(struct wire *wire, const json_t *args)
+/* Where other ranks reach this one: the reply is its endpoint. */
+static enum status call_listen(struct wire *wire, const json_t *args, struct bytes *reply)
 {
-    const char *path;
+    const struct worker_main_options *options = &wire->options;
+    char address[TCP_MAX_TEXT + 1];
 
-    TRY(read_path(args, &path));
-    return worker_connect(wire->worker, path);
+    (void)args;
+    if (!options->token)
+        return fail(ERR_MISMATCH, "ranks of several hosts need a token, and this one has none");
+    if (options->comm_address)
+        snprintf(address, sizeof address, "%s", options->comm_address);
+    else
+        TRY(tcp_own_address(options->engine, address));
+    comm_net_free(give(wire->net));
+    TRY(comm_net_listen(address, &options->token->worker, &wire->net));
+    bytes_printf(reply, "\"%s\"", comm_net_endpoint(wire->net));
+    return OK;
+}
+
+/* How the ranks meet: {"path"} of memory that those of one host share, or {"session", "endpoints"} of all. */
+static enum status call_connect(struct wire *wire, const json_t *args, struct bytes *reply)
+{
+    const struct worker_main_options *options = &wire->options;
+    const json_t *list = json_object_get(args, "endpoints");
+    const char *session = json_string_value(json_object_get(args, "session")), *path;
+
+    (void)reply;
+    if (!list) {
+        TRY(read_path(args, &path));
+        return worker_connect(wire->worker, path);
+    }
+    if (!wire->net || !session || json_array_size(list) != (size_t)options->world)
+        return fail(ERR_MISMATCH, "%zu endpoints of %d ranks%s", json_array_size(list),
+                    options->world, wire->net ? "" : ", and this one does not listen");
+
+    const char **endpoints = mem_new_array(const char *, (size_t)options->world);
+    struct comm_net_group group = {.rank = options->rank,
+                                   .world = options->world,
+                                   .session = strtoull(session, NULL, 16),
+                                   .epoch = (int32_t)wire->epoch,
+                                   .endpoints = endpoints};
+    enum status status = OK;
+
+    for (int32_t rank = 0; rank < options->world && status == OK; rank++) {
+        endpoints[rank] = json_string_value(json_array_get(list, (size_t)rank));
+        if (!endpoints[rank])
+            status = fail(ERR_MISMATCH, "the endpoint of rank %d is no text", rank);
+    }
+    if (status == OK)
+        status = worker_connect_net(wire->worker, give(wire->net), &group);
+    mem_free(endpoints);
+    return status;
+}
+
+/* Whoever started this process is to start another in its place. */
+static enum status call_restart(struct wire *wire, const json_t *args, struct bytes *reply)
+{
+    (void)args;
+    (void)reply;
+    wire->stops = true;
+    wire->outcome = fail(ERR_ABORTED, "the engine wants another process in this rank's place");
+    return OK;
 }
 
 static const struct {
     const char *name;
-    enum status (*run)(struct wire *wire, const json_t *args);
+    enum status (*run)(struct wire *wire, const json_t *args, struct bytes *reply); /* JSON, or nothing */
 } calls[] = {
     {"create_shared", call_create_shared},
+    {"listen", call_listen},
     {"connect", call_connect},
     {"initialize_kv_cache", call_initialize_kv_cache},
+    {"restart", call_restart},
 };
 
-static enum status run_call(struct wire *wire, const struct call *call)
+static enum status run_call(struct wire *wire, const struct call *call, struct bytes *reply)
 {
     for (size_t i = 0; i < COUNT_OF(calls); i++)
         if (strcmp(calls[i].name, call->name) == 0) {
             json_t *args = json_loads(call->args, 0, NULL); /* NULL has no members either */
-            enum status status = calls[i].run(wire, args);
+            enum status status = calls[i].run(wire, args, reply);
 
             json_decref(args);
             return status;
@@ -182,13 +249,16 @@ static enum status run_call(struct wire *wire, const struct call *call)
 static enum status on_call(struct wire *wire, const struct message *message)
 {
     const struct call *call = message->body;
-    enum status status = run_call(wire, call);
+    AUTO_CLOSE(bytes) struct bytes reply = {0};
+    enum status status = run_call(wire, call, &reply);
 
     return tell(wire, &reply_type, -1,
                 &(struct reply){.id = call->id,
                                 .rank = wire->options.rank,
                                 .status = (int32_t)status,
-                                .text = status == OK ? "" : fail_text()});
+                                .text = status != OK     ? fail_text()
+                                        : reply.size > 0 ? bytes_text(&reply)
+                                                         : ""});
 }
 
 static enum status on_shutdown(struct wire *wire, const struct message *message)
@@ -288,13 +358,29 @@ static enum status join(struct wire *wire)
 {
     const struct worker_main_options *options = &wire->options;
     char name[CHANNEL_MAX_NAME + 1];
+    struct channel_keys keys;
     const struct welcome *welcome;
 
     rendezvous_name(options->rank, make_nonce(), name);
-    TRY(channel_connect(options->engine, name, NULL, &wire->channel));
+    if (options->token)
+        channel_keys_of_worker(options->token, &keys);
+    TRY(channel_connect(options->engine, name, options->token ? &keys : NULL, &wire->channel));
     TRY(rendezvous_join(wire->channel, options->rank, options->world,
                         clock_deadline_ns(JOIN_TIMEOUT_MS), &wire->arena, &welcome, &wire->epoch));
     return config_from_json(welcome->config, &wire->config);
+}
+
+/* The engine knows the cores of its own host alone. */
+static int32_t num_threads(const struct wire *wire)
+{
+    AUTO_FREE(cpus) struct cpus *cpus = NULL;
+
+    if (wire->config.threads > 0)
+        return wire->config.threads;
+    if (cpus_open(NULL, &cpus) == OK)
+        return MAX(cpus_num_cores(cpus) / wire->options.local_world, 1);
+    log_warn("%s; the device has one thread", fail_text());
+    return 1;
 }
 
 static enum status start(struct wire *wire)
@@ -316,7 +402,9 @@ static enum status start(struct wire *wire)
         TRY(sim_file_read(config->sim, &wire->sim, &tp));
     return worker_new(&(struct worker_options){.rank = options->rank,
                                                .world = options->world,
-                                               .num_threads = config->threads,
+                                               .local_rank = options->local_rank,
+                                               .local_world = options->local_world,
+                                               .num_threads = num_threads(wire),
                                                .binds_threads = strcmp(config->cpu_bind, "none") != 0,
                                                .inexact_sums = !config->exact_sums,
                                                .isa = config->isa,
@@ -358,7 +446,7 @@ static enum status serve(struct wire *wire)
             return fail(ERR_CLOSED, "the engine is gone");
         park(wire);
     }
-    return OK;
+    return wire->outcome;
 }
 
 static enum status join_and_serve(struct wire *wire)
@@ -387,7 +475,7 @@ enum status worker_main(const struct worker_main_options *options)
     log_set_role("worker", options->rank);
     config_init(&wire.config);
     status = join_and_serve(&wire);
-    if (status != OK && status != ERR_CLOSED) {
+    if (status != OK && status != ERR_CLOSED && !wire.stops) {
         AUTO_MEM char *cause = mem_strdup(fail_text());
 
         /* The engine says it in its log, with the step. */
@@ -402,6 +490,7 @@ enum status worker_main(const struct worker_main_options *options)
     if (wire.worker)
         worker_abort(wire.worker); /* its device, or another's, may wait for a rank that is gone */
     worker_free(wire.worker);
+    comm_net_free(wire.net);
     model_file_free(wire.model);
     config_close(&wire.config);
     channel_free(wire.channel);

@@ -10,13 +10,16 @@
 #ifndef WORKER_WIRE_LOOP_H
 #define WORKER_WIRE_LOOP_H
 
-#include "proto/base/status.h"
+#include "proto/wire/curve.h"
 
 #include <stdint.h>
 
 struct worker_main_options {
-    const char *engine; /* endpoint to join */
+    const char *engine;        /* ipc://PATH or tcp://HOST:PORT */
+    const struct token *token; /* for tcp; NULL: there is none */
     int32_t rank, world;
+    int32_t local_rank, local_world; /* among the ranks of this host, which share its cores */
+    const char *comm_address; /* tcp://IP:0, where other hosts' ranks reach this one; NULL: where the engine does */
 };
 
 /*

@@ -6,6 +6,7 @@
 #include "proto/base/log.h"
 #include "proto/base/mailbox.h"
 #include "proto/base/trace.h"
+#include "worker/comm_net.h"
 #include "worker/input_batch.h"
 #include "worker/models/model.h"
 #include "worker/prompt_logprobs.h"
@@ -22,6 +23,8 @@ enum { NUM_STEPS = 2 }; /* staged or running at a time: slot step & 1 */
 
 /* One rank's share of an exchange at most; longer sums go in pieces. */
 enum { MIN_COMM_BYTES = 1 << 20 };
+/* The engine tells all ranks at once; and the wire thread waits, so it is to be less than what makes a rank silent. */
+enum { MEET_TIMEOUT_MS = 2000 };
 
 /* From an abort to the device's return: the rest of a kernel, and the waits that follow it. */
 enum { RESET_TIMEOUT_MS = 2000 };
@@ -41,7 +44,9 @@ struct command {
     enum verb verb;
     int64_t step;
     int32_t num_blocks; /* VERB_INITIALIZE_KV_CACHE */
-    const char *path;   /* VERB_CONNECT; borrowed until it is answered */
+    const char *path;   /* VERB_CONNECT; borrowed until it is answered; NULL: */
+    struct comm_net *net; /* owned */
+    struct comm_net_group group;
 };
 
 /* From the device thread to the wire thread: what a command came to. */
@@ -156,13 +161,25 @@ static void make_sampler(struct worker *worker)
 }
 
 /* Whatever reaches the other ranks, or knows of requests. */
-static enum status connect_ranks(struct worker *worker, const char *path)
+/* Takes what the command has of a mesh. */
+static enum status open_comm(struct worker *worker, const struct command *command)
 {
     const struct worker_options *options = &worker->options;
+    AUTO_FREE(comm_net) struct comm_net *net = command->net;
 
-    if (options->world > 1)
-        TRY(options->sim ? comm_open_sim(worker->device, options->world, &worker->comm)
-                         : comm_open(path, options->rank, options->world, &worker->comm));
+    if (options->sim)
+        return comm_open_sim(worker->device, options->world, &worker->comm);
+    if (!net)
+        return comm_open(command->path, options->rank, options->world, &worker->comm);
+    TRY(comm_net_join(net, &command->group, clock_deadline_ns(MEET_TIMEOUT_MS), &worker->comm));
+    net = NULL; /* the comm's now */
+    return OK;
+}
+
+static enum status connect_ranks(struct worker *worker, const struct command *command)
+{
+    if (worker->options.world > 1)
+        TRY(open_comm(worker, command));
     model_connect(worker->model, worker->comm);
     make_sampler(worker);
     return OK;
@@ -188,7 +205,7 @@ static bool find_place(const struct worker_options *options, cpu_set_t *sets)
         log_warn("threads are not bound: %s", fail_text());
         return false;
     }
-    return cpus_place(cpus, options->rank, options->world, options->num_threads, sets);
+    return cpus_place(cpus, options->local_rank, options->local_world, options->num_threads, sets);
 }
 
 /* Before anything is allocated, so that memory is on the node of the threads that write it first. */
@@ -224,7 +241,7 @@ static enum status load(struct worker *worker)
     model_file_drop_pages(worker->file);
     TRY(make_logits(worker));
     if (options->world == 1)
-        TRY(connect_ranks(worker, NULL));
+        TRY(connect_ranks(worker, &worker->connect));
     worker->memory = (struct worker_memory){
         .weight_bytes = model_weight_bytes(worker->model),
         .step_weight_bytes = model_step_weight_bytes(worker->model),
@@ -503,7 +520,7 @@ static void obey(struct worker *worker, const struct command *command)
 {
     switch (command->verb) {
     case VERB_CONNECT:
-        reply(worker, &worker->setup, -1, connect_ranks(worker, command->path));
+        reply(worker, &worker->setup, -1, connect_ranks(worker, command));
         break;
     case VERB_INITIALIZE_KV_CACHE:
         reply(worker, &worker->setup, -1, model_alloc_kv(worker->model, command->num_blocks));
@@ -567,6 +584,10 @@ enum status worker_new(const struct worker_options *options, const struct model_
     AUTO_FREE(worker) struct worker *worker = mem_new(struct worker);
 
     worker->options = *options;
+    if (options->local_world == 0) {
+        worker->options.local_rank = options->rank;
+        worker->options.local_world = options->world;
+    }
     worker->file = model;
     worker->next_step = -1;
     atomic_store(&worker->device_step, -1);
@@ -641,24 +662,56 @@ bool worker_is_loaded(const struct worker *worker)
     return worker->is_loaded;
 }
 
-enum status worker_create_shared(const struct worker *worker, const char *path)
+static struct model_comm_bytes comm_bytes(const struct worker *worker)
 {
-    struct model_comm_bytes bytes = model_comm_bytes(model_file_config(worker->file),
-                                                     worker->options.max_batched_tokens);
-
-    return comm_create(path, worker->options.world, MAX(bytes.buffer, (int64_t)MIN_COMM_BYTES),
-                       bytes.shared);
+    return model_comm_bytes(model_file_config(worker->file), worker->options.max_batched_tokens);
 }
 
-enum status worker_connect(struct worker *worker, const char *path)
+static int64_t comm_buffer_bytes(const struct worker *worker)
+{
+    return MAX(comm_bytes(worker).buffer, (int64_t)MIN_COMM_BYTES);
+}
+
+enum status worker_create_shared(const struct worker *worker, const char *path)
+{
+    return comm_create(path, worker->options.world, comm_buffer_bytes(worker),
+                       comm_bytes(worker).shared);
+}
+
+static enum status check_unconnected(const struct worker *worker)
 {
     if (!worker->is_loaded || worker->is_connected)
         return fail(ERR_MISMATCH, "ranks meet once, after loading or a reset");
-    worker->connect.path = path;
+    return OK;
+}
+
+static enum status connect_now(struct worker *worker)
+{
     command(worker, &worker->connect);
     TRY(wait_setup(worker));
     worker->is_connected = true;
     return OK;
+}
+
+enum status worker_connect(struct worker *worker, const char *path)
+{
+    TRY(check_unconnected(worker));
+    worker->connect.path = path;
+    worker->connect.net = NULL;
+    return connect_now(worker);
+}
+
+enum status worker_connect_net(struct worker *worker, struct comm_net *net,
+                               const struct comm_net_group *group)
+{
+    AUTO_FREE(comm_net) struct comm_net *taken = net;
+
+    TRY(check_unconnected(worker));
+    worker->connect.path = NULL;
+    worker->connect.net = give(taken);
+    worker->connect.group = *group;
+    worker->connect.group.buffer_bytes = comm_buffer_bytes(worker);
+    return connect_now(worker);
 }
 
 enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks)

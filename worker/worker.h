@@ -25,6 +25,7 @@ struct worker;
 
 struct worker_options {
     int32_t rank, world;
+    int32_t local_rank, local_world; /* among those that share this host's cores; world 0: all do */
     int32_t num_threads;        /* of the device, its own thread included */
     bool inexact_sums;          /* world 1: see model_options */
     bool binds_threads;         /* where proto/base/cpus.h has places for them; never the wire thread */
@@ -67,6 +68,11 @@ MUST_USE enum status worker_create_shared(const struct worker *worker, const cha
 /* Meets the other ranks at a file that one of them has set up: where world is more than 1, once loaded and
  * once after each reset. */
 MUST_USE enum status worker_connect(struct worker *worker, const char *path);
+/* Or through a mesh of connections: takes `net`, which listens; group->buffer_bytes is filled in here. */
+struct comm_net;
+struct comm_net_group;
+MUST_USE enum status worker_connect_net(struct worker *worker, struct comm_net *net,
+                                        const struct comm_net_group *group);
 /* Sizes the KV cache before the first step. Once more with the same number is fine: its contents are worth
  * nothing after a reset, its memory is. */
 MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);

@@ -5,10 +5,11 @@
 #include "proto/base/log.h"
 #include "worker/wire_loop.h"
 
+#include <stdio.h>
 #include <sys/prctl.h>
 
 struct worker_settings {
-    char *engine;
+    char *engine, *token;
     int32_t rank, world;
 };
 
@@ -16,6 +17,7 @@ struct worker_settings {
 static const struct option options[] = {
     ROW(engine, OPTION_TEXT, NULL, "the engine's endpoint, ipc://PATH", .value = "ENDPOINT",
         .group = "Worker"),
+    ROW(token, OPTION_TEXT, NULL, "keys that it shares with the engine, for tcp", .value = "FILE"),
     ROW(rank, OPTION_I32, "0", "which rank this is, from 0", .most = 255),
     ROW(world, OPTION_I32, "1", "how many ranks there are", .least = 1, .most = 256),
 };
@@ -42,6 +44,7 @@ int cmd_worker(int argc, char **argv)
 {
     struct worker_settings settings = {0};
     struct option_set set = {options, COUNT_OF(options), &settings};
+    struct token token;
     enum status status;
     int exit_status;
 
@@ -49,10 +52,17 @@ int cmd_worker(int argc, char **argv)
         return exit_status;
     /* ps would call us "exe": the engine starts us as /proc/self/exe, to be sure of its own build. */
     prctl(PR_SET_NAME, "tandem-worker");
+    status = settings.token ? token_read(settings.token, &token) : OK;
+    if (status != OK)
+        fprintf(stderr, "tandem worker: %s\n", fail_text());
     /* What goes wrong from here on is told to the engine. */
-    status = worker_main(&(struct worker_main_options){.engine = settings.engine,
-                                                       .rank = settings.rank,
-                                                       .world = settings.world});
+    if (status == OK)
+        status = worker_main(&(struct worker_main_options){.engine = settings.engine,
+                                                           .token = settings.token ? &token : NULL,
+                                                           .rank = settings.rank,
+                                                           .world = settings.world,
+                                                           .local_rank = settings.rank,
+                                                           .local_world = settings.world});
     options_close(&set);
     return exit_code_of(status);
 }

@@ -10,7 +10,8 @@
 /* Memory for KV that nobody asked for by a flag. */
 static const int64_t DEFAULT_KV_BYTES_MAX = (int64_t)4 << 30;
 
-static const struct executor_ops *const rows[] = {&executor_uniproc, &executor_multiproc};
+static const struct executor_ops *const rows[] = {&executor_uniproc, &executor_multiproc,
+                                                  &executor_distributed};
 
 enum status executor_choose(const struct config *config, const struct executor_ops **out)
 {
@@ -23,7 +24,7 @@ enum status executor_choose(const struct config *config, const struct executor_o
             *out = rows[i];
             return OK;
         }
-    return fail(ERR_INVALID, "--executor '%s' is unknown; use uniproc or multiproc", name);
+    return fail(ERR_INVALID, "--executor '%s' is unknown; use uniproc, multiproc or distributed", name);
 }
 
 enum status executor_open(const struct executor_options *options, struct executor **out)

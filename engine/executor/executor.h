@@ -3,6 +3,7 @@
  *
  *   uniproc      one rank on a thread of this process
  *   multiproc    a process for each rank on this host, over ZeroMQ
+ *   distributed  ranks that others start, on any host, over ZeroMQ with keys
  *
  * prepare_inputs, execute_model and sample only send; collect waits for the answer. So a caller may
  * have a step prepared while another runs: the future of the original is those two calls.
@@ -142,6 +143,6 @@ int32_t executor_threads(const struct config *config);
 MUST_USE enum status executor_max_model_len(const struct config *config,
                                             const struct model_config *model, int32_t *out);
 
-extern const struct executor_ops executor_uniproc, executor_multiproc;
+extern const struct executor_ops executor_uniproc, executor_multiproc, executor_distributed;
 
 #endif

@@ -27,6 +27,8 @@ enum { LAST_WORDS_MS = 50 };
 enum { NOTICE_MS = 20, NUM_NOTICES = 5 };
 /* How often we look whether somebody is missing. */
 enum { LOOK_MS = 250 };
+/* How often it is told who is missing, while ranks are awaited that others start. */
+enum { TELL_MS = 10000 };
 
 /* What is polled: the channel's own, this, then each rank's process. */
 enum { FD_EXTRA = CHANNEL_NUM_FDS, FD_RANKS };
@@ -155,6 +157,24 @@ static bool is_connected(struct link *link, int32_t rank)
     if (message_encode(&heartbeat_type, link->epoch, -1, &beat, &frame->bytes) != OK)
         ASSERT(false, "%s", fail_text());
     return channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame) != ERR_CLOSED;
+}
+
+void link_dismiss(struct link *link, const char *peer)
+{
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+
+    if (message_encode(&shutdown_type, link->epoch, -1, NULL, &frame->bytes) != OK ||
+        channel_send(link->channel, peer, frame) != OK)
+        log_debug("shutdown of %s: %s", peer, fail_text());
+}
+
+int32_t link_num_connected(struct link *link)
+{
+    int32_t n = 0;
+
+    for (int32_t rank = 0; rank < link->world; rank++)
+        n += link->rendezvous.ranks[rank].is_joined && is_connected(link, rank);
+    return n;
 }
 
 /* Somebody who has not joined. His HELLO is the caller's where there is room for him, else it may be that the
@@ -571,6 +591,15 @@ static char *name_missing(const struct link *link)
     return mem_printf("%.*s", (int)text.size, (const char *)text.data);
 }
 
+static void tell_missing(const struct link *link)
+{
+    AUTO_MEM char *missing =
+        link->rendezvous.num_joined < link->world ? name_missing(link) : NULL;
+
+    if (missing)
+        log_info("waiting: %s", missing);
+}
+
 static enum status be_late(struct link *link)
 {
     const struct rendezvous *rendezvous = &link->rendezvous;
@@ -588,6 +617,7 @@ enum status link_gather(struct link *link, executor_progress_fn *progress, void 
                         const char *settings, int64_t deadline_ns)
 {
     struct rendezvous *rendezvous = &link->rendezvous;
+    int64_t tell_ns = clock_deadline_ns(TELL_MS);
 
     TRY(hear_waiting(link, settings));
     while (!rendezvous_is_complete(rendezvous)) {
@@ -605,6 +635,10 @@ enum status link_gather(struct link *link, executor_progress_fn *progress, void 
                      (rendezvous->num_joined + rendezvous->num_ready) / (2.0 * link->world));
         }
         status = gather_one(link, settings, MIN(deadline_ns, look_ns));
+        if (link->waits_for_others && clock_now_ns() >= tell_ns) {
+            tell_missing(link);
+            tell_ns = clock_deadline_ns(TELL_MS);
+        }
         if (status == ERR_TIMEOUT && link->failed_rank < 0) {
             if (link->is_given_up && link->is_given_up(link->user))
                 return fail(ERR_ABORTED, "the engine stops");
@@ -687,6 +721,8 @@ enum status link_call(struct link *link, int32_t first_rank, int32_t end_rank, c
         mem_free(texts[i]);
     mem_free(texts);
     *refused_out = status == OK && refusal;
+    if (*refused_out)
+        link->failed_rank = LINK_NO_RANK;
     return *refused_out ? fail(refused_with, "%s", refusal) : status;
 }
 

@@ -25,6 +25,8 @@ struct link_rank {
     struct frame *hello;                /* and what it said; NULL: there is none */
 };
 
+enum { LINK_NO_RANK = -2 };
+
 struct link {
     struct channel *channel;
     struct rendezvous rendezvous;
@@ -32,7 +34,8 @@ struct link {
     int32_t world;
     struct link_rank *ranks; /* [world] */
     pthread_mutex_t lock;    /* of what link_workers reads */
-    int32_t failed_rank;     /* of the last failure; -1: it was no rank's alone */
+    int32_t failed_rank;     /* of the last failure; -1: it was no rank's alone; LINK_NO_RANK: none has failed, one has
+                              * refused a call */
     int32_t num_disconnects; /* that were heard of */
     int32_t num_notices;     /* how often we are yet to look whose the last was */
     bool waits_for_others;   /* ranks are started elsewhere: one that is refused, or lost before READY, is no failure */
@@ -80,6 +83,10 @@ MUST_USE enum status link_gather(struct link *link, executor_progress_fn *progre
 void link_begin(struct link *link, uint32_t epoch);
 /* The rank's process has ended, or is as good as that: another may join. */
 void link_lose(struct link *link, int32_t rank);
+/* Asks a process to go; it may not hear it. */
+void link_dismiss(struct link *link, const char *peer);
+/* Ranks that have joined, and can be sent to. */
+int32_t link_num_connected(struct link *link);
 /* Tells those that have joined that the set is a new one. One that can't be told is lost. */
 MUST_USE enum status link_welcome(struct link *link, const char *settings);
 

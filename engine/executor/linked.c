@@ -20,6 +20,7 @@ void linked_open(struct linked_executor *linked, struct channel *channel, uint32
         flight_recorder_new(config->flight_recorder_bytes, config->flight_recorder_seconds);
     linked->link.recorder = linked->recorder;
     linked->executor.wire = linked->recorder;
+    linked->join_timeout_ms = START_TIMEOUT_MS;
     linked->max_restarts = config->max_restarts;
     linked->restart_window_ns = (int64_t)(config->restart_window * 1e9);
     linked->restarts_ns = mem_new_array(int64_t, (size_t)MAX(config->max_restarts, 1));
@@ -113,21 +114,25 @@ enum status linked_share_memory(struct linked_executor *linked, int *fd, char **
     return OK;
 }
 
-/* The settings as the ranks are to have them: what was left open is decided here, for all. */
-static char *settle(const struct executor_options *options, int32_t max_model_len)
+/* The settings as the ranks are to have them: what was left open is decided here, for all, but for what only they
+ * know of their hosts. */
+static char *settle(const struct executor_options *options, int32_t max_model_len,
+                    bool is_elsewhere)
 {
     struct config settled = *options->config; /* borrows the texts */
 
     settled.max_model_len = max_model_len;
-    settled.threads = executor_threads(options->config);
+    if (!is_elsewhere)
+        settled.threads = executor_threads(options->config);
     return config_to_json(&settled);
 }
 
 enum status linked_gather(struct linked_executor *linked, const struct executor_options *options)
 {
-    linked->settings = settle(options, linked->executor.info.max_model_len);
+    linked->settings = settle(options, linked->executor.info.max_model_len,
+                              linked->link.waits_for_others);
     TRY(link_gather(&linked->link, options->progress, options->user, linked->settings,
-                    clock_deadline_ns(START_TIMEOUT_MS)));
+                    clock_deadline_ns(linked->join_timeout_ms)));
     TRY(size_kv_cache(linked, options));
     return start_ranks(linked);
 }
@@ -166,7 +171,7 @@ static bool is_to_be_replaced(const struct link *link, int32_t rank, int32_t fai
                               int32_t wanted_rank)
 {
     return rank == failed_rank || rank == wanted_rank || has_ended(&link->ranks[rank]) ||
-           (failed_rank < 0 && wanted_rank < 0);
+           (failed_rank == -1 && wanted_rank < 0);
 }
 
 static enum status replace_ranks(struct linked_executor *linked, int32_t wanted_rank)
@@ -174,17 +179,19 @@ static enum status replace_ranks(struct linked_executor *linked, int32_t wanted_
     struct link *link = &linked->link;
     int32_t failed_rank = link->failed_rank;
     bool any_has_ended = false;
+    char peer[CHANNEL_MAX_NAME + 1];
 
     for (int32_t rank = 0; rank < link->world; rank++)
         any_has_ended |= has_ended(&link->ranks[rank]);
-    if (failed_rank < 0 && any_has_ended)
-        failed_rank = link->world; /* nobody besides those */
+    if (failed_rank == -1 && any_has_ended)
+        failed_rank = LINK_NO_RANK; /* besides those */
     for (int32_t rank = 0; rank < link->world; rank++) {
         if (!is_to_be_replaced(link, rank, failed_rank, wanted_rank))
             continue;
+        snprintf(peer, sizeof peer, "%s", link->rendezvous.ranks[rank].peer);
         link_lose(link, rank);
         link->ranks[rank].restarts++;
-        TRY(linked->source->replace(linked, rank));
+        TRY(linked->source->replace(linked, rank, peer));
     }
     return OK;
 }
@@ -196,7 +203,8 @@ static enum status rebuild(struct linked_executor *linked, int32_t wanted_rank)
     TRY(replace_ranks(linked, wanted_rank));
     link_begin(link, link->epoch + 1);
     TRY(link_welcome(link, linked->settings));
-    TRY(link_gather(link, NULL, NULL, linked->settings, clock_deadline_ns(START_TIMEOUT_MS)));
+    TRY(link_gather(link, NULL, NULL, linked->settings,
+                    clock_deadline_ns(linked->join_timeout_ms)));
     return start_ranks(linked);
 }
 

@@ -16,8 +16,9 @@ struct linked_executor;
 
 /* How an executor comes by its ranks. */
 struct rank_source {
-    /* Ends what is left of the rank's process, and starts another, where that is its business. */
-    enum status (*replace)(struct linked_executor *linked, int32_t rank);
+    /* Ends what is left of the rank's process, which was known to the channel as `peer` ("": it had not joined), and
+     * starts another, where that is its business. */
+    enum status (*replace)(struct linked_executor *linked, int32_t rank, const char *peer);
     /* How the ranks of this epoch meet: the arguments of their call `connect`, as JSON; rank 0 has been asked to set up
      * what they share, if need be. What they shared before is dropped. Where there are several. */
     enum status (*prepare_meeting)(struct linked_executor *linked, char **args_out);
@@ -33,6 +34,7 @@ struct linked_executor {
     int64_t restart_window_ns;
     int64_t *restarts_ns;             /* [max_restarts] when the last were, a ring */
     int64_t num_restarts;
+    int64_t join_timeout_ms;
 };
 
 static inline struct linked_executor *linked_of(struct executor *executor)

@@ -44,10 +44,11 @@ static enum status start_rank(struct multiproc *multiproc, int32_t rank)
 }
 
 /* The old one is killed first: what it still writes would be nobody's. */
-static enum status replace(struct linked_executor *linked, int32_t rank)
+static enum status replace(struct linked_executor *linked, int32_t rank, const char *peer)
 {
     struct multiproc *multiproc = of(&linked->executor);
 
+    (void)peer;
     child_close(&multiproc->children[rank]);
     return start_rank(multiproc, rank);
 }

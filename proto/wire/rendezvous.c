@@ -279,18 +279,34 @@ enum status rendezvous_ready(struct rendezvous *rendezvous, const char *peer,
     return OK;
 }
 
-/* ---- the worker's side ----------------------------------------------------------------------- */
+enum status rendezvous_publish(const char *path, const char *endpoint)
+{
+    AUTO_MEM char *aside = mem_printf("%s.%d", path, getpid());
+    int fd = open(aside, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    bool is_written = fd >= 0 && dprintf(fd, "%s\n", endpoint) > 0 && fsync(fd) == 0;
+    enum status status = is_written && rename(aside, path) == 0
+                             ? OK
+                             : fail(ERR_IO, "%s can't be written: %m", path);
 
-static void read_boot_id(char *out, size_t size)
+    if (fd >= 0)
+        close(fd);
+    if (status != OK)
+        unlink(aside);
+    return status;
+}
+
+void rendezvous_read_boot_id(char out[static 64])
 {
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, out, size - 1) : 0;
+    ssize_t n = fd >= 0 ? read(fd, out, 63) : 0;
 
     out[MAX(n, 0)] = '\0';
     out[strcspn(out, "\n")] = '\0';
     if (fd >= 0)
         close(fd);
 }
+
+/* ---- the worker's side ----------------------------------------------------------------------- */
 
 static enum status send_hello(struct channel *channel, int32_t rank, int32_t world)
 {
@@ -304,7 +320,7 @@ static enum status send_hello(struct channel *channel, int32_t rank, int32_t wor
                           .build_id = build_id_text()};
 
     gethostname(host, sizeof host - 1);
-    read_boot_id(boot_id, sizeof boot_id);
+    rendezvous_read_boot_id(boot_id);
     TRY(message_encode(&hello_type, 0, -1, &hello, &frame->bytes)); /* of no epoch yet */
     return channel_send(channel, NULL, frame);
 }

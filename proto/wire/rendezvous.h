@@ -79,6 +79,13 @@ static inline bool rendezvous_is_complete(const struct rendezvous *rendezvous)
     return rendezvous->num_ready == rendezvous->world;
 }
 
+/* Writes the endpoint to a file that only its owner may read; whoever reads the path sees all of it, or what was
+ * there before. ERR_IO. */
+MUST_USE enum status rendezvous_publish(const char *path, const char *endpoint);
+
+/* Tells hosts, and boots of one, apart. */
+void rendezvous_read_boot_id(char out[static 64]);
+
 /* ---- the worker's side ----------------------------------------------------------------------- */
 
 /* Says HELLO and waits for WELCOME. ERR_MISMATCH: refused, in the engine's words; ERR_TIMEOUT;

@@ -196,3 +196,30 @@ enum status tcp_listen(const char *endpoint, int backlog, int *fd_out,
     *fd_out = fd;
     return OK;
 }
+
+/* A datagram socket that is connected sends nothing, and has the address that it would send from. */
+enum status tcp_own_address(const char *endpoint, char out[static TCP_MAX_TEXT + 1])
+{
+    struct tcp_address peer, own = {.size = sizeof own.address};
+
+    if (!tcp_is_endpoint(endpoint)) {
+        snprintf(out, TCP_MAX_TEXT + 1, "tcp://127.0.0.1:0");
+        return OK;
+    }
+    TRY(tcp_resolve(endpoint, false, &peer));
+
+    int fd = socket(peer.address.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool is_found = fd >= 0 && connect(fd, (struct sockaddr *)&peer.address, peer.size) == 0 &&
+                    getsockname(fd, (struct sockaddr *)&own.address, &own.size) == 0;
+    enum status status = is_found ? OK : fail(ERR_IO, "no address of ours reaches %s: %m", endpoint);
+
+    if (fd >= 0)
+        close(fd);
+    TRY(status);
+    if (tcp_is_ipv6(&own))
+        ((struct sockaddr_in6 *)&own.address)->sin6_port = 0;
+    else
+        ((struct sockaddr_in *)&own.address)->sin_port = 0;
+    tcp_print(&own, out);
+    return OK;
+}

@@ -29,6 +29,9 @@ bool tcp_is_ipv6(const struct tcp_address *address);
 /* "tcp://10.0.0.1:7070", "tcp://[::1]:7070". */
 void tcp_print(const struct tcp_address *address, char out[static TCP_MAX_TEXT + 1]);
 
+/* Where this host is reached by whoever is at this endpoint: tcp://IP:0. Of one that is not tcp: this host's own. */
+MUST_USE enum status tcp_own_address(const char *endpoint, char out[static TCP_MAX_TEXT + 1]);
+
 /* A socket that listens, and the address that it has got where the port was 0. The caller closes it.
  * ERR_IO: "tcp://10.0.0.1:7070 cannot be listened on: why"; and as above. */
 MUST_USE enum status tcp_listen(const char *endpoint, int backlog, int *fd_out,

@@ -1,0 +1,187 @@
+/*
+ * distributed: ranks that others start, wherever they are: a launcher, a batch system, Kubernetes, a person. They
+ * find the engine by its address, and prove by the token that they belong to it. Where one is lost, whoever
+ * started it is expected to start another.
+ */
+#include "engine/executor/linked.h"
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum { LISTEN_TIMEOUT_MS = 10000, STOP_TIMEOUT_MS = 2000, STOP_LOOK_MS = 10 };
+
+struct distributed {
+    struct linked_executor linked;
+    struct run_dir run_dir;
+    const struct config *config;
+    uint64_t session; /* of the ranks' exchanges */
+    int shared_fd;    /* memory that they share, where they do */
+};
+
+static struct distributed *of(struct executor *executor)
+{
+    return CONTAINER_OF(executor, struct distributed, linked.executor);
+}
+
+/* ---- how ranks meet -------------------------------------------------------------------------- */
+
+/* What a rank of this host, and of this container, says of where it is. */
+static bool are_together(const struct link *link)
+{
+    const struct rank_info *ranks = link->rendezvous.ranks;
+    char host[256] = "", boot_id[64];
+
+    gethostname(host, sizeof host - 1);
+    rendezvous_read_boot_id(boot_id);
+    for (int32_t rank = 0; rank < link->world; rank++)
+        if (strcmp(ranks[rank].host, host) != 0 || strcmp(ranks[rank].boot_id, boot_id) != 0)
+            return false;
+    return true;
+}
+
+/* Every rank listens; their endpoints are told to all. */
+static enum status meet_by_net(struct distributed *distributed, char **args_out)
+{
+    struct link *link = &distributed->linked.link;
+    AUTO_CLOSE(bytes) struct bytes endpoints = {0};
+    bool is_refused;
+
+    TRY(link_call(link, 0, link->world, "listen", "{}", clock_deadline_ns(LISTEN_TIMEOUT_MS),
+                  &endpoints, &is_refused));
+    *args_out = mem_printf("{\"session\": \"%016" PRIx64 "\", \"endpoints\": %s}",
+                           distributed->session, bytes_text(&endpoints));
+    return OK;
+}
+
+static enum status prepare_meeting(struct linked_executor *linked, char **args_out)
+{
+    struct distributed *distributed = of(&linked->executor);
+    const char *comm = distributed->config->comm;
+
+    if (strcmp(comm, "net") == 0 || (strcmp(comm, "auto") == 0 && !are_together(&linked->link)))
+        return meet_by_net(distributed, args_out);
+    return linked_share_memory(linked, &distributed->shared_fd, args_out);
+}
+
+/* The old one is asked to go, if it can hear that; another is to come. */
+static enum status replace(struct linked_executor *linked, int32_t rank, const char *peer)
+{
+    log_warn("another process is awaited in the place of rank %d, for %.0f s at most", rank,
+             of(&linked->executor)->config->join_timeout);
+    if (*peer)
+        link_dismiss(&linked->link, peer);
+    return OK;
+}
+
+static const struct rank_source source = {.replace = replace, .prepare_meeting = prepare_meeting};
+
+/* ---- starting -------------------------------------------------------------------------------- */
+
+/* The one that was named, made where it is not there yet; else one of this engine alone. */
+static enum status find_token(struct distributed *distributed, struct token *out)
+{
+    const char *named = distributed->config->token;
+    AUTO_MEM char *path =
+        named ? mem_strdup(named) : mem_printf("%s/token", distributed->run_dir.path);
+
+    if (access(path, F_OK) == 0 || errno != ENOENT)
+        return token_read(path, out);
+    TRY(token_create(path, out));
+    log_info("%s is a new token: ranks need it", path);
+    return OK;
+}
+
+static enum status listen_for_ranks(struct distributed *distributed)
+{
+    const struct config *config = distributed->config;
+    struct channel_keys keys;
+    struct channel *channel;
+    struct token token;
+
+    TRY(run_dir_open(config->run_dir, &distributed->run_dir));
+    TRY(find_token(distributed, &token));
+    channel_keys_of_engine(&token, &keys);
+    TRY(channel_listen(config->listen ? config->listen : "tcp://127.0.0.1:0", &keys, &channel));
+    linked_open(&distributed->linked, channel, 1, config);
+    distributed->linked.source = &source;
+    distributed->linked.link.waits_for_others = true;
+    distributed->linked.join_timeout_ms = (int64_t)(config->join_timeout * 1e3);
+    log_info("%d ranks are to join at %s", config->tp, channel_endpoint(channel));
+    return config->address_file
+               ? rendezvous_publish(config->address_file, channel_endpoint(channel))
+               : OK;
+}
+
+static enum status distributed_open(const struct executor_options *options, struct executor **out)
+{
+    AUTO_FREE(executor) struct executor *executor = &mem_new(struct distributed)->linked.executor;
+    struct distributed *distributed = of(executor);
+    struct executor_info *info = &executor->info;
+
+    executor->ops = &executor_distributed;
+    distributed->config = options->config;
+    distributed->shared_fd = -1;
+    if (getrandom(&distributed->session, sizeof distributed->session, 0) !=
+        sizeof distributed->session)
+        return fail(ERR_IO, "no random number: %m");
+    info->num_ranks = options->config->tp;
+    TRY(executor_max_model_len(options->config, model_file_config(options->model),
+                               &info->max_model_len));
+    TRY(listen_for_ranks(distributed));
+    TRY(linked_gather(&distributed->linked, options));
+    *out = give(executor);
+    return OK;
+}
+
+/* ---- stopping -------------------------------------------------------------------------------- */
+
+/* Ranks that have heard it go; those that have not would be told that the engine is gone. */
+static void dismiss_ranks(struct link *link)
+{
+    int64_t deadline_ns = clock_deadline_ns(STOP_TIMEOUT_MS);
+
+    for (int32_t rank = 0; rank < link->world; rank++)
+        if (link->rendezvous.ranks[rank].is_joined)
+            link_dismiss(link, link->rendezvous.ranks[rank].peer);
+    while (link_num_connected(link) > 0 && clock_now_ns() < deadline_ns)
+        usleep(STOP_LOOK_MS * 1000);
+}
+
+static void distributed_free(struct executor *executor)
+{
+    struct distributed *distributed = of(executor);
+    AUTO_MEM char *sentence = mem_strdup(fail_text()); /* why, if a failure brought us here */
+
+    if (distributed->linked.link.ranks)
+        dismiss_ranks(&distributed->linked.link);
+    if (distributed->config->address_file)
+        unlink(distributed->config->address_file);
+    linked_close(&distributed->linked);
+    if (distributed->shared_fd >= 0)
+        close(distributed->shared_fd);
+    if (distributed->run_dir.path)
+        run_dir_close(&distributed->run_dir);
+    mem_free(distributed);
+    (void)fail(OK, "%s", sentence);
+}
+
+const struct executor_ops executor_distributed = {
+    .name = "distributed",
+    .doc = "ranks that others start, on any host",
+    .open = distributed_open,
+    .prepare_inputs = linked_prepare_inputs,
+    .execute_model = linked_execute_model,
+    .sample = linked_sample,
+    .collect = linked_collect,
+    .wait = linked_wait,
+    .call = linked_call,
+    .recover = linked_recover,
+    .workers = linked_workers,
+    .free = distributed_free,
+};
