@@ -60,7 +60,8 @@ static enum status tell_answer(struct wire *wire, bool wait,
     int64_t step, begin_ns = trace_begin();
     enum status status = worker_collect(wire->worker, wait, &step, output_out);
 
-    if (status == ERR_ABORTED) {
+    if (status == ERR_ABORTED || status == ERR_CLOSED) {
+        log_debug("%s", fail_text());
         wire->is_aborted = true;
         return OK;
     }
@@ -478,8 +479,8 @@ enum status worker_main(const struct worker_main_options *options)
     if (status != OK && status != ERR_CLOSED && !wire.stops) {
         AUTO_MEM char *cause = mem_strdup(fail_text());
 
-        /* The engine says it in its log, with the step. */
-        if (!wire.channel || tell(&wire, &fault_type, -1,
+        /* The engine says it in its log, with the step, of those that are its own. */
+        if (wire.epoch == 0 || tell(&wire, &fault_type, -1,
                                   &(struct fault){.rank = options->rank,
                                                   .code = (int32_t)status,
                                                   .text = cause}) != OK)

@@ -149,6 +149,20 @@ static enum status refuse(struct link *link, const char *peer, const char *refus
     return rendezvous_welcome(&link->rendezvous, link->channel, peer, NULL, refusal);
 }
 
+/* One that does not fit. Where ranks are started elsewhere another may yet come that does. */
+static enum status turn_away(struct link *link, const char *peer, int32_t rank, enum status status)
+{
+    AUTO_MEM char *refusal = mem_strdup(fail_text());
+
+    if (refuse(link, peer, refusal) != OK)
+        log_warn("%s", fail_text());
+    if (link->waits_for_others) {
+        log_warn("%s is refused: %s", peer, refusal);
+        return OK;
+    }
+    return fail_rank(link, rank, status, "%s", refusal);
+}
+
 static bool is_connected(struct link *link, int32_t rank)
 {
     AUTO_FREE(frame) struct frame *frame = frame_new();
@@ -184,11 +198,18 @@ static enum status take_stranger(struct link *link, const struct received *recei
 {
     const struct hello *hello = message->body;
 
-    if (message->type != &hello_type || hello->rank < 0 || hello->rank >= link->world) {
+    if (message->type != &hello_type) {
         log_warn("%s from '%s', which is none of %d ranks in epoch %u, is dropped",
                  message->type->name, received->peer, link->world, link->epoch);
         message->type = NULL;
         return OK;
+    }
+    if (hello->rank < 0 || hello->rank >= link->world) {
+        AUTO_MEM char *refusal = mem_printf("rank %d, started as one of %d, is not one of the %d ranks of this engine",
+                                            hello->rank, hello->world, link->world);
+
+        message->type = NULL;
+        return turn_away(link, received->peer, -1, fail(ERR_MISMATCH, "%s", refusal));
     }
     *rank_out = hello->rank;
     if (!link->rendezvous.ranks[hello->rank].is_joined)
@@ -196,17 +217,18 @@ static enum status take_stranger(struct link *link, const struct received *recei
 
     struct link_rank *rank = &link->ranks[hello->rank];
 
-    message->type = NULL;
     if (is_connected(link, hello->rank)) {
-        AUTO_MEM char *refusal = mem_printf(
-            "rank %d came twice: process %d on %s, and process %d on %.64s", hello->rank,
-            link->rendezvous.ranks[hello->rank].pid, link->rendezvous.ranks[hello->rank].host,
-            hello->pid, hello->host);
-
-        log_warn("%s is refused", refusal);
-        (void)refuse(link, received->peer, refusal); /* if it is gone, it need not know */
+        log_warn("rank %d comes twice: process %d on %s, and process %d on %.64s", hello->rank,
+                 link->rendezvous.ranks[hello->rank].pid,
+                 link->rendezvous.ranks[hello->rank].host, hello->pid, hello->host);
+        if (rendezvous_hello(&link->rendezvous, received->peer, message) == OK)
+            ASSERT(false, "rank %d joined twice", hello->rank);
+        if (refuse(link, received->peer, fail_text()) != OK)
+            log_debug("%s", fail_text());
+        message->type = NULL;
         return OK;
     }
+    message->type = NULL;
     frame_drop(rank->hello);
     rank->hello = frame_new();
     bytes_append(&rank->hello->bytes, received->data, received->size);
@@ -502,20 +524,6 @@ enum status link_welcome(struct link *link, const char *settings)
             return fail_rank(link, rank, ERR_CLOSED, "rank %d: %s", rank, fail_text());
     }
     return OK;
-}
-
-/* One that does not fit. Where ranks are started elsewhere another may yet come that does. */
-static enum status turn_away(struct link *link, const char *peer, int32_t rank, enum status status)
-{
-    AUTO_MEM char *refusal = mem_strdup(fail_text());
-
-    if (refuse(link, peer, refusal) != OK)
-        log_warn("%s", fail_text());
-    if (link->waits_for_others) {
-        log_warn("rank %d is refused: %s", rank, refusal);
-        return OK;
-    }
-    return fail_rank(link, rank, status, "rank %d: %s", rank, refusal);
 }
 
 static enum status on_hello(struct link *link, const struct message *message, const char *peer,
