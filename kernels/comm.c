@@ -19,6 +19,11 @@ void comm_abort(struct comm *comm)
         comm->ops->abort(comm);
 }
 
+int32_t comm_waits_for(const struct comm *comm)
+{
+    return comm ? atomic_load_explicit(&comm->awaited, memory_order_relaxed) - 1 : -1;
+}
+
 enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
 {
     return is_alone(comm) ? OK : comm->ops->all_reduce_f64(comm, x, count);

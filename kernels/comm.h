@@ -8,6 +8,8 @@
 
 #include "kernels/kernels.h"
 
+#include <stdatomic.h>
+
 /* Called where there are at least two ranks. */
 struct comm_ops {
     void (*close)(struct comm *comm);
@@ -26,6 +28,7 @@ struct comm {
     int32_t world;
     int64_t sum_max; /* doubles */
     void *shared;    /* NULL: none */
+    _Atomic int32_t awaited; /* 1 + the rank that this one waits for; 0: none */
 };
 
 #endif

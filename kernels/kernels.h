@@ -280,6 +280,8 @@ MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, st
 MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct comm **out);
 void comm_close(struct comm *comm); /* NULL is fine */
 void comm_abort(struct comm *comm);
+/* The rank without which this one can't go on, -1: none. Any thread. */
+int32_t comm_waits_for(const struct comm *comm);
 
 /* world 1 (or comm NULL): nothing to add, OK. */
 MUST_USE enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count);

@@ -698,13 +698,15 @@ static enum status wait_for_all(struct comm_net *net, int64_t deadline_ns)
         TRY(take_some(net, &may_have_more));
         if (may_have_more)
             continue;
-        if (!first_missing(net))
+        if (!(missing = first_missing(net)))
             break;
         TRY(check_missing(net));
         if (clock_now_ns() >= deadline_ns)
             return fail(ERR_TIMEOUT, "rank %d waited in vain for rank %d (%s)", net->self.rank,
                         number_of(net, missing), missing->endpoint);
+        atomic_store_explicit(&net->comm.awaited, 1 + number_of(net, missing), memory_order_relaxed);
         park(net, deadline_ns);
+        atomic_store_explicit(&net->comm.awaited, 0, memory_order_relaxed);
     }
     return OK;
 }

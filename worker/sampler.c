@@ -170,6 +170,7 @@ static void *make_room(struct bytes *bytes, size_t size)
 /* Tells the others `bytes` of sampler->sent, which has been made `stride` long. */
 static enum status exchange(struct sampler *sampler, int64_t bytes, int64_t stride)
 {
+    work_count_add(sampler->options.work);
     make_room(&sampler->received, (size_t)(stride * sampler->options.world));
     return comm_all_gather(sampler->options.comm, sampler->sent.data, bytes, stride,
                            sampler->received.data, sampler->received_bytes);
@@ -652,6 +653,7 @@ static enum status run_round(struct sampler *sampler, int32_t num_rows, bool by_
             put_bin(&own[b], sums + ((size_t)n * NUM_BINS + (size_t)b) * BIN_DOUBLES);
         n++;
     }
+    work_count_add(sampler->options.work);
     TRY(comm_all_reduce_f64(sampler->options.comm, sums, (int64_t)n * NUM_BINS * BIN_DOUBLES));
     n = 0;
     for (int32_t i = 0; i < num_rows; i++)

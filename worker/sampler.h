@@ -34,6 +34,7 @@
 
 #include "kernels/kernels.h"
 #include "worker/logit_edits.h"
+#include "worker/work_count.h"
 
 struct sampler;
 
@@ -43,6 +44,7 @@ struct sampler_options {
     int32_t max_rows;
     int32_t rank, world;
     struct comm *comm; /* borrowed; NULL when alone */
+    struct work_count *work; /* borrowed; adds for each stage, before its exchange; may be NULL */
 };
 
 struct sampler *sampler_new(const struct sampler_options *options);

@@ -228,6 +228,7 @@ static void load_all(struct loader *loader, const struct model_options *options)
     load_table(loader, loader->tables->of_model, OF_MODEL, weights);
     for (int32_t i = 0; i < num_layers; i++) {
         load_table(loader, loader->tables->of_layer, i, &weights->layers[i]);
+        work_count_add(options->work);
         if (options->progress && !slab_is_measuring(&weights->slab))
             options->progress(options->user, (i + 1.0) / num_layers);
     }

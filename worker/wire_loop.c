@@ -335,11 +335,15 @@ static enum status beat(struct wire *wire)
 {
     struct heartbeat heartbeat = {
         .rank = wire->options.rank, .seq = wire->num_beats++, .step = -1, .waits_for = -1};
-    int64_t ns = 0;
 
-    if (wire->worker)
-        worker_progress(wire->worker, &heartbeat.step, &ns);
-    heartbeat.ms_in_step = ns / 1000000;
+    if (wire->worker) {
+        struct worker_progress progress = worker_progress(wire->worker);
+
+        heartbeat.step = progress.step;
+        heartbeat.ms_in_step = progress.ns_in_step / 1000000;
+        heartbeat.progress = progress.num_done;
+        heartbeat.waits_for = progress.waits_for;
+    }
     wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
     return tell(wire, &heartbeat_type, heartbeat.step, &heartbeat);
 }

@@ -103,6 +103,7 @@ struct worker {
     bool has_failed;
 
     _Atomic int64_t device_step, device_since_ns; /* for the heartbeat */
+    struct work_count work;
 };
 
 /* ---- the device thread ---------------------------------------------------------------------- */
@@ -149,6 +150,7 @@ static void make_sampler(struct worker *worker)
             .rank = options->rank,
             .world = options->world,
             .comm = worker->comm,
+            .work = &worker->work,
         });
     worker->prompt_logprobs = prompt_logprobs_new(&(struct prompt_logprobs_options){
         .model = worker->model,
@@ -234,6 +236,7 @@ static enum status load(struct worker *worker)
                                            .max_batched_tokens = options->max_batched_tokens,
                                            .max_logit_rows = options->max_num_seqs,
                                            .inexact_sums = options->inexact_sums,
+                                           .work = &worker->work,
                                            .max_position = options->max_model_len,
                                            .progress = options->progress,
                                            .user = options->user},
@@ -898,10 +901,19 @@ void worker_abort(struct worker *worker)
         comm_abort(worker->comm);
 }
 
-void worker_progress(const struct worker *worker, int64_t *step_out, int64_t *ns_out)
+struct worker_progress worker_progress(const struct worker *worker)
 {
-    *step_out = atomic_load_explicit(&worker->device_step, memory_order_relaxed);
-    *ns_out = *step_out < 0 ? 0
-                            : clock_now_ns() - atomic_load_explicit(&worker->device_since_ns,
+    struct worker_progress progress = {
+        .step = atomic_load_explicit(&worker->device_step, memory_order_relaxed),
+        .num_done = work_count_read(&worker->work),
+        /* One rank alone has no comm, and may be asked by any thread. */
+        .waits_for = worker->options.world > 1 && worker->is_connected
+                         ? comm_waits_for(worker->comm)
+                         : -1,
+    };
+
+    if (progress.step >= 0)
+        progress.ns_in_step = clock_now_ns() - atomic_load_explicit(&worker->device_since_ns,
                                                                     memory_order_relaxed);
+    return progress;
 }

@@ -110,7 +110,13 @@ MUST_USE enum status worker_collect(struct worker *worker, bool wait, int64_t *s
 /* Wakes and fails whatever waits for other ranks. */
 void worker_abort(struct worker *worker);
 
-/* Step on the device now (-1: none) and for how long. */
-void worker_progress(const struct worker *worker, int64_t *step_out, int64_t *ns_out);
+/* Where the device thread is. */
+struct worker_progress {
+    int64_t step; /* on the device now; -1: none */
+    int64_t ns_in_step;
+    int64_t num_done;  /* pieces of work, at least one for each layer that it loads or runs */
+    int32_t waits_for; /* the rank without which it can't go on; -1: none */
+};
+struct worker_progress worker_progress(const struct worker *worker); /* alone: any thread */
 
 #endif

@@ -109,10 +109,14 @@ static int32_t uniproc_workers(struct executor *executor, struct engine_worker *
 {
     if (capacity < 1)
         return 1;
-    *out = (struct engine_worker){.pid = getpid(), .state = WORKER_READY, .epoch = 1};
+    struct worker_progress progress = worker_progress(of(executor)->worker);
+
+    *out = (struct engine_worker){.pid = getpid(),
+                                  .state = WORKER_READY,
+                                  .epoch = 1,
+                                  .step = progress.step,
+                                  .ms_in_step = progress.ns_in_step / 1000000};
     gethostname(out->host, sizeof out->host - 1);
-    worker_progress(of(executor)->worker, &out->step, &out->ms_in_step);
-    out->ms_in_step /= 1000000;
     return 1;
 }
 

@@ -214,7 +214,7 @@ static bool has_posted(const struct lane *lane, uint32_t exchange)
     return (int32_t)(atomic_load_explicit(&lane->posted, memory_order_acquire) - exchange) >= 0;
 }
 
-static enum status wait_for(const struct comm_shm *shm, int32_t rank)
+static enum status wait_for(struct comm_shm *shm, int32_t rank)
 {
     /* An abort can come between our look and the kernel's: so not for ever. */
     const struct timespec at_most = {.tv_nsec = 50 * 1000 * 1000};
@@ -225,6 +225,7 @@ static enum status wait_for(const struct comm_shm *shm, int32_t rank)
             return OK;
         cpu_relax();
     }
+    atomic_store_explicit(&shm->comm.awaited, 1 + rank, memory_order_relaxed);
     atomic_fetch_add(&lane->num_waiting, 1);
     for (;;) {
         uint32_t posted = atomic_load(&lane->posted);
@@ -234,6 +235,7 @@ static enum status wait_for(const struct comm_shm *shm, int32_t rank)
         futex_wait(&lane->posted, posted, true, &at_most);
     }
     atomic_fetch_sub(&lane->num_waiting, 1);
+    atomic_store_explicit(&shm->comm.awaited, 0, memory_order_relaxed);
     if (!has_posted(lane, shm->exchange))
         return fail(ERR_ABORTED, "rank %d waited for rank %d, and was told to stop", shm->rank,
                     rank);

@@ -104,6 +104,41 @@ static void an_abort_frees_who_waits_for_a_dead_rank(void **state)
     close(comm_fd);
 }
 
+static void *sum_as_rank_2(void *comm)
+{
+    double x = 1;
+
+    return (void *)(intptr_t)comm_all_reduce_f64(comm, &x, 1);
+}
+
+static void one_that_waits_says_for_whom(void **state)
+{
+    struct comm *waiting, *others[2];
+    pthread_t thread;
+    void *status;
+    double x = 1;
+
+    (void)state;
+    create(3);
+    expect_ok(comm_open(comm_path(), 2, 3, &waiting));
+    for (int32_t rank = 0; rank < 2; rank++)
+        expect_ok(comm_open(comm_path(), rank, 3, &others[rank]));
+    assert_int_equal(comm_waits_for(NULL), -1);
+    assert_int_equal(comm_waits_for(waiting), -1);
+    pthread_create(&thread, NULL, sum_as_rank_2, waiting);
+    while (comm_waits_for(waiting) != 0)
+        usleep(100);
+    comm_abort(others[1]);
+    pthread_join(thread, &status);
+    assert_int_equal((intptr_t)status, ERR_ABORTED);
+    assert_int_equal(comm_waits_for(waiting), -1);
+    expect_fails(comm_all_reduce_f64(others[0], &x, 1), ERR_ABORTED, "told to stop");
+    comm_close(waiting);
+    comm_close(others[0]);
+    comm_close(others[1]);
+    close(comm_fd);
+}
+
 static void a_file_that_does_not_fit_is_refused(void **state)
 {
     (void)state;
@@ -125,6 +160,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_rank_gets_the_same_sums),
     cmocka_unit_test(ranks_may_be_threads),
     cmocka_unit_test(an_abort_frees_who_waits_for_a_dead_rank),
+    cmocka_unit_test(one_that_waits_says_for_whom),
     cmocka_unit_test(a_file_that_does_not_fit_is_refused),
 };
 TEST_MAIN(tests)

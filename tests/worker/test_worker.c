@@ -535,18 +535,42 @@ static void steps_launched_ahead_have_the_tokens_of_steps_alone(void **state)
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
+static void every_layer_and_every_stage_of_sampling_is_progress(void **state)
+{
+    struct rank rank = {0};
+    struct worker_progress progress;
+    int64_t before, num_layers;
+
+    (void)state;
+    start(&rank);
+    num_layers = model_file_config(rank.file)->num_layers;
+    progress = worker_progress(rank.worker);
+    assert_int_equal(progress.step, -1);
+    assert_int_equal(progress.ns_in_step, 0);
+    assert_int_equal(progress.waits_for, -1);
+    assert_true(progress.num_done >= num_layers); /* that it loaded */
+    for (int64_t step = 0; step < 4; step++) {
+        before = worker_progress(rank.worker).num_done;
+        prepare_and_execute(&rank, step);
+        expect_ok(worker_sample(rank.worker, step, NULL));
+        collect(&rank, step);
+        progress = worker_progress(rank.worker);
+        assert_int_equal(progress.step, -1);
+        assert_true(progress.num_done >= before + num_layers + 1);
+    }
+    stop(&rank);
+}
+
 static void the_answer_is_announced_by_the_descriptor(void **state)
 {
     struct rank rank = {0};
     struct sampling_params params;
     struct plan_sheet sheet;
     const struct model_runner_output *output;
-    int64_t step, ns;
+    int64_t step;
 
     (void)state;
     start(&rank);
-    worker_progress(rank.worker, &step, &ns);
-    assert_int_equal(step, -1);
     sampling_params_init(&params);
     params.logprobs = 3;
     write_prefill(&sheet, &params);
@@ -675,6 +699,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_mask_that_allows_nothing_samples_no_token),
     cmocka_unit_test(the_next_step_is_launched_and_none_is_answered_before_its_time),
     cmocka_unit_test(steps_launched_ahead_have_the_tokens_of_steps_alone),
+    cmocka_unit_test(every_layer_and_every_stage_of_sampling_is_progress),
     cmocka_unit_test(the_answer_is_announced_by_the_descriptor),
     cmocka_unit_test(a_worker_may_be_freed_at_any_moment),
     cmocka_unit_test(a_rank_that_cannot_load_says_why),

@@ -32,4 +32,5 @@ void embedding_logits(struct pass *pass)
                                            .row_ids = pass->logit_rows,
                                        });
     linear_forward(pass, output, &x, pass->logits_out, output->n);
+    work_count_add(pass->work);
 }

@@ -54,6 +54,7 @@ static void add_norm(struct pass *pass, struct range own, struct add_norm_args a
     args.eps = pass->config->rms_norm_eps;
     args.out = &out;
     pass->kernels->add_norm(pass->dev, &args);
+    work_count_add(pass->work);
 }
 
 /* The rows of the residual that other ranks have added to. */

@@ -47,6 +47,7 @@ struct pass {
     int64_t *gathered_bytes;      /* [world] */
     const double **parts;         /* [world]: of a sum among ranks, its rows that are added up here */
 
+    struct work_count *work;  /* may be NULL */
     model_observer *observer; /* may be NULL */
     void *observer_user;
 };

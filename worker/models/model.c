@@ -214,6 +214,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
     deal_heads(model);
     make_pass(model, dev);
     model->pass.inexact_sums = options->inexact_sums;
+    model->pass.work = options->work;
     fill_ropes(model);
 
     *out = give(model);

@@ -20,6 +20,7 @@
 #include "proto/base/memory.h"
 #include "proto/model/model_file.h"
 #include "proto/model/shard.h"
+#include "worker/work_count.h"
 
 struct model_options {
     int32_t rank, world;
@@ -27,6 +28,7 @@ struct model_options {
     int32_t max_logit_rows;     /* rows whose logits are wanted in one step at most */
     int32_t max_position;       /* positions below this; sizes the RoPE tables */
     bool inexact_sums;          /* world 1: row-parallel layers are plain matmuls, with bits of their own */
+    struct work_count *work; /* borrowed; adds for each part of a layer, loaded or run; may be NULL */
     /* Called now and then while loading, with a fraction 0..1; may be NULL. */
     void (*progress)(void *user, double fraction);
     void *user;
