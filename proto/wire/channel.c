@@ -277,15 +277,19 @@ static void free_channel(struct channel *opened)
 
 /* ---- send ------------------------------------------------------------------------------------ */
 
-static enum status refused(const char *peer)
+static enum status refused(struct zmq_channel *channel, const char *peer)
 {
     const char *name = peer ? peer : "the engine";
+    int error = errno;
 
-    if (errno == EHOSTUNREACH)
+    if (error == EHOSTUNREACH)
         return fail(ERR_CLOSED, "worker %s is not connected", name);
-    if (errno == EAGAIN)
+    /* A worker whose connection has ended has no queue any more; ZeroMQ has the same word for it. */
+    if (error == EAGAIN && !channel->is_listener && *channel_end(&channel->channel))
+        return fail(ERR_CLOSED, "the engine is not connected: %s", channel->end);
+    if (error == EAGAIN)
         return fail(ERR_FULL, "%s has not read %d frames", name, CHANNEL_MAX_QUEUE);
-    return fail(ERR_IO, "a frame for %s was not sent: %s", name, zmq_strerror(errno));
+    return fail(ERR_IO, "a frame for %s was not sent: %s", name, zmq_strerror(error));
 }
 
 static enum status send_frame(struct channel *opened, const char *peer, struct frame *frame)
@@ -298,14 +302,14 @@ static enum status send_frame(struct channel *opened, const char *peer, struct f
         return fail(ERR_FULL, "a frame of %zu bytes is not sent, the limit is %zu",
                     frame->bytes.size, channel->max_frame);
     if (peer && zmq_send(channel->socket, peer, strlen(peer), ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0)
-        return refused(peer);
+        return refused(channel, peer);
     atomic_fetch_add_explicit(&frame->num_users, 1, memory_order_relaxed);
     if (zmq_msg_init_data(&message, frame->bytes.data, frame->bytes.size, drop_from_zmq, frame)) {
         frame_drop(frame);
         return fail(ERR_NO_MEMORY, "no memory for a frame: %s", zmq_strerror(errno));
     }
     if (zmq_msg_send(&message, channel->socket, ZMQ_DONTWAIT) < 0) {
-        enum status status = refused(peer);
+        enum status status = refused(channel, peer);
 
         zmq_msg_close(&message); /* drops the reference */
         return status;

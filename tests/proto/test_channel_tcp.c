@@ -200,6 +200,9 @@ static void a_worker_is_told_why_it_does_not_come_in(void **state)
     f->engine = NULL;
     expect_ok(channel_connect(endpoint, "0:1", &f->worker_keys, &worker));
     expect_end(worker, "nobody listens there");
+    AUTO_FREE(frame) struct frame *frame = frame_new();
+    expect_fails(channel_send(worker, NULL, frame), ERR_CLOSED,
+                 "the engine is not connected: nobody listens there");
     channel_free(worker);
 }
 

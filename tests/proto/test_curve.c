@@ -230,7 +230,7 @@ static bool is_heard(struct door *door, const struct curve_pair *pair, const cha
     zmq_setsockopt(client, ZMQ_RECONNECT_IVL, &never, sizeof never);
     expect_ok(curve_as_client(client, pair, server_public));
     assert_int_equal(zmq_connect(client, door->endpoint), 0);
-    assert_int_equal(zmq_send(client, "hello", 5, 0), 5);
+    zmq_send(client, "hello", 5, ZMQ_DONTWAIT); /* one that is refused may be gone already */
     int num_ready = zmq_poll(&item, 1, ms);
     zmq_close(client);
     if (num_ready < 1)
