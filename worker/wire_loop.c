@@ -9,6 +9,7 @@
 #include "proto/wire/rendezvous.h"
 #include "proto/wire/tcp.h"
 #include "worker/comm_net.h"
+#include "worker/join.h"
 #include "worker/worker.h"
 
 #include <inttypes.h>
@@ -16,13 +17,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
-enum { HEARTBEAT_MS = 500, JOIN_TIMEOUT_MS = 10000 };
+enum { HEARTBEAT_MS = 500 };
 
 struct wire {
     struct worker_main_options options;
     uint32_t epoch; /* of the last WELCOME */
+    char engine[RENDEZVOUS_MAX_ENDPOINT + 1]; /* where it was found */
     struct channel *channel;
     struct arena arena; /* of the message in hand */
     struct config config;
@@ -171,7 +172,7 @@ static enum status call_listen(struct wire *wire, const json_t *args, struct byt
     if (options->comm_address)
         snprintf(address, sizeof address, "%s", options->comm_address);
     else
-        TRY(tcp_own_address(options->engine, address));
+        TRY(tcp_own_address(wire->engine, address));
     comm_net_free(give(wire->net));
     TRY(comm_net_listen(address, &options->token->worker, &wire->net));
     bytes_printf(reply, "\"%s\"", comm_net_endpoint(wire->net));
@@ -350,29 +351,21 @@ static enum status beat(struct wire *wire)
 
 /* ---- the loop ------------------------------------------------------------------------------- */
 
-static uint32_t make_nonce(void)
-{
-    uint32_t nonce;
-
-    if (getrandom(&nonce, sizeof nonce, 0) != sizeof nonce)
-        ASSERT(false, "no random number: %m");
-    return nonce;
-}
-
 static enum status join(struct wire *wire)
 {
     const struct worker_main_options *options = &wire->options;
-    char name[CHANNEL_MAX_NAME + 1];
-    struct channel_keys keys;
-    const struct welcome *welcome;
+    struct joined joined;
 
-    rendezvous_name(options->rank, make_nonce(), name);
-    if (options->token)
-        channel_keys_of_worker(options->token, &keys);
-    TRY(channel_connect(options->engine, name, options->token ? &keys : NULL, &wire->channel));
-    TRY(rendezvous_join(wire->channel, options->rank, options->world,
-                        clock_deadline_ns(JOIN_TIMEOUT_MS), &wire->arena, &welcome, &wire->epoch));
-    return config_from_json(welcome->config, &wire->config);
+    TRY(join_engine(&(struct join_options){.engine = options->engine,
+                                           .token = options->token,
+                                           .timeout_ms = options->join_timeout_ms,
+                                           .rank = options->rank,
+                                           .world = options->world},
+                    &wire->arena, &joined));
+    wire->channel = joined.channel;
+    wire->epoch = joined.epoch;
+    memcpy(wire->engine, joined.endpoint, sizeof wire->engine);
+    return config_from_json(joined.welcome->config, &wire->config);
 }
 
 /* The engine knows the cores of its own host alone. */

@@ -15,8 +15,9 @@
 #include <stdint.h>
 
 struct worker_main_options {
-    const char *engine;        /* ipc://PATH or tcp://HOST:PORT */
+    const char *engine;        /* ipc://PATH, tcp://HOST:PORT, or file:PATH of a file that will hold one of them */
     const struct token *token; /* for tcp; NULL: there is none */
+    int64_t join_timeout_ms;   /* for how long it looks for an engine that is not there yet */
     int32_t rank, world;
     int32_t local_rank, local_world; /* among the ranks of this host, which share its cores */
     const char *comm_address; /* tcp://IP:0, where other hosts' ranks reach this one; NULL: where the engine does */

@@ -391,6 +391,8 @@ bool channel_wait(struct channel *channel, int64_t deadline_ns, struct received 
     return true;
 }
 
+static const char key_refused[] = "it does not let this key in: has it another token?";
+
 /* The first that says anything counts; later ones follow from it. */
 static const char *end_of(const struct zmq_channel *channel, uint16_t event)
 {
@@ -400,7 +402,7 @@ static const char *end_of(const struct zmq_channel *channel, uint16_t event)
     case ZMQ_EVENT_CLOSED:
         return "nobody listens there";
     case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
-        return "it does not let this key in: has it another token?";
+        return key_refused;
     case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
     case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return "it hung up before keys were agreed on: has it another token, or is it something else?";
@@ -435,6 +437,11 @@ const char *channel_end(struct channel *opened)
 {
     num_disconnects(opened);
     return of(opened)->end;
+}
+
+bool channel_is_refused(struct channel *opened)
+{
+    return channel_end(opened) == key_refused;
 }
 
 static const struct channel_ops zmq_ops = {

@@ -95,6 +95,8 @@ MUST_USE enum status channel_connect(const char *endpoint, const char *name,
 const char *channel_endpoint(const struct channel *channel);
 /* Of one that channel_connect made: why the connection has ended, or was not made; before that "". */
 const char *channel_end(struct channel *channel);
+/* That was the reason: the engine has another token. */
+bool channel_is_refused(struct channel *channel);
 
 /* What a worker sent last may still go out, for at most 200 ms. NULL is fine. */
 static inline void channel_free(struct channel *channel)

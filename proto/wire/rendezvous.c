@@ -295,6 +295,56 @@ enum status rendezvous_publish(const char *path, const char *endpoint)
     return status;
 }
 
+static enum status check_address_file(const char *path, int fd)
+{
+    struct stat info;
+
+    if (fstat(fd, &info) != 0)
+        return fail(ERR_IO, "%s: %m", path);
+    if (!S_ISREG(info.st_mode))
+        return fail(ERR_INVALID, "%s is no file", path);
+    if ((info.st_uid != geteuid() && info.st_uid != 0) || (info.st_mode & 022))
+        return fail(ERR_INVALID, "%s is not only ours to write: it is user %u's, with mode %04o", path,
+                    info.st_uid, info.st_mode & 07777);
+    return OK;
+}
+
+/* One line: what is no endpoint's character makes it something else. */
+static enum status take_endpoint(const char *path, const char *text, ssize_t size, char *out)
+{
+    const char *end = size > 0 ? memchr(text, '\n', (size_t)size) : NULL;
+    size_t length = end ? (size_t)(end - text) : (size_t)MAX(size, 0);
+
+    if (size < 0)
+        return fail(ERR_IO, "%s: %m", path);
+    for (size_t i = 0; i < length; i++)
+        if (text[i] <= ' ' || text[i] >= 127)
+            return fail(ERR_CORRUPT, "%s: byte %zu is 0x%02x, an address is expected", path, i,
+                        (uint8_t)text[i]);
+    if (length == 0 || length > RENDEZVOUS_MAX_ENDPOINT || length + 1 < (size_t)size)
+        return fail(ERR_CORRUPT, "%s: one line of 1 to %d characters, an address, is expected", path,
+                    RENDEZVOUS_MAX_ENDPOINT);
+    memcpy(out, text, length);
+    out[length] = '\0';
+    return OK;
+}
+
+enum status rendezvous_look_up(const char *path,
+                               char endpoint_out[static RENDEZVOUS_MAX_ENDPOINT + 1])
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    char text[RENDEZVOUS_MAX_ENDPOINT + 2];
+    enum status status;
+
+    if (fd < 0)
+        return fail(errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s: %m", path);
+    status = check_address_file(path, fd);
+    if (status == OK)
+        status = take_endpoint(path, text, read(fd, text, sizeof text), endpoint_out);
+    close(fd);
+    return status;
+}
+
 void rendezvous_read_boot_id(char out[static 64])
 {
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);

@@ -18,6 +18,8 @@
 #include "proto/wire/channel.h"
 #include "proto/wire/messages.h"
 
+enum { RENDEZVOUS_MAX_ENDPOINT = 300 }; /* characters: a host's name has up to 253 */
+
 /* ---- the run directory ----------------------------------------------------------------------- */
 
 struct run_dir {
@@ -82,6 +84,10 @@ static inline bool rendezvous_is_complete(const struct rendezvous *rendezvous)
 /* Writes the endpoint to a file that only its owner may read; whoever reads the path sees all of it, or what was
  * there before. ERR_IO. */
 MUST_USE enum status rendezvous_publish(const char *path, const char *endpoint);
+/* Reads it back. ERR_NOT_FOUND: it is not there yet; ERR_IO; ERR_INVALID: somebody else has put it there, or can
+ * change it; ERR_CORRUPT: something else is in it. */
+MUST_USE enum status rendezvous_look_up(const char *path,
+                                        char endpoint_out[static RENDEZVOUS_MAX_ENDPOINT + 1]);
 
 /* Tells hosts, and boots of one, apart. */
 void rendezvous_read_boot_id(char out[static 64]);
