@@ -3,6 +3,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/cpus.h"
 #include "proto/base/log.h"
+#include "proto/base/notify.h"
 #include "proto/base/trace.h"
 #include "proto/config/config.h"
 #include "proto/wire/channel.h"
@@ -35,6 +36,7 @@ struct wire {
     int64_t start_ns, loaded_ns;
     int64_t beat_at_ns;
     int64_t num_beats;
+    int load_percent; /* that was told last; the device thread's */
     bool is_aborted; /* another rank is lost: what comes is for nobody until the next WELCOME */
     bool stops;
     enum status outcome; /* when it stops */
@@ -329,6 +331,7 @@ static enum status on_loaded(struct wire *wire)
 {
     TRY(worker_wait_loaded(wire->worker, &wire->memory));
     wire->loaded_ns = clock_now_ns();
+    notify("READY=1\nSTATUS=ready");
     return tell_ready(wire);
 }
 
@@ -346,6 +349,7 @@ static enum status beat(struct wire *wire)
         heartbeat.waits_for = progress.waits_for;
     }
     wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
+    notify("WATCHDOG=1");
     return tell(wire, &heartbeat_type, heartbeat.step, &heartbeat);
 }
 
@@ -366,6 +370,15 @@ static enum status join(struct wire *wire)
     wire->epoch = joined.epoch;
     memcpy(wire->engine, joined.endpoint, sizeof wire->engine);
     return config_from_json(joined.welcome->config, &wire->config);
+}
+
+/* For whoever started us; on the device's thread. */
+static void tell_load(void *user, double fraction)
+{
+    int percent = (int)(fraction * 100), *told = user;
+
+    if (percent >= *told + 5)
+        notify("STATUS=load %d %%", *told = percent);
 }
 
 /* The engine knows the cores of its own host alone. */
@@ -395,6 +408,7 @@ static enum status start(struct wire *wire)
     if (config->trace)
         TRY(trace_start(TRACE_SPANS));
     trace_name_thread("wire");
+    notify("STATUS=open the model");
     TRY(config_open_model(config, &wire->model));
     if (config->sim)
         TRY(sim_file_read(config->sim, &wire->sim, &tp));
@@ -410,7 +424,9 @@ static enum status start(struct wire *wire)
                                                .fault = fault,
                                                .max_num_seqs = config->max_num_seqs,
                                                .max_batched_tokens = config->max_num_batched_tokens,
-                                               .max_model_len = config->max_model_len},
+                                               .max_model_len = config->max_model_len,
+                                               .progress = tell_load,
+                                               .user = &wire->load_percent},
                       wire->model, &wire->worker);
 }
 

@@ -121,6 +121,17 @@ static enum status start_pump(struct child *child)
 
 /* ---- the parent's side -------------------------------------------------------------------------- */
 
+/* What a supervisor gave us is for us to answer, not for our children. */
+static bool is_ours_alone(const char *entry)
+{
+    static const char *const names[] = {"NOTIFY_SOCKET=", "WATCHDOG_USEC=", "WATCHDOG_PID="};
+
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        if (strncmp(entry, names[i], strlen(names[i])) == 0)
+            return true;
+    return false;
+}
+
 static bool is_overridden(const char *entry, const char *const *extra)
 {
     size_t name_size = strcspn(entry, "=") + 1;
@@ -142,7 +153,7 @@ static char **make_env(const char *const *extra)
         num_extra++;
     char **env = mem_new_array(char *, count + num_extra + 1);
     for (size_t i = 0; i < count; i++)
-        if (!is_overridden(environ[i], extra))
+        if (!is_ours_alone(environ[i]) && !is_overridden(environ[i], extra))
             env[n++] = environ[i];
     for (size_t i = 0; i < num_extra; i++)
         env[n++] = (char *)extra[i];

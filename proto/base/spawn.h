@@ -19,7 +19,8 @@
 
 struct spawn_options {
     const char *const *argv; /* NULL at the end; argv[0] is the program's path */
-    const char *const *env;  /* "NAME=value" on top of ours, NULL at the end; may be NULL */
+    const char *const *env;  /* "NAME=value" on top of ours, NULL at the end; may be NULL. Of ours NOTIFY_SOCKET and
+                                WATCHDOG_* are left out: nobody answers a supervisor in our name */
     const int *fds;          /* kept open under their numbers */
     int num_fds;
     const char *prefix;      /* of each line of its stdout and stderr, which go to our stderr;

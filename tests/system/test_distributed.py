@@ -56,11 +56,11 @@ class Job:
         self.err.seek(0)
         return self.err.read()
 
-    def start(self, rank, token=None, world=None):
+    def start(self, rank, *args, token=None, world=None):
         return subprocess.Popen(
             [tandem.PROGRAM, "worker", "--engine", self.address, "--token", token or self.token,
-             "--rank", str(rank), "--world", str(world or self.world)], stderr=subprocess.PIPE,
-            text=True)
+             "--rank", str(rank), "--world", str(world or self.world), *args],
+            stderr=subprocess.PIPE, text=True)
 
     def keep(self, rank):
         """Starts it again until it ends well, or the engine is gone."""
@@ -117,7 +117,7 @@ class Distributed(unittest.TestCase):
         other = tandem.path("other-token")
         self.assertEqual(tandem.run("token", other)[0], 0)
         with Job(2, requests=LONG) as job:
-            job.ranks[9] = stranger = job.start(0, token=other)
+            job.ranks[9] = stranger = job.start(0, "--join-timeout", "1", token=other)
             for rank, world, why in (
                     (0, 3, "rank 0 was started for 3 ranks, the engine has 2"),
                     (2, 3, "rank 2, started as one of 3, is not one of the 2 ranks")):
@@ -135,7 +135,9 @@ class Distributed(unittest.TestCase):
             self.assertEqual((job.engine.returncode, len(answers_in(first + rest))), (0, 8), job.log())
             for thread in threads:
                 thread.join(10)
-            self.assertNotEqual(stranger.wait(20), 0)
+            _, err = stranger.communicate(timeout=20)
+            self.assertEqual(stranger.returncode, 124, err)
+            self.assertIn("has it another token", err)
 
     def test_ranks_end_with_their_engine(self):
         with Job(2) as job:
