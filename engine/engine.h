@@ -213,7 +213,7 @@ static inline int32_t step_size_bound(int32_t i) /* the last has none */
 
 struct engine_stats {
     enum engine_phase phase;
-    char failure[256];          /* PHASE_FAILED: why */
+    char failure[256];          /* PHASE_FAILED: why; else why ranks had to be replaced last; "": they never had */
     int32_t num_ranks, num_ranks_alive;
     int32_t num_running;
     int32_t num_waiting; /* those whose grammar is not there yet included */

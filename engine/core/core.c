@@ -416,29 +416,27 @@ static void end_calls(struct core *core, enum status status, const char *text)
 
 /* ---- failure -------------------------------------------------------------------------------- */
 
+static void set_phase(struct core *core, enum engine_phase phase, const char *cause)
+{
+    pthread_mutex_lock(&core->stats_lock);
+    core->stats.phase = phase;
+    snprintf(core->stats.failure, sizeof core->stats.failure, "%s", cause);
+    pthread_mutex_unlock(&core->stats_lock);
+}
+
 /* Every request gets its error, those to come are refused. */
 static void fail_engine(struct core *core, enum status status)
 {
     AUTO_MEM char *cause = mem_strdup(fail_text());
 
     core->has_failed = true;
-    pthread_mutex_lock(&core->stats_lock);
-    core->stats.phase = PHASE_FAILED;
-    snprintf(core->stats.failure, sizeof core->stats.failure, "%s", cause);
-    pthread_mutex_unlock(&core->stats_lock);
+    set_phase(core, PHASE_FAILED, cause);
     core->in_flight = NULL;
     scheduler_forget_in_flight(core->scheduler);
     scheduler_end_all(core->scheduler, status, cause, &core->events);
     publish(core, NULL);
     end_pauses(core, status, cause);
     end_calls(core, status, cause);
-}
-
-static void set_phase(struct core *core, enum engine_phase phase)
-{
-    pthread_mutex_lock(&core->stats_lock);
-    core->stats.phase = phase;
-    pthread_mutex_unlock(&core->stats_lock);
 }
 
 /* Nothing that the ranks know of requests is left; of steps in flight nothing is heard any more. */
@@ -449,15 +447,15 @@ static void start_over(struct core *core)
     publish(core, NULL);
 }
 
-/* rank: to be replaced besides those that failed; -1: none. The failure is that of its own attempt, if it has none
- * the one that led here. */
-static enum status recover(struct core *core, int32_t rank)
+/* rank: to be replaced besides those that failed; -1: none. */
+static enum status recover(struct core *core, int32_t rank, const char *cause)
 {
     int64_t begin_ns = clock_now_ns(), trace_ns = trace_begin();
     enum status status;
 
     start_over(core);
-    set_phase(core, PHASE_RECOVERING);
+    set_phase(core, PHASE_RECOVERING, cause);
+    (void)fail(OK, "%s", cause); /* what an executor that gives up adds to */
     status = core->executor->ops->recover(core->executor, rank);
     if (status != OK)
         return status;
@@ -474,7 +472,9 @@ static enum status recover(struct core *core, int32_t rank)
 static void recover_or_fail(struct core *core, enum status status)
 {
     if (core->executor->ops->recover && core->options.config->max_restarts > 0) {
-        status = recover(core, -1);
+        AUTO_MEM char *cause = mem_strdup(fail_text());
+
+        status = recover(core, -1, cause);
         if (status == OK)
             return;
         log_error("%s", fail_text());
@@ -486,7 +486,7 @@ static void recover_or_fail(struct core *core, enum status status)
 
 static void restart_worker(struct core *core, struct order *order)
 {
-    enum status status = recover(core, order->rank);
+    enum status status = recover(core, order->rank, "an operator asked for it");
 
     if (status == OK) {
         answer_call(core, order, OK, "");

@@ -198,7 +198,7 @@ static enum status take_stranger(struct link *link, const struct received *recei
 {
     const struct hello *hello = message->body;
 
-    if (message->type != &hello_type) {
+    if (message->type != &hello_type || !rendezvous_name_fits(received->peer, hello->rank)) {
         log_warn("%s from '%s', which is none of %d ranks in epoch %u, is dropped",
                  message->type->name, received->peer, link->world, link->epoch);
         message->type = NULL;

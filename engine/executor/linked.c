@@ -30,6 +30,7 @@ void linked_close(struct linked_executor *linked)
 {
     if (linked->link.ranks)
         link_close(&linked->link);
+    linked->link = (struct link){0};
     flight_recorder_free(linked->recorder);
     mem_free(linked->settings);
     mem_free(linked->restarts_ns);

@@ -9,7 +9,7 @@
  * be a late one of up to 3 s; an answer that does not come, after the deadline of a step or of a
  * start. What is wrong with a message is seen when it comes, and what comes next may be some time
  * away. */
-enum { SOON_MS = 1000, SILENCE_MS = 14500, LATE_MS = 700000 };
+enum { SOON_MS = 1000, SILENCE_MS = 6500, LATE_MS = 700000 };
 
 static const struct {
     const char *name;
@@ -69,6 +69,14 @@ void fault_plan_note(struct fault_plan *plan, enum fault_kind kind, int64_t now_
     }
     if (fault_end(kind) == ENDS_EITHER)
         plan->is_tainted = true;
+}
+
+void fault_plan_cure(struct fault_plan *plan, int64_t now_ns)
+{
+    plan->cured = plan->fatal;
+    plan->cured_fatal_ns = plan->fatal_ns;
+    plan->cured_notice_ns = now_ns;
+    plan->fatal = FAULT_NONE;
 }
 
 /* ---- bytes ---------------------------------------------------------------------------------- */
@@ -254,7 +262,7 @@ static struct frame *spoil_message(enum fault_kind kind, const struct frame *fra
         return wrong_build(frame, &message);
     case FAULT_WRONG_EPOCH:
         message.header.epoch--;
-        return encode(&message);
+        return message.type == &hello_type ? NULL : encode(&message); /* that has none */
     case FAULT_WRONG_STEP:
         message.header.step += random_chance(random, 50) ? 1 : -1;
         return has_step(&message) ? encode(&message) : NULL;

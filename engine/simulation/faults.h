@@ -58,6 +58,8 @@ struct fault_plan {
     struct random random;  /* how they strike */
     enum fault_kind fatal; /* the first that ends this epoch; FAULT_NONE: none has struck */
     int64_t fatal_ns;      /* when */
+    enum fault_kind cured; /* the one whose ranks were replaced last, with the times of both */
+    int64_t cured_fatal_ns, cured_notice_ns;
     bool is_tainted;       /* one has struck after which tokens may be wrong */
 };
 
@@ -65,6 +67,9 @@ struct fault_plan {
 enum fault_kind fault_plan_next(struct fault_plan *plan);
 /* It has struck. */
 void fault_plan_note(struct fault_plan *plan, enum fault_kind kind, int64_t now_ns);
+
+/* It has been noticed, and ranks are being replaced: what strikes from now on is the next epoch's. */
+void fault_plan_cure(struct fault_plan *plan, int64_t now_ns);
 
 /* The frame with the fault in it, a new one; NULL: it can't be made in this frame. For kinds that
  * change a frame. */

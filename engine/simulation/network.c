@@ -11,7 +11,7 @@ enum {
     FIRST_PIDFD = 1 << 20, /* above what any process has */
     INBOX_FRAMES = 64,
     MAX_POLLS = 100000,  /* in a row */
-    DELAY_MAX_MS = 3000, /* of a late message: all of a run together are no silence that kills */
+    DELAY_MAX_MS = 700, /* of a late message: all of a run together are no silence that kills */
     NOTICE_MS = 2,       /* after which a send knows that its peer is gone */
     LAST_WORDS_MS = 1,   /* from a rank's failure to its end */
 };

@@ -46,19 +46,36 @@ static bool has_failed(const struct run *run)
 }
 
 /* A failure is one that was to be expected, and no later than that. */
-static enum status check_failure(const struct run *run, const char *sentence)
+static enum status check_failure(const struct run *run, enum fault_kind fatal, int64_t late_ns,
+                                 const char *sentence)
 {
-    const struct fault_plan *faults = &run->faults;
-    int64_t late_ns = run->agenda.now_ns - faults->fatal_ns;
+    bool is_tainted = run->faults.is_tainted;
 
-    if (faults->fatal == FAULT_NONE && !faults->is_tainted)
+    if (fatal == FAULT_NONE && !is_tainted)
         return DIFFERS("the engine failed without a fault: %s", sentence);
-    if (faults->fatal != FAULT_NONE && late_ns > fault_notice_ns(faults->fatal))
-        return DIFFERS("%s was noticed after %.3f s: %s", fault_name(faults->fatal),
-                       clock_ms(late_ns) / 1e3, sentence);
-    if (faults->fatal != FAULT_CALL_FAILS && !faults->is_tainted && !strstr(sentence, "rank"))
+    if (fatal != FAULT_NONE && late_ns > fault_notice_ns(fatal))
+        return DIFFERS("%s was noticed after %.3f s: %s", fault_name(fatal), clock_ms(late_ns) / 1e3,
+                       sentence);
+    if (fatal != FAULT_CALL_FAILS && !is_tainted && !strstr(sentence, "rank"))
         return DIFFERS("a failure names no rank: %s", sentence);
     return OK;
+}
+
+static enum status check_end(const struct run *run, const char *sentence)
+{
+    const struct fault_plan *faults = &run->faults;
+
+    return check_failure(run, faults->fatal, run->agenda.now_ns - faults->fatal_ns, sentence);
+}
+
+/* Requests have not noticed, but for those that had been told something wrong. */
+static enum status check_recovery(struct run *run)
+{
+    const struct fault_plan *faults = &run->faults;
+
+    run->totals->num_recoveries++;
+    return check_failure(run, faults->cured, faults->cured_notice_ns - faults->cured_fatal_ns,
+                         run->stats.failure);
 }
 
 static enum status look(struct run *run)
@@ -69,8 +86,9 @@ static enum status look(struct run *run)
     run->totals->num_steps += run->stats.num_steps - before.num_steps;
     run->totals->num_preemptions += run->stats.num_preemptions - before.num_preemptions;
     run->totals->num_late_masks += run->stats.num_late_masks - before.num_late_masks;
-    return has_failed(run) && before.phase != PHASE_FAILED ? check_failure(run, run->stats.failure)
-                                                           : OK;
+    if (run->stats.num_recoveries > before.num_recoveries)
+        return check_recovery(run);
+    return has_failed(run) && before.phase != PHASE_FAILED ? check_end(run, run->stats.failure) : OK;
 }
 
 static enum status check_books(const struct run *run)
@@ -151,6 +169,7 @@ static void configure(const struct scenario *scenario, const struct setup *setup
     config->decode_slowdown = setup->decode_slowdown;
     config->watermark = setup->watermark;
     config->flight_recorder_bytes = 1 << 14;
+    config->max_restarts = setup->replaces_ranks;
     set_text(&config->dump_dir, "");
     set_text(&config->scheduling_policy, setup->policy == POLICY_PRIORITY ? "priority" : "fcfs");
 }
@@ -191,7 +210,7 @@ static enum status open_engine(struct run *run)
     struct executor *executor;
 
     for (begin_epoch(run); open_executor(run, &executor) != OK; begin_epoch(run)) {
-        TRY(check_failure(run, fail_text()));
+        TRY(check_end(run, fail_text()));
         run->totals->num_epochs_ended++;
     }
     TRY(core_new(&(struct core_options){.config = &run->config,

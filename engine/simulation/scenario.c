@@ -205,6 +205,7 @@ static void draw_faults(struct random *random, struct setup *setup)
 {
     int64_t at_frame = 0;
 
+    setup->replaces_ranks = random_chance(random, 60);
     setup->num_faults = (int32_t)random_between(random, 1, MAX_FAULTS - 1);
     for (int32_t i = 0; i < setup->num_faults; i++) {
         at_frame += random_between(random, 1, random_chance(random, 20) ? 20 : 400);

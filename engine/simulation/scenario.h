@@ -55,6 +55,7 @@ struct setup {
     bool long_prefill_token_threshold_adaptive;
     double decode_slowdown, watermark;
     int64_t latency_max_ns, step_max_ns;
+    bool replaces_ranks; /* that have failed; else the engine fails with them */
     struct planned_fault faults[MAX_FAULTS];
     int32_t num_faults;
 };

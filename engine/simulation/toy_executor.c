@@ -5,6 +5,8 @@
 struct toy_executor {
     struct linked_executor linked;
     struct cluster *cluster;
+    struct cluster_options options; /* of the cluster */
+    const struct config *config;    /* borrowed */
 };
 
 static struct toy_executor *of(struct executor *executor)
@@ -46,12 +48,47 @@ static enum status collect(struct executor *executor, int64_t step,
     return linked_collect(executor, step, output_out);
 }
 
+static enum status gather(struct toy_executor *toy)
+{
+    struct executor *executor = &toy->linked.executor;
+
+    executor->info.memory = (struct engine_memory){0};
+    toy->cluster = cluster_new(&toy->options);
+    linked_open(&toy->linked, network_channel(cluster_network(toy->cluster)), toy->options.epoch,
+                toy->config);
+    for (int32_t rank = 0; rank < toy->options.world; rank++)
+        toy->linked.link.ranks[rank].pidfd = network_pidfd(rank);
+    return linked_gather(&toy->linked, &(struct executor_options){.config = toy->config});
+}
+
+static void scatter(struct toy_executor *toy)
+{
+    linked_close(&toy->linked);
+    cluster_free(toy->cluster);
+    toy->cluster = NULL;
+}
+
+/* All ranks are new ones. Faults may strike before they are ready: then once more. */
+static enum status recover(struct executor *executor, int32_t rank)
+{
+    struct toy_executor *toy = of(executor);
+
+    (void)rank;
+    fault_plan_cure(toy->options.faults, toy->options.agenda->now_ns);
+    do {
+        scatter(toy);
+        toy->options.faults->fatal = FAULT_NONE;
+        toy->options.epoch++;
+        toy->options.seed = mix(toy->options.seed);
+    } while (gather(toy) != OK);
+    return OK;
+}
+
 static void free_executor(struct executor *executor)
 {
     struct toy_executor *toy = of(executor);
 
-    linked_close(&toy->linked);
-    cluster_free(toy->cluster);
+    scatter(toy);
     mem_free(toy);
 }
 
@@ -62,6 +99,7 @@ static const struct executor_ops ops = {
     .sample = sample,
     .collect = collect,
     .wait = linked_wait,
+    .recover = recover,
     .free = free_executor,
 };
 
@@ -74,12 +112,9 @@ enum status toy_executor_open(const struct config *config, const struct cluster_
     executor->ops = &ops;
     executor->info.num_ranks = options->world;
     executor->info.max_model_len = options->limits.max_model_len;
-    toy->cluster = cluster_new(options);
-    linked_open(&toy->linked, network_channel(cluster_network(toy->cluster)), options->epoch,
-                config);
-    for (int32_t rank = 0; rank < options->world; rank++)
-        toy->linked.link.ranks[rank].pidfd = network_pidfd(rank);
-    TRY(linked_gather(&toy->linked, &(struct executor_options){.config = config}));
+    toy->options = *options;
+    toy->config = config;
+    TRY(gather(toy));
     *out = give(executor);
     return OK;
 }

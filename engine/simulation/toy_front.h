@@ -18,6 +18,7 @@ struct run_totals {
     int64_t num_runs, num_steps;
     int64_t num_faults[NUM_FAULT_KINDS]; /* that have struck */
     int64_t num_epochs_ended;
+    int64_t num_recoveries; /* ranks were replaced, and the engine went on */
     int64_t num_requests, num_refused;
     int64_t num_finished[FINISH_ERROR + 1]; /* by enum finish_reason */
     int64_t num_tokens, num_masked_tokens, num_cached_tokens;

@@ -157,15 +157,20 @@ void rendezvous_name(int32_t rank, uint32_t nonce, char name_out[static CHANNEL_
     snprintf(name_out, CHANNEL_MAX_NAME + 1, "%d:%u", rank, nonce);
 }
 
-/* The peer's name on the channel is a promise about its rank: it must be kept. */
-static enum status check_name(const char *peer, int32_t rank)
+bool rendezvous_name_fits(const char *peer, int32_t rank)
 {
     char name[16];
     int length = snprintf(name, sizeof name, "%d:", rank);
 
-    if (strncmp(peer, name, (size_t)length) != 0)
-        return fail(ERR_MISMATCH, "rank %d connected as '%s', its name begins with '%s'", rank, peer,
-                    name);
+    return strncmp(peer, name, (size_t)length) == 0;
+}
+
+/* The peer's name on the channel is a promise about its rank: it must be kept. */
+static enum status check_name(const char *peer, int32_t rank)
+{
+    if (!rendezvous_name_fits(peer, rank))
+        return fail(ERR_MISMATCH, "rank %d connected as '%s', its name begins with '%d:'", rank, peer,
+                    rank);
     return OK;
 }
 
@@ -208,6 +213,8 @@ static enum status check_hello(const struct rendezvous *rendezvous, const char *
     if (strcmp(hello->build_id, build_id_text()) != 0)
         return fail(ERR_MISMATCH, "rank %d is build %.40s, the engine is build %s", hello->rank,
                     hello->build_id, build_id_text());
+    if (message_check_place(message, message->header.epoch) != OK) /* it has none yet: the build */
+        return fail(ERR_MISMATCH, "rank %d: %s", hello->rank, fail_text());
     if (hello->world != rendezvous->world)
         return fail(ERR_MISMATCH, "rank %d was started for %d ranks, the engine has %d",
                     hello->rank, hello->world, rendezvous->world);

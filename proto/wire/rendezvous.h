@@ -59,6 +59,9 @@ void rendezvous_close(struct rendezvous *rendezvous);
  * number that it has not had before. */
 void rendezvous_name(int32_t rank, uint32_t nonce, char name_out[static CHANNEL_MAX_NAME + 1]);
 
+/* Is it one that this rank may have? */
+bool rendezvous_name_fits(const char *peer, int32_t rank);
+
 /* Which rank has joined as this peer; -1: none. */
 int32_t rendezvous_find(const struct rendezvous *rendezvous, const char *peer);
 /* Another set of ranks: those that have joined stay in, and are to be welcomed and to say READY again. */

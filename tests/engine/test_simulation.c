@@ -49,18 +49,19 @@ static void every_token_is_right_and_everything_has_happened(void **state)
     assert_true(totals->num_masked_tokens > 0 && totals->num_masked_tokens < totals->num_tokens);
     assert_true(totals->num_orders_done > 0 && totals->num_orders_refused > 0);
     assert_true(totals->num_refused > 0 && totals->num_epochs_ended > 0);
+    assert_true(totals->num_recoveries > 0);
     for (int reason = FINISH_STOP; reason <= FINISH_ERROR; reason++)
         assert_true(totals->num_finished[reason] > 0);
     for (int kind = FAULT_NONE + 1; kind < NUM_FAULT_KINDS; kind++)
         if (totals->num_faults[kind] == 0)
             fail_msg("there was never %s", fault_name(kind));
     print_message("# %ld steps in %ld runs: %ld requests, %ld tokens (%ld masked, %ld cached), "
-                  "%ld preemptions, %ld late masks, %ld engines that failed\n",
+                  "%ld preemptions, %ld late masks, %ld engines that failed, %ld recoveries\n",
                   (long)totals->num_steps, (long)totals->num_runs, (long)totals->num_requests,
                   (long)totals->num_tokens, (long)totals->num_masked_tokens,
                   (long)totals->num_cached_tokens, (long)totals->num_preemptions,
                   (long)totals->num_late_masks,
-                  (long)totals->num_epochs_ended);
+                  (long)totals->num_epochs_ended, (long)totals->num_recoveries);
 }
 
 static void one_seed_is_one_simulation(void **state)
@@ -121,6 +122,13 @@ static void a_rank_that_dies_ends_its_epoch_and_the_next_goes_on(void **state)
     expect_ok(run_setup(&scenario, &scenario.setups[0], &totals));
     assert_int_equal(totals.num_epochs_ended, 1);
     assert_int_equal(totals.num_faults[FAULT_RANK_DIES], 1);
+
+    /* In the midst of steps, and where ranks are replaced: nobody notices. */
+    scenario.setups[0].faults[0].at_frame = 40;
+    scenario.setups[0].replaces_ranks = true;
+    expect_ok(run_setup(&scenario, &scenario.setups[0], &totals));
+    assert_int_equal(totals.num_epochs_ended, 1);
+    assert_int_equal(totals.num_recoveries, 1);
     log_set_level(LOG_INFO);
     scenario_close(&scenario);
 }
