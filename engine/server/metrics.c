@@ -40,7 +40,7 @@ struct histogram {
 };
 
 struct metrics {
-    char *label; /* model_name="…", escaped */
+    char *label; /* model_name="…", escaped, and engine="0": vLLM numbers its replicas, we are one */
     struct histogram histograms[NUM_METRIC_HISTOGRAMS];
     int64_t finished[FINISH_ERROR + 1];
 };
@@ -303,7 +303,7 @@ static char *make_label(const char *model_name)
             bytes_append(&label, "\\", 1);
         bytes_append(&label, c, 1);
     }
-    bytes_append(&label, "\"", 1);
+    bytes_printf(&label, "\",engine=\"0\"");
     return mem_strndup((const char *)label.data, label.size);
 }
 

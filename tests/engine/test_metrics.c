@@ -32,19 +32,19 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
 
     metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "# TYPE vllm:num_requests_running gauge");
-    expect_line(&page, "vllm:num_requests_running{model_name=\"tiny\"} 3");
-    expect_line(&page, "tandem:grammars_compiled_total{model_name=\"tiny\"} 7");
-    expect_line(&page, "tandem:grammar_cache_hits_total{model_name=\"tiny\"} 9");
-    expect_line(&page, "vllm:num_requests_waiting{model_name=\"tiny\"} 2");
-    expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.75");
+    expect_line(&page, "vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 3");
+    expect_line(&page, "tandem:grammars_compiled_total{model_name=\"tiny\",engine=\"0\"} 7");
+    expect_line(&page, "tandem:grammar_cache_hits_total{model_name=\"tiny\",engine=\"0\"} 9");
+    expect_line(&page, "vllm:num_requests_waiting{model_name=\"tiny\",engine=\"0\"} 2");
+    expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0.75");
     expect_line(&page, "# TYPE vllm:generation_tokens_total counter");
-    expect_line(&page, "vllm:generation_tokens_total{model_name=\"tiny\"} 123456789012");
-    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"1\"} 2");
-    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"8\"} 4");
-    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"16384\"} 4");
-    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",le=\"+Inf\"} 5");
-    expect_line(&page, "vllm:iteration_tokens_total_count{model_name=\"tiny\"} 5");
-    expect_line(&page, "vllm:iteration_tokens_total_sum{model_name=\"tiny\"} 40");
+    expect_line(&page, "vllm:generation_tokens_total{model_name=\"tiny\",engine=\"0\"} 123456789012");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",engine=\"0\",le=\"1\"} 2");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",engine=\"0\",le=\"8\"} 4");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",engine=\"0\",le=\"16384\"} 4");
+    expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",engine=\"0\",le=\"+Inf\"} 5");
+    expect_line(&page, "vllm:iteration_tokens_total_count{model_name=\"tiny\",engine=\"0\"} 5");
+    expect_line(&page, "vllm:iteration_tokens_total_sum{model_name=\"tiny\",engine=\"0\"} 40");
 }
 
 static void reasons_are_told_apart(void **state)
@@ -60,13 +60,13 @@ static void reasons_are_told_apart(void **state)
     metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "# TYPE vllm:num_requests_waiting_by_reason gauge");
     expect_line(&page,
-                "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",reason=\"capacity\"} 2");
+                "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",engine=\"0\",reason=\"capacity\"} 2");
     expect_line(&page,
-                "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",reason=\"deferred\"} 1");
+                "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",engine=\"0\",reason=\"deferred\"} 1");
     expect_line(&page, "# TYPE vllm:admission_rejections_total counter");
-    expect_line(&page, "vllm:admission_rejections_total{model_name=\"tiny\","
+    expect_line(&page, "vllm:admission_rejections_total{model_name=\"tiny\",engine=\"0\","
                        "reason=\"max_num_queued_reqs\"} 7");
-    expect_line(&page, "vllm:admission_rejections_total{model_name=\"tiny\","
+    expect_line(&page, "vllm:admission_rejections_total{model_name=\"tiny\",engine=\"0\","
                        "reason=\"max_num_queued_tokens\"} 9");
 }
 
@@ -101,7 +101,7 @@ static void an_empty_cache_is_not_divided_by(void **state)
     struct engine_stats stats = {0};
 
     metrics_print(metrics, &stats, &grammars, &page);
-    expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0");
+    expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0");
 }
 
 static void buckets_of_a_histogram_add_up(void **state)
@@ -116,13 +116,13 @@ static void buckets_of_a_histogram_add_up(void **state)
     metrics_observe(metrics, METRIC_PARAMS_N, 100); /* above all bounds */
     metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page, "# TYPE vllm:request_params_n histogram");
-    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"1\"} 1");
-    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"2\"} 1");
-    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"5\"} 2");
-    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"20\"} 2");
-    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",le=\"+Inf\"} 3");
-    expect_line(&page, "vllm:request_params_n_sum{model_name=\"tiny\"} 103.5");
-    expect_line(&page, "vllm:request_params_n_count{model_name=\"tiny\"} 3");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",engine=\"0\",le=\"1\"} 1");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",engine=\"0\",le=\"2\"} 1");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",engine=\"0\",le=\"5\"} 2");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",engine=\"0\",le=\"20\"} 2");
+    expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",engine=\"0\",le=\"+Inf\"} 3");
+    expect_line(&page, "vllm:request_params_n_sum{model_name=\"tiny\",engine=\"0\"} 103.5");
+    expect_line(&page, "vllm:request_params_n_count{model_name=\"tiny\",engine=\"0\"} 3");
 }
 
 static void ends_are_counted_by_reason(void **state)
@@ -137,11 +137,11 @@ static void ends_are_counted_by_reason(void **state)
     metrics_count_finish(metrics, FINISH_ABORT);
     metrics_print(metrics, &stats, &grammars, &page);
     expect_line(&page,
-                "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"stop\"} 2");
+                "vllm:request_success_total{model_name=\"tiny\",engine=\"0\",finished_reason=\"stop\"} 2");
     expect_line(&page,
-                "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"length\"} 0");
+                "vllm:request_success_total{model_name=\"tiny\",engine=\"0\",finished_reason=\"length\"} 0");
     expect_line(&page,
-                "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} 1");
+                "vllm:request_success_total{model_name=\"tiny\",engine=\"0\",finished_reason=\"abort\"} 1");
 }
 
 static void a_model_s_name_is_escaped(void **state)
@@ -152,7 +152,7 @@ static void a_model_s_name_is_escaped(void **state)
     struct engine_stats stats = {0};
 
     metrics_print(metrics, &stats, &grammars, &page);
-    expect_line(&page, "vllm:num_requests_running{model_name=\"a\\\"b\\\\c\\nd\"} 0");
+    expect_line(&page, "vllm:num_requests_running{model_name=\"a\\\"b\\\\c\\nd\",engine=\"0\"} 0");
 }
 
 /* Each name has one HELP, one TYPE behind it, and then its lines: what scrapers insist on. */
@@ -175,7 +175,7 @@ static void every_line_stands_behind_its_type(void **state)
             continue;
         }
         assert_int_equal(strncmp(line, name, strlen(name)), 0);
-        assert_non_null(strstr(line, "{model_name=\"tiny\""));
+        assert_non_null(strstr(line, "{model_name=\"tiny\",engine=\"0\""));
     }
 }
 
