@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include "engine/admission.h"
 #include "engine/core/core.h"
 #include "engine/executor/executor.h"
 #include "proto/base/log.h"
@@ -33,10 +34,7 @@ struct engine {
     request_id last_id;
     _Atomic bool is_draining;
 
-    /* Admission: */
-    int32_t num_unfinished;
-    int64_t num_queued_tokens; /* of prompts whose requests have brought nothing yet */
-    _Atomic int64_t num_rejections[NUM_ADMISSION_LIMITS];
+    struct admission admission;
 };
 
 static const char *const reason_names[] = {
@@ -81,6 +79,8 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     AUTO_FREE(executor) struct executor *executor = NULL;
 
     engine->config = config;
+    engine->admission.queues[LIMIT_QUEUED_REQS].most = config->max_num_queued_reqs;
+    engine->admission.queues[LIMIT_QUEUED_TOKENS].most = config->max_num_queued_tokens;
     engine->grammar_fd = -1;
     TRY(check_max_logprobs(config, model_file_vocabulary(model)->num_tokens));
     if (config->trace) {
@@ -170,36 +170,19 @@ static enum status check_prompt(const struct engine *engine, const struct submis
     return OK;
 }
 
-static enum status reject(struct engine *engine, enum admission_limit limit)
-{
-    const struct config *config = engine->config;
-
-    atomic_fetch_add(&engine->num_rejections[limit], 1);
-    return limit == LIMIT_QUEUED_REQS
-               ? fail(ERR_FULL,
-                      "The server is busy: %d requests are unfinished, --max-num-queued-reqs is %d; "
-                      "try again later",
-                      engine->num_unfinished, config->max_num_queued_reqs)
-               : fail(ERR_FULL,
-                      "The server has a backlog: prompts of %lld tokens wait, "
-                      "--max-num-queued-tokens is %d; try again later",
-                      (long long)engine->num_queued_tokens, config->max_num_queued_tokens);
-}
-
 enum status engine_check_admission(struct engine *engine, int32_t n)
 {
-    const struct config *config = engine->config;
-    int32_t most = config->max_num_queued_reqs;
+    return admission_check(&engine->admission, n);
+}
 
-    if (most > 0 && n > most)
-        return fail(ERR_INVALID, "%d sequences are asked for, --max-num-queued-reqs is %d", n,
-                    most);
-    if (most > 0 && engine->num_unfinished > most - n)
-        return reject(engine, LIMIT_QUEUED_REQS);
-    if (config->max_num_queued_tokens > 0 &&
-        engine->num_queued_tokens >= config->max_num_queued_tokens)
-        return reject(engine, LIMIT_QUEUED_TOKENS);
-    return OK;
+bool engine_has_room(const struct engine *engine)
+{
+    return admission_has_room(&engine->admission);
+}
+
+int32_t engine_retry_after_s(const struct engine *engine)
+{
+    return engine->admission.retry_after_s;
 }
 
 /* What came out is queued no more. */
@@ -209,8 +192,10 @@ static void count_out(struct engine *engine, const struct engine_output *output)
         const struct engine_event *event = &output->events[i];
         bool is_first = event->num_output_tokens == event->num_tokens;
 
-        engine->num_unfinished -= event->finish != FINISH_NONE;
-        engine->num_queued_tokens -= is_first ? event->num_prompt_tokens : 0;
+        if (event->finish != FINISH_NONE)
+            admission_leave(&engine->admission, LIMIT_QUEUED_REQS, 1);
+        if (is_first)
+            admission_leave(&engine->admission, LIMIT_QUEUED_TOKENS, event->num_prompt_tokens);
     }
 }
 
@@ -251,8 +236,7 @@ enum status engine_submit(struct engine *engine, const struct submission *submis
         return status;
     }
     request = NULL; /* core's now */
-    engine->num_unfinished++;
-    engine->num_queued_tokens += submission->num_prompt;
+    admission_enter(&engine->admission, submission->num_prompt);
     *id_out = ++engine->last_id;
     return OK;
 }
@@ -375,7 +359,7 @@ void engine_stats(const struct engine *engine, struct engine_stats *out)
     if (out->phase == PHASE_READY && atomic_load(&engine->is_draining))
         out->phase = PHASE_DRAINING;
     for (int i = 0; i < NUM_ADMISSION_LIMITS; i++)
-        out->admission_rejections[i] = atomic_load(&engine->num_rejections[i]);
+        out->admission_rejections[i] = atomic_load(&engine->admission.num_rejections[i]);
 }
 
 int32_t engine_max_model_len(const struct engine *engine)

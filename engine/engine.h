@@ -84,6 +84,11 @@ int engine_grammar_fd(const struct engine *engine);
  * --max-num-queued-tokens wait for their first tokens. engine_submit does not ask: a client's
  * request is n of ours, all or none. */
 MUST_USE enum status engine_check_admission(struct engine *engine, int32_t n);
+/* Would it find room for one more? Nothing is counted. */
+bool engine_has_room(const struct engine *engine);
+/* Behind an ERR_FULL of engine_check_admission: the seconds, from 1 up, after which there should be room for
+ * that request, by how fast others have ended of late. */
+int32_t engine_retry_after_s(const struct engine *engine);
 /* Refuses new requests from now on; those inside go on. */
 void engine_drain(struct engine *engine);
 

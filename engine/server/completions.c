@@ -186,6 +186,7 @@ static void answer_completion(struct post *post)
     enum status status = front_submit(front, generation, on_sequence, completion);
 
     if (status != OK) {
+        post->retry_after_s = engine_retry_after_s(front_engine(front));
         post_reply_error(post, status, fail_text(), NULL);
         post_free(post);
         return;

@@ -236,6 +236,9 @@ static void write_head(struct connection *connection, int code, const char *cont
     evbuffer_add_printf(out, "%s%s\r\n", headers, framing);
 }
 
+/* What is full when bytes are refused is so for moments: other clients' requests are on their way. */
+#define RETRY_AFTER "Retry-After: 1\r\n"
+
 /* A request that never became one: say why, in the handler's form, and close behind it. */
 static void refuse(struct connection *connection, int code, const char *sentence)
 {
@@ -246,7 +249,7 @@ static void refuse(struct connection *connection, int code, const char *sentence
     connection->close_after = true;
     connection->server->handler.refusal(code, sentence, &body);
     snprintf(framing, sizeof(framing), "Content-Length: %zu\r\n", body.size);
-    write_head(connection, code, "application/json", framing, "");
+    write_head(connection, code, "application/json", framing, code == 503 ? RETRY_AFTER : "");
     evbuffer_add(bufferevent_get_output(connection->bev), body.data, body.size);
     begin_close(connection);
 }
@@ -265,6 +268,11 @@ void http_add_header(struct http_exchange *exchange, const char *name, const cha
         if ((uint8_t)*value >= 0x20 && *value != 0x7f)
             bytes_append(&exchange->headers, value, 1);
     bytes_append(&exchange->headers, "\r\n", 2);
+}
+
+void http_add_retry_after(struct http_exchange *exchange, int32_t seconds)
+{
+    bytes_printf(&exchange->headers, "Retry-After: %d\r\n", seconds);
 }
 
 void http_reply(struct http_exchange *exchange, int code, const char *content_type,
@@ -636,7 +644,7 @@ static void turn_away(struct http_server *server, evutil_socket_t fd)
     server->handler.refusal(503, sentence, &body);
     bytes_printf(&answer,
                  "HTTP/1.1 503 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-                 "Connection: close\r\n\r\n%s",
+                 RETRY_AFTER "Connection: close\r\n\r\n%s",
                  reason_of(503), body.size, bytes_text(&body));
     if (send(fd, answer.data, answer.size, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
         log_debug("http: a client turned away: %s", strerror(errno));

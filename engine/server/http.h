@@ -91,6 +91,8 @@ void *http_user(const struct http_exchange *exchange);
 
 /* A header of the answer, before it begins. Control bytes in `value` are left out. */
 void http_add_header(struct http_exchange *exchange, const char *name, const char *value);
+/* For a client that may come again in so many seconds. */
+void http_add_retry_after(struct http_exchange *exchange, int32_t seconds);
 /* The whole answer. A HEAD request gets the head of it. Ends the exchange. */
 void http_reply(struct http_exchange *exchange, int code, const char *content_type,
                 const void *body, size_t size);

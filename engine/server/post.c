@@ -5,9 +5,6 @@
 #include <string.h>
 #include <strings.h>
 
-/* For a client whose request found the queue full: in a second there may be room. */
-#define RETRY_AFTER_S "1"
-
 /* "application/json; charset=utf-8" is JSON. A browser can't send this to another site unasked. */
 static bool is_json(const char *content_type)
 {
@@ -98,7 +95,7 @@ void post_reply_error(struct post *post, enum status status, const char *sentenc
 
     openai_error(status, sentence, param, &body);
     if (status == ERR_FULL)
-        http_add_header(post->exchange, "Retry-After", RETRY_AFTER_S);
+        http_add_retry_after(post->exchange, MAX(post->retry_after_s, 1));
     server_reply(post->server, give(post->exchange), openai_http_status(status), "application/json",
                  &body);
 }

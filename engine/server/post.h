@@ -37,6 +37,7 @@ struct post {
     struct bytes body;
     enum status status; /* of reading, with its sentence and the field at fault */
     char *sentence, *param;
+    int32_t retry_after_s; /* what post_reply_error tells of ERR_FULL; 0: a second */
 };
 
 /* Takes the exchange. Refuses bodies that do not say that they are JSON. */

@@ -70,7 +70,7 @@ class Queues(unittest.TestCase):
             with server.open_stream(), server.open_stream():
                 wait_for("both inside", lambda: server.num_running() == 2)
                 status, headers, answer = server.post("/v1/completions", {"prompt": "Hi"})
-                assert status == 503 and headers["Retry-After"] == "1", (status, headers)
+                assert status == 503 and 1 <= int(headers["Retry-After"]) <= 60, (status, headers)
                 assert "2 requests are unfinished, --max-num-queued-reqs is 2" in (
                     answer["error"]["message"]), answer
                 status, headers, answer = server.post("/v1/completions", {"prompt": "Hi", "n": 3})
