@@ -37,6 +37,16 @@ struct engine {
     struct admission admission;
 };
 
+static const char *const phase_names[] = {
+    [PHASE_STARTING] = "starting", [PHASE_LOADING] = "loading", [PHASE_READY] = "ready",
+    [PHASE_RECOVERING] = "recovering", [PHASE_DRAINING] = "draining", [PHASE_FAILED] = "failed",
+};
+
+const char *engine_phase_name(enum engine_phase phase)
+{
+    return phase_names[phase];
+}
+
 static const char *const reason_names[] = {
     [FINISH_NONE] = "none",   [FINISH_STOP] = "stop",   [FINISH_LENGTH] = "length",
     [FINISH_ABORT] = "abort", [FINISH_ERROR] = "error",

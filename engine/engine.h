@@ -31,6 +31,7 @@ enum engine_phase {
     PHASE_DRAINING,
     PHASE_FAILED
 };
+const char *engine_phase_name(enum engine_phase phase); /* "starting", "loading", … */
 
 /*
  * Starts the ranks and waits until all are READY. `model` is borrowed until engine_free.

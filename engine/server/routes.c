@@ -24,12 +24,38 @@ static void reply_json(struct server *server, struct http_exchange *exchange, js
 
 /* ---- small answers --------------------------------------------------------------------------- */
 
+/* vLLM's /health, with something to look at behind its 200. */
 static void health_get(struct server *server, struct http_exchange *exchange)
 {
-    if (server_health(server) == OK)
-        reply_json(server, exchange, json_pack("{s:s}", "status", "ok"));
+    struct engine_stats stats;
+
+    if (server_check_alive(server) != OK) {
+        server_reply_refusal(server, exchange, 503, fail_text());
+        return;
+    }
+    engine_stats(front_engine(server->front), &stats);
+    reply_json(server, exchange,
+               json_pack("{s:s, s:s, s:i, s:i, s:I, s:I, s:i, s:i}", "status", "ok", "phase",
+                         engine_phase_name(stats.phase), "ranks", (int)stats.num_ranks,
+                         "ranks_alive", (int)stats.num_ranks_alive, "steps",
+                         (json_int_t)stats.num_steps, "generation_tokens",
+                         (json_int_t)stats.generation_tokens, "running", (int)stats.num_running,
+                         "waiting", (int)stats.num_waiting));
+}
+
+/* May more be sent here? */
+static void ready_get(struct server *server, struct http_exchange *exchange)
+{
+    if (server_check_ready(server) == OK)
+        reply_json(server, exchange, json_pack("{s:s}", "status", "ready"));
     else
         server_reply_refusal(server, exchange, 503, fail_text());
+}
+
+/* The event loop turns: that we answer is the answer. */
+static void live_get(struct server *server, struct http_exchange *exchange)
+{
+    reply_json(server, exchange, json_pack("{s:s}", "status", "live"));
 }
 
 static void version_get(struct server *server, struct http_exchange *exchange)
@@ -82,6 +108,8 @@ static const struct endpoint {
     {"POST", "/tokenize", tokenize_post, KEY},
     {"POST", "/detokenize", detokenize_post, KEY},
     {"GET", "/health", health_get, ANYONE},
+    {"GET", "/ready", ready_get, ANYONE},
+    {"GET", "/live", live_get, ANYONE},
     {"GET", "/ping", health_get, ANYONE},
     {"POST", "/ping", health_get, ANYONE},
     {"GET", "/version", version_get, KEY},

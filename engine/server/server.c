@@ -83,14 +83,39 @@ void server_reply_refusal(struct server *server, struct http_exchange *exchange,
 
 /* ---- health ---------------------------------------------------------------------------------- */
 
-enum status server_health(const struct server *server)
+/* A step is to end soon. */
+static bool is_at_work(const struct engine_stats *stats)
 {
-    struct engine_stats stats;
+    return stats->num_running > 0 && !stats->is_paused;
+}
+
+static enum status check_alive(const struct server *server, const struct engine_stats *stats)
+{
     double stalled_s = (double)(clock_now_ns() - server->steps_seen_ns) / 1e9;
 
+    if (stats->phase == PHASE_FAILED)
+        return fail(ERR_CLOSED, "the engine has failed: %s", stats->failure);
+    if (is_at_work(stats) && stalled_s > STALL_MS / 1e3)
+        return fail(ERR_TIMEOUT, "%d requests run, and no step has ended for %.0f s",
+                    stats->num_running, stalled_s);
+    return OK;
+}
+
+enum status server_check_alive(const struct server *server)
+{
+    struct engine_stats stats;
+
     engine_stats(front_engine(server->front), &stats);
-    if (stats.phase == PHASE_FAILED)
-        return fail(ERR_CLOSED, "the engine has failed: %s", stats.failure);
+    return check_alive(server, &stats);
+}
+
+enum status server_check_ready(const struct server *server)
+{
+    const struct engine *engine = front_engine(server->front);
+    struct engine_stats stats;
+
+    engine_stats(engine, &stats);
+    TRY(check_alive(server, &stats));
     if (server->draining || stats.phase == PHASE_DRAINING)
         return fail(ERR_CLOSED, "the server is draining: it ends when %d requests are answered",
                     server->num_posts);
@@ -98,9 +123,11 @@ enum status server_health(const struct server *server)
         return fail(ERR_CLOSED, "the engine is not ready yet");
     if (stats.num_ranks_alive < stats.num_ranks)
         return fail(ERR_CLOSED, "%d of %d ranks are alive", stats.num_ranks_alive, stats.num_ranks);
-    if (stats.num_running && !stats.is_paused && stalled_s > STALL_MS / 1e3)
-        return fail(ERR_TIMEOUT, "%d requests run, and no step has ended for %.0f s",
-                    stats.num_running, stalled_s);
+    if (stats.is_paused)
+        return fail(ERR_CLOSED, "the engine is paused");
+    if (!engine_has_room(engine))
+        return fail(ERR_FULL, "the queue is full: %d requests run and %d wait", stats.num_running,
+                    stats.num_waiting);
     return OK;
 }
 
@@ -126,7 +153,7 @@ static void watch_engine(struct server *server)
     struct engine_stats stats;
 
     engine_stats(front_engine(server->front), &stats);
-    if (stats.num_steps != server->steps_seen || !stats.num_running || stats.is_paused) {
+    if (stats.num_steps != server->steps_seen || !is_at_work(&stats)) {
         server->steps_seen = stats.num_steps;
         server->steps_seen_ns = clock_now_ns();
     }

@@ -59,8 +59,10 @@ struct server {
     struct stats_log stats_log;
 };
 
-/* OK only when a request that came now would be answered; else why not. */
-MUST_USE enum status server_health(const struct server *server);
+/* OK: what is inside will be answered, if not at once; else why there is no hope but a new process. */
+MUST_USE enum status server_check_alive(const struct server *server);
+/* OK only when a request that came now would be served now; else why not. */
+MUST_USE enum status server_check_ready(const struct server *server);
 
 /* The one answer of an exchange, and its line in the access log. */
 void server_reply(struct server *server, struct http_exchange *exchange, int code,

@@ -73,6 +73,9 @@ class Queues(unittest.TestCase):
                 assert status == 503 and 1 <= int(headers["Retry-After"]) <= 60, (status, headers)
                 assert "2 requests are unfinished, --max-num-queued-reqs is 2" in (
                     answer["error"]["message"]), answer
+                status, _, answer = server.ask("GET", "/ready")
+                assert status == 503 and "queue is full" in answer["error"]["message"], answer
+                assert server.ask("GET", "/health")[0] == 200
                 status, headers, answer = server.post("/v1/completions", {"prompt": "Hi", "n": 3})
                 assert status == 400 and "3 sequences" in answer["error"]["message"], answer
             assert server.metric("vllm:admission_rejections_total",
@@ -80,6 +83,7 @@ class Queues(unittest.TestCase):
             assert server.metric("vllm:admission_rejections_total",
                                  reason="max_num_queued_tokens") == 0
             wait_for("room again", lambda: server.num_running() == 0)
+            assert server.ask("GET", "/ready")[0] == 200
             assert server.complete()["usage"]
 
     def test_generate_waits_for_room(self):
@@ -140,6 +144,8 @@ class Pauses(unittest.TestCase):
             assert self.paused(server)
             steps = server.metric("tandem:steps_total")
             assert server.ask("GET", "/health")[0] == 200
+            status, _, answer = server.ask("GET", "/ready")
+            assert status == 503 and "is paused" in answer["error"]["message"], answer
             status, _, answer = server.ask("POST", "/reset_prefix_cache")
             assert status == 409 and "1 requests run" in answer["error"]["message"], answer
             assert self.ok(server, "/reset_prefix_cache?reset_running_requests=true") == "reset"

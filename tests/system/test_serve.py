@@ -119,8 +119,11 @@ class Answers(unittest.TestCase):
         assert models["data"][0]["max_model_len"] == 32768, models
         assert "version" in shared().ask("GET", "/version")[2]
         assert shared().ask("GET", "/load")[2] == {"server_load": 0}
-        assert shared().ask("GET", "/health")[0] == 200
-        assert shared().ask("GET", "/ping")[0] == 200
+        health = shared().ask("GET", "/health")
+        assert health[0] == 200 and health[2]["phase"] == "ready", health
+        assert health[2]["ranks"] == health[2]["ranks_alive"] == 2, health
+        for path in "/ping", "/ready", "/live":
+            assert shared().ask("GET", path)[0] == 200, path
 
 
 def serve_fails(*options):
@@ -183,7 +186,8 @@ class Refusals(unittest.TestCase):
         with Server(*RANKS, env={"TANDEM_API_KEY": "s3cret"}) as server:
             for path in "/v1/models", "/metrics", "/version", "/load", "/nothing":
                 assert server.ask("GET", path)[0] == 401, path
-            assert server.ask("GET", "/health")[0] == 200
+            for path in "/health", "/ready", "/live":
+                assert server.ask("GET", path)[0] == 200, path
             for given in "Bearer s3cre", "Bearer s3crets", "Bearer ", "s3cret", "Basic s3cret":
                 assert server.ask("GET", "/v1/models", headers={"Authorization": given})[0] == 401
             assert server.ask("GET", "/v1/models",
