@@ -1,7 +1,9 @@
 """tandem serve as its clients see it: plain HTTP, good and bad, on a tiny model with two ranks."""
 import concurrent.futures
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -231,6 +233,37 @@ class Clients(unittest.TestCase):
                 wait_for("the slow reader dropped", lambda: server.num_running() == 0, 60)
                 assert "dropped" in server.log_text()
             assert server.complete()["usage"]
+
+    def test_clients_that_never_read_cost_themselves_alone(self):
+        with Server(*RANKS, "--stream-buffer-bytes", "16384") as server:
+            def rss_kib():
+                with open(f"/proc/{server.process.pid}/status") as file:
+                    return int(re.search(r"VmRSS:\s+(\d+)", file.read())[1])
+
+            def storm():
+                """The most memory that it took with 200 of them; and what another client got meanwhile."""
+                most, answers = 0, []
+                with contextlib.ExitStack() as stack:
+                    for _ in range(200):
+                        stack.enter_context(server.open_stream(receive_bytes=4096, max_tokens=3000))
+                    while server.num_running() > 0:  # they are dropped, one by one
+                        answers.append(server.complete(max_tokens=20, ignore_eos=True))
+                        most = max(most, rss_kib())
+                return most, {answer["choices"][0]["text"] for answer in answers}
+
+            alone = server.complete(max_tokens=20, ignore_eos=True)["choices"][0]["text"]
+            before = rss_kib()
+            memory, texts = zip(*(storm() for _ in range(5)))
+            assert set.union(*texts) == {alone}, texts
+            with open(f"/proc/{server.process.pid}/maps") as file:
+                keeps_what_is_freed = "libasan" in file.read()
+            if not keeps_what_is_freed:
+                # Each may hold its 16 KiB, one event more, and what a request takes; and gives it back.
+                assert memory[0] - before < 200 * 64, (before, memory)
+                assert memory[4] - memory[0] < 800 * 10, (before, memory)
+            assert server.log_text().count("dropped") == 1000, server.log_text()[-2000:]
+            assert server.metric("vllm:request_success_total", finished_reason="abort") == 1000
+            assert server.metric("vllm:kv_cache_usage_perc") == 0
 
     def test_a_byte_now_and_then_does_not_hold_a_connection(self):
         with Server(*RANKS, "--request-timeout", "0.5") as server:
