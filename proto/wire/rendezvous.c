@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 /* ---- the run directory ----------------------------------------------------------------------- */
@@ -31,18 +30,29 @@ static void remove_dir(const char *path)
     rmdir(path);
 }
 
-/* A directory nobody holds the lock of. A very young one may be about to be locked. */
-static bool is_stale(const char *path)
+/* Ours, and locked by us now: its owner is gone, or has not come to lock it, and will find that it is gone. The
+ * descriptor holds the lock; -1: it is somebody's. */
+static int lock_stale(const char *path)
 {
-    enum { YOUNG_S = 10 };
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     struct stat info;
-    bool stale = fd >= 0 && fstat(fd, &info) == 0 && info.st_uid == geteuid() &&
-                 time(NULL) - info.st_mtime > YOUNG_S && flock(fd, LOCK_EX | LOCK_NB) == 0;
 
-    if (fd >= 0)
-        close(fd);
-    return stale;
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &info) == 0 && info.st_uid == geteuid() && flock(fd, LOCK_EX | LOCK_NB) == 0)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+static void remove_stale(const char *path)
+{
+    int fd = lock_stale(path);
+
+    if (fd < 0)
+        return;
+    remove_dir(path);
+    close(fd);
 }
 
 static void sweep(const char *parent)
@@ -54,8 +64,7 @@ static void sweep(const char *parent)
         if (strncmp(entry->d_name, dir_prefix, strlen(dir_prefix)) != 0)
             continue;
         AUTO_MEM char *path = mem_printf("%s/%s", parent, entry->d_name);
-        if (is_stale(path))
-            remove_dir(path);
+        remove_stale(path);
     }
     if (dir)
         closedir(dir);
@@ -96,26 +105,43 @@ static enum status find_parent(const char *parent, char **out)
     return OK;
 }
 
-enum status run_dir_open(const char *parent, struct run_dir *out)
+/* Another's sweep may come between: gone_out. */
+static enum status make_dir(const char *place, struct run_dir *out, bool *gone_out)
 {
-    AUTO_MEM char *place = NULL;
-
-    TRY(find_parent(parent, &place));
-    sweep(place);
     AUTO_MEM char *path = mem_printf("%s/%s%d.XXXXXX", place, dir_prefix, getpid());
+    struct stat info;
+
     if (!mkdtemp(path))
         return fail(ERR_IO, "no run directory in %s: %m", place);
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        enum status status = fail(ERR_IO, "run directory %s cannot be locked: %m", path);
+    bool is_locked = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
 
-        if (fd >= 0)
-            close(fd);
-        rmdir(path);
-        return status;
+    *gone_out = fd < 0 ? errno == ENOENT
+                       : !is_locked ? errno == EWOULDBLOCK
+                                    : lstat(path, &info) != 0;
+    if (is_locked && !*gone_out) {
+        *out = (struct run_dir){.path = give(path), .lock_fd = fd};
+        return OK;
     }
-    *out = (struct run_dir){.path = give(path), .lock_fd = fd};
-    return OK;
+    enum status status = fail(ERR_IO, "run directory %s cannot be locked: %m", path);
+    if (fd >= 0)
+        close(fd);
+    rmdir(path);
+    return status;
+}
+
+enum status run_dir_open(const char *parent, struct run_dir *out)
+{
+    enum { TRIES = 100 };
+    AUTO_MEM char *place = NULL;
+    enum status status = OK;
+    bool is_gone = true;
+
+    TRY(find_parent(parent, &place));
+    sweep(place);
+    for (int i = 0; i < TRIES && is_gone; i++)
+        status = make_dir(place, out, &is_gone);
+    return status;
 }
 
 void run_dir_close(struct run_dir *dir)

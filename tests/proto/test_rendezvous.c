@@ -143,29 +143,54 @@ static void what_dead_engines_left_is_swept_and_what_living_ones_use_is_not(void
 {
     (void)state;
     char parent[] = "/tmp/tandem-test-XXXXXX";
-    struct timespec long_ago[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
     struct run_dir living, later;
 
     assert_non_null(mkdtemp(parent));
     AUTO_MEM char *dead = mem_printf("%s/tandem.1.dead", parent),
-                  *young = mem_printf("%s/tandem.1.young", parent),
                   *other = mem_printf("%s/other", parent);
     mkdir(dead, 0700);
-    mkdir(young, 0700);
     mkdir(other, 0700);
     expect_ok(run_dir_open(parent, &living));
-    utimensat(AT_FDCWD, dead, long_ago, 0);
-    utimensat(AT_FDCWD, other, long_ago, 0);
-    utimensat(AT_FDCWD, living.path, long_ago, 0);
     expect_ok(run_dir_open(parent, &later));
     assert_int_equal(access(dead, F_OK), -1);
-    assert_int_equal(access(young, F_OK), 0);
     assert_int_equal(access(other, F_OK), 0);
     assert_int_equal(access(living.path, F_OK), 0);
     run_dir_close(&living);
     run_dir_close(&later);
-    rmdir(young);
     rmdir(other);
+    assert_int_equal(rmdir(parent), 0);
+}
+
+static void *open_and_close(void *parent)
+{
+    for (int i = 0; i < 300; i++) {
+        struct run_dir dir;
+
+        if (run_dir_open(parent, &dir) != OK)
+            return mem_strdup(fail_text());
+        if (access(dir.path, F_OK) != 0)
+            return mem_printf("%s was swept under its owner", dir.path);
+        run_dir_close(&dir);
+    }
+    return NULL;
+}
+
+static void engines_that_start_at_once_leave_each_other_alone(void **state)
+{
+    (void)state;
+    char parent[] = "/tmp/tandem-test-XXXXXX";
+    pthread_t threads[4];
+
+    assert_non_null(mkdtemp(parent));
+    for (size_t i = 0; i < COUNT_OF(threads); i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, open_and_close, parent), 0);
+    for (size_t i = 0; i < COUNT_OF(threads); i++) {
+        void *trouble;
+
+        pthread_join(threads[i], &trouble);
+        if (trouble)
+            fail_msg("%s", (char *)trouble);
+    }
     assert_int_equal(rmdir(parent), 0);
 }
 
@@ -241,6 +266,7 @@ static const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_rank_that_is_lost_leaves_its_place_to_another_process),
     cmocka_unit_test(the_run_directory_is_private_and_goes_away_with_its_files),
     cmocka_unit_test(what_dead_engines_left_is_swept_and_what_living_ones_use_is_not),
+    cmocka_unit_test(engines_that_start_at_once_leave_each_other_alone),
     cmocka_unit_test(a_worker_gets_the_settings_or_the_reason),
 };
 TEST_MAIN(tests)
