@@ -59,11 +59,11 @@ def shared():
 class Server:
     """tandem serve on a free port, as a context manager."""
 
-    def __init__(self, *options, env=None):
+    def __init__(self, *options, env=None, model_file=None):
         self.log_path = tandem.path(f"log-{time.monotonic_ns()}")
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [tandem.PROGRAM, "serve", "--model", model(), "--served-model-name", "tiny",
+                [tandem.PROGRAM, "serve", "--model", model_file or model(), "--served-model-name", "tiny",
                  "--port", "0", *options],
                 stdout=subprocess.PIPE, stderr=log, env={**os.environ, **(env or {})})
         atexit.register(self.process.kill)  # whatever happens

@@ -1,6 +1,7 @@
 """What system tests share: where the program is, a tiny model, and how to run the one on the other.
 
-Environment (set by meson): TANDEM_PROGRAM the program, TANDEM_MAKE_TINY_MODEL the maker of tiny models.
+Environment (set by meson): TANDEM_PROGRAM the program, TANDEM_MAKE_TINY_MODEL the maker of tiny models; without it
+those of build/ are meant.
 """
 import atexit
 import json
@@ -9,7 +10,10 @@ import shutil
 import subprocess
 import tempfile
 
-PROGRAM = os.environ["TANDEM_PROGRAM"]
+_BUILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "build")
+PROGRAM = os.environ.get("TANDEM_PROGRAM") or os.path.normpath(os.path.join(_BUILD, "tandem"))
+_MAKE_TINY_MODEL = os.environ.get("TANDEM_MAKE_TINY_MODEL") or os.path.join(
+    _BUILD, "tests", "make_tiny_model")
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -27,7 +31,7 @@ def path(name):
 
 def make_tiny_model(name="tiny.gguf", architecture="llama", chat_template=CHAT_TEMPLATE,
                     max_position=256, num_heads=4, num_kv_heads=2):
-    subprocess.run([os.environ["TANDEM_MAKE_TINY_MODEL"], path(name), architecture, chat_template,
+    subprocess.run([_MAKE_TINY_MODEL, path(name), architecture, chat_template,
                     str(max_position), str(num_heads), str(num_kv_heads)], check=True)
     return path(name)
 
