@@ -230,6 +230,7 @@ struct engine_stats {
     int64_t num_steps;
     int64_t num_recoveries; /* of the set of ranks, with */
     int64_t recovery_ns;    /* what the last took: from the failure until ranks were ready */
+    int64_t recovery_sum_ns; /* what all took together */
     int64_t num_preemptions;
     int32_t prompt_limit; /* tokens of prompts in a step beside those that decode; -1: none */
     int64_t decode_ns;    /* what a step that only decodes takes; 0: not known */

@@ -464,6 +464,7 @@ static enum status recover(struct core *core, int32_t rank, const char *cause)
     core->stats.phase = PHASE_READY;
     core->stats.num_recoveries++;
     core->stats.recovery_ns = clock_now_ns() - begin_ns;
+    core->stats.recovery_sum_ns += core->stats.recovery_ns;
     pthread_mutex_unlock(&core->stats_lock);
     return OK;
 }

@@ -188,26 +188,20 @@ static void print_rejections(const struct metrics *metrics, const struct engine_
     print_by_reason(metrics, name, reasons, values, NUM_ADMISSION_LIMITS, out);
 }
 
-/* What the numbers on the page are read from. */
-struct sources {
-    const struct engine_stats *engine;
-    const struct grammar_compiler_stats *grammars;
-};
-
-static double kv_cache_usage(const struct sources *from)
+static double kv_cache_usage(const struct metrics_sources *from)
 {
     const struct engine_stats *stats = from->engine;
 
     return stats->num_kv_blocks ? (double)stats->num_kv_blocks_used / stats->num_kv_blocks : 0;
 }
 
-static double decode_seconds(const struct sources *from)
+static double decode_seconds(const struct metrics_sources *from)
 {
     return (double)from->engine->decode_ns / 1e9;
 }
 
 #define STAT(name, field)                                                                          \
-    static double name(const struct sources *from)                                                 \
+    static double name(const struct metrics_sources *from)                                                 \
     {                                                                                              \
         return (double)from->field;                                                                \
     }
@@ -223,6 +217,7 @@ STAT(stat_late_masks, engine->num_late_masks)
 STAT(stat_steps, engine->num_steps)
 STAT(stat_ranks, engine->num_ranks)
 STAT(stat_ranks_alive, engine->num_ranks_alive)
+STAT(stat_recoveries, engine->num_recoveries)
 STAT(grammars_compiled, grammars->num_compiled)
 STAT(grammars_refused, grammars->num_refused)
 STAT(grammars_killed, grammars->num_killed)
@@ -232,7 +227,7 @@ STAT(grammar_bytes, grammars->bytes)
 
 static const struct {
     const char *name, *type, *help;
-    double (*value)(const struct sources *from);
+    double (*value)(const struct metrics_sources *from);
 } stat_rows[] = {
     {"vllm:num_requests_running", "gauge", "Requests in the running batch.", stat_running},
     {"vllm:num_requests_waiting", "gauge", "Requests that wait for room.", stat_waiting},
@@ -256,6 +251,8 @@ static const struct {
     {"tandem:steps_total", "counter", "Steps of the core loop.", stat_steps},
     {"tandem:ranks", "gauge", "Ranks that the engine has.", stat_ranks},
     {"tandem:ranks_alive", "gauge", "Ranks that are alive.", stat_ranks_alive},
+    {"tandem:recoveries_total", "counter", "How often ranks that died or hung were replaced.",
+     stat_recoveries},
     {"tandem:grammars_compiled_total", "counter", "Grammars that were compiled.", grammars_compiled},
     {"tandem:grammars_refused_total", "counter", "Grammars that could not be compiled.",
      grammars_refused},
@@ -267,20 +264,44 @@ static const struct {
     {"tandem:grammar_bytes", "gauge", "Memory of those processes.", grammar_bytes},
 };
 
-void metrics_print(const struct metrics *metrics, const struct engine_stats *stats,
-                   const struct grammar_compiler_stats *grammars, struct bytes *out)
+/* A summary without quantiles: how long requests stood still for it, all in all. */
+static void print_recovery(const struct metrics *metrics, const struct engine_stats *stats,
+                           struct bytes *out)
 {
-    struct sources from = {stats, grammars};
+    const char *name = "tandem:recovery_seconds";
 
+    print_about(out, name, "summary", "From the failure of a rank until all were ready again.");
+    bytes_printf(out, "%s_sum{%s} %.17g\n", name, metrics->label,
+                 (double)stats->recovery_sum_ns / 1e9);
+    bytes_printf(out, "%s_count{%s} %lld\n", name, metrics->label,
+                 (long long)stats->num_recoveries);
+}
+
+static void print_restarts(const struct metrics *metrics, const struct metrics_sources *from,
+                           struct bytes *out)
+{
+    const char *name = "tandem:worker_restarts_total";
+
+    print_about(out, name, "counter", "How often another process took a rank's place.");
+    for (int32_t i = 0; i < from->num_workers; i++)
+        bytes_printf(out, "%s{%s,rank=\"%d\"} %d\n", name, metrics->label, from->workers[i].rank,
+                     from->workers[i].restarts);
+}
+
+void metrics_print(const struct metrics *metrics, const struct metrics_sources *from,
+                   struct bytes *out)
+{
     for (size_t i = 0; i < COUNT_OF(stat_rows); i++) {
         print_about(out, stat_rows[i].name, stat_rows[i].type, stat_rows[i].help);
         bytes_printf(out, "%s{%s} %.17g\n", stat_rows[i].name, metrics->label,
-                     stat_rows[i].value(&from));
+                     stat_rows[i].value(from));
     }
-    print_waiting(metrics, stats, out);
-    print_rejections(metrics, stats, out);
+    print_recovery(metrics, from->engine, out);
+    print_restarts(metrics, from, out);
+    print_waiting(metrics, from->engine, out);
+    print_rejections(metrics, from->engine, out);
     print_finished(metrics, out);
-    print_iteration_tokens(metrics, stats, out);
+    print_iteration_tokens(metrics, from->engine, out);
     for (int i = 0; i < NUM_METRIC_HISTOGRAMS; i++)
         print_histogram(metrics, histogram_rows[i].name, histogram_rows[i].help,
                         histogram_rows[i].buckets, &metrics->histograms[i], out);

@@ -40,8 +40,16 @@ void metrics_observe(struct metrics *metrics, enum metric_histogram histogram, d
 /* A sequence has ended. */
 void metrics_count_finish(struct metrics *metrics, enum finish_reason reason);
 
+/* What the numbers on the page are read from. */
+struct metrics_sources {
+    const struct engine_stats *engine;
+    const struct grammar_compiler_stats *grammars;
+    const struct engine_worker *workers; /* [num_workers] */
+    int32_t num_workers;
+};
+
 /* Appends the whole page, version 0.0.4 of the text format. */
-void metrics_print(const struct metrics *metrics, const struct engine_stats *stats,
-                   const struct grammar_compiler_stats *grammars, struct bytes *out);
+void metrics_print(const struct metrics *metrics, const struct metrics_sources *from,
+                   struct bytes *out);
 
 #endif

@@ -5,6 +5,8 @@
 #include "engine/server/post.h"
 #include "engine/server/tokenize.h"
 
+#include "proto/config/config.h"
+
 #include <string.h>
 #include <strings.h>
 #include <sys/random.h>
@@ -82,12 +84,20 @@ static void models_get(struct server *server, struct http_exchange *exchange)
 static void metrics_get(struct server *server, struct http_exchange *exchange)
 {
     AUTO_CLOSE(bytes) struct bytes body = {0};
+    const struct engine *engine = front_engine(server->front);
+    struct engine_worker workers[MAX_RANKS];
     struct grammar_compiler_stats grammars;
     struct engine_stats stats;
+    struct metrics_sources sources = {
+        .engine = &stats,
+        .grammars = &grammars,
+        .workers = workers,
+        .num_workers = engine_workers(engine, workers, MAX_RANKS),
+    };
 
-    engine_stats(front_engine(server->front), &stats);
+    engine_stats(engine, &stats);
     grammar_compiler_get_stats(front_grammars(server->front), &grammars);
-    metrics_print(server->metrics, &stats, &grammars, &body);
+    metrics_print(server->metrics, &sources, &body);
     server_reply(server, exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }
 

@@ -8,6 +8,15 @@
 
 static const struct grammar_compiler_stats grammars = {.num_compiled = 7, .num_hits = 9};
 
+static const struct engine_worker workers[] = {{.rank = 0}, {.rank = 1, .restarts = 3}};
+
+static void print_page(const struct metrics *metrics, const struct engine_stats *stats,
+                       struct bytes *out)
+{
+    metrics_print(metrics, &(struct metrics_sources){stats, &grammars, workers, COUNT_OF(workers)},
+                  out);
+}
+
 static void expect_line(struct bytes *page, const char *line)
 {
     AUTO_MEM char *whole = mem_printf("\n%s\n", line);
@@ -30,7 +39,7 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
                                  .steps_by_size = {2, 2, [NUM_STEP_SIZES - 1] = 1},
                                  .generation_tokens = 123456789012};
 
-    metrics_print(metrics, &stats, &grammars, &page);
+    print_page(metrics, &stats, &page);
     expect_line(&page, "# TYPE vllm:num_requests_running gauge");
     expect_line(&page, "vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 3");
     expect_line(&page, "tandem:grammars_compiled_total{model_name=\"tiny\",engine=\"0\"} 7");
@@ -57,7 +66,7 @@ static void reasons_are_told_apart(void **state)
         .admission_rejections = {[LIMIT_QUEUED_REQS] = 7, [LIMIT_QUEUED_TOKENS] = 9},
     };
 
-    metrics_print(metrics, &stats, &grammars, &page);
+    print_page(metrics, &stats, &page);
     expect_line(&page, "# TYPE vllm:num_requests_waiting_by_reason gauge");
     expect_line(&page,
                 "vllm:num_requests_waiting_by_reason{model_name=\"tiny\",engine=\"0\",reason=\"capacity\"} 2");
@@ -68,6 +77,24 @@ static void reasons_are_told_apart(void **state)
                        "reason=\"max_num_queued_reqs\"} 7");
     expect_line(&page, "vllm:admission_rejections_total{model_name=\"tiny\",engine=\"0\","
                        "reason=\"max_num_queued_tokens\"} 9");
+}
+
+static void ranks_that_were_replaced_are_counted(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    struct engine_stats stats = {
+        .num_recoveries = 3, .recovery_ns = 500000000, .recovery_sum_ns = 1750000000};
+
+    print_page(metrics, &stats, &page);
+    expect_line(&page, "tandem:recoveries_total{model_name=\"tiny\",engine=\"0\"} 3");
+    expect_line(&page, "tandem:recovery_seconds_sum{model_name=\"tiny\",engine=\"0\"} 1.75");
+    expect_line(&page, "tandem:recovery_seconds_count{model_name=\"tiny\",engine=\"0\"} 3");
+    expect_line(&page,
+                "tandem:worker_restarts_total{model_name=\"tiny\",engine=\"0\",rank=\"0\"} 0");
+    expect_line(&page,
+                "tandem:worker_restarts_total{model_name=\"tiny\",engine=\"0\",rank=\"1\"} 3");
 }
 
 static void the_log_has_the_same_in_a_line(void **state)
@@ -100,7 +127,7 @@ static void an_empty_cache_is_not_divided_by(void **state)
     AUTO_CLOSE(bytes) struct bytes page = {0};
     struct engine_stats stats = {0};
 
-    metrics_print(metrics, &stats, &grammars, &page);
+    print_page(metrics, &stats, &page);
     expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0");
 }
 
@@ -114,7 +141,7 @@ static void buckets_of_a_histogram_add_up(void **state)
     metrics_observe(metrics, METRIC_PARAMS_N, 1); /* on a bound: it belongs below */
     metrics_observe(metrics, METRIC_PARAMS_N, 2.5);
     metrics_observe(metrics, METRIC_PARAMS_N, 100); /* above all bounds */
-    metrics_print(metrics, &stats, &grammars, &page);
+    print_page(metrics, &stats, &page);
     expect_line(&page, "# TYPE vllm:request_params_n histogram");
     expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",engine=\"0\",le=\"1\"} 1");
     expect_line(&page, "vllm:request_params_n_bucket{model_name=\"tiny\",engine=\"0\",le=\"2\"} 1");
@@ -135,7 +162,7 @@ static void ends_are_counted_by_reason(void **state)
     metrics_count_finish(metrics, FINISH_STOP);
     metrics_count_finish(metrics, FINISH_STOP);
     metrics_count_finish(metrics, FINISH_ABORT);
-    metrics_print(metrics, &stats, &grammars, &page);
+    print_page(metrics, &stats, &page);
     expect_line(&page,
                 "vllm:request_success_total{model_name=\"tiny\",engine=\"0\",finished_reason=\"stop\"} 2");
     expect_line(&page,
@@ -151,7 +178,7 @@ static void a_model_s_name_is_escaped(void **state)
     AUTO_CLOSE(bytes) struct bytes page = {0};
     struct engine_stats stats = {0};
 
-    metrics_print(metrics, &stats, &grammars, &page);
+    print_page(metrics, &stats, &page);
     expect_line(&page, "vllm:num_requests_running{model_name=\"a\\\"b\\\\c\\nd\",engine=\"0\"} 0");
 }
 
@@ -164,7 +191,7 @@ static void every_line_stands_behind_its_type(void **state)
     struct engine_stats stats = {0};
     char name[128] = "", helped[128] = "";
 
-    metrics_print(metrics, &stats, &grammars, &page);
+    print_page(metrics, &stats, &page);
     assert_int_equal(page.data[page.size - 1], '\n');
     char *text = (char *)bytes_text(&page);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
@@ -182,6 +209,7 @@ static void every_line_stands_behind_its_type(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(numbers_of_the_engine_are_on_the_page),
     cmocka_unit_test(reasons_are_told_apart),
+    cmocka_unit_test(ranks_that_were_replaced_are_counted),
     cmocka_unit_test(the_log_has_the_same_in_a_line),
     cmocka_unit_test(an_empty_cache_is_not_divided_by),
     cmocka_unit_test(buckets_of_a_histogram_add_up),
