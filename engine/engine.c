@@ -363,9 +363,20 @@ struct engine_output *engine_poll(struct engine *engine)
     return NULL;
 }
 
+static int32_t count_ready(const struct engine *engine)
+{
+    struct engine_worker workers[MAX_RANKS];
+    int32_t num_workers = engine_workers(engine, workers, MAX_RANKS), num_ready = 0;
+
+    for (int32_t i = 0; i < num_workers; i++)
+        num_ready += workers[i].state == WORKER_READY;
+    return num_ready;
+}
+
 void engine_stats(const struct engine *engine, struct engine_stats *out)
 {
     core_stats(engine->core, out);
+    out->num_ranks_alive = count_ready(engine);
     if (out->phase == PHASE_READY && atomic_load(&engine->is_draining))
         out->phase = PHASE_DRAINING;
     for (int i = 0; i < NUM_ADMISSION_LIMITS; i++)

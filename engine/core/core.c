@@ -791,7 +791,7 @@ enum status core_new(const struct core_options *options, struct core **out)
     list_init(&core->calls);
     pthread_mutex_init(&core->stats_lock, NULL);
     core->stats.phase = PHASE_READY;
-    core->stats.num_ranks = core->stats.num_ranks_alive = info->num_ranks;
+    core->stats.num_ranks = info->num_ranks;
     core->stats.num_kv_blocks = info->num_kv_blocks;
     core->stats.max_model_len = info->max_model_len;
     core->scheduler = scheduler_new(&(struct scheduler_options){
