@@ -219,8 +219,9 @@ static inline int32_t step_size_bound(int32_t i) /* the last has none */
 
 struct engine_stats {
     enum engine_phase phase;
-    char failure[256];          /* PHASE_FAILED: why; else why ranks had to be replaced last; "": they never had */
-    int32_t num_ranks, num_ranks_alive;
+    enum status failure_status; /* PHASE_FAILED: what it was */
+    char failure[256];          /* its sentence; in other phases why ranks had to be replaced last, "": they never had */
+    int32_t num_ranks, num_ranks_alive; /* alive: WORKER_READY */
     int32_t num_running;
     int32_t num_waiting; /* those whose grammar is not there yet included */
     int32_t num_waiting_by_reason[NUM_WAITING_REASONS];

@@ -416,10 +416,12 @@ static void end_calls(struct core *core, enum status status, const char *text)
 
 /* ---- failure -------------------------------------------------------------------------------- */
 
-static void set_phase(struct core *core, enum engine_phase phase, const char *cause)
+static void set_phase(struct core *core, enum engine_phase phase, enum status status,
+                      const char *cause)
 {
     pthread_mutex_lock(&core->stats_lock);
     core->stats.phase = phase;
+    core->stats.failure_status = status;
     snprintf(core->stats.failure, sizeof core->stats.failure, "%s", cause);
     pthread_mutex_unlock(&core->stats_lock);
 }
@@ -430,7 +432,7 @@ static void fail_engine(struct core *core, enum status status)
     AUTO_MEM char *cause = mem_strdup(fail_text());
 
     core->has_failed = true;
-    set_phase(core, PHASE_FAILED, cause);
+    set_phase(core, PHASE_FAILED, status, cause);
     core->in_flight = NULL;
     scheduler_forget_in_flight(core->scheduler);
     scheduler_end_all(core->scheduler, status, cause, &core->events);
@@ -454,7 +456,7 @@ static enum status recover(struct core *core, int32_t rank, const char *cause)
     enum status status;
 
     start_over(core);
-    set_phase(core, PHASE_RECOVERING, cause);
+    set_phase(core, PHASE_RECOVERING, OK, cause);
     (void)fail(OK, "%s", cause); /* what an executor that gives up adds to */
     status = core->executor->ops->recover(core->executor, rank);
     if (status != OK)

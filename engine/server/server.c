@@ -6,6 +6,7 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/notify.h"
 #include "proto/base/trace.h"
 
 #include <event2/event.h>
@@ -86,7 +87,7 @@ void server_reply_refusal(struct server *server, struct http_exchange *exchange,
 /* A step is to end soon. */
 static bool is_at_work(const struct engine_stats *stats)
 {
-    return stats->num_running > 0 && !stats->is_paused;
+    return stats->num_running > 0 && !stats->is_paused && stats->phase != PHASE_RECOVERING;
 }
 
 static enum status check_alive(const struct server *server, const struct engine_stats *stats)
@@ -119,10 +120,11 @@ enum status server_check_ready(const struct server *server)
     if (server->draining || stats.phase == PHASE_DRAINING)
         return fail(ERR_CLOSED, "the server is draining: it ends when %d requests are answered",
                     server->num_posts);
+    if (stats.phase == PHASE_RECOVERING || stats.num_ranks_alive < stats.num_ranks)
+        return fail(ERR_CLOSED, "ranks are being replaced: %d of %d are ready",
+                    stats.num_ranks_alive, stats.num_ranks);
     if (stats.phase != PHASE_READY)
-        return fail(ERR_CLOSED, "the engine is not ready yet");
-    if (stats.num_ranks_alive < stats.num_ranks)
-        return fail(ERR_CLOSED, "%d of %d ranks are alive", stats.num_ranks_alive, stats.num_ranks);
+        return fail(ERR_CLOSED, "the engine is %s", engine_phase_name(stats.phase));
     if (stats.is_paused)
         return fail(ERR_CLOSED, "the engine is paused");
     if (!engine_has_room(engine))
@@ -142,10 +144,27 @@ static void set_outcome(struct server *server, enum status status, const char *s
 
 static void begin_drain(struct server *server, int ms)
 {
+    if (!server->draining)
+        notify("STOPPING=1\nSTATUS=draining %d requests", server->num_posts);
     server->draining = true;
     server->drain_deadline_ns = clock_deadline_ns(ms);
     http_drain(server->http);
     event_active(server->watch, EV_TIMEOUT, 0);
+}
+
+/* Whoever started us is told how we are; of an engine that hangs it hears no more, and ends it. */
+static void notify_supervisor(struct server *server, const struct engine_stats *stats)
+{
+    int64_t now_ns = clock_now_ns();
+
+    if (stats->phase != server->phase_told && !server->draining)
+        notify("STATUS=%s on %s: the engine is %s", front_model(server->front)->name,
+               http_url(server->http), engine_phase_name(stats->phase));
+    server->phase_told = stats->phase;
+    if (!server->watchdog_ms || now_ns < server->watchdog_due_ns || check_alive(server, stats) != OK)
+        return;
+    notify("WATCHDOG=1");
+    server->watchdog_due_ns = clock_deadline_ns(server->watchdog_ms);
 }
 
 static void watch_engine(struct server *server)
@@ -153,13 +172,14 @@ static void watch_engine(struct server *server)
     struct engine_stats stats;
 
     engine_stats(front_engine(server->front), &stats);
+    notify_supervisor(server, &stats);
     if (stats.num_steps != server->steps_seen || !is_at_work(&stats)) {
         server->steps_seen = stats.num_steps;
         server->steps_seen_ns = clock_now_ns();
     }
     stats_log_tick(&server->stats_log, &stats, clock_now_ns());
     if (stats.phase == PHASE_FAILED && server->outcome == OK) {
-        set_outcome(server, ERR_INTERNAL, stats.failure);
+        set_outcome(server, stats.failure_status, stats.failure);
         begin_drain(server, LAST_WORDS_MS);
     }
 }
@@ -195,6 +215,8 @@ static void on_watch(evutil_socket_t fd, short what, void *user)
     if (server->draining)
         watch_drain(server);
     int ms = server->draining ? DRAIN_WATCH_MS : WATCH_MS;
+    if (server->watchdog_ms)
+        ms = (int)MIN(ms, server->watchdog_ms);
     struct timeval wait = {0, ms * 1000};
     event_add(server->watch, &wait);
 }
@@ -313,6 +335,8 @@ enum status server_run(struct front *front, struct http_server *http,
         .options = options,
         .metrics = metrics_new(front_model(front)->name),
         .started_at = time(NULL),
+        .phase_told = PHASE_STARTING,
+        .watchdog_ms = notify_watchdog_ms(),
     };
 
     list_init(&server.posts);
@@ -323,6 +347,7 @@ enum status server_run(struct front *front, struct http_server *http,
     if (!options->is_quiet)
         printf("tandem: serving %s on %s\n", front_model(front)->name, http_url(http));
     fflush(stdout);
+    notify("READY=1");
     event_base_dispatch(server.base);
     return server.outcome == OK ? OK : fail(server.outcome, "%s", server.outcome_text);
 }

@@ -57,6 +57,9 @@ struct server {
 
     int64_t steps_seen, steps_seen_ns; /* the core loop's pulse */
     struct stats_log stats_log;
+
+    enum engine_phase phase_told; /* to whoever started us: proto/base/notify.h */
+    int64_t watchdog_ms, watchdog_due_ns; /* how often it wants to hear of us; 0: never */
 };
 
 /* OK: what is inside will be answered, if not at once; else why there is no hope but a new process. */

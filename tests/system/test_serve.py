@@ -313,6 +313,42 @@ class Ends(unittest.TestCase):
             assert b"shutting down" in text and b"data: [DONE]" in text, text[-300:]
             assert server.process.wait(10) == 124, server.log_text()
 
+    def test_whoever_started_it_hears_of_its_life(self):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+            notices.bind(tandem.path("notices"))
+            notices.settimeout(10)
+            with Server(*RANKS, env={"NOTIFY_SOCKET": tandem.path("notices"),
+                                     "WATCHDOG_USEC": "400000"}) as server:
+                heard = []
+
+                def hear_until(word):
+                    while not any(word in line for line in heard):
+                        heard.extend(notices.recv(4096).decode().split("\n"))
+
+                hear_until("WATCHDOG=1")
+                assert heard.index("READY=1") < heard.index("WATCHDOG=1"), heard
+                hear_until("the engine is ready")
+                heard.clear()
+                hear_until("WATCHDOG=1")
+                assert server.complete()["usage"]
+                server.process.send_signal(signal.SIGTERM)
+                hear_until("STOPPING=1")
+                assert server.process.wait(10) == 0, server.log_text()
+
+    def test_health_goes_on_while_ranks_are_replaced(self):
+        with Server(*RANKS) as server:
+            workers = children_of(server.process.pid)
+            os.kill(workers[0], signal.SIGSTOP)  # a hang takes seconds to be found
+            with server.open_stream(max_tokens=500) as client:
+                wait_for("it to be found", lambda: "has been silent" in server.log_text())
+                assert server.ask("GET", "/health")[0] == 200
+                wait_for("its end", lambda: b"[DONE]" in client.recv(1 << 20))
+            wait_for("readiness", lambda: server.ask("GET", "/ready")[0] == 200)
+            assert server.metric("tandem:recoveries_total") == 1
+            assert server.metric("tandem:worker_restarts_total", rank="0") + server.metric(
+                "tandem:worker_restarts_total", rank="1") == 1
+            assert server.metric("tandem:recovery_seconds_sum") > 0
+
     def test_a_second_signal_ends_at_once(self):
         with Server(*RANKS) as server:
             with server.open_stream():

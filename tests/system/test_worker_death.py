@@ -160,7 +160,7 @@ class Replaced(unittest.TestCase):
                 wait_for("another", lambda: server.process.poll() is not None or
                          len(children_of(server.process.pid)) == 2, 5)
             wait_for("the end of the server", lambda: server.process.poll() is not None, 5)
-            self.assertNotEqual(server.process.returncode, 0)
+            self.assertEqual(server.process.returncode, 75)
             self.assertIn("ranks were replaced 2 times in 60 s, which is all that --max-restarts",
                           server.log_text())
 
@@ -175,7 +175,7 @@ class Idle(unittest.TestCase):
                 os.kill(ranks[number], signal.SIGKILL)
                 wait_for("the end of the server", lambda: server.process.poll() is not None, 5)
                 self.assertLess(time.monotonic() - killed, 3)
-                self.assertNotEqual(server.process.returncode, 0)
+                self.assertEqual(server.process.returncode, 69)
                 self.assertRegex(server.log_text(), r"rank \d \(process %d\) has died" %
                                  ranks[number])
                 wait_for("no orphans", lambda: not any(is_there(pid) for pid in ranks), 3)
