@@ -19,6 +19,9 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+/* Files of failed steps that one process leaves: they have some megabytes each. */
+enum { MAX_DUMPS = 16 };
+
 /* Orders that may wait for a step to end: more than any front has requests open. */
 enum { MAX_ORDERS = 1 << 20 };
 
@@ -79,6 +82,8 @@ struct core {
     int64_t masks_end_ns;   /* of the last masks in the trace */
     struct output_builder events;
     struct list_node pauses; /* orders that are not answered yet */
+    struct dump_writer *dump_writer; /* of the last step that failed; NULL: none did */
+    int32_t num_dumps;
     struct list_node calls;  /* orders for the ranks: until they are carried out no step begins */
 
     pthread_mutex_t stats_lock;
@@ -655,8 +660,7 @@ static char *settled_config(const struct core *core)
 }
 
 /* To a file, whole, so that it can be run again. */
-static enum status dump_step(struct core *core, enum status status, const char *cause,
-                             char **path_out)
+static void dump_step(struct core *core, enum status status, const char *cause)
 {
     const struct config *config = core->options.config;
     const char *folder = config->dump_dir ? config->dump_dir : getenv("TMPDIR");
@@ -675,8 +679,10 @@ static enum status dump_step(struct core *core, enum status status, const char *
 
     take_steps(core, &dump);
     scheduler_get_stats(core->scheduler, &stats);
-    return step_dump_write(&dump, &stats, core->executor->wire, folder && *folder ? folder : "/tmp",
-                           path_out);
+    dump_writer_free(core->dump_writer);
+    core->dump_writer = dump_writer_start(&dump, &stats, core->executor->wire,
+                                          folder && *folder ? folder : "/tmp");
+    core->num_dumps++;
 }
 
 /* In the log and in a file: the one place where a step's failure is told, in sync and async alike.
@@ -684,17 +690,17 @@ static enum status dump_step(struct core *core, enum status status, const char *
 static void tell_failure(struct core *core, enum status status)
 {
     const struct config *config = core->options.config;
-    AUTO_MEM char *cause = mem_strdup(fail_text()), *path = NULL;
+    AUTO_MEM char *cause = mem_strdup(fail_text());
 
     step_log_failure(config, core->scheduler, core->current->id, &core->current->plan, status,
                      cause);
-    if (config->dump_dir && !*config->dump_dir)
-        return; /* dumps are not wanted */
-    if (dump_step(core, status, cause, &path) == OK)
-        log_error("the step is in %s, prompts and all; run it again with: tandem replay %s", path,
-                  path);
-    else
-        log_error("the step can't be written down: %s", fail_text());
+    /* Where ranks are replaced, one failure may follow the other. */
+    if (dump_writer_is_busy(core->dump_writer))
+        log_error("the step is not written down: one that failed before it still is");
+    else if (core->num_dumps == MAX_DUMPS)
+        log_error("the step is not written down: %d before it were", MAX_DUMPS);
+    else if (!config->dump_dir || *config->dump_dir) /* "": dumps are not wanted */
+        dump_step(core, status, cause);
     (void)fail(status, "%s", cause);
 }
 
@@ -857,6 +863,7 @@ void core_free(struct core *core)
         close(core->wake_fd);
     mailbox_close(&core->orders);
     scheduler_free(core->scheduler);
+    dump_writer_free(core->dump_writer);
     for (size_t i = 0; i < COUNT_OF(core->steps); i++)
         arena_close(&core->steps[i].arena);
     pthread_mutex_destroy(&core->stats_lock);

@@ -7,15 +7,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 static const char FORMAT[] = "tandem step dump 1";
 
-enum { MAX_DUMP_BYTES = 1 << 30 };
+enum { MAX_DUMP_BYTES = 1 << 30, BACKGROUND_PRIORITY = 10 };
 
 void step_dump_close(struct step_dump *dump)
 {
@@ -86,8 +90,8 @@ static char *time_text(void)
     return mem_strdup(text);
 }
 
-static json_t *dump_json(const struct step_dump *dump, const struct scheduler_stats *stats,
-                         const struct flight_recorder *wire)
+/* All but the messages. */
+static json_t *dump_json(const struct step_dump *dump, const struct scheduler_stats *stats)
 {
     AUTO_MEM char *time = time_text();
     json_t *json = json_pack("{s:s, s:s, s:s, s:s}", "format", FORMAT, "time", time, "build_id",
@@ -101,7 +105,6 @@ static json_t *dump_json(const struct step_dump *dump, const struct scheduler_st
     json_object_set_new(json, "stats", stats_json(stats));
     json_object_set_new(json, "before", body_message(&scheduler_output_type, -1, &dump->before));
     json_object_set_new(json, "steps", steps_json(dump));
-    json_object_set_new(json, "wire", flight_recorder_to_json(wire));
     return json;
 }
 
@@ -128,18 +131,63 @@ static enum status write_whole(const json_t *json, const char *path)
     return OK;
 }
 
-enum status step_dump_write(const struct step_dump *dump, const struct scheduler_stats *stats,
-                            const struct flight_recorder *wire, const char *folder, char **path_out)
-{
-    AUTO_MEM char *path = mem_printf("%s/tandem-%d-step-%" PRId64 "-%" PRId64 ".json", folder,
-                                     (int)getpid(), dump->failed_step, (int64_t)time(NULL));
-    json_t *json = dump_json(dump, stats, wire);
-    enum status status = write_whole(json, path);
+struct dump_writer {
+    json_t *json;
+    struct flight_recorder *wire;
+    char *path;
+    pthread_t thread;
+    atomic_bool is_done;
+};
 
-    json_decref(json);
-    TRY(status);
-    *path_out = give(path);
-    return OK;
+static void *run_writer(void *arg)
+{
+    struct dump_writer *writer = arg;
+
+    /* Behind those that go on meanwhile. On Linux this is the thread's own priority. */
+    if (setpriority(PRIO_PROCESS, (id_t)gettid(), BACKGROUND_PRIORITY) != 0)
+        log_debug("a dump is written at full priority: %m");
+    json_object_set_new(writer->json, "wire", flight_recorder_to_json(writer->wire));
+    if (write_whole(writer->json, writer->path) == OK)
+        log_error("the step is in %s, prompts and all; run it again with: tandem replay %s",
+                  writer->path, writer->path);
+    else
+        log_error("the step can't be written down: %s", fail_text());
+    json_decref(writer->json); /* some 90 MB, if there are many messages */
+    flight_recorder_free(writer->wire);
+    malloc_trim(0);
+    atomic_store(&writer->is_done, true);
+    return NULL;
+}
+
+struct dump_writer *dump_writer_start(const struct step_dump *dump,
+                                      const struct scheduler_stats *stats,
+                                      const struct flight_recorder *wire, const char *folder)
+{
+    struct dump_writer *writer = mem_new(struct dump_writer);
+
+    writer->json = dump_json(dump, stats);
+    writer->wire = flight_recorder_copy(wire);
+    writer->path = mem_printf("%s/tandem-%d-step-%" PRId64 "-%" PRId64 ".json", folder,
+                              (int)getpid(), dump->failed_step, (int64_t)time(NULL));
+
+    int error = pthread_create(&writer->thread, NULL, run_writer, writer);
+
+    ASSERT(error == 0, "no thread for a dump: %s", strerror(error));
+    return writer;
+}
+
+bool dump_writer_is_busy(const struct dump_writer *writer)
+{
+    return writer && !atomic_load(&writer->is_done);
+}
+
+void dump_writer_free(struct dump_writer *writer)
+{
+    if (!writer)
+        return;
+    pthread_join(writer->thread, NULL);
+    mem_free(writer->path);
+    mem_free(writer);
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */

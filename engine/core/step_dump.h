@@ -6,7 +6,7 @@
  * and the last messages between the engine and its ranks. Prompts are in it, so it is its owner's
  * alone to read.
  *
- * Thread: that of the owner; step_dump_take: core.
+ * Thread: that of the owner.
  */
 #ifndef ENGINE_CORE_STEP_DUMP_H
 #define ENGINE_CORE_STEP_DUMP_H
@@ -45,13 +45,17 @@ struct step_dump {
 void step_dump_close(struct step_dump *dump);
 
 /*
- * Writes it into `folder`, readable by its owner alone, under a name that no other dump has.
- * path_out: the caller's. wire: NULL, or messages to put beside it.
+ * Writes it into `folder`, readable by its owner alone, under a name that no other dump has: on a thread of its own,
+ * for the messages take half a second and streams wait for what comes next. How it went is logged there.
+ * wire: NULL, or messages to put beside it. Nothing is borrowed once it has returned.
  */
-MUST_USE enum status step_dump_write(const struct step_dump *dump,
-                                     const struct scheduler_stats *stats,
-                                     const struct flight_recorder *wire, const char *folder,
-                                     char **path_out);
+struct dump_writer *dump_writer_start(const struct step_dump *dump,
+                                      const struct scheduler_stats *stats,
+                                      const struct flight_recorder *wire, const char *folder);
+/* Still at it? */
+bool dump_writer_is_busy(const struct dump_writer *writer);
+/* Waits until it is written. NULL is fine. */
+void dump_writer_free(struct dump_writer *writer);
 
 /* ERR_NOT_FOUND, ERR_IO; ERR_CORRUPT names the path and the key that is missing or does not fit. */
 MUST_USE enum status step_dump_read(const char *path, struct step_dump *out);

@@ -16,6 +16,7 @@ struct entry {
 
 struct flight_recorder {
     int64_t span_ns;
+    int64_t copied_ns; /* 0: it is no copy */
     uint64_t capacity;
     uint64_t begin, end; /* bytes ever dropped, bytes ever written: places modulo capacity */
     uint8_t *bytes;
@@ -40,6 +41,20 @@ void flight_recorder_free(struct flight_recorder *recorder)
         return;
     mem_free(recorder->bytes);
     mem_free(recorder);
+}
+
+struct flight_recorder *flight_recorder_copy(const struct flight_recorder *recorder)
+{
+    struct flight_recorder *copy;
+
+    if (!recorder)
+        return NULL;
+    copy = mem_new(struct flight_recorder);
+    *copy = *recorder;
+    copy->copied_ns = clock_now_ns();
+    copy->bytes = mem_alloc(copy->capacity);
+    memcpy(copy->bytes, recorder->bytes, MIN(copy->capacity, copy->end));
+    return copy;
 }
 
 /* ---- the ring -------------------------------------------------------------------------------- */
@@ -105,7 +120,7 @@ json_t *flight_recorder_to_json(const struct flight_recorder *recorder)
 {
     AUTO_MEM char *sentence = mem_strdup(fail_text()); /* not ours to lose */
     AUTO_MEM uint8_t *frame = mem_alloc(FLIGHT_LARGEST);
-    int64_t now_ns = clock_now_ns();
+    int64_t now_ns = recorder && recorder->copied_ns ? recorder->copied_ns : clock_now_ns();
     json_t *list = json_array();
     struct entry entry;
 

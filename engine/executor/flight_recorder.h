@@ -5,7 +5,7 @@
  * A ring of bytes that was taken at the start: recording copies a message and drops the oldest
  * ones. Of a message larger than FLIGHT_LARGEST its size is kept, not its bytes.
  *
- * Thread: core.
+ * Thread: core; a copy: its owner's.
  */
 #ifndef ENGINE_EXECUTOR_FLIGHT_RECORDER_H
 #define ENGINE_EXECUTOR_FLIGHT_RECORDER_H
@@ -28,8 +28,11 @@ DEFINE_AUTO_FREE(flight_recorder)
 void flight_recorder_add(struct flight_recorder *recorder, bool is_sent, int32_t rank,
                          const void *frame, size_t size);
 
+/* As it is now, for another thread to tell; NULL of NULL. */
+struct flight_recorder *flight_recorder_copy(const struct flight_recorder *recorder);
+
 /*
- * Oldest first: [{"ms": before now, "direction": "sent" | "received", "rank", "bytes", "message":
+ * Oldest first: [{"ms": before now, or before it was copied, "direction": "sent" | "received", "rank", "bytes", "message":
  * as message_to_json has it}]. In place of the message "left_out" says why there is none.
  */
 json_t *flight_recorder_to_json(const struct flight_recorder *recorder);
