@@ -283,6 +283,16 @@ static enum status take(struct link *link, const struct received *received,
 
 /* ---- who is missing ------------------------------------------------------------------------- */
 
+static enum status fail_silence(struct link *link, int32_t rank, int64_t silent_ns)
+{
+    int64_t step = link->ranks[rank].heartbeat.step;
+    AUTO_MEM char *where = step < 0 ? mem_strdup("between two steps") : mem_printf("in step %" PRId64, step);
+
+    return fail_rank(link, rank, ERR_TIMEOUT,
+                     "rank %d (process %d) has been silent for %.1f s, last heard %s", rank,
+                     link->rendezvous.ranks[rank].pid, clock_ms(silent_ns) / 1e3, where);
+}
+
 static enum status check_silence(struct link *link)
 {
     int64_t now_ns = clock_now_ns();
@@ -292,10 +302,7 @@ static enum status check_silence(struct link *link)
         int64_t silent_ns = now_ns - r->heard_ns;
 
         if (link->rendezvous.ranks[rank].is_joined && silent_ns > SILENCE_MAX_NS)
-            return fail_rank(link, rank, ERR_TIMEOUT,
-                             "rank %d (process %d) has been silent for %.1f s, last heard in step %" PRId64,
-                             rank, link->rendezvous.ranks[rank].pid, clock_ms(silent_ns) / 1e3,
-                             r->heartbeat.step);
+            return fail_silence(link, rank, silent_ns);
         if (!link->rendezvous.ranks[rank].is_joined && r->pidfd >= 0 && silent_ns > JOIN_MAX_NS)
             return fail_rank(link, rank, ERR_TIMEOUT, "rank %d has not joined in %.0f s", rank,
                              clock_ms(silent_ns) / 1e3);
