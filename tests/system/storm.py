@@ -143,8 +143,10 @@ class Stream:
         self.tokens, self.logprobs, self.text = [], [], []
         self.times = array.array("d")  # of its events that brought tokens
         self.finish = self.error = None
+        self.has_left = False
 
-    def run(self, port, body, on_tokens=None, patience_s=120):
+    def run(self, port, body, on_tokens=None, patience_s=120, leave_at=None):
+        """leave_at: the client leaves when it has so many tokens."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience_s)
         try:
             connection.request("POST", "/v1/completions", json.dumps(body),
@@ -156,6 +158,9 @@ class Stream:
             for line in answer:
                 if line.startswith(b"data: ") and not self.take(line[6:].strip(), on_tokens):
                     break
+                if leave_at is not None and len(self.tokens) >= leave_at and not self.finish:
+                    self.has_left = True
+                    return self
             if self.error is None and self.finish is None:
                 self.error = "the stream ended without a reason"
         except (OSError, http.client.HTTPException, socket.timeout) as error:
@@ -182,6 +187,15 @@ class Stream:
         self.text.append(choice["text"])
         self.finish = choice["finish_reason"] or self.finish
         return True
+
+    def difference(self, wanted):
+        """As of difference(); of an answer whose client left the beginning is compared."""
+        got = self.answer()
+        if self.has_left:
+            n = len(self.tokens)
+            wanted = {**wanted, "tokens": wanted["tokens"][:n], "logprobs": wanted["logprobs"][:n],
+                      "text": got["text"], "finish": None}
+        return difference(got, wanted)
 
     def answer(self):
         return {"tokens": self.tokens, "logprobs": self.logprobs, "text": "".join(self.text),
@@ -216,7 +230,8 @@ def difference(got, wanted):
 
 
 class Load:
-    """Clients that ask one request after the other, of those given, until told to stop."""
+    """Clients that ask one request after the other, of those given, until told to stop; one in eight times they leave
+    before the answer has come to its end."""
 
     def __init__(self, server, bodies, clients, seed):
         self.server, self.bodies = server, bodies
@@ -238,7 +253,8 @@ class Load:
             stream = Stream(number)
             with self.lock:
                 self.streams.append(stream)
-            stream.run(self.server.port, self.bodies[number], self.on_tokens)
+            leave_at = rng.randrange(60) if rng.random() < 1 / 8 else None
+            stream.run(self.server.port, self.bodies[number], self.on_tokens, leave_at=leave_at)
             if stream.error:
                 time.sleep(0.2)  # one that ends is not asked in a circle
 
