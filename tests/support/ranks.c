@@ -1,5 +1,8 @@
 #include "tests/support/ranks.h"
 
+#include "proto/base/clock.h"
+#include "worker/comm_net.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -9,6 +12,8 @@
 struct rank {
     const struct ranks_script *script;
     const char *comm_path;
+    struct comm_net *const *nets; /* [world]: where each listens, if they are apart */
+    int64_t buffer_bytes;
     int32_t rank;
     float *logits; /* [most rows, vocab_size] of all ranks */
     _Atomic int *turn; /* of all ranks: who touches the logits after whom */
@@ -177,6 +182,29 @@ static enum status play_model(const struct rank *self, struct device *dev, struc
     return play_steps(self, model, comm);
 }
 
+static enum status meet(const struct rank *self, struct comm **out)
+{
+    int32_t world = self->script->world;
+    const char *endpoints[16];
+    enum status status;
+
+    if (!self->script->are_apart)
+        return comm_open(self->comm_path, self->rank, world, out);
+    for (int32_t r = 0; r < world; r++)
+        endpoints[r] = comm_net_endpoint(self->nets[r]);
+    status = comm_net_join(self->nets[self->rank],
+                           &(struct comm_net_group){
+                               .rank = self->rank,
+                               .world = world,
+                               .endpoints = endpoints,
+                               .buffer_bytes = self->buffer_bytes,
+                           },
+                           clock_deadline_ns(60000), out);
+    if (status != OK)
+        comm_net_free(self->nets[self->rank]);
+    return status;
+}
+
 static enum status play(const struct rank *self)
 {
     struct device *dev = NULL;
@@ -190,7 +218,7 @@ static enum status play(const struct rank *self)
         &dev);
 
     if (status == OK && self->script->world > 1)
-        status = comm_open(self->comm_path, self->rank, self->script->world, &comm);
+        status = meet(self, &comm);
     if (status == OK)
         status = play_model(self, dev, comm);
     if (status != OK && comm)
@@ -239,11 +267,18 @@ enum status ranks_play(const struct ranks_script *script)
     struct model_comm_bytes bytes = model_comm_bytes(config, most_rows(script));
     int64_t buffer_bytes = 5 * config->hidden_size * (int64_t)sizeof(double);
 
-    if (script->world > 1)
+    struct comm_net *nets[16];
+    struct curve_pair keys;
+
+    if (script->are_apart) {
+        TRY(curve_pair_new(&keys));
+        for (int32_t i = 0; i < script->world; i++)
+            TRY(comm_net_listen("tcp://127.0.0.1:0", &keys, &nets[i]));
+    } else if (script->world > 1)
         TRY(comm_create(path, script->world, buffer_bytes, script->world % 2 ? 0 : bytes.shared));
     for (int32_t i = 0; i < script->world; i++) {
         ranks[i] = (struct rank){.script = script, .comm_path = path, .rank = i, .logits = logits,
-                                 .turn = &turn};
+                                 .nets = nets, .buffer_bytes = buffer_bytes, .turn = &turn};
         ASSERT(pthread_create(&threads[i], NULL, rank_main, &ranks[i]) == 0);
     }
     for (int32_t i = 0; i < script->world; i++)

@@ -31,6 +31,7 @@ struct ranks_script {
     const char *isa; /* NULL: the best */
     int32_t world;
     int32_t num_threads; /* of each rank; 0: one */
+    bool are_apart;      /* as on hosts of their own: their comm is a comm_net */
     const struct ranks_request *requests;
     int32_t num_requests;
     const struct ranks_step *steps; /* one without rows is passed over */

@@ -80,6 +80,7 @@ struct variant {
     int32_t world, num_threads;
     int32_t chunk;      /* tokens of the request in one step */
     int32_t companions; /* other requests in every step */
+    bool are_apart;     /* ranks, as on hosts of their own */
 };
 
 static const struct variant variants[] = {
@@ -91,6 +92,7 @@ static const struct variant variants[] = {
     {1, 1, 64, 0},      {1, 1, NUM_IDS, 4},
     {1, 2, 7, 3},       {2, 1, 7, 4},
     {5, 1, 16, 2},      {3, 2, 64, NUM_COMPANIONS},
+    {2, 1, 16, 4, true}, {3, 1, NUM_IDS, 0, true},
 };
 
 struct answer {
@@ -168,6 +170,7 @@ static struct answer answer_of(const struct model_file *file, const char *isa,
         .file = file,
         .isa = isa,
         .world = variant->world,
+        .are_apart = variant->are_apart,
         .num_threads = variant->num_threads,
         .requests = requests,
         .num_requests = 1 + variant->companions,
@@ -185,9 +188,10 @@ static void expect_same_bits(const struct answer *answer, const struct answer *w
 {
     for (int64_t i = 0; i < (int64_t)NUM_IDS * wanted->vocab_size; i++)
         if (memcmp(&answer->logits[i], &wanted->logits[i], sizeof(float)) != 0)
-            fail_msg("%s, world %d, threads %d, chunks of %d, %d companions: position %d token %d "
+            fail_msg("%s, world %d%s, threads %d, chunks of %d, %d companions: position %d token %d "
                      "has %a instead of %a",
-                     isa, variant->world, variant->num_threads, variant->chunk, variant->companions,
+                     isa, variant->world, variant->are_apart ? " apart" : "", variant->num_threads,
+                     variant->chunk, variant->companions,
                      (int)(i / wanted->vocab_size), (int)(i % wanted->vocab_size),
                      answer->logits[i], wanted->logits[i]);
 }
