@@ -19,8 +19,15 @@ void comm_abort(struct comm *comm)
         comm->ops->abort(comm);
 }
 
+bool comm_is_aborted(const struct comm *comm)
+{
+    return comm && comm->ops->is_aborted(comm);
+}
+
 int32_t comm_waits_for(const struct comm *comm)
 {
+    if (comm && comm->ops->waits_for)
+        return comm->ops->waits_for(comm);
     return comm ? atomic_load_explicit(&comm->awaited, memory_order_relaxed) - 1 : -1;
 }
 

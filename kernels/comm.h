@@ -14,6 +14,8 @@
 struct comm_ops {
     void (*close)(struct comm *comm);
     void (*abort)(struct comm *comm);
+    bool (*is_aborted)(const struct comm *comm);
+    int32_t (*waits_for)(const struct comm *comm); /* NULL: it is `awaited` */
     enum status (*all_reduce_f64)(struct comm *comm, double *x, int64_t count);
     enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
     double *(*sum_buffer)(struct comm *comm);

@@ -280,6 +280,7 @@ MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, st
 MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct comm **out);
 void comm_close(struct comm *comm); /* NULL is fine */
 void comm_abort(struct comm *comm);
+bool comm_is_aborted(const struct comm *comm); /* by any rank that this one has heard of */
 /* The rank without which this one can't go on, -1: none. Any thread. */
 int32_t comm_waits_for(const struct comm *comm);
 

@@ -26,6 +26,8 @@ enum {
     MAX_ENDPOINT = 127,
     LINGER_MS = 200,     /* for the news that all are to stop */
     LEAVE_MS = 1000,     /* for the others to leave too */
+    NEVER_MS = 1 << 28,  /* three days */
+    HEED_MS = 50,        /* between looks at another comm */
     MAX_QUEUE = 16,      /* received frames a peer; then it is not read any more */
     LINE = 64,
 };
@@ -80,13 +82,14 @@ struct comm_net {
     void *memory;         /* of all parts */
     size_t memory_bytes;
     uint32_t exchange; /* the last one */
-    bool is_leaving;
+    bool has_stopped, is_leaving; /* told the others to stop; that it leaves */
 
     /* Ours, then a dealer's and its monitor's for every rank below. ZeroMQ tells of changes, not of
      * states: revents stays set until there is nothing more to read. */
     struct pollfd *fds;
     int32_t num_fds;
 
+    const struct comm *heeded; /* whose abort is ours too; NULL: nobody's */
     enum status broken; /* why no call works any more */
     char why[512];
 };
@@ -125,6 +128,7 @@ static void set_options(void *socket, const char *endpoint)
      * how many have gone, takes 16 that went long ago for a full queue. */
     set_int(socket, ZMQ_SNDHWM, 0);
     set_int(socket, ZMQ_RCVHWM, MAX_QUEUE);
+    set_int(socket, ZMQ_HANDSHAKE_IVL, 3000);
     set_int(socket, ZMQ_HEARTBEAT_IVL, 500);
     set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
     set_int(socket, ZMQ_HEARTBEAT_TTL, 2000);
@@ -243,7 +247,7 @@ void comm_net_free(struct comm_net *net)
 {
     if (!net)
         return;
-    if (net->fds && net->broken == OK)
+    if (net->fds)
         leave(net);
     for (int32_t r = 0; net->ranks && r < net->self.world; r++) {
         close_socket(net->ranks[r].dealer);
@@ -281,6 +285,16 @@ void comm_net_abort(struct comm_net *net)
 static void net_abort(struct comm *comm)
 {
     comm_net_abort(of(comm));
+}
+
+static bool net_is_aborted(const struct comm *comm)
+{
+    return atomic_load(&of((struct comm *)comm)->is_aborted);
+}
+
+void comm_net_heed(struct comm *comm, const struct comm *other)
+{
+    of(comm)->heeded = other;
 }
 
 /* ---- send ------------------------------------------------------------------------------------ */
@@ -363,9 +377,13 @@ static enum status break_down(struct comm_net *net, enum status status)
 
 static enum status check_usable(struct comm_net *net)
 {
+    if (comm_is_aborted(net->heeded))
+        atomic_store(&net->is_aborted, true);
     if (atomic_load_explicit(&net->is_aborted, memory_order_relaxed)) {
-        if (net->broken == OK && net->fds)
+        if (net->broken == OK && net->fds && !net->has_stopped) {
+            net->has_stopped = true;
             tell_all(net, COMM_ABORT);
+        }
         return fail(ERR_ABORTED, "rank %d was told to stop", net->self.rank);
     }
     return net->broken == OK ? OK : fail(net->broken, "%s", net->why);
@@ -673,6 +691,8 @@ static const struct rank *first_missing(const struct comm_net *net)
 
 static enum status check_missing(struct comm_net *net)
 {
+    if (net->is_leaving)
+        return OK;
     TRY(check_usable(net));
     for (int32_t r = 0; r < net->self.world; r++)
         if (net->ranks[r].is_gone && (!is_here(net, r) || net->exchange == 0))
@@ -682,6 +702,8 @@ static enum status check_missing(struct comm_net *net)
 
 static void park(struct comm_net *net, int64_t deadline_ns)
 {
+    if (net->heeded)
+        deadline_ns = MIN(deadline_ns, clock_deadline_ns(HEED_MS));
     if (poll(net->fds, (nfds_t)net->num_fds, clock_left_ms(deadline_ns)) >= 0)
         return;
     ASSERT(errno == EINTR);
@@ -712,14 +734,15 @@ static enum status wait_for_all(struct comm_net *net, int64_t deadline_ns)
 }
 
 /* A socket that is closed may keep its last bytes to itself, though told to linger: so a rank stays until the
- * others have all they need, which they say when they leave too. */
+ * others have all they need, which they say when they leave too, or have heard that they are to stop. */
 static void leave(struct comm_net *net)
 {
-    if (check_usable(net) != OK)
+    if (check_usable(net) != OK && !net->has_stopped)
         return;
     net->is_leaving = true;
-    tell_all(net, COMM_LEAVE);
-    if (wait_for_all(net, clock_deadline_ns(LEAVE_MS)) != OK)
+    if (!net->has_stopped)
+        tell_all(net, COMM_LEAVE);
+    if (wait_for_all(net, clock_deadline_ns(net->has_stopped ? LINGER_MS : LEAVE_MS)) != OK)
         log_debug("rank %d leaves before others: %s", net->self.rank, fail_text());
 }
 
@@ -788,7 +811,8 @@ static enum status connect_to(struct comm_net *net, int32_t r)
     if (!rank->dealer)
         return fail(ERR_IO, "no socket for rank %d: %s", r, zmq_strerror(errno));
     set_options(rank->dealer, rank->endpoint);
-    set_int(rank->dealer, ZMQ_RECONNECT_IVL, -1);
+    /* Not at all would be -1, with which ZeroMQ drops what has come and is not read yet. */
+    set_int(rank->dealer, ZMQ_RECONNECT_IVL, NEVER_MS);
     TRY(curve_as_client(rank->dealer, &net->keys, net->keys.public_key));
     TRY(watch(net, rank->dealer, events, r, &rank->monitor));
     net->fds[NUM_OWN_FDS + 2 * r].fd = get_fd(rank->dealer);
@@ -994,6 +1018,7 @@ static enum status net_all_gather(struct comm *comm, const void *data, int64_t b
 static const struct comm_ops net_ops = {
     .close = net_close,
     .abort = net_abort,
+    .is_aborted = net_is_aborted,
     .all_reduce_f64 = net_all_reduce_f64,
     .all_reduce_f32_disjoint = net_all_reduce_f32_disjoint,
     .sum_buffer = net_sum_buffer,

@@ -48,6 +48,9 @@ MUST_USE enum status comm_net_join(struct comm_net *net, const struct comm_net_g
 /* Whoever waits returns ERR_ABORTED, as does every later call; the other ranks are told. Any thread, before,
  * during and after the join. */
 void comm_net_abort(struct comm_net *net);
+/* From now on an abort of `other` is one of this comm, whose rank looks every 50 ms while it waits; `other` must
+ * outlive it. NULL: no more. */
+void comm_net_heed(struct comm *comm, const struct comm *other);
 void comm_net_free(struct comm_net *net); /* NULL is fine */
 DEFINE_AUTO_FREE(comm_net)
 

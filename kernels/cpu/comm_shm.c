@@ -208,6 +208,11 @@ static void shm_abort(struct comm *comm)
         futex_wake_all(&shm->shared->lanes[rank].posted, true);
 }
 
+static bool shm_is_aborted(const struct comm *comm)
+{
+    return atomic_load(&of((struct comm *)comm)->shared->is_aborted);
+}
+
 /* Exchange numbers wrap: a rank is at most one exchange away from another. */
 static bool has_posted(const struct lane *lane, uint32_t exchange)
 {
@@ -379,6 +384,7 @@ static enum status shm_all_gather(struct comm *comm, const void *data, int64_t b
 static const struct comm_ops shm_ops = {
     .close = shm_close,
     .abort = shm_abort,
+    .is_aborted = shm_is_aborted,
     .all_reduce_f64 = shm_all_reduce_f64,
     .all_reduce_f32_disjoint = shm_all_reduce_f32_disjoint,
     .sum_buffer = shm_sum_buffer,

@@ -3,7 +3,7 @@
 #
 #   proto     includes proto
 #   kernels   includes kernels, proto/base and proto/model/{quant,sim}.h
-#   worker    includes worker, proto and kernels/kernels.h; its comm between hosts kernels/comm.h
+#   worker    includes worker, proto and kernels/kernels.h; its comms between hosts kernels/comm.h
 #   engine    includes engine and proto; worker only where a rank is run in this process, and the door of
 #             kernels/bench where the machine is measured
 #   tests     may include all
@@ -17,7 +17,7 @@ cd "${1:-$(dirname "$0")/../..}"
 may_include=(
     '^proto/                              ^proto/'
     '^kernels/                            ^(kernels/|proto/base/|proto/model/(quant|sim)\.h$)'
-    '^worker/comm_net\.c$                  ^(worker/|proto/|kernels/(kernels|comm)\.h$)'
+    '^worker/comm_(hosts|net)\.c$           ^(worker/|proto/|kernels/(kernels|comm)\.h$)'
     '^worker/                             ^(worker/|proto/|kernels/kernels\.h$)'
     '^engine/(cmd/worker|executor/uniproc)\.c$  ^(engine|proto|worker)/'
     '^engine/bench/(kernels|model)\.c$   ^(engine|proto)/|^kernels/bench/(limits|roofline)\.h$'

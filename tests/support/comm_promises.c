@@ -23,7 +23,7 @@ static char byte_of(int32_t rank, int round, int64_t i)
     return (char)(rank * 31 + round + i * 7);
 }
 
-/* Every rank's part, where it was written. */
+/* The parts that are told, every rank's or of some together. */
 static bool sums_in_place_are_right(struct comm *comm, int32_t rank, int round, int32_t world)
 {
     int64_t count = comm_sum_max(comm);
@@ -34,10 +34,17 @@ static bool sums_in_place_are_right(struct comm *comm, int32_t rank, int round, 
         comm_sum_buffer(comm)[i] = value(rank, round, (int)i);
     if (comm_sum(comm, count, &sum) != OK)
         return false;
-    good &= sum.num_parts == world;
-    for (int32_t r = 0; r < sum.num_parts; r++)
-        for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; i < count; i++) {
+        double all = 0, told = 0;
+
+        for (int32_t r = 0; r < world; r++)
+            all += value(r, round, (int)i);
+        for (int32_t p = 0; p < sum.num_parts; p++)
+            told += sum.parts[p][i];
+        good &= told == all;
+        for (int32_t r = 0; r < world && sum.num_parts == world; r++)
             good &= sum.parts[r][i] == value(r, round, (int)i);
+    }
     return good;
 }
 

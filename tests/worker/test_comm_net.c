@@ -2,6 +2,7 @@
 
 #include "proto/base/clock.h"
 #include "tests/support/comm_promises.h"
+#include "worker/comm_hosts.h"
 #include "worker/comm_net.h"
 
 #include <math.h>
@@ -130,8 +131,9 @@ static void expect_exits(const pid_t *pids, int num_pids, int wanted)
 
 static int keep_promises(struct comm *comm, const struct rank *rank)
 {
-    return comm_keeps_its_promises(comm, rank->rank, rank->world, ROUNDS) && !comm_shared(comm) ? 0
-                                                                                                : 1;
+    if (comm_shared(comm))
+        return 1;
+    return comm_keeps_its_promises(comm, rank->rank, rank->world, ROUNDS) ? 0 : 2;
 }
 
 /* Every rank of a world as a process that does the same. */
@@ -305,8 +307,6 @@ static void ranks_that_do_not_do_the_same_are_refused_with_both_sizes(void **sta
     expect_exits(pids, 2, 0);
 }
 
-/* ---- ranks that are threads ----------------------------------------------------------------- */
-
 struct thread {
     pthread_t thread;
     struct rank rank;
@@ -314,6 +314,240 @@ struct thread {
     enum status status;
     char text[512];
 };
+
+static void *wait_thread(void *argument)
+{
+    struct thread *self = argument;
+
+    self->status = comm_barrier(self->comm);
+    snprintf(self->text, sizeof self->text, "%s", fail_text());
+    return NULL;
+}
+
+/* ---- hosts with several ranks ---------------------------------------------------------------- */
+
+struct layout {
+    int32_t world;
+    int32_t hosts[MAX_RANKS]; /* of each rank */
+};
+
+static int host_fds[MAX_RANKS]; /* by host: what its ranks share */
+
+static int32_t count_on(const struct layout *layout, int32_t host, int32_t end)
+{
+    int32_t n = 0;
+
+    for (int32_t r = 0; r < end; r++)
+        n += layout->hosts[r] == host;
+    return n;
+}
+
+/* Hosts whose first rank is before `end`. */
+static int32_t count_hosts(const struct layout *layout, int32_t end)
+{
+    int32_t n = 0;
+
+    for (int32_t r = 0; r < end; r++)
+        n += count_on(layout, layout->hosts[r], r) == 0;
+    return n;
+}
+
+static void share_hosts(const struct layout *layout)
+{
+    for (int32_t host = 0; host < MAX_RANKS; host++) {
+        int32_t num_ranks = count_on(layout, host, layout->world);
+        char path[32];
+
+        host_fds[host] = -1;
+        if (num_ranks < 2)
+            continue;
+        host_fds[host] = memfd_create("host", 0);
+        snprintf(path, sizeof path, "/proc/self/fd/%d", host_fds[host]);
+        expect_ok(comm_create(path, num_ranks, PROMISE_BUFFER_BYTES,
+                              comm_hosts_shared_bytes(layout->world, PROMISE_BUFFER_BYTES)));
+    }
+}
+
+static enum status open_on_host(const struct layout *layout, int32_t rank, struct comm **out)
+{
+    int32_t host = layout->hosts[rank], on_host = count_on(layout, host, layout->world);
+    int32_t place = count_on(layout, host, rank), num_hosts = count_hosts(layout, layout->world);
+    struct comm *local = NULL, *net = NULL;
+    char path[32];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", host_fds[host]);
+    if (on_host > 1)
+        TRY(comm_open(path, place, on_host, &local));
+    if (place == 0 && num_hosts > 1) {
+        struct rank leader = usual(count_hosts(layout, rank), num_hosts);
+
+        TRY(open_as(&leader, &net));
+    }
+    return comm_hosts_new(&(struct comm_hosts_group){.rank = rank,
+                                                     .world = layout->world,
+                                                     .hosts = layout->hosts,
+                                                     .buffer_bytes = PROMISE_BUFFER_BYTES},
+                          local, net, out);
+}
+
+static void start_layout(const struct layout *layout, rank_act act, pid_t *pids)
+{
+    begin();
+    share_hosts(layout);
+    for (int32_t r = 0; r < layout->world; r++) {
+        struct rank rank = usual(r, layout->world);
+        struct comm *comm;
+        int status = 100;
+
+        pids[r] = fork();
+        assert_true(pids[r] >= 0);
+        if (pids[r] > 0)
+            continue;
+        if (open_on_host(layout, r, &comm) == OK) {
+            atomic_fetch_add(&board->num_ready, 1);
+            status = act(comm, &rank);
+            comm_close(comm);
+        }
+        if (status != 0)
+            fprintf(stderr, "# rank %d: %d: %s\n", r, status, fail_text());
+        _exit(status);
+    }
+}
+
+static void close_hosts(void)
+{
+    for (int32_t host = 0; host < MAX_RANKS; host++)
+        if (host_fds[host] >= 0)
+            close(host_fds[host]);
+}
+
+static const struct layout layouts[] = {
+    {2, {0, 0}}, {4, {0, 0, 1, 1}}, {3, {0, 1, 0}}, {5, {4, 2, 2, 4, 2}}, {3, {0, 1, 2}},
+};
+
+static void ranks_that_share_hosts_get_the_same_sums(void **state)
+{
+    pid_t pids[MAX_RANKS];
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(layouts); i++) {
+        start_layout(&layouts[i], keep_promises, pids);
+        expect_exits(pids, layouts[i].world, 0);
+        close_hosts();
+    }
+}
+
+/* Everybody waits for rank 3, which stops all: it shares a host with rank 2, which leads, while 0 leads 1. */
+static int wait_for_the_last(struct comm *comm, const struct rank *rank)
+{
+    if (rank->rank < 3)
+        return comm_barrier(comm) == ERR_ABORTED && comm_is_aborted(comm) ? 0 : 1;
+    wait_for(&board->num_ready, 4);
+    usleep(20000);
+    comm_abort(comm);
+    return comm_barrier(comm) == ERR_ABORTED ? 0 : 2;
+}
+
+/* Its leader waits for the other host when rank 1 stops all. */
+static int wait_for_the_other_host(struct comm *comm, const struct rank *rank)
+{
+    wait_for(&board->num_ready, 4);
+    if (rank->rank >= 2)
+        usleep(300000);
+    else if (rank->rank == 1) {
+        usleep(20000);
+        comm_abort(comm);
+    }
+    return comm_barrier(comm) == ERR_ABORTED ? 0 : 1;
+}
+
+static void an_abort_by_any_rank_of_a_host_is_heard_on_all(void **state)
+{
+    pid_t pids[MAX_RANKS];
+
+    (void)state;
+    start_layout(&layouts[1], wait_for_the_last, pids);
+    expect_exits(pids, 4, 0);
+    close_hosts();
+    start_layout(&layouts[1], wait_for_the_other_host, pids);
+    expect_exits(pids, 4, 0);
+    close_hosts();
+}
+
+static int lose_the_other_host(struct comm *comm, const struct rank *rank)
+{
+    if (rank->rank == 2)
+        for (;;)
+            pause();
+    /* The leader knows who it was; the others that it has stopped them. */
+    return comm_barrier(comm) == (rank->rank == 0 ? ERR_CLOSED : ERR_ABORTED) ? 0 : 1;
+}
+
+static void a_leader_that_loses_another_host_frees_its_own(void **state)
+{
+    static const struct layout layout = {3, {0, 0, 1}};
+    pid_t pids[MAX_RANKS];
+
+    (void)state;
+    start_layout(&layout, lose_the_other_host, pids);
+    wait_for(&board->num_ready, 3);
+    kill(pids[2], SIGKILL);
+    expect_exits(pids, 2, 0);
+    expect_exits(pids + 2, 1, -SIGKILL);
+    close_hosts();
+}
+
+/* Rank 2, of the other host, does not come until rank 0 and its host wait for it. */
+static int tell_whom_it_waits_for(struct comm *comm, const struct rank *rank)
+{
+    pthread_t waiting;
+    struct thread self = {.comm = comm};
+    int32_t wanted = rank->rank == 1 ? 0 : 2;
+
+    if (rank->rank == 2) {
+        wait_for(&board->num_ready, 3 + 2);
+        return comm_barrier(comm) == OK ? 0 : 1;
+    }
+    pthread_create(&waiting, NULL, wait_thread, &self);
+    while (comm_waits_for(comm) != wanted)
+        usleep(500);
+    atomic_fetch_add(&board->num_ready, 1);
+    pthread_join(waiting, NULL);
+    return self.status == OK && comm_waits_for(comm) == -1 ? 0 : 2;
+}
+
+static void whom_a_rank_waits_for_is_a_rank_of_all(void **state)
+{
+    static const struct layout layout = {3, {0, 0, 1}};
+    pid_t pids[MAX_RANKS];
+
+    (void)state;
+    start_layout(&layout, tell_whom_it_waits_for, pids);
+    expect_exits(pids, 3, 0);
+    close_hosts();
+}
+
+static void comms_that_do_not_fit_their_hosts_are_refused(void **state)
+{
+    static const struct layout layout = {3, {0, 0, 1}};
+    struct comm *local, *comm;
+    char path[32];
+
+    (void)state;
+    share_hosts(&layout);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", host_fds[0]);
+    expect_ok(comm_open(path, 1, 2, &local));
+    expect_fails(comm_hosts_new(&(struct comm_hosts_group){1, 3, layout.hosts, PROMISE_BUFFER_BYTES}, NULL,
+                                NULL, &comm),
+                 ERR_INVALID, "host 0 has 2 ranks, its comm is for 1");
+    expect_fails(comm_hosts_new(&(struct comm_hosts_group){0, 3, layout.hosts, PROMISE_BUFFER_BYTES}, local,
+                                NULL, &comm),
+                 ERR_INVALID, "rank 0 leads one of 2 hosts, its comm between hosts is for 1");
+    comm_close(local);
+    close_hosts();
+}
+
+/* ---- ranks that are threads ----------------------------------------------------------------- */
 
 static void *open_thread(void *argument)
 {
@@ -342,15 +576,6 @@ static void open_two(struct thread *threads)
         start_opening(&threads[i]);
     for (int i = 0; i < 2; i++)
         pthread_join(threads[i].thread, NULL);
-}
-
-static void *wait_thread(void *argument)
-{
-    struct thread *self = argument;
-
-    self->status = comm_barrier(self->comm);
-    snprintf(self->text, sizeof self->text, "%s", fail_text());
-    return NULL;
 }
 
 static void an_abort_wakes_who_waits_and_tells_the_others(void **state)
@@ -384,6 +609,24 @@ static void an_abort_wakes_who_waits_and_tells_the_others(void **state)
     for (int i = 0; i < 3; i++)
         expect_fails(comm_barrier(threads[i].comm), ERR_ABORTED, "stop");
     close_all(threads, 3);
+}
+
+static void an_abort_is_heard_by_who_comes_when_its_rank_has_closed(void **state)
+{
+    (void)state;
+    for (int stops = 0; stops < 2; stops++) {
+        struct thread threads[2] = {{.rank = usual(0, 2)}, {.rank = usual(1, 2)}};
+
+        begin();
+        open_two(threads);
+        assert_int_equal(threads[0].status, OK);
+        assert_int_equal(threads[1].status, OK);
+        comm_abort(threads[stops].comm);
+        comm_close(threads[stops].comm);
+        usleep(20000);
+        expect_fails(comm_barrier(threads[!stops].comm), ERR_ABORTED, ") tells all to stop");
+        comm_close(threads[!stops].comm);
+    }
 }
 
 static void an_abort_ends_a_join(void **state)
@@ -529,7 +772,13 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_rank_that_is_killed_is_named_to_who_waits_for_it),
     cmocka_unit_test(whoever_connected_to_a_rank_that_is_killed_is_told_too),
     cmocka_unit_test(ranks_that_do_not_do_the_same_are_refused_with_both_sizes),
+    cmocka_unit_test(ranks_that_share_hosts_get_the_same_sums),
+    cmocka_unit_test(an_abort_by_any_rank_of_a_host_is_heard_on_all),
+    cmocka_unit_test(a_leader_that_loses_another_host_frees_its_own),
+    cmocka_unit_test(whom_a_rank_waits_for_is_a_rank_of_all),
+    cmocka_unit_test(comms_that_do_not_fit_their_hosts_are_refused),
     cmocka_unit_test(an_abort_wakes_who_waits_and_tells_the_others),
+    cmocka_unit_test(an_abort_is_heard_by_who_comes_when_its_rank_has_closed),
     cmocka_unit_test(an_abort_ends_a_join),
     cmocka_unit_test(a_rank_of_an_earlier_epoch_is_refused_and_the_others_meet),
     cmocka_unit_test(who_is_not_of_the_group_is_told_why),
