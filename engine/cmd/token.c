@@ -1,5 +1,6 @@
 /* token: makes the file of keys that an engine and its ranks share. */
 #include "engine/cmd/cmd.h"
+#include "engine/cmd/exit_code.h"
 
 #include "proto/wire/curve.h"
 
@@ -13,8 +14,6 @@ static const char help_text[] =
     "ranks that join it must have the same file: give it to both as --token FILE. Who has it can\n"
     "join; copy it by a way that others cannot read. A FILE that is there already stays as it is.\n";
 
-enum { EXIT_USAGE = 2 };
-
 int cmd_token(int argc, char **argv)
 {
     struct token token;
@@ -26,12 +25,12 @@ int cmd_token(int argc, char **argv)
     }
     if (argc != 2 || *argv[1] == '-' || *argv[1] == '\0') {
         fputs("tandem token: one FILE is expected; 'tandem token --help' explains it\n", stderr);
-        return EXIT_USAGE;
+        return EXIT_WRONG_USAGE;
     }
     status = token_create(argv[1], &token);
     explicit_bzero(&token, sizeof token);
     if (status == OK)
-        return 0;
+        return EXIT_CLEAN;
     fprintf(stderr, "tandem token: %s\n", fail_text());
-    return status == ERR_INVALID ? EXIT_USAGE : 1;
+    return exit_code_of(status);
 }

@@ -6,6 +6,7 @@
 #include "worker/wire_loop.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 
 struct worker_settings {
@@ -44,6 +45,8 @@ static enum status check(const void *target)
 
     if (!settings->engine)
         return fail(ERR_INVALID, "--engine is missing: where is the engine?");
+    if (strncmp(settings->engine, "tcp://", 6) == 0 && !settings->token)
+        return fail(ERR_INVALID, "--token is missing: over tcp only who has the engine's token comes in");
     return OK;
 }
 
@@ -68,9 +71,12 @@ static enum status find_identity(const struct worker_settings *settings, struct 
     return OK;
 }
 
+/* A file that is not there, or not a token, is a wrong setting. */
 static enum status read_token(const struct worker_settings *settings, struct token *out)
 {
-    return settings->token ? token_read(settings->token, out) : OK;
+    enum status status = settings->token ? token_read(settings->token, out) : OK;
+
+    return status == OK || status == ERR_IO ? status : fail(ERR_INVALID, "%s", fail_text());
 }
 
 /* What goes wrong is in the log, or told to the engine. */

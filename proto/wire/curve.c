@@ -236,6 +236,8 @@ enum status token_read(const char *path, struct token *out)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     enum status status;
 
+    if (*path == '\0')
+        return fail(ERR_INVALID, "the token's path is empty");
     if (fd < 0 && errno == ENOENT)
         return fail(ERR_NOT_FOUND,
                     "%s: no such file; 'tandem token %s' makes a token, which the engine and all its "
