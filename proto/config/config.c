@@ -3,6 +3,7 @@
 #include "proto/base/log.h"
 #include "proto/config/injected_fault.h"
 #include "proto/model/sim.h"
+#include "proto/wire/channel.h"
 
 #include <string.h>
 
@@ -163,8 +164,29 @@ static enum status settle(struct config *config)
     return OK;
 }
 
+/* Over tcp an answer has a limit, which is low since strangers can make the engine hold as much. */
+static enum status check_answer_size(const struct config *config)
+{
+    enum { ROW_BYTES = 24, ENTRY_BYTES = 8 }; /* a token with its id and rank; one of the likeliest */
+    int64_t num_rows = (int64_t)config->max_num_seqs + config->max_num_batched_tokens;
+    int64_t bytes = num_rows * (ROW_BYTES + ENTRY_BYTES * ((int64_t)config->max_logprobs + 1));
+
+    if (!config->executor || strcmp(config->executor, "distributed") != 0)
+        return OK;
+    if (config->max_logprobs < 0)
+        return fail(ERR_INVALID, "--max-logprobs -1 is not for --executor distributed, where an "
+                    "answer has a limit of %d bytes", CHANNEL_MAX_TCP_ANSWER);
+    if (bytes > CHANNEL_MAX_TCP_ANSWER)
+        return fail(ERR_INVALID, "--max-logprobs %d for --max-num-batched-tokens %d and "
+                    "--max-num-seqs %d makes answers of %lld bytes; with --executor distributed %d "
+                    "is the limit", config->max_logprobs, config->max_num_batched_tokens,
+                    config->max_num_seqs, (long long)bytes, CHANNEL_MAX_TCP_ANSWER);
+    return OK;
+}
+
 enum status config_check(const struct config *config)
 {
+    TRY(check_answer_size(config));
     if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, --tp is %d; use multiproc",
                     config->tp);

@@ -27,8 +27,9 @@
 
 enum {
     CHANNEL_MAX_FRAME = 512 << 20, /* bytes; a peer that sends more is cut off */
-    /* The same of what a worker sends over tcp. Strangers can make the engine hold one each. */
-    CHANNEL_MAX_TCP_ANSWER = 16 << 20,
+    /* The same of what a worker sends over tcp. Strangers can make the engine hold one each; what settings
+     * can need is checked against it (proto/config). */
+    CHANNEL_MAX_TCP_ANSWER = 8 << 20,
     CHANNEL_MAX_QUEUE = 64,        /* frames per peer: steps in flight are two */
     CHANNEL_MAX_NAME = 63,
 };

@@ -218,7 +218,7 @@ static void a_frame_that_the_engine_would_not_take_is_not_sent(void **state)
     bytes_reserve(&frame->bytes, CHANNEL_MAX_TCP_ANSWER + 1);
     frame->bytes.size = CHANNEL_MAX_TCP_ANSWER + 1;
     expect_ok(channel_connect(f->endpoint, "0:1", &f->worker_keys, &worker));
-    expect_fails(channel_send(worker, NULL, frame), ERR_FULL, "the limit is 16777216");
+    expect_fails(channel_send(worker, NULL, frame), ERR_FULL, "the limit is 8388608");
     expect_talk(f, worker, "0:1");
     channel_free(worker);
 }

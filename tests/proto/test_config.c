@@ -76,7 +76,7 @@ static void a_mistake_is_named_with_what_would_fit(void **state)
         {"--port", "70000", "--port must be 0 to 65535, not 70000"},
         {"--port", "", "--port must be an integer, not ''"},
         {"--block-size=32", "--json", "--block-size must be 16, not 32"},
-        {"--executor", "ray", "--executor must be one of uniproc multiproc, not 'ray'"},
+        {"--executor", "ray", "--executor must be one of uniproc multiproc distributed, not 'ray'"},
         {"--kv-cache-memory", "-1G", "--kv-cache-memory must be a size in bytes such as 1.5GiB"},
         {"--kv-cache-memory", "3 cups", "not '3 cups'"},
         {"--json=maybe", "--json", "--json must be true or false, not 'maybe'"},
@@ -127,6 +127,14 @@ static void settings_that_do_not_go_together_are_refused(void **state)
     config_close(&config);
     expect_fails(PARSE(&config, NULL, "--no-enable-chunked-prefill", "--max-model-len", "4096"),
                  ERR_INVALID, "--max-num-batched-tokens is 2048, without chunked prefill it must");
+    config_close(&config);
+    expect_fails(PARSE(&config, NULL, "--executor", "distributed", "--max-logprobs", "500"),
+                 ERR_INVALID, "--max-logprobs 500 for --max-num-batched-tokens 2048 and "
+                 "--max-num-seqs 256 makes answers of 9289728 bytes; with --executor distributed "
+                 "8388608 is the limit");
+    config_close(&config);
+    expect_fails(PARSE(&config, NULL, "--executor", "distributed", "--max-logprobs", "-1"),
+                 ERR_INVALID, "--max-logprobs -1 is not for --executor distributed");
 }
 
 static void settings_survive_json(void **state)
