@@ -73,6 +73,7 @@ static void *run_text_job(void *arg)
     struct text_job *job = arg;
     struct front *front = job->front;
 
+    trace_name_thread("text");
     job->status = tokenizer_new(model_file_vocabulary(front->model), &front->tokenizer);
     if (job->status == OK)
         job->status = open_template(job->config, front->model, &front->chat_template);

@@ -237,6 +237,7 @@ static void *serve(void *user)
 {
     struct server *server = user;
 
+    pthread_setname_np(pthread_self(), "masks");
     for (;;) {
         uint32_t num_posted;
         int32_t place = take_question(server, &num_posted);
@@ -273,6 +274,7 @@ static void *run_compilation(void *user)
         .whitespace_pattern = region->pattern_size >= 0 ? region_pattern(region) : NULL,
     };
 
+    pthread_setname_np(pthread_self(), "compile");
     __atomic_store_n(&compilation->thread_id, (pid_t)syscall(SYS_gettid), __ATOMIC_RELEASE);
     compilation->status = server->ops->compile(server->backend, &spec, &server->compiled);
     if (compilation->status != OK)

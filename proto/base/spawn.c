@@ -88,6 +88,7 @@ static void *pump(void *argument)
     char text[MAX_LINE];
     size_t size = 0;
 
+    pthread_setname_np(pthread_self(), "output");
     for (;;) {
         struct pollfd fds[2] = {{.fd = child->output_fd, .events = POLLIN},
                                 {.fd = child->pump_stop_fd, .events = POLLIN}};

@@ -4,6 +4,7 @@
 #include "proto/base/memory.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -66,6 +67,9 @@ static struct ring *take_ring(void)
 void trace_name_thread(const char *name)
 {
     my_name = name;
+    /* The first thread's is the name of the process, too. */
+    if (getpid() != (pid_t)syscall(SYS_gettid))
+        pthread_setname_np(pthread_self(), name);
     if (my_ring)
         atomic_store(&my_ring->thread_name, name);
 }

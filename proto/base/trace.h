@@ -27,7 +27,7 @@ enum { TRACE_SPANS = 1 << 17 };
 
 /* Turns tracing on for this process, once. `spans_per_thread` is rounded up to a power of two. */
 MUST_USE enum status trace_start(int32_t spans_per_thread);
-/* The name of this thread's row; `name` must outlive the process. */
+/* The name of this thread, for its row and for the system; `name` must outlive the process. */
 void trace_name_thread(const char *name);
 
 extern _Atomic bool trace_is_on_;
