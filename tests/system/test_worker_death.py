@@ -146,6 +146,7 @@ class Replaced(unittest.TestCase):
                 rc, out, err = tandem.run(*args, "--inject-fault", f"step=12,rank={rank},kind=hang")
                 self.assertEqual((rc, out), (0, undisturbed[1]), err)
                 self.assertRegex(err, rf"rank {rank} \(process \d+\) hangs in step 12")
+                self.assertRegex(err, rf"rank {rank}: thread \d+ device")  # and where it stands
 
     def test_the_budget_of_restarts_is_kept(self):
         rc, _, err = tandem.run("generate", "--model", MODEL, "--prompt", "hello", "--max-tokens",
