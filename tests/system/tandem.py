@@ -24,6 +24,11 @@ os.environ.setdefault("TANDEM_DUMP_DIR", _folder)  # steps that fail in tests ar
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 
+def deploy(name):
+    """A path in the folder deploy."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy", name)
+
+
 def path(name):
     """A path for a file of this test."""
     return os.path.join(_folder, name)
