@@ -1,0 +1,86 @@
+"""deploy/mpi: ranks that MPI's launchers start answer as those that the engine starts."""
+import os
+import shutil
+import signal
+import subprocess
+import time
+import unittest
+
+import deployed
+import tandem
+
+# Open MPI does not run as root unless it is told so twice.
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+LAUNCHERS = {"openmpi": "mpirun.openmpi", "hydra": "mpiexec.hydra"}
+CORES = os.sched_getaffinity(0)
+
+
+class Launcher:
+    """The tests of one of them."""
+
+    def setUp(self):
+        self.program = LAUNCHERS[self.name]
+        if not shutil.which(self.program):
+            self.skipTest(f"no {self.program} on this machine")
+
+    def start(self, deployment, *options, ranks="2", **env):
+        return deployment.start(tandem.deploy("mpi/" + self.name), ranks, *options, "--", "--model",
+                                deployed.model(), "--port", "0", MPIRUN=self.program,
+                                MPIEXEC=self.program, LISTEN=deployed.free_address(),
+                                TOKEN=deployed.token(), **{**AS_ROOT, **env})
+
+    def test_the_answer_is_the_same_though_a_rank_is_killed(self):
+        with deployed.Deployment() as deployment:
+            command = self.start(deployment)
+            deployment.wait_until_ready()
+            before = deployment.ranks()
+            self.assertEqual(len(before), 2)
+            for pid in before:  # mpirun would give each of two ranks one core
+                self.assertEqual(os.sched_getaffinity(pid), CORES)
+            deployment.ask()
+            deployment.kill_a_rank()
+            self.assertEqual(deployment.answer(), deployed.expected())
+            self.assertNotEqual(deployment.ranks(), before)
+            self.assertEqual(deployed.end(command, deployment), 0)
+
+    def test_cores_are_shared_out_and_nobody_outlives_the_script(self):
+        if len(CORES) < 2:
+            self.skipTest("two ranks want two cores")
+        with deployed.Deployment() as deployment:
+            command = self.start(deployment, CORES="1")
+            deployment.wait_until_ready()
+            cores = [os.sched_getaffinity(pid) for pid in deployment.ranks()]
+            self.assertEqual([len(each) for each in cores], [1, 1])
+            self.assertFalse(cores[0] & cores[1])
+            self.assertEqual(deployed.end(command, deployment, signal.SIGKILL), -signal.SIGKILL)
+
+    def test_a_program_that_is_not_there_is_not_tried_again(self):
+        started = time.monotonic()
+        with deployed.Deployment() as deployment:
+            command = self.start(deployment, PATH="/usr/bin:/bin")
+            self.assertEqual(command.wait(10), 2)
+            self.assertIn("no tandem: put it in PATH", deployment.log())
+            # The launcher's own mistakes are: it may have no room yet.
+            command = self.start(deployment, "--no-such-option", RESTARTS="0")
+            self.assertEqual(command.wait(20), 75)
+            deployment.wait_until_gone()
+        self.assertLess(time.monotonic() - started, 20)
+
+    def test_a_wrong_command_line_is_refused(self):
+        script = tandem.deploy("mpi/" + self.name)
+        for words, env in (([], {}), (["many"], {}), (["2"], {"CORES": "all"})):
+            done = subprocess.run([script, *words], capture_output=True, text=True,
+                                  env={**os.environ, **env})
+            self.assertEqual((done.returncode, done.stdout), (2, ""), done.stderr)
+
+
+class OpenMpi(Launcher, unittest.TestCase):
+    name = "openmpi"
+
+
+class Hydra(Launcher, unittest.TestCase):
+    name = "hydra"
+
+
+if __name__ == "__main__":
+    unittest.main()
