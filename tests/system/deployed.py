@@ -62,7 +62,7 @@ def marked(mark):
                     continue
             with open(f"/proc/{pid}/comm") as file:
                 found[int(pid)] = file.read().strip()
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
             pass
     return found
 
@@ -72,7 +72,7 @@ class Deployment:
 
     def __init__(self, **env):
         self.mark = uuid.uuid4().hex
-        self.log_path = tandem.path(f"log-{self.mark}")
+        self.log_path = tandem.write(f"log-{self.mark}", "")
         self.env = {"PATH": path_of_programs(), MARK: self.mark, "TANDEM_RUN_DIR": tandem.path("."),
                     "TMPDIR": "/tmp", **env}
         self.commands, self.connection, self.pending = [], None, None

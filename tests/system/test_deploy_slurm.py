@@ -21,7 +21,6 @@ class Job(unittest.TestCase):
         job = self.slurm.run("sbatch", *AS_JOB, f"--output={deployment.log_path}", *options,
                              tandem.deploy("slurm/" + script), "--model", deployed.model(), "--port",
                              "0", env={**deployment.env, **env}, cwd=tandem.path("."))
-        open(deployment.log_path, "a").close()
         return int(job)
 
     def answers_heals_and_ends(self, deployment, job):
