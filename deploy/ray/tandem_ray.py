@@ -84,10 +84,10 @@ class Ranks:
 
     def env(self, rank):
         node, order = self.nodes[rank], list(dict.fromkeys(self.nodes))
-        return {"TANDEM_RANK": str(rank), "TANDEM_WORLD_SIZE": str(self.options.ranks),
+        return {"TANDEM_RANK": str(rank), "TANDEM_WORLD": str(self.options.ranks),
                 "TANDEM_LOCAL_RANK": str(self.nodes[:rank].count(node)),
-                "TANDEM_LOCAL_WORLD_SIZE": str(self.nodes.count(node)),
-                "TANDEM_NODE": str(order.index(node)), "TANDEM_NODES": str(len(order))}
+                "TANDEM_LOCAL_WORLD": str(self.nodes.count(node)),
+                "TANDEM_NODE": str(order.index(node))}
 
     def run(self, rank):
         self.running[self.actors[rank].run.remote(self.words, self.env(rank))] = rank

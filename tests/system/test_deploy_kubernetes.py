@@ -161,8 +161,13 @@ class Manifests(unittest.TestCase):
         for documents in map(build, OVERLAYS):
             pods = {name: template["spec"] for name, template in templates(documents).items()}
             engine, = pods["leader"]["containers"]
-            drain = int(next(v["value"] for v in engine["env"] if v["name"] == "TANDEM_DRAIN_TIMEOUT"))
-            self.assertLess(drain, pods["leader"]["terminationGracePeriodSeconds"])
+            env = {variable["name"]: variable.get("value") for variable in engine["env"]}
+            pause, wait, answer = map(int, re.search(
+                r"sleep (\d+); .* --wait (\d+) --timeout (\d+)", " ".join(
+                    engine["lifecycle"]["preStop"]["exec"]["command"])).groups())
+            self.assertLess(wait, answer)
+            self.assertLess(pause + answer + int(env["TANDEM_DRAIN_TIMEOUT"]),
+                            pods["leader"]["terminationGracePeriodSeconds"])
             self.assertLess(pods["leader"]["terminationGracePeriodSeconds"],
                             pods["rank"]["terminationGracePeriodSeconds"])
 
@@ -193,7 +198,7 @@ class Group(unittest.TestCase):
         """A word of the manifest, with the places of this machine."""
         for there, place in (("/models/model.gguf", deployed.model()), ("/run/tandem", self.run_dir),
                              ("/secret/token", deployed.token()),
-                             (":7000", ":" + self.address.rsplit(":", 1)[1])):
+                             ("sleep 5", "sleep 0"), (":7000", ":" + self.address.rsplit(":", 1)[1])):
             word = word.replace(there, place)
         return word
 
@@ -231,7 +236,7 @@ class Group(unittest.TestCase):
             self.assertEqual(group.answer(), deployed.expected())
 
             drain = self.pods["leader"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]
-            done = subprocess.run(drain["command"], capture_output=True, timeout=30, text=True,
+            done = subprocess.run([self.here(word) for word in drain["command"]], capture_output=True, timeout=30, text=True,
                                   env={**os.environ, **group.env, **env})
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertNotEqual(group.status_of("/ready"), 200)
