@@ -36,6 +36,7 @@ class Image(unittest.TestCase):
         subprocess.run(["deploy/fetch-grammars"], check=True, cwd=TOP, stdout=subprocess.DEVNULL)
         self.buildah("build", "--isolation", "chroot", "--build-arg", "BASE=" + BASE, "--file",
                      "deploy/container/Containerfile.cpu", "--tag", "tandem-test", ".")
+        self.addCleanup(self.buildah, "rmi", "tandem-test")
         model = tandem.make_tiny_model()
         os.chmod(os.path.dirname(model), 0o755)  # the image's user is not ours
         container = self.buildah("from", "tandem-test")
