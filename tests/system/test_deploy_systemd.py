@@ -4,6 +4,7 @@ No systemd runs here; its own tools read the files."""
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import unittest
@@ -108,6 +109,35 @@ class Units(unittest.TestCase):
             used = {line.strip() for line in file if re.fullmatch(r"\s*[a-z]\w*\s*", line)}
         self.assertIn("futex", used)
         self.assertEqual(used - syscalls_allowed() - {"syscall", "total"}, set())
+
+
+class Notices(unittest.TestCase):
+    """What Type=notify and WatchdogSec= of tandem.service rely on."""
+
+    def test_the_engine_tells_that_it_is_ready_turns_and_stops(self):
+        self.assertIn("\nType=notify\n", read("tandem.service"))
+        path = tandem.path("notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+            notices.bind(path)
+            notices.settimeout(20)
+            env = {**os.environ, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "200000",
+                   "TANDEM_MODEL": tandem.make_tiny_model(), "TANDEM_PORT": "0"}
+            env.pop("WATCHDOG_PID", None)
+
+            def wait_for(line):
+                while line not in notices.recv(4096).decode().split("\n"):
+                    pass
+            with subprocess.Popen([tandem.PROGRAM, "serve"], env=env, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL) as engine:
+                try:
+                    wait_for("READY=1")
+                    wait_for("WATCHDOG=1")
+                    wait_for("WATCHDOG=1")
+                    engine.terminate()
+                    wait_for("STOPPING=1")
+                    self.assertEqual(engine.wait(20), 0)
+                finally:
+                    engine.kill()
 
 
 class Settings(unittest.TestCase):
