@@ -2,7 +2,9 @@
 # An engine, and beside it a command of some launcher that starts its ranks. Sourced by bash, by the starters in
 # mpi/ and slurm/.
 #
-#   engine_start ADDRESS TOKEN RANKS OPTION...   tandem serve, in the background; sets $engine (its process)
+#   engine_start LISTEN TOKEN RANKS OPTION...    tandem serve, in the background; sets $engine (its process) and
+#                                                $address (where ranks join); $own_folder is
+#                                                removed at the end
 #   ranks_keep COMMAND...                        runs it, again when it ends before the engine; exits as the engine
 #
 # A launcher mostly ends all ranks for the one that died. The engine waits for new ones, and streams go on.
@@ -10,7 +12,7 @@
 # script is killed.
 
 tandem=${TANDEM_PROGRAM:-tandem}
-engine='' ranks='' # their processes
+engine='' ranks='' address='' # two processes; tcp://HOST:PORT
 
 refuse() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -21,11 +23,18 @@ engine_start() {
     local listen=$1 token=$2 num_ranks=$3
     shift 3
     command -v "$tandem" >/dev/null || refuse "no $tandem: put it in PATH, or its path in TANDEM_PROGRAM"
-    if [ ! -e "$token" ]; then "$tandem" token "$token" >/dev/null || exit; fi
+    own_folder=${own_folder:-$(mktemp -d)}
+    trap 'rm -rf "$own_folder"' EXIT
     setpriv --pdeathsig TERM "$tandem" serve --executor distributed --tp "$num_ranks" --listen "$listen" \
-        --token "$token" "$@" &
+        --address-file "$own_folder/address" --token "$token" "$@" &
     engine=$!
     trap 'kill -TERM "$engine" 2>/dev/null' TERM INT HUP
+    until [ -s "$own_folder/address" ]; do
+        sleep 0.05 &
+        await "$engine" $!
+        [ "$ended" != "$engine" ] || exit "$status"
+    done
+    address=$(cat "$own_folder/address")
 }
 
 # await PROCESS...: until one of them has ended, whatever signals come meanwhile; sets $ended and $status.

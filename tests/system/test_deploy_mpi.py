@@ -26,8 +26,7 @@ class Launcher:
     def start(self, deployment, *options, ranks="2", **env):
         return deployment.start(tandem.deploy("mpi/" + self.name), ranks, *options, "--", "--model",
                                 deployed.model(), "--port", "0", MPIRUN=self.program,
-                                MPIEXEC=self.program, LISTEN=deployed.free_address(),
-                                TOKEN=deployed.token(), **{**AS_ROOT, **env})
+                                MPIEXEC=self.program, TOKEN=deployed.token(), **{**AS_ROOT, **env})
 
     def test_the_answer_is_the_same_though_a_rank_is_killed(self):
         with deployed.Deployment() as deployment:
