@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import ray
@@ -27,10 +28,10 @@ WINDOW_S = 60                  # in which a rank may end --restarts times
 PR_SET_PDEATHSIG = 1
 
 
-def start(words, env, signal_of_death):
+def start(words, signal_of_death):
     """A process that gets this signal when the thread that called this is gone."""
     prctl = ctypes.CDLL(None).prctl
-    return subprocess.Popen(words, env={**os.environ, **env}, stdin=subprocess.DEVNULL,
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL,
                             preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal_of_death))
 
 
@@ -42,18 +43,18 @@ class Rank:
         self.process = None
 
     def node(self):
-        return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
+        return ray.util.get_node_ip_address()
 
-    def run(self, words, env):
+    def run(self, words):
         """Until it ends; its exit status, or 128 + the signal. This thread stays as long as the process."""
         try:
-            self.process = start(words, env, signal.SIGKILL)
+            self.process = start(words, signal.SIGKILL)
         except FileNotFoundError:
             return 127
         except PermissionError:
             return 126
-        status = self.process.wait()
-        return 128 - status if status < 0 else status
+        self.process.wait()
+        return status_of(self.process)
 
     def stop(self):
         if self.process and self.process.poll() is None:
@@ -70,9 +71,8 @@ class Ranks:
         nodes = ray.get([actor.node.remote() for actor in actors])
         here = ray.util.get_node_ip_address()
         # Neighbours have neighbouring ranks, and the engine's node comes first.
-        self.bundles = sorted(range(options.ranks), key=lambda b: (nodes[b][0] != here, nodes[b], b))
+        self.bundles = sorted(range(options.ranks), key=lambda bundle: (nodes[bundle] != here, nodes[bundle], bundle))
         self.actors = [actors[bundle] for bundle in self.bundles]
-        self.nodes = [nodes[bundle][1] for bundle in self.bundles]
         self.running = {}  # what Ray will tell of: rank
         for rank in range(options.ranks):
             self.run(rank)
@@ -82,15 +82,9 @@ class Ranks:
                             scheduling_strategy=PlacementGroupSchedulingStrategy(
                                 self.group, placement_group_bundle_index=bundle)).remote()
 
-    def env(self, rank):
-        node, order = self.nodes[rank], list(dict.fromkeys(self.nodes))
-        return {"TANDEM_RANK": str(rank), "TANDEM_WORLD": str(self.options.ranks),
-                "TANDEM_LOCAL_RANK": str(self.nodes[:rank].count(node)),
-                "TANDEM_LOCAL_WORLD": str(self.nodes.count(node)),
-                "TANDEM_NODE": str(order.index(node))}
-
     def run(self, rank):
-        self.running[self.actors[rank].run.remote(self.words, self.env(rank))] = rank
+        self.running[self.actors[rank].run.remote([
+            *self.words, "--rank", str(rank), "--world", str(self.options.ranks)])] = rank
 
     def ended(self, seconds):
         """Waits so long for ranks to end: [(rank, exit status)]."""
@@ -124,6 +118,10 @@ class Ranks:
             self.ended(0.2)
 
 
+def status_of(process):
+    return 128 - process.returncode if process.returncode < 0 else process.returncode
+
+
 def serve(engine, ranks):
     """Until the engine ends, or there is no hope: the exit status."""
     while engine.poll() is None:
@@ -136,7 +134,7 @@ def serve(engine, ranks):
                 engine.wait()
                 return status if status in FINAL else NO_HOPE
             ranks.run(rank)
-    return 128 - engine.returncode if engine.returncode < 0 else engine.returncode
+    return status_of(engine)
 
 
 stopping = False
@@ -162,7 +160,7 @@ def parse():
                         choices=["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"])
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="to wait for room (60)")
     parser.add_argument("--restarts", type=int, default=3, metavar="N", help="of one rank within 60 s (3)")
-    parser.add_argument("--listen", metavar="tcp://IP:PORT", help="where ranks find the engine (this node, port 7000)")
+    parser.add_argument("--listen", metavar="tcp://IP:PORT", help="where ranks join (a port of this node)")
     parser.add_argument("--token", default="tandem.token", metavar="FILE", help="made if it is not there (tandem.token)")
     parser.add_argument("--tandem", default=os.environ.get("TANDEM_PROGRAM", "tandem"), metavar="PROGRAM")
     parser.add_argument("serve", nargs="*", help=argparse.SUPPRESS)
@@ -186,13 +184,23 @@ def main():
             print(f"tandem_ray: no room for {options.ranks} times {bundle}, {options.strategy}, within "
                   f"{options.timeout} s; the cluster has {ray.cluster_resources()}", file=sys.stderr)
             return NO_HOPE
-        listen = options.listen or f"tcp://{ray.util.get_node_ip_address()}:7000"
-        if not os.path.exists(options.token):
-            subprocess.run([options.tandem, "token", options.token], check=True, stdout=subprocess.DEVNULL)
-        engine = start([options.tandem, "serve", "--executor", "distributed", "--tp", str(options.ranks),
-                        "--listen", listen, "--token", options.token, *options.serve], {}, signal.SIGTERM)
-        on_signal(engine)
-        ranks = Ranks(options, group, [options.tandem, "worker", "--engine", listen, "--token", options.token])
+        folder = tempfile.mkdtemp()
+        try:
+            address_file = os.path.join(folder, "address")
+            engine = start([options.tandem, "serve", "--executor", "distributed", "--tp", str(options.ranks),
+                            "--listen", options.listen or f"tcp://{ray.util.get_node_ip_address()}:0",
+                            "--address-file", address_file, "--token", options.token, *options.serve],
+                           signal.SIGTERM)
+            on_signal(engine)
+            while not os.path.exists(address_file) and engine.poll() is None:
+                time.sleep(0.05)
+            if engine.poll() is not None:
+                return status_of(engine)
+            with open(address_file) as file:
+                address = file.read().strip()
+        finally:
+            shutil.rmtree(folder)
+        ranks = Ranks(options, group, [options.tandem, "worker", "--engine", address, "--token", options.token])
         status = serve(engine, ranks)
         ranks.stop()
         return status

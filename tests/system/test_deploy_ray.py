@@ -27,7 +27,7 @@ class Placed(unittest.TestCase):
 
     def start(self, deployment, *options):
         return deployment.start(PYTHON, tandem.deploy("ray/tandem_ray.py"), "--token",
-                                deployed.token(), "--listen", deployed.free_address(), *options, "--",
+                                deployed.token(), *options, "--",
                                 "--model", deployed.model(), "--port", "0")
 
     def ranks(self):
