@@ -162,7 +162,7 @@ def parse():
     parser.add_argument("--restarts", type=int, default=3, metavar="N", help="of one rank within 60 s (3)")
     parser.add_argument("--listen", metavar="tcp://IP:PORT", help="where ranks join (a port of this node)")
     parser.add_argument("--token", default="tandem.token", metavar="FILE", help="made if it is not there (tandem.token)")
-    parser.add_argument("--tandem", default=os.environ.get("TANDEM_PROGRAM", "tandem"), metavar="PROGRAM")
+    parser.add_argument("--tandem", default=os.environ.get("TANDEM_PROGRAM") or "tandem", metavar="PROGRAM")
     parser.add_argument("serve", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     program = shutil.which(options.tandem)

@@ -74,7 +74,7 @@ class Deployment:
         self.mark = uuid.uuid4().hex
         self.log_path = tandem.write(f"log-{self.mark}", "")
         self.env = {"PATH": path_of_programs(), MARK: self.mark, "TANDEM_RUN_DIR": tandem.path("."),
-                    "TMPDIR": "/tmp", **env}
+                    "TANDEM_PROGRAM": "", **env}
         self.commands, self.connection, self.pending = [], None, None
 
     def start(self, *words, **env):
