@@ -10,6 +10,7 @@ import tempfile
 import unittest
 
 import tandem
+from server import wait_for
 
 FOLDER = tandem.deploy("systemd")
 UNITS = ("tandem.service", "tandem-worker@.service", "tandem.target", "tandem.slice")
@@ -111,33 +112,52 @@ class Units(unittest.TestCase):
         self.assertEqual(used - syscalls_allowed() - {"syscall", "total"}, set())
 
 
+class Notified:
+    """What a unit starts, and what it tells systemd."""
+
+    def __init__(self, unit, **env):
+        text = read(unit)
+        assert "\nType=notify\n" in text and "\nWatchdogSec=" in text
+        words = re.search(r"^ExecStart=/usr/bin/tandem (.*)$", text, re.M).group(1)
+        words = words.replace("%i", "0").replace("${RANKS}", "1").split()
+        path = tandem.path("notify-" + unit)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(path)
+        self.socket.settimeout(20)
+        self.process = subprocess.Popen(
+            [tandem.PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **env, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "400000"})
+
+    def wait_for(self, line):
+        while line not in self.socket.recv(4096).decode().split("\n"):
+            pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.socket.close()
+
+
 class Notices(unittest.TestCase):
-    """What Type=notify and WatchdogSec= of tandem.service rely on."""
-
-    def test_the_engine_tells_that_it_is_ready_turns_and_stops(self):
-        self.assertIn("\nType=notify\n", read("tandem.service"))
-        path = tandem.path("notify")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
-            notices.bind(path)
-            notices.settimeout(20)
-            env = {**os.environ, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "200000",
-                   "TANDEM_MODEL": tandem.make_tiny_model(), "TANDEM_PORT": "0"}
-            env.pop("WATCHDOG_PID", None)
-
-            def wait_for(line):
-                while line not in notices.recv(4096).decode().split("\n"):
-                    pass
-            with subprocess.Popen([tandem.PROGRAM, "serve"], env=env, stdout=subprocess.DEVNULL,
-                                  stderr=subprocess.DEVNULL) as engine:
-                try:
-                    wait_for("READY=1")
-                    wait_for("WATCHDOG=1")
-                    wait_for("WATCHDOG=1")
-                    engine.terminate()
-                    wait_for("STOPPING=1")
-                    self.assertEqual(engine.wait(20), 0)
-                finally:
-                    engine.kill()
+    def test_engine_and_ranks_tell_that_they_are_ready_turn_and_stop(self):
+        address, token = tandem.path("address"), tandem.path("token")
+        with Notified("tandem.service", TANDEM_MODEL=tandem.make_tiny_model(), TANDEM_PORT="0",
+                      TANDEM_EXECUTOR="distributed", TANDEM_TP="1", TANDEM_TOKEN=token,
+                      TANDEM_ADDRESS_FILE=address) as engine:
+            wait_for("a token", lambda: os.path.exists(address))
+            with Notified("tandem-worker@.service", TANDEM_ENGINE="file:" + address,
+                          TANDEM_TOKEN=token) as rank:
+                for each in rank, engine:
+                    each.wait_for("READY=1")
+                    each.wait_for("WATCHDOG=1")
+                    each.wait_for("WATCHDOG=1")
+                engine.process.terminate()
+                engine.wait_for("STOPPING=1")
+                self.assertEqual(engine.process.wait(20), 0)
+                self.assertEqual(rank.process.wait(5), 0)
 
 
 class Settings(unittest.TestCase):
