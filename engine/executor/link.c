@@ -344,33 +344,35 @@ static int64_t stuck_max_ns(const struct link *link)
     return STUCK_MIN_NS + 2 * (int64_t)(link->small_step_ns + num_tokens * token_ns);
 }
 
-/* Of two that stand still, the one that the other waits for: it waits for nobody, or is behind. */
-static bool is_guiltier(const struct heartbeat *a, const struct heartbeat *b)
+/* The one that stands still is the one that others wait for, in the end. */
+static int32_t find_guilty(const struct link *link, int32_t rank)
 {
-    if ((a->waits_for < 0) != (b->waits_for < 0))
-        return a->waits_for < 0;
-    return a->progress < b->progress;
+    for (int32_t hops = 0; hops < link->world; hops++) {
+        int32_t next = link->ranks[rank].heartbeat.waits_for;
+
+        if (next < 0 || next >= link->world)
+            break;
+        rank = next;
+    }
+    return rank;
 }
 
 static enum status check_progress(struct link *link)
 {
     int64_t now_ns = clock_now_ns(), max_ns = stuck_max_ns(link);
-    int32_t guilty = -1;
+    int32_t stuck = 0, guilty;
 
-    for (int32_t rank = 0; rank < link->world; rank++) {
-        const struct link_rank *r = &link->ranks[rank];
-
-        if (r->heartbeat.step >= 0 && now_ns - r->moved_ns > max_ns &&
-            (guilty < 0 || is_guiltier(&r->heartbeat, &link->ranks[guilty].heartbeat)))
-            guilty = rank;
-    }
-    if (guilty < 0)
+    while (stuck < link->world && (link->ranks[stuck].heartbeat.step < 0 ||
+                                   now_ns - link->ranks[stuck].moved_ns <= max_ns))
+        stuck++;
+    if (stuck == link->world)
         return OK;
+    guilty = find_guilty(link, stuck);
     return fail_rank(link, guilty, ERR_TIMEOUT,
                      "rank %d (process %d) hangs in step %" PRId64 ": its device has stood still for %.1f s",
                      guilty, link->rendezvous.ranks[guilty].pid,
-                     link->ranks[guilty].heartbeat.step,
-                     clock_ms(now_ns - link->ranks[guilty].moved_ns) / 1e3);
+                     link->ranks[stuck].heartbeat.step,
+                     clock_ms(now_ns - link->ranks[stuck].moved_ns) / 1e3);
 }
 
 /* A connection has ended, and ZeroMQ does not tell whose: a send finds it. Processes of ours tell
