@@ -167,7 +167,10 @@ static void end_step(void *user, const struct event *event)
     toy_rank_draw(members[0].rank, &answer);
     answer.execute_ns = cluster->step_ns;
     for (rank = 0; rank < cluster->options.world; rank++)
-        toy_rank_take_tokens(members[rank].rank, &answer);
+        if (toy_rank_take_tokens(members[rank].rank, &answer) != OK) {
+            fail_rank(cluster, rank, ERR_INTERNAL);
+            return;
+        }
     network_tell(cluster->network, 0, &model_runner_output_type, step, &answer);
     begin_step(cluster);
 }

@@ -564,19 +564,20 @@ void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out)
 
 /* Does the mask of this rank's slice allow what was drawn? Masks that differ between ranks do not.
  */
-static void check_drawn(const struct toy_rank *rank, const struct row *row, int32_t token)
+static enum status check_drawn(const struct toy_rank *rank, const struct row *row, int32_t token)
 {
     int32_t first_token, num_tokens;
 
     toy_rank_slice(&rank->limits, &first_token, &num_tokens);
     if (!row->bitmask || token < first_token || token >= first_token + num_tokens)
-        return;
+        return OK;
     token -= first_token / 32 * 32;
-    ASSERT(row->bitmask[token / 32] >> (token % 32) & 1, "rank %d, slot %d", rank->limits.rank,
-           row->slot);
+    if (!(row->bitmask[token / 32] >> (token % 32) & 1))
+        return fail(ERR_INTERNAL, "slot %d was given a token that its mask does not allow", row->slot);
+    return OK;
 }
 
-void toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_output *drawn)
+enum status toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_output *drawn)
 {
     struct toy_step *step = &rank->steps[rank->oldest_step & 1];
     int32_t num_taken = 0;
@@ -587,7 +588,7 @@ void toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_outpu
 
         if (!row->samples)
             continue;
-        check_drawn(rank, row, drawn->sampled_token_ids[num_taken]);
+        TRY(check_drawn(rank, row, drawn->sampled_token_ids[num_taken]));
         /* The last token that fits is sampled, and never computed. */
         if (position < rank->limits.max_model_len)
             rank->slots[row->slot].tokens[position] = drawn->sampled_token_ids[num_taken];
@@ -595,4 +596,5 @@ void toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_outpu
     }
     step->phase = EMPTY;
     rank->oldest_step++;
+    return OK;
 }

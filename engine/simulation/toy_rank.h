@@ -50,6 +50,6 @@ MUST_USE enum status toy_rank_run(struct toy_rank *rank, const uint64_t **contex
 /* Rank 0: draws a token for each, and fills in the answer, which lives until the next. */
 void toy_rank_draw(struct toy_rank *rank, struct model_runner_output *out);
 /* Every rank: these were drawn, in order of the rows that sample. The step is over. */
-void toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_output *drawn);
+MUST_USE enum status toy_rank_take_tokens(struct toy_rank *rank, const struct model_runner_output *drawn);
 
 #endif
