@@ -76,6 +76,7 @@ class Deployment:
         self.env = {"PATH": path_of_programs(), MARK: self.mark, "TANDEM_RUN_DIR": tandem.path("."),
                     "TANDEM_PROGRAM": "", **env}
         self.commands, self.connection, self.pending = [], None, None
+        self.check = lambda: None  # raises when there will be no engine
 
     def start(self, *words, **env):
         with open(self.log_path, "ab") as log:
@@ -111,6 +112,7 @@ class Deployment:
         def is_serving():
             for command in self.commands:
                 assert command.poll() in (None, 0), f"ended with {command.returncode}"
+            self.check()
             return re.search(r"tandem: serving \S+ on http://\S+?:(\d+)\n", self.log())
         return int(wait_for("an engine that serves", is_serving, 30).group(1))
 

@@ -1,5 +1,6 @@
 """deploy/slurm, in a small Slurm of this machine: jobs answer as one process does, heal, and end in order."""
 import re
+import time
 import unittest
 
 import deployed
@@ -21,6 +22,11 @@ class Job(unittest.TestCase):
         job = self.slurm.run("sbatch", *AS_JOB, f"--output={deployment.log_path}", *options,
                              tandem.deploy("slurm/" + script), "--model", deployed.model(), "--port",
                              "0", env=deployment.env, cwd=tandem.path("."))
+        def check():
+            time.sleep(0.2)  # Slurm need not be asked more often
+            state = self.slurm.job_state(job)
+            assert state.get("JobState") in (None, "PENDING", "CONFIGURING", "RUNNING"), state
+        deployment.check = check
         return int(job)
 
     def answers_heals_and_ends(self, deployment, job):
@@ -59,7 +65,8 @@ class Job(unittest.TestCase):
 
     def test_the_agent_runs_a_command_on_a_host_and_tells_how_it_ended(self):
         agent = tandem.deploy("slurm/srun-rsh")
-        out = self.slurm.run("salloc", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "bash", "-c",
+        out = self.slurm.run("salloc", "--nodelist=n1,n2", "--ntasks-per-node=2", "--cpus-per-task=1",
+                             "bash", "-c",
                              f"for host in n1 n2 n3; do {agent} $host 'echo $SLURMD_NODENAME $(nproc); "
                              f"exit 7'; echo $?; done")
         hosts = re.findall(r"^(n\d) (\d)\n7$", out, re.M)
