@@ -218,6 +218,7 @@ static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **s
     link_note_step(&link, 6, 1);
     bring(&script, "0:3", &model_runner_output_type, 6, &answer);
     expect_ok(link_collect(&link, 6, INT64_MAX, &output));
+    frame_drop(script.inbox[0].frame);
     link_note_step(&link, 7, 1);
     do {
         script.num_frames = script.num_read = 0;
