@@ -245,7 +245,8 @@ class Clients(unittest.TestCase):
                 most, answers = 0, []
                 with contextlib.ExitStack() as stack:
                     for _ in range(200):
-                        stack.enter_context(server.open_stream(receive_bytes=4096, max_tokens=3000))
+                        stack.enter_context(server.open_stream(receive_bytes=4096, max_tokens=3000,
+                                                               logprobs=5))
                     while server.num_running() > 0:  # they are dropped, one by one
                         answers.append(server.complete(max_tokens=20, ignore_eos=True))
                         most = max(most, rss_kib())
@@ -253,16 +254,17 @@ class Clients(unittest.TestCase):
 
             alone = server.complete(max_tokens=20, ignore_eos=True)["choices"][0]["text"]
             before = rss_kib()
-            memory, texts = zip(*(storm() for _ in range(5)))
-            assert set.union(*texts) == {alone}, texts
             with open(f"/proc/{server.process.pid}/maps") as file:
                 keeps_what_is_freed = "libasan" in file.read()
+            storms = 1 if keeps_what_is_freed else 5
+            memory, texts = zip(*(storm() for _ in range(storms)))
+            assert set.union(*texts) == {alone}, texts
             if not keeps_what_is_freed:
                 # Each may hold its 16 KiB, one event more, and what a request takes; and gives it back.
-                assert memory[0] - before < 200 * 64, (before, memory)
+                assert memory[0] - before < 200 * 128, (before, memory)
                 assert memory[4] - memory[0] < 800 * 10, (before, memory)
-            assert server.log_text().count("dropped") == 1000, server.log_text()[-2000:]
-            assert server.metric("vllm:request_success_total", finished_reason="abort") == 1000
+            assert server.log_text().count("dropped") == 200 * storms, server.log_text()[-2000:]
+            assert server.metric("vllm:request_success_total", finished_reason="abort") == 200 * storms
             assert server.metric("vllm:kv_cache_usage_perc") == 0
 
     def test_a_byte_now_and_then_does_not_hold_a_connection(self):
