@@ -68,7 +68,7 @@ class Trace(unittest.TestCase):
                                     (["/nonexistent.json"], 1, "/nonexistent.json"),
                                     ([tandem.write("x.json", "[1]")], 1, "event 0: is no object"),
                                     ([trace_of("t.json", "--model", MODEL), "--svg", "/nonexistent/x"],
-                                     1, "/nonexistent/x"),
+                                     74, "/nonexistent/x"),
                                     (["x", "--steps", 0], 2, "--steps must be 1 to 100")):
             rc, _, err = tandem.run("trace", *args)
             self.assertEqual(rc, status, err)
