@@ -19,7 +19,8 @@
 
 static void reset_signals(void)
 {
-    static const int ours[] = {SIGPIPE, SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD};
+    static const int ours[] = {SIGPIPE, SIGINT,  SIGTERM, SIGHUP,  SIGUSR1,
+                               SIGUSR2, SIGCHLD, SIGTSTP, SIGTTIN, SIGTTOU};
     sigset_t none;
 
     for (size_t i = 0; i < COUNT_OF(ours); i++)
@@ -35,6 +36,30 @@ static void keep_fds(const struct spawn_options *options)
         fcntl(options->fds[i], F_SETFD, 0);
 }
 
+/* What a child that could not be writes into the report. */
+struct report {
+    int error;
+    bool is_directory; /* it is not the program that can't be had */
+};
+
+_Noreturn static void give_up(int report_fd, bool is_directory)
+{
+    struct report report = {errno, is_directory};
+
+    /* The pipe closes by itself when exec succeeds: silence is success. */
+    if (write(report_fd, &report, sizeof report) < 0)
+        _exit(126);
+    _exit(127);
+}
+
+static bool place_stdio(const int *stdio)
+{
+    for (int i = 0; stdio && i < 3; i++)
+        if (stdio[i] >= 0 && dup2(stdio[i], i) < 0)
+            return false;
+    return true;
+}
+
 _Noreturn static void become(const struct spawn_options *options, char *const *env, pid_t parent,
                              int output_fd, int report_fd)
 {
@@ -46,15 +71,15 @@ _Noreturn static void become(const struct spawn_options *options, char *const *e
     reset_signals();
     if (output_fd >= 0 && (dup2(output_fd, 1) < 0 || dup2(output_fd, 2) < 0))
         _exit(127);
+    if (!place_stdio(options->stdio))
+        _exit(127);
     keep_fds(options);
+    if (options->cpus)
+        sched_setaffinity(0, sizeof *options->cpus, options->cpus);
+    if (options->directory && chdir(options->directory) != 0)
+        give_up(report_fd, true);
     execve(options->argv[0], (char *const *)options->argv, env);
-
-    int error = errno;
-
-    /* The pipe closes by itself when exec succeeds: silence is success. */
-    if (write(report_fd, &error, sizeof error) < 0)
-        _exit(126);
-    _exit(127);
+    give_up(report_fd, false);
 }
 
 /* ---- lines with a prefix ---------------------------------------------------------------------- */
@@ -173,7 +198,7 @@ static enum status fork_child(const struct spawn_options *options, struct child 
 {
     AUTO_MEM char **env = make_env(options->env);
     pid_t parent = getpid();
-    int error;
+    struct report failed;
 
     if (pipe2(report, O_CLOEXEC) < 0 || (options->prefix && pipe2(output, O_CLOEXEC) < 0))
         return fail(ERR_IO, "no pipe to start %s with: %m", options->argv[0]);
@@ -184,9 +209,12 @@ static enum status fork_child(const struct spawn_options *options, struct child 
         become(options, env, parent, output[1], report[1]);
     close(report[1]);
     report[1] = -1;
-    if (read(report[0], &error, sizeof error) == sizeof error) {
+    if (read(report[0], &failed, sizeof failed) == sizeof failed) {
         waitpid(child->pid, NULL, 0);
-        return fail(ERR_IO, "%s cannot be started: %s", options->argv[0], strerror(error));
+        if (failed.is_directory)
+            return fail(ERR_IO, "%s cannot be started in %s: %s", options->argv[0],
+                        options->directory, strerror(failed.error));
+        return fail(ERR_IO, "%s cannot be started: %s", options->argv[0], strerror(failed.error));
     }
     child->pidfd = pidfd_open(child->pid, 0);
     ASSERT(child->pidfd >= 0, "pidfd_open: %s", strerror(errno));

@@ -14,6 +14,7 @@
 #include "proto/base/status.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -25,6 +26,10 @@ struct spawn_options {
     int num_fds;
     const char *prefix;      /* of each line of its stdout and stderr, which go to our stderr;
                                 NULL: it has our stdout and stderr */
+    const int *stdio;        /* [3] what become its 0, 1 and 2, above 2; -1: ours; NULL: all ours. Not
+                                beside a prefix. */
+    const char *directory;   /* where it starts; NULL: where we are */
+    const cpu_set_t *cpus;   /* where it may run; NULL: where we may */
 };
 
 struct child {

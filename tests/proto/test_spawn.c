@@ -52,12 +52,54 @@ static void it_has_only_the_descriptors_it_was_given_and_our_environment(void **
 
     setenv("TANDEM_TEST_A", "old", 1);
     setenv("TANDEM_TEST_B", "b", 1);
+    setenv("NOTIFY_SOCKET", "/of/our/supervisor", 1);
     AUTO_MEM char *script =
-        mem_printf("test $TANDEM_TEST_A$TANDEM_TEST_B = newb && test -e /proc/self/fd/%d && "
+        mem_printf("test $TANDEM_TEST_A$TANDEM_TEST_B$NOTIFY_SOCKET = newb && test -e /proc/self/fd/%d && "
                    "! test -e /proc/self/fd/%d", given, other);
     assert_int_equal(run(script, env, &given, 1), 0);
+    unsetenv("NOTIFY_SOCKET");
     close(given);
     close(other);
+}
+
+static void it_starts_where_it_is_told_with_what_it_is_given(void **state)
+{
+    (void)state;
+    const char *argv[] = {"/bin/sh", "-c", "pwd; cat; echo e >&2; grep Cpus_allowed_list /proc/self/status", NULL};
+    int in[2], out[2], err[2], status = -1;
+    char text[256] = "", letter = 0;
+    cpu_set_t one, ours;
+    struct child child;
+
+    assert_int_equal(pipe2(in, O_CLOEXEC) + pipe2(out, O_CLOEXEC) + pipe2(err, O_CLOEXEC), 0);
+    assert_int_equal(sched_getaffinity(0, sizeof ours, &ours), 0);
+    CPU_ZERO(&one);
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, &ours))
+        cpu++;
+    CPU_SET(cpu, &one);
+    expect_ok(spawn(&(struct spawn_options){.argv = argv,
+                                            .stdio = (int[]){in[0], out[1], err[1]},
+                                            .directory = "/usr",
+                                            .cpus = &one},
+                    &child));
+    close(in[0]);
+    close(out[1]);
+    close(err[1]);
+    assert_int_equal(write(in[1], "given\n", 6), 6);
+    close(in[1]);
+    assert_true(child_wait(&child, clock_deadline_ns(20000), &status));
+    child_close(&child);
+    assert_int_equal(status, 0);
+    assert_true(read(out[0], text, sizeof text - 1) > 0);
+    AUTO_MEM char *wanted = mem_printf("/usr\ngiven\nCpus_allowed_list:\t%d\n", cpu);
+    assert_string_equal(text, wanted);
+    assert_int_equal(read(err[0], &letter, 1), 1);
+    assert_int_equal(letter, 'e');
+    close(out[0]);
+    close(err[0]);
+    expect_fails(spawn(&(struct spawn_options){.argv = argv, .directory = "/no/such"}, &child), ERR_IO,
+                 "/bin/sh cannot be started in /no/such: No such file");
 }
 
 static void its_lines_come_out_with_the_prefix(void **state)
@@ -143,6 +185,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(the_end_of_a_child_is_told),
     cmocka_unit_test(a_program_that_does_not_exist_is_named),
     cmocka_unit_test(it_has_only_the_descriptors_it_was_given_and_our_environment),
+    cmocka_unit_test(it_starts_where_it_is_told_with_what_it_is_given),
     cmocka_unit_test(its_lines_come_out_with_the_prefix),
     cmocka_unit_test(a_child_dies_with_its_parent),
     cmocka_unit_test(a_child_that_still_runs_is_killed_on_close),
