@@ -6,6 +6,7 @@
 #include "engine/text/utf8.h"
 #include "proto/base/list.h"
 #include "proto/base/log.h"
+#include "proto/base/notify.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -187,6 +188,7 @@ static void show_phase(void *user, const char *words, double fraction)
     const struct generate_options *options = user;
 
     (void)fraction; /* the words say it */
+    notify("STATUS=%s", words);
     if (isatty(STDERR_FILENO))
         fprintf(stderr, "\r\033[K%s", words);
     else if (options->verbose)
@@ -472,6 +474,7 @@ static enum status open_run(struct run *run, const struct config *config)
     TRY(status);
     run->model = *front_model(run->front);
     run->model.name = NULL;
+    notify("READY=1");
     return catch_interrupts();
 }
 
@@ -479,6 +482,7 @@ static int close_run(struct run *run, int exit_status)
 {
     struct request *request;
 
+    notify("STOPPING=1");
     LIST_FOR_EACH(request, &run->live, link) {
         front_abort(run->front, request->generation);
         request_free(request);

@@ -6,6 +6,7 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/notify.h"
 #include "proto/config/config.h"
 
 #include <stdio.h>
@@ -102,6 +103,7 @@ static void show_phase(void *user, const char *words, double fraction)
 {
     (void)user;
     (void)fraction; /* the words say it */
+    notify("STATUS=%s", words);
     if (isatty(STDERR_FILENO))
         fprintf(stderr, "\r\033[K%s", words);
 }
