@@ -9,24 +9,27 @@
 static const struct command {
     const char *name;
     int (*run)(int argc, char **argv);
-    const char *help;
+    const char *help; /* NULL: started by ourselves only */
 } commands[] = {
     {"generate", cmd_generate, "prompts in, text out"},
     {"serve", cmd_serve, "answer OpenAI's HTTP API"},
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
+    {"launch", cmd_launch, "an engine with its ranks, or any program as ranks, here and elsewhere"},
     {"token", cmd_token, "make the keys that an engine and its ranks share"},
     {"bench", cmd_bench, "parts of the engine, measured without a model"},
     {"replay", cmd_replay, "a step that failed, run again"},
     {"trace", cmd_trace, "what a trace file says: how busy the devices were, and a picture"},
     {"worker", cmd_worker, "one rank of an engine, which starts it itself"},
     {"grammar-host", cmd_grammar_host, "where grammars are compiled; the engine starts it itself"},
+    {"launch-agent", cmd_launch_agent, NULL},
 };
 
 static int print_help(FILE *out)
 {
     fputs("usage: tandem COMMAND [OPTION]...\n\n", out);
     for (size_t i = 0; i < COUNT_OF(commands); i++)
-        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
+        if (commands[i].help)
+            fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
     fputs("\n'tandem COMMAND --help' explains one of them; 'tandem --version' tells the build.\n",
           out);
     return 0;
@@ -42,8 +45,9 @@ static int refuse_unknown(const char *name)
 {
     const char *names[COUNT_OF(commands) + 1] = {NULL}, *nearest;
 
-    for (size_t i = 0; i < COUNT_OF(commands); i++)
-        names[i] = commands[i].name;
+    for (size_t i = 0, n = 0; i < COUNT_OF(commands); i++)
+        if (commands[i].help)
+            names[n++] = commands[i].name;
     nearest = nearest_word(name, names);
     fprintf(stderr, "tandem: '%.64s' is no command", name);
     if (nearest)

@@ -9,6 +9,8 @@
 int cmd_bench(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_grammar_host(int argc, char **argv);
+int cmd_launch(int argc, char **argv);
+int cmd_launch_agent(int argc, char **argv);
 int cmd_replay(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_token(int argc, char **argv);
