@@ -21,6 +21,7 @@ static const char *const names[NUM_STATUS] = {
     [ERR_CLOSED] = "closed",
     [ERR_ABORTED] = "aborted",
     [ERR_EXHAUSTED] = "exhausted",
+    [ERR_DENIED] = "denied",
     [ERR_MISSING] = "missing",
     [ERR_INTERNAL] = "internal",
 };

@@ -28,6 +28,7 @@ enum status {
     ERR_CLOSED,      /* the other side is gone */
     ERR_ABORTED,     /* somebody asked for it to stop */
     ERR_EXHAUSTED,   /* it was tried as often as was allowed */
+    ERR_DENIED,      /* who asks may not have it: HTTP 403, exit 77 */
     ERR_MISSING,     /* a part that is not installed here: HTTP 501 */
     ERR_INTERNAL,    /* a promise of ours broke, and the process can go on */
     NUM_STATUS

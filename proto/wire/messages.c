@@ -157,11 +157,28 @@ static const struct field heartbeat_fields[] = {
 const struct message_type heartbeat_type =
     MESSAGE_TYPE("heartbeat", MESSAGE_HEARTBEAT, struct heartbeat, heartbeat_fields);
 
+static const struct field control_request_fields[] = {
+    FIELD(struct control_request, id, FIELD_I64),
+    FIELD_TEXT_OF(struct control_request, command, MAX_COMMAND_TEXT),
+    FIELD_TEXT_OF(struct control_request, args, MAX_COMMAND_ARGS),
+};
+const struct message_type control_request_type = MESSAGE_TYPE(
+    "control_request", MESSAGE_CONTROL_REQUEST, struct control_request, control_request_fields);
+
+static const struct field control_reply_fields[] = {
+    FIELD(struct control_reply, id, FIELD_I64),
+    FIELD(struct control_reply, status, FIELD_I32),
+    FIELD_TEXT_OF(struct control_reply, text, MAX_LONG_TEXT),
+};
+const struct message_type control_reply_type = MESSAGE_TYPE(
+    "control_reply", MESSAGE_CONTROL_REPLY, struct control_reply, control_reply_fields);
+
 static const struct message_type *const schema[] = {
     &hello_type,         &welcome_type,        &ready_type,
     &scheduler_output_type, &execute_model_type, &grammar_output_type,
     &model_runner_output_type, &call_type,     &reply_type,
     &fault_type,         &heartbeat_type,      &shutdown_type,
+    &control_request_type, &control_reply_type,
 };
 
 const struct message_type *message_type_of(int32_t id)

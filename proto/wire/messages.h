@@ -9,6 +9,9 @@
  *   end    = S:SHUTDOWN
  *   W:FAULT may come at any time, and ends it.
  *
+ * Whoever operates the engine, O, on a socket of its own: { O:CONTROL_REQUEST S:CONTROL_REPLY }, the
+ * replies in the order in which the commands are done.
+ *
  * PREPARE_INPUTS and EXECUTE_MODEL of step N+1 may come before step N is answered.
  * The header's step is the step; it is -1 where there is none.
  *
@@ -34,6 +37,8 @@ enum message_id {
     MESSAGE_FAULT = 10,
     MESSAGE_HEARTBEAT = 11,
     MESSAGE_SHUTDOWN = 12, /* no body */
+    MESSAGE_CONTROL_REQUEST = 32,
+    MESSAGE_CONTROL_REPLY = 33,
 };
 
 /* Limits of one frame; a length is refused before memory is taken for it. */
@@ -45,6 +50,9 @@ enum {
     MAX_PROMPT_LOGPROBS = 4 << 20, /* in one step, or of one prompt */
     MAX_SHORT_TEXT = 1024,        /* names, ids */
     MAX_LONG_TEXT = 1 << 20,      /* settings, arguments, replies */
+    MAX_COMMAND_TEXT = 64,        /* the name of a control command */
+    MAX_COMMAND_ARGS = 16 << 10,
+    MAX_CONTROL_FRAME = 32 << 10, /* bytes of a whole CONTROL_REQUEST */
 };
 
 /* ---- a step ---------------------------------------------------------------------------------- */
@@ -236,10 +244,23 @@ struct heartbeat {
     int32_t waits_for;  /* the rank without which it can't go on; -1: none */
 };
 
+struct control_request {
+    int64_t id;          /* the client's own: the reply has the same */
+    const char *command; /* a row of engine/control/commands.c: "status", "config get" */
+    const char *args;    /* JSON: {"name": value}, or a list of words as on the command line; "": none */
+};
+
+struct control_reply {
+    int64_t id;
+    int32_t status;   /* enum status */
+    const char *text; /* JSON, or the sentence of a failure */
+};
+
 extern const struct message_type sampling_params_type, new_request_type;
 extern const struct message_type hello_type, welcome_type, ready_type;
 extern const struct message_type scheduler_output_type, execute_model_type, grammar_output_type,
     model_runner_output_type;
 extern const struct message_type call_type, reply_type, fault_type, heartbeat_type, shutdown_type;
+extern const struct message_type control_request_type, control_reply_type;
 
 #endif

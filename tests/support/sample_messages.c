@@ -116,6 +116,10 @@ static const struct reply reply = {.id = 9, .rank = 1, .status = OK, .text = "{}
 static const struct fault fault = {.rank = 1, .code = ERR_NO_MEMORY, .text = "no memory"};
 static const struct heartbeat heartbeat = {.rank = 1, .seq = 3, .step = -1, .ms_in_step = 0, .progress = 70, .waits_for = 2};
 
+static const struct control_request control_request = {
+    .id = 5, .command = "config get", .args = "[\"log_level\"]"};
+static const struct control_reply control_reply = {.id = 5, .status = OK, .text = "{}"};
+
 static const struct sample_message samples[NUM_SAMPLE_MESSAGES] = {
     {&hello_type, &hello},
     {&welcome_type, &welcome},
@@ -130,6 +134,8 @@ static const struct sample_message samples[NUM_SAMPLE_MESSAGES] = {
     {&heartbeat_type, &heartbeat},
     {&shutdown_type, ""},
     {&scheduler_output_type, &nothing_to_do},
+    {&control_request_type, &control_request},
+    {&control_reply_type, &control_reply},
 };
 
 const struct sample_message *sample_messages(void)
