@@ -81,6 +81,12 @@ static enum status check_max_logprobs(const struct config *config, int32_t vocab
     return OK;
 }
 
+static void take_admission(struct engine *engine, const struct config *config)
+{
+    engine->admission.queues[LIMIT_QUEUED_REQS].most = config->max_num_queued_reqs;
+    engine->admission.queues[LIMIT_QUEUED_TOKENS].most = config->max_num_queued_tokens;
+}
+
 enum status engine_new(const struct config *config, const struct model_file *model,
                        void (*progress)(void *user, const char *words, double fraction),
                        void *user, struct engine **out)
@@ -89,8 +95,7 @@ enum status engine_new(const struct config *config, const struct model_file *mod
     AUTO_FREE(executor) struct executor *executor = NULL;
 
     engine->config = config;
-    engine->admission.queues[LIMIT_QUEUED_REQS].most = config->max_num_queued_reqs;
-    engine->admission.queues[LIMIT_QUEUED_TOKENS].most = config->max_num_queued_tokens;
+    take_admission(engine, config);
     engine->grammar_fd = -1;
     TRY(check_max_logprobs(config, model_file_vocabulary(model)->num_tokens));
     if (config->trace) {
@@ -308,6 +313,22 @@ enum status engine_reset_prefix_cache(struct engine *engine, bool reset_running,
                                       engine_listener *listener, void *user)
 {
     return core_reset_prefix_cache(engine->core, reset_running, listener, user);
+}
+
+enum status engine_retune(struct engine *engine, const struct config *config,
+                          engine_listener *listener, void *user)
+{
+    struct scheduler_tuning tuning = {
+        .max_num_active_seqs = config->max_num_active_seqs,
+        .long_prefill_token_threshold = config->long_prefill_token_threshold,
+        .long_prefill_token_threshold_adaptive = config->long_prefill_token_threshold_adaptive,
+        .decode_slowdown = config->decode_slowdown,
+        .watermark = config->watermark,
+    };
+
+    TRY(core_retune(engine->core, &tuning, listener, user));
+    take_admission(engine, config);
+    return OK;
 }
 
 static const char *const worker_state_names[] = {

@@ -126,6 +126,10 @@ bool engine_is_paused(const struct engine *engine);
 MUST_USE enum status engine_reset_prefix_cache(struct engine *engine, bool reset_running,
                                                engine_listener *listener, void *user);
 
+/* Takes over those settings of `config`, read by now, whose rows are live (proto/config/option.h). */
+MUST_USE enum status engine_retune(struct engine *engine, const struct config *config,
+                                   engine_listener *listener, void *user);
+
 /* ---- ranks -------------------------------------------------------------------------------------- */
 
 enum worker_state { WORKER_STARTING, WORKER_LOADING, WORKER_READY, WORKER_LOST };
@@ -229,6 +233,7 @@ struct engine_stats {
     int32_t max_model_len;
     bool is_paused;
     int64_t num_steps;
+    int64_t progress_ns; /* CLOCK_MONOTONIC: when a step ended last, or when there was nothing to do */
     int64_t num_recoveries; /* of the set of ranks, with */
     int64_t recovery_ns;    /* what the last took: from the failure until ranks were ready */
     int64_t recovery_sum_ns; /* what all took together */

@@ -32,6 +32,7 @@ enum order_kind {
     ORDER_PAUSE,
     ORDER_RESUME,
     ORDER_RESET_PREFIX_CACHE,
+    ORDER_RETUNE,
     ORDER_CALL_WORKERS,
     ORDER_RESTART_WORKER
 };
@@ -53,6 +54,7 @@ struct order {
     void *user;
     enum pause_mode mode;
     bool clear_cache, reset_running;
+    struct scheduler_tuning tuning;
     struct list_node link; /* in core->pauses, or core->calls */
 };
 
@@ -123,6 +125,8 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     scheduler_get_stats(core->scheduler, &now);
     pthread_mutex_lock(&core->stats_lock);
     count_events(stats, node);
+    if (plan || stats->num_running == 0 || stats->is_paused)
+        stats->progress_ns = clock_now_ns();
     stats->num_running = now.num_running;
     stats->num_waiting = now.num_waiting + now.num_deferred;
     stats->num_waiting_by_reason[WAITING_CAPACITY] = now.num_waiting;
@@ -581,6 +585,10 @@ static void carry_out(struct core *core, struct order *order)
     case ORDER_RESET_PREFIX_CACHE:
         reset_prefix_cache(core, order);
         break;
+    case ORDER_RETUNE:
+        scheduler_retune(core->scheduler, &order->tuning);
+        answer(core, order, OK, "");
+        break;
     case ORDER_CALL_WORKERS:
     case ORDER_RESTART_WORKER:
         list_push_back(&core->calls, &order->link);
@@ -917,6 +925,15 @@ enum status core_reset_prefix_cache(struct core *core, bool reset_running,
 {
     return give_order(core, (struct order){.kind = ORDER_RESET_PREFIX_CACHE,
                                            .reset_running = reset_running,
+                                           .listener = listener,
+                                           .user = user});
+}
+
+enum status core_retune(struct core *core, const struct scheduler_tuning *tuning,
+                        engine_listener *listener, void *user)
+{
+    return give_order(core, (struct order){.kind = ORDER_RETUNE,
+                                           .tuning = *tuning,
                                            .listener = listener,
                                            .user = user});
 }

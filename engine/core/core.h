@@ -59,6 +59,10 @@ MUST_USE enum status core_resume(struct core *core, engine_listener *listener, v
 MUST_USE enum status core_reset_prefix_cache(struct core *core, bool reset_running,
                                              engine_listener *listener, void *user);
 
+/* See engine_retune. */
+MUST_USE enum status core_retune(struct core *core, const struct scheduler_tuning *tuning,
+                                 engine_listener *listener, void *user);
+
 /* See engine_restart_worker and engine_call_workers. */
 MUST_USE enum status core_restart_worker(struct core *core, int32_t rank, engine_listener *listener,
                                          void *user);

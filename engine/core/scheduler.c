@@ -79,6 +79,18 @@ struct scheduler *scheduler_new(const struct scheduler_options *options)
     return scheduler;
 }
 
+void scheduler_retune(struct scheduler *scheduler, const struct scheduler_tuning *tuning)
+{
+    struct scheduler_options *options = &scheduler->options;
+
+    options->max_num_active_seqs = tuning->max_num_active_seqs;
+    options->long_prefill_token_threshold = tuning->long_prefill_token_threshold;
+    options->long_prefill_token_threshold_adaptive = tuning->long_prefill_token_threshold_adaptive;
+    options->decode_slowdown = tuning->decode_slowdown;
+    options->watermark = tuning->watermark;
+    scheduler->pacing.slowdown = options->enable_chunked_prefill ? options->decode_slowdown : 0;
+}
+
 void scheduler_free(struct scheduler *scheduler)
 {
     if (!scheduler)

@@ -37,10 +37,20 @@ struct scheduler_options {
     enum scheduling_policy policy;
 };
 
+/* Those of the options that may change while requests run: each is looked at when a step is scheduled. */
+struct scheduler_tuning {
+    int32_t max_num_active_seqs, long_prefill_token_threshold;
+    bool long_prefill_token_threshold_adaptive;
+    double decode_slowdown, watermark;
+};
+
 struct scheduler *scheduler_new(const struct scheduler_options *options);
 /* NULL is fine. No request may be left. */
 void scheduler_free(struct scheduler *scheduler);
 DEFINE_AUTO_FREE(scheduler)
+
+/* From the next step on. */
+void scheduler_retune(struct scheduler *scheduler, const struct scheduler_tuning *tuning);
 
 /* Takes the request, which the KV cache can hold (request_check_fits); it is freed when it has
  * finished. */
