@@ -118,6 +118,14 @@ static enum status unknown_name(const struct option_set *sets, size_t num_sets, 
     return unknown(what, word, names, n);
 }
 
+const struct option *option_find(const struct option_set *set, const char *key)
+{
+    for (size_t i = 0; i < set->num_options; i++)
+        if (name_fits(key, strlen(key), set->options[i].key))
+            return &set->options[i];
+    return NULL;
+}
+
 /* ---- values ---------------------------------------------------------------------------------- */
 
 static enum status not_a(const char *origin, const char *text, const char *what)
@@ -472,6 +480,8 @@ static void print_help(const struct option *option, struct bytes *out)
         bytes_printf(out, " (on; --no-%s)", flag + 2);
     else if (option->default_text && *option->default_text)
         bytes_printf(out, " (%s)", option->default_text);
+    if (option->is_live)
+        bytes_printf(out, " [live]");
     bytes_printf(out, "\n");
 }
 

@@ -37,6 +37,8 @@ struct option {
     const char *words;        /* OPTION_WORD: "uniproc multiproc" */
     const char *alias;        /* another flag without dashes: "tensor-parallel-size" */
     const char *group;        /* heading in the help; NULL: as the row above */
+    bool is_live;             /* may be set while the program runs (tandem ctl config set) */
+    bool is_secret;           /* is not told to anybody */
     const char *value;        /* what the help calls it: "FILE"; NULL: by kind */
 };
 
@@ -59,6 +61,9 @@ struct option_set {
 void options_init(const struct option_set *set);
 /* Frees the texts. */
 void options_close(const struct option_set *set);
+
+/* The row of this key, with dashes or underscores; NULL: there is none. */
+const struct option *option_find(const struct option_set *set, const char *key);
 
 /* One setting, as text or JSON. ERR_INVALID: the sentence names the row, the value and what fits;
  * the struct stays as it was. `origin` is how the user said it: "--port", "TANDEM_PORT". */
