@@ -1,6 +1,7 @@
 #include "engine/front/front.h"
 
 #include "engine/grammar/compiler.h"
+#include "proto/base/clock.h"
 #include "proto/base/file_read.h"
 #include "proto/base/map.h"
 #include "proto/base/trace.h"
@@ -8,6 +9,7 @@
 #include "proto/wire/messages.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -21,6 +23,7 @@ struct front {
     struct grammar_compiler *grammars;
     struct openai_model openai;
     struct map routes; /* request_id -> struct sequence_route of a live generation */
+    pthread_mutex_t routes_lock; /* held by this thread to add and remove, by others to look */
 };
 
 /* ---- opening ------------------------------------------------------------------------------------- */
@@ -126,6 +129,7 @@ enum status front_open(const struct config *config,
     struct text_job job = {.config = config, .front = front};
     enum status status;
 
+    pthread_mutex_init(&front->routes_lock, NULL);
     trace_name_thread("front");
     TRY(config_open_model(config, &front->model));
     start_text_job(&job);
@@ -159,6 +163,7 @@ void front_free(struct front *front)
     grammar_compiler_free(front->grammars);
     engine_free(front->engine);
     map_close(&front->routes);
+    pthread_mutex_destroy(&front->routes_lock);
     template_free(front->chat_template);
     tokenizer_free(front->tokenizer);
     model_file_free(front->model);
@@ -183,6 +188,22 @@ struct grammar_compiler *front_grammars(const struct front *front)
 
 /* ---- in ------------------------------------------------------------------------------------------- */
 
+static void add_route(struct front *front, struct sequence_route *route)
+{
+    pthread_mutex_lock(&front->routes_lock);
+    map_put(&front->routes, (uint64_t)route->id, route);
+    pthread_mutex_unlock(&front->routes_lock);
+}
+
+static bool remove_route(struct front *front, struct sequence_route *route)
+{
+    pthread_mutex_lock(&front->routes_lock);
+    bool was_there = map_remove(&front->routes, (uint64_t)route->id) != NULL;
+    pthread_mutex_unlock(&front->routes_lock);
+    route->id = 0;
+    return was_there;
+}
+
 /* process: of its grammar; NULL: it has none, or waits for it. */
 static enum status submit_sequence(struct front *front, struct generation *generation,
                                    int32_t sequence, struct grammar_process *process)
@@ -198,7 +219,10 @@ static enum status submit_sequence(struct front *front, struct generation *gener
     TRY(engine_submit(front->engine, &submission, &route->id));
     grammar = NULL; /* the request's */
     route->generation = generation;
-    map_put(&front->routes, (uint64_t)route->id, route);
+    route->awaits_grammar = submission.awaits_grammar;
+    route->submitted_ns = clock_now_ns();
+    route->num_prompt_tokens = submission.num_prompt;
+    add_route(front, route);
     return OK;
 }
 
@@ -267,11 +291,80 @@ void front_abort(struct front *front, struct generation *generation)
 {
     for (int32_t i = 0; i < generation->num_sequences; i++) {
         struct sequence_route *route = &generation->routes[i];
+        request_id id = route->id;
 
-        if (route->id && map_remove(&front->routes, (uint64_t)route->id))
-            engine_abort(front->engine, route->id);
-        route->id = 0;
+        if (id && remove_route(front, route))
+            engine_abort(front->engine, id);
     }
+}
+
+static bool is_called(const struct sequence_route *route, const char *name, request_id id)
+{
+    const struct generation *generation = route->generation;
+
+    return route->id == id || strcmp(generation->id, name) == 0 ||
+           (generation->client_id && strcmp(generation->client_id, name) == 0);
+}
+
+int32_t front_abort_named(struct front *front, const char *name)
+{
+    char *end;
+    long long number = strtoll(name, &end, 10);
+    request_id id = *name && !*end ? number : -1;
+    int32_t n = 0;
+
+    MAP_FOR_EACH (&front->routes, entry)
+        if (is_called(entry->value, name, id)) {
+            engine_abort(front->engine, (request_id)entry->key);
+            n++;
+        }
+    return n;
+}
+
+/* ---- what is in flight ------------------------------------------------------------------------------ */
+
+static void describe(const struct sequence_route *route, struct front_request *out)
+{
+    const struct generation *generation = route->generation;
+    int32_t num_output = atomic_load_explicit(&route->num_output_tokens, memory_order_relaxed);
+
+    *out = (struct front_request){
+        .id = route->id,
+        .state = num_output > 0          ? "output"
+                 : route->awaits_grammar ? "grammar"
+                                         : "prompt",
+        .num_prompt_tokens = route->num_prompt_tokens,
+        .num_output_tokens = num_output,
+        .submitted_ns = route->submitted_ns,
+    };
+    snprintf(out->name, sizeof out->name, "%s", generation->id);
+    snprintf(out->client_id, sizeof out->client_id, "%s",
+             generation->client_id ? generation->client_id : "");
+}
+
+static int compare_routes(const void *a, const void *b)
+{
+    request_id a_id = (*(const struct sequence_route *const *)a)->id;
+    request_id b_id = (*(const struct sequence_route *const *)b)->id;
+
+    return (a_id > b_id) - (a_id < b_id);
+}
+
+int32_t front_requests(struct front *front, struct front_request *out, int32_t capacity)
+{
+    pthread_mutex_lock(&front->routes_lock);
+
+    size_t n = front->routes.num_entries, i = 0;
+    AUTO_MEM const struct sequence_route **routes =
+        mem_new_array(const struct sequence_route *, MAX(n, (size_t)1));
+
+    MAP_FOR_EACH (&front->routes, entry)
+        routes[i++] = entry->value;
+    qsort(routes, n, sizeof *routes, compare_routes);
+    for (i = 0; i < MIN(n, (size_t)capacity); i++)
+        describe(routes[i], &out[i]);
+    pthread_mutex_unlock(&front->routes_lock);
+    return (int32_t)n;
 }
 
 /* ---- out ------------------------------------------------------------------------------------------ */
@@ -293,11 +386,12 @@ static void deliver(struct front *front, const struct engine_event *event)
     generation = route->generation;
     sequence = (int32_t)(route - generation->routes);
     output = &generation->outputs[sequence];
+    atomic_store_explicit(&route->num_output_tokens, event->num_output_tokens,
+                          memory_order_relaxed);
     if (output_processor_push(output, event))
         engine_abort(front->engine, event->id);
     if (output->finish != FINISH_NONE) {
-        map_remove(&front->routes, (uint64_t)event->id);
-        route->id = 0;
+        remove_route(front, route);
         generation->num_finished++;
     }
     generation->listener(generation->user, generation, sequence);

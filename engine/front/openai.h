@@ -48,6 +48,10 @@ struct openai_prompt {
 struct sequence_route {
     struct generation *generation;
     request_id id; /* 0: not submitted */
+    bool awaits_grammar;
+    int64_t submitted_ns;
+    int32_t num_prompt_tokens;
+    _Atomic int32_t num_output_tokens; /* so far: other threads look while it goes on */
 };
 
 /* What stands before and behind the text in a sequence's stream events; openai_answer.c's. */
@@ -64,6 +68,7 @@ typedef void generation_listener(void *user, struct generation *generation, int3
 struct generation {
     enum openai_endpoint endpoint;
     char id[48];     /* "cmpl-…", "chatcmpl-…" */
+    const char *client_id; /* what the client calls it, in `arena`; NULL: nothing */
     char *model;     /* the name in the answer */
     int64_t created; /* Unix seconds */
     bool stream, include_usage, continuous_usage, echo, return_token_ids;

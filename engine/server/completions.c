@@ -3,6 +3,8 @@
 
 #include "proto/base/clock.h"
 
+#include <string.h>
+
 struct completion {
     struct post post; /* first: post_kind.bytes */
     struct generation *generation;
@@ -183,6 +185,11 @@ static void answer_completion(struct post *post)
     struct completion *completion = completion_of(post);
     struct generation *generation = completion->generation;
     struct front *front = post->server->front;
+    const char *client_id = http_find_header(post->exchange, "X-Request-Id");
+
+    if (client_id)
+        generation->client_id = arena_strndup(&generation->arena, client_id, strlen(client_id));
+
     enum status status = front_submit(front, generation, on_sequence, completion);
 
     if (status != OK) {
