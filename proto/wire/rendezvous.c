@@ -45,8 +45,10 @@ static int lock_stale(const char *path)
     return -1;
 }
 
-static void remove_stale(const char *path)
+static void remove_stale(void *user, const char *path)
 {
+    (void)user;
+
     int fd = lock_stale(path);
 
     if (fd < 0)
@@ -55,7 +57,7 @@ static void remove_stale(const char *path)
     close(fd);
 }
 
-static void sweep(const char *parent)
+static void each_in(const char *parent, void (*tell)(void *user, const char *path), void *user)
 {
     DIR *dir = opendir(parent);
     struct dirent *entry;
@@ -64,10 +66,17 @@ static void sweep(const char *parent)
         if (strncmp(entry->d_name, dir_prefix, strlen(dir_prefix)) != 0)
             continue;
         AUTO_MEM char *path = mem_printf("%s/%s", parent, entry->d_name);
-        remove_stale(path);
+        tell(user, path);
     }
     if (dir)
         closedir(dir);
+}
+
+static void remove_stale(void *user, const char *path)
+{
+    (void)user;
+    if (is_stale(path))
+        remove_dir(path);
 }
 
 /* In /tmp the name could be somebody's trap: it must be a directory, ours, closed to others. */
@@ -138,10 +147,19 @@ enum status run_dir_open(const char *parent, struct run_dir *out)
     bool is_gone = true;
 
     TRY(find_parent(parent, &place));
-    sweep(place);
+    each_in(place, remove_stale, NULL);
     for (int i = 0; i < TRIES && is_gone; i++)
         status = make_dir(place, out, &is_gone);
     return status;
+}
+
+enum status run_dir_each(const char *parent, void (*tell)(void *user, const char *path), void *user)
+{
+    AUTO_MEM char *place = NULL;
+
+    TRY(find_parent(parent, &place));
+    each_in(place, tell, user);
+    return OK;
 }
 
 void run_dir_close(struct run_dir *dir)

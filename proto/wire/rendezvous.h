@@ -33,6 +33,10 @@ MUST_USE enum status run_dir_open(const char *parent, struct run_dir *out);
 /* Removes it with all files in it. */
 void run_dir_close(struct run_dir *dir);
 
+/* Tells every such directory in `parent`, whether its owner lives or not. ERR_IO; ERR_MISMATCH. */
+MUST_USE enum status run_dir_each(const char *parent, void (*tell)(void *user, const char *path),
+                                  void *user);
+
 /* ---- the engine's side ----------------------------------------------------------------------- */
 
 struct rank_info {
