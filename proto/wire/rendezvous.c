@@ -72,13 +72,6 @@ static void each_in(const char *parent, void (*tell)(void *user, const char *pat
         closedir(dir);
 }
 
-static void remove_stale(void *user, const char *path)
-{
-    (void)user;
-    if (is_stale(path))
-        remove_dir(path);
-}
-
 /* In /tmp the name could be somebody's trap: it must be a directory, ours, closed to others. */
 static enum status make_private(const char *path)
 {
