@@ -13,6 +13,7 @@ static const struct command {
 } commands[] = {
     {"generate", cmd_generate, "prompts in, text out"},
     {"serve", cmd_serve, "answer OpenAI's HTTP API"},
+    {"ctl", cmd_ctl, "one command to an engine that runs: status, drain, config set, …"},
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
     {"launch", cmd_launch, "an engine with its ranks, or any program as ranks, here and elsewhere"},
     {"token", cmd_token, "make the keys that an engine and its ranks share"},

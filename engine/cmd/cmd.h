@@ -7,6 +7,7 @@
 #define ENGINE_CMD_CMD_H
 
 int cmd_bench(int argc, char **argv);
+int cmd_ctl(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_grammar_host(int argc, char **argv);
 int cmd_launch(int argc, char **argv);

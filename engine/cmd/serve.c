@@ -1,5 +1,6 @@
 #include "engine/cmd/cmd.h"
 #include "engine/cmd/exit_code.h"
+#include "engine/control/control.h"
 #include "engine/front/front.h"
 #include "engine/server/http.h"
 #include "engine/server/server.h"
@@ -23,13 +24,14 @@ struct serve_options {
     double request_timeout; /* seconds */
     int32_t max_connections;
     bool enable_dev_endpoints;
+    char *control, *control_keys, *control_key;
     int64_t max_head_bytes, max_body_bytes, stream_buffer_bytes;
 };
 
 #define ROW(member, ...) OPTION(struct serve_options, member, __VA_ARGS__)
 static const struct option option_rows[] = {
     ROW(api_key, OPTION_TEXT, NULL, "clients must send it; better in TANDEM_API_KEY than in ps",
-        .value = "KEY", .group = "Clients"),
+        .value = "KEY", .is_secret = true, .group = "Clients"),
     ROW(allow_unauthenticated, OPTION_BOOL, "false",
         "without a key, other machines may ask all the same"),
     ROW(drain_timeout, OPTION_F64, "30", "seconds that running requests have at SIGTERM",
@@ -38,6 +40,14 @@ static const struct option option_rows[] = {
         .least = 0.1, .most = 86400),
     ROW(enable_dev_endpoints, OPTION_BOOL, "false",
         "clients may pause and resume the engine and reset its prefix cache"),
+    ROW(control, OPTION_TEXT, NULL,
+        "where `tandem ctl` finds us: ipc://PATH, tcp://HOST:PORT, none; a directory of our own",
+        .value = "ADDR"),
+    ROW(control_keys, OPTION_TEXT, NULL, "with tcp: who may, lines of PUBLIC_KEY ROLE [NAME]",
+        .value = "FILE"),
+    ROW(control_key, OPTION_TEXT, NULL,
+        "with tcp: our own key, from `tandem ctl keygen`; a new one at each start",
+        .value = "FILE"),
     ROW(max_connections, OPTION_I32, "1024", "clients at once", .least = 1, .most = 100000),
     ROW(max_head_bytes, OPTION_BYTES, "16KiB", "of a request's headers", .least = 256,
         .most = 1 << 20),
@@ -98,26 +108,39 @@ static enum status check_access(const struct config *config, const struct serve_
 
 /* ---- one serve ------------------------------------------------------------------------------- */
 
-/* On a terminal: one line that is written over. */
+/* To whoever asks, and on a terminal: one line that is written over. user: the control socket, or NULL. */
 static void show_phase(void *user, const char *words, double fraction)
 {
-    (void)user;
     (void)fraction; /* the words say it */
     notify("STATUS=%s", words);
+    if (user)
+        control_tell(user, words);
     if (isatty(STDERR_FILENO))
         fprintf(stderr, "\r\033[K%s", words);
 }
 
-static enum status serve(const struct config *config, const struct serve_options *options)
+static enum status open_control(struct config *config, struct serve_options *options,
+                                struct control **out)
+{
+    struct option_set settings[] = {config_options(config), serve_option_set(options)};
+
+    if (options->control && strcmp(options->control, "none") == 0)
+        return OK;
+    return control_open(&(struct control_options){.endpoint = options->control,
+                                                  .keys_path = options->control_keys,
+                                                  .key_path = options->control_key,
+                                                  .run_dir = config->run_dir,
+                                                  .settings = settings,
+                                                  .num_settings = COUNT_OF(settings)},
+                        out);
+}
+
+static enum status serve(struct config *config, struct serve_options *options)
 {
     AUTO_FREE(http_server) struct http_server *http = NULL;
+    AUTO_FREE(control) struct control *control = NULL;
     AUTO_FREE(front) struct front *front = NULL;
     struct http_limits limits = http_limits_of(options);
-    struct server_options server_options = {
-        .api_key = options->api_key,
-        .drain_ms = (int)(options->drain_timeout * 1000),
-        .dev_endpoints = options->enable_dev_endpoints,
-    };
     enum log_level level;
     int64_t started_ns = clock_now_ns();
 
@@ -129,13 +152,20 @@ static enum status serve(const struct config *config, const struct serve_options
     TRY(http_open(config->host, config->port, &limits, &http));
     TRY(check_access(config, options, http));
     raise_file_limit(options->max_connections);
+    TRY(open_control(config, options, &control));
 
-    enum status status = front_open(config, show_phase, NULL, &front);
+    enum status status = front_open(config, show_phase, control, &front);
     if (isatty(STDERR_FILENO))
         fputs("\r\033[K", stderr);
     TRY(status);
     log_info("ready in %.2f s", (double)(clock_now_ns() - started_ns) / 1e9);
-    return server_run(front, http, &server_options);
+    return server_run(front, http, &(struct server_options){
+                                       .api_key = options->api_key,
+                                       .drain_ms = (int)(options->drain_timeout * 1000),
+                                       .dev_endpoints = options->enable_dev_endpoints,
+                                       .config = config,
+                                       .control = control,
+                                   });
 }
 
 static int print_help(void)

@@ -473,6 +473,7 @@ static enum status recover(struct core *core, int32_t rank, const char *cause)
     trace_end("recover", trace_ns, core->next_step);
     pthread_mutex_lock(&core->stats_lock);
     core->stats.phase = PHASE_READY;
+    core->stats.progress_ns = clock_now_ns();
     core->stats.num_recoveries++;
     core->stats.recovery_ns = clock_now_ns() - begin_ns;
     core->stats.recovery_sum_ns += core->stats.recovery_ns;

@@ -2,6 +2,7 @@
 
 #include "engine/grammar/compiler.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 enum { MAX_BUCKETS = 32 };
@@ -34,15 +35,19 @@ static const struct buckets count_buckets =
             200000, 500000, 1000000);
 static const struct buckets n_buckets = BUCKETS(1, 2, 5, 10, 20);
 
+/* Atomic, as others print what the front counts; it alone writes, so it need not lock. */
 struct histogram {
-    int64_t counts[MAX_BUCKETS + 1]; /* each value in its own bucket only; the last is +Inf */
-    double sum;
+    _Atomic int64_t counts[MAX_BUCKETS + 1]; /* each value in its own bucket only; the last is +Inf */
+    _Atomic double sum;
 };
+
+#define LOAD(place)       atomic_load_explicit(&(place), memory_order_relaxed)
+#define ADD(place, value) atomic_store_explicit(&(place), LOAD(place) + (value), memory_order_relaxed)
 
 struct metrics {
     char *label; /* model_name="…", escaped, and engine="0": vLLM numbers its replicas, we are one */
     struct histogram histograms[NUM_METRIC_HISTOGRAMS];
-    int64_t finished[FINISH_ERROR + 1];
+    _Atomic int64_t finished[FINISH_ERROR + 1];
 };
 
 /* ---- histograms ------------------------------------------------------------------------------ */
@@ -87,13 +92,13 @@ void metrics_observe(struct metrics *metrics, enum metric_histogram histogram, d
 
     while (i < buckets->count && value > buckets->bounds[i])
         i++;
-    into->counts[i]++;
-    into->sum += value;
+    ADD(into->counts[i], 1);
+    ADD(into->sum, value);
 }
 
 void metrics_count_finish(struct metrics *metrics, enum finish_reason reason)
 {
-    metrics->finished[reason]++;
+    ADD(metrics->finished[reason], 1);
 }
 
 /* ---- the page -------------------------------------------------------------------------------- */
@@ -111,13 +116,13 @@ static void print_histogram(const struct metrics *metrics, const char *name, con
 
     print_about(out, name, "histogram", help);
     for (int i = 0; i < buckets->count; i++) {
-        count += histogram->counts[i];
+        count += LOAD(histogram->counts[i]);
         bytes_printf(out, "%s_bucket{%s,le=\"%.15g\"} %lld\n", name, metrics->label,
                      buckets->bounds[i], (long long)count);
     }
-    count += histogram->counts[buckets->count];
+    count += LOAD(histogram->counts[buckets->count]);
     bytes_printf(out, "%s_bucket{%s,le=\"+Inf\"} %lld\n", name, metrics->label, (long long)count);
-    bytes_printf(out, "%s_sum{%s} %.17g\n", name, metrics->label, histogram->sum);
+    bytes_printf(out, "%s_sum{%s} %.17g\n", name, metrics->label, LOAD(histogram->sum));
     bytes_printf(out, "%s_count{%s} %lld\n", name, metrics->label, (long long)count);
 }
 
@@ -130,7 +135,8 @@ static void print_iteration_tokens(const struct metrics *metrics, const struct e
 
     for (int i = 0; i < buckets.count; i++)
         buckets.bounds[i] = step_size_bound(i);
-    memcpy(histogram.counts, stats->steps_by_size, sizeof stats->steps_by_size);
+    for (int i = 0; i < NUM_STEP_SIZES; i++)
+        ADD(histogram.counts[i], stats->steps_by_size[i]);
     print_histogram(metrics, "vllm:iteration_tokens_total", "Tokens scheduled in a step.", &buckets,
                     &histogram, out);
 }
@@ -143,7 +149,7 @@ static void print_finished(const struct metrics *metrics, struct bytes *out)
     print_about(out, name, "counter", "Requests that ended, by reason.");
     for (int reason = FINISH_STOP; reason <= FINISH_ERROR; reason++)
         bytes_printf(out, "%s{%s,finished_reason=\"%s\"} %lld\n", name, metrics->label,
-                     finish_reason_name(reason), (long long)metrics->finished[reason]);
+                     finish_reason_name(reason), (long long)LOAD(metrics->finished[reason]));
 }
 
 /* One number for each of several reasons. */

@@ -4,7 +4,7 @@
  * A metric is a row of metrics.c. Gauges and most counters are read from the engine when somebody
  * asks; what only the front sees (times until a token is told, why a request ended) is kept here.
  *
- * Thread: front.
+ * Thread: front; metrics_print: any.
  */
 #ifndef ENGINE_SERVER_METRICS_H
 #define ENGINE_SERVER_METRICS_H

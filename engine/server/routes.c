@@ -1,5 +1,4 @@
 #include "engine/server/routes.h"
-#include "engine/grammar/compiler.h"
 #include "engine/server/completions.h"
 #include "engine/server/dev.h"
 #include "engine/server/post.h"
@@ -84,20 +83,8 @@ static void models_get(struct server *server, struct http_exchange *exchange)
 static void metrics_get(struct server *server, struct http_exchange *exchange)
 {
     AUTO_CLOSE(bytes) struct bytes body = {0};
-    const struct engine *engine = front_engine(server->front);
-    struct engine_worker workers[MAX_RANKS];
-    struct grammar_compiler_stats grammars;
-    struct engine_stats stats;
-    struct metrics_sources sources = {
-        .engine = &stats,
-        .grammars = &grammars,
-        .workers = workers,
-        .num_workers = engine_workers(engine, workers, MAX_RANKS),
-    };
 
-    engine_stats(engine, &stats);
-    grammar_compiler_get_stats(front_grammars(server->front), &grammars);
-    metrics_print(server->metrics, &sources, &body);
+    server_print_metrics(server, &body);
     server_reply(server, exchange, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }
 

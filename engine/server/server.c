@@ -1,4 +1,6 @@
 #include "engine/server/server.h"
+#include "engine/control/control.h"
+#include "engine/grammar/compiler.h"
 #include "engine/server/completions.h"
 #include "engine/server/dev.h"
 #include "engine/server/post.h"
@@ -92,7 +94,7 @@ static bool is_at_work(const struct engine_stats *stats)
 
 static enum status check_alive(const struct server *server, const struct engine_stats *stats)
 {
-    double stalled_s = (double)(clock_now_ns() - server->steps_seen_ns) / 1e9;
+    double stalled_s = (double)(clock_now_ns() - stats->progress_ns) / 1e9;
 
     if (stats->phase == PHASE_FAILED)
         return fail(ERR_CLOSED, "the engine has failed: %s", stats->failure);
@@ -110,27 +112,57 @@ enum status server_check_alive(const struct server *server)
     return check_alive(server, &stats);
 }
 
+static enum status check_serving(const struct server *server, const struct engine_stats *stats)
+{
+    TRY(check_alive(server, stats));
+    if (server->draining || stats->phase == PHASE_DRAINING)
+        return fail(ERR_CLOSED, "the server is draining: it takes nothing new, and %d requests run",
+                    stats->num_running + stats->num_waiting);
+    if (stats->phase == PHASE_RECOVERING || stats->num_ranks_alive < stats->num_ranks)
+        return fail(ERR_CLOSED, "ranks are being replaced: %d of %d are ready",
+                    stats->num_ranks_alive, stats->num_ranks);
+    if (stats->phase != PHASE_READY)
+        return fail(ERR_CLOSED, "the engine is %s", engine_phase_name(stats->phase));
+    return stats->is_paused ? fail(ERR_CLOSED, "the engine is paused") : OK;
+}
+
+enum status server_check_serving(const struct server *server)
+{
+    struct engine_stats stats;
+
+    engine_stats(front_engine(server->front), &stats);
+    return check_serving(server, &stats);
+}
+
 enum status server_check_ready(const struct server *server)
 {
     const struct engine *engine = front_engine(server->front);
     struct engine_stats stats;
 
     engine_stats(engine, &stats);
-    TRY(check_alive(server, &stats));
-    if (server->draining || stats.phase == PHASE_DRAINING)
-        return fail(ERR_CLOSED, "the server is draining: it ends when %d requests are answered",
-                    server->num_posts);
-    if (stats.phase == PHASE_RECOVERING || stats.num_ranks_alive < stats.num_ranks)
-        return fail(ERR_CLOSED, "ranks are being replaced: %d of %d are ready",
-                    stats.num_ranks_alive, stats.num_ranks);
-    if (stats.phase != PHASE_READY)
-        return fail(ERR_CLOSED, "the engine is %s", engine_phase_name(stats.phase));
-    if (stats.is_paused)
-        return fail(ERR_CLOSED, "the engine is paused");
+    TRY(check_serving(server, &stats));
     if (!engine_has_room(engine))
         return fail(ERR_FULL, "the queue is full: %d requests run and %d wait", stats.num_running,
                     stats.num_waiting);
     return OK;
+}
+
+void server_print_metrics(const struct server *server, struct bytes *out)
+{
+    const struct engine *engine = front_engine(server->front);
+    struct engine_worker workers[MAX_RANKS];
+    struct grammar_compiler_stats grammars;
+    struct engine_stats stats;
+    struct metrics_sources sources = {
+        .engine = &stats,
+        .grammars = &grammars,
+        .workers = workers,
+        .num_workers = engine_workers(engine, workers, MAX_RANKS),
+    };
+
+    engine_stats(engine, &stats);
+    grammar_compiler_get_stats(front_grammars(server->front), &grammars);
+    metrics_print(server->metrics, &sources, out);
 }
 
 /* The first cause is the one that is told. */
@@ -142,14 +174,25 @@ static void set_outcome(struct server *server, enum status status, const char *s
     server->outcome_text = mem_strdup(sentence);
 }
 
-static void begin_drain(struct server *server, int ms)
+void server_watch_now(struct server *server)
+{
+    event_active(server->watch, EV_TIMEOUT, 0);
+}
+
+void server_drain(struct server *server, int ms)
 {
     if (!server->draining)
         notify("STOPPING=1\nSTATUS=draining %d requests", server->num_posts);
     server->draining = true;
     server->drain_deadline_ns = clock_deadline_ns(ms);
     http_drain(server->http);
-    event_active(server->watch, EV_TIMEOUT, 0);
+    server_watch_now(server);
+}
+
+void server_end(struct server *server, const char *why)
+{
+    set_outcome(server, ERR_ABORTED, why);
+    event_base_loopbreak(server->base);
 }
 
 /* Whoever started us is told how we are; of an engine that hangs it hears no more, and ends it. */
@@ -173,14 +216,10 @@ static void watch_engine(struct server *server)
 
     engine_stats(front_engine(server->front), &stats);
     notify_supervisor(server, &stats);
-    if (stats.num_steps != server->steps_seen || !is_at_work(&stats)) {
-        server->steps_seen = stats.num_steps;
-        server->steps_seen_ns = clock_now_ns();
-    }
     stats_log_tick(&server->stats_log, &stats, clock_now_ns());
     if (stats.phase == PHASE_FAILED && server->outcome == OK) {
         set_outcome(server, stats.failure_status, stats.failure);
-        begin_drain(server, LAST_WORDS_MS);
+        server_drain(server, LAST_WORDS_MS);
     }
 }
 
@@ -214,7 +253,7 @@ static void on_watch(evutil_socket_t fd, short what, void *user)
     watch_engine(server);
     if (server->draining)
         watch_drain(server);
-    int ms = server->draining ? DRAIN_WATCH_MS : WATCH_MS;
+    int ms = control_commands_tick(server) || server->draining ? DRAIN_WATCH_MS : WATCH_MS;
     if (server->watchdog_ms)
         ms = (int)MIN(ms, server->watchdog_ms);
     struct timeval wait = {0, ms * 1000};
@@ -245,19 +284,26 @@ static void on_jobs(evutil_socket_t fd, short what, void *user)
     jobs_poll(server->jobs);
 }
 
+static void on_control(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd;
+    (void)what;
+    struct server *server = user;
+    control_poll(server->options->control);
+}
+
 static void on_signal(evutil_socket_t number, short what, void *user)
 {
     (void)what;
     struct server *server = user;
 
     if (server->num_signals++) {
-        set_outcome(server, ERR_ABORTED, "ended by a second signal");
-        event_base_loopbreak(server->base);
+        server_end(server, "ended by a second signal");
         return;
     }
     log_info("%s: draining %d requests, for %.1f s at most", strsignal((int)number),
              server->num_posts, server->options->drain_ms / 1e3);
-    begin_drain(server, server->options->drain_ms);
+    server_drain(server, server->options->drain_ms);
 }
 
 static void on_request(void *user, struct http_exchange *exchange)
@@ -281,9 +327,11 @@ static void on_gone(void *user, struct http_exchange *exchange)
 
 static void server_close(struct server *server)
 {
-    struct event *events[] = {server->watch, server->on_front, server->on_jobs, server->on_term,
-                              server->on_int};
+    struct event *events[] = {server->watch, server->on_front, server->on_jobs, server->on_control,
+                              server->on_term, server->on_int};
 
+    control_detach(server->options->control);
+    control_commands_end(server);
     if (server->front) {
         posts_free(server);
         dev_orders_forget(server);
@@ -293,6 +341,7 @@ static void server_close(struct server *server)
         if (events[i])
             event_free(events[i]);
     http_close(server->http);
+    config_close(&server->live_config);
     metrics_free(server->metrics);
     mem_free(server->outcome_text);
     if (server->base)
@@ -308,6 +357,18 @@ static struct event *add_event(struct server *server, evutil_socket_t fd, short 
     return event;
 }
 
+static enum status open_control(struct server *server)
+{
+    const struct server_options *options = server->options;
+    AUTO_MEM char *settings = config_to_json(options->config);
+
+    config_init(&server->live_config);
+    TRY(config_from_json(settings, &server->live_config));
+    server->on_control = add_event(server, control_fd(options->control), EV_READ, on_control);
+    control_attach(options->control, server);
+    return OK;
+}
+
 static enum status server_open(struct server *server)
 {
     struct http_handler handler = {on_request, on_gone, write_refusal, server};
@@ -321,8 +382,21 @@ static enum status server_open(struct server *server)
     server->on_int = add_event(server, SIGINT, EV_SIGNAL, on_signal);
     server->watch = evtimer_new(server->base, on_watch, server);
     ASSERT(server->watch);
-    event_active(server->watch, EV_TIMEOUT, 0);
-    return http_listen(server->http, server->base, &handler);
+    server_watch_now(server);
+    TRY(http_listen(server->http, server->base, &handler));
+    return server->options->control ? open_control(server) : OK;
+}
+
+static void tell_where(const struct server *server)
+{
+    const struct control *control = server->options->control;
+    const char *key = control ? control_public_key(control) : NULL;
+
+    printf("tandem: serving %s on %s\n", front_model(server->front)->name, http_url(server->http));
+    if (control)
+        printf("tandem: control on %s%s%s\n", control_endpoint(control), key ? " with key " : "",
+               key ? key : "");
+    fflush(stdout);
 }
 
 enum status server_run(struct front *front, struct http_server *http,
@@ -341,12 +415,12 @@ enum status server_run(struct front *front, struct http_server *http,
 
     list_init(&server.posts);
     list_init(&server.orders);
+    list_init(&server.drains);
     list_init(&server.unsent);
     signal(SIGPIPE, SIG_IGN);
     TRY(server_open(&server));
     if (!options->is_quiet)
-        printf("tandem: serving %s on %s\n", front_model(front)->name, http_url(http));
-    fflush(stdout);
+        tell_where(&server);
     notify("READY=1");
     event_base_dispatch(server.base);
     return server.outcome == OK ? OK : fail(server.outcome, "%s", server.outcome_text);

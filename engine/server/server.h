@@ -15,12 +15,17 @@
 #include "engine/server/metrics.h"
 #include "engine/server/stats_log.h"
 #include "proto/base/list.h"
+#include "proto/config/config.h"
+
+struct control; /* engine/control/control.h */
 
 struct server_options {
     const char *api_key; /* NULL: everybody may ask */
     int drain_ms;        /* what runs at SIGTERM may take that long */
     bool is_quiet;       /* does not tell stdout where it serves */
     bool dev_endpoints;  /* dev.h's are there */
+    const struct config *config; /* the engine's settings; NULL without `control` */
+    struct control *control;     /* commands come from there; NULL: from nowhere */
 };
 
 /*
@@ -36,7 +41,7 @@ MUST_USE enum status server_run(struct front *front, struct http_server *http,
 
 struct server {
     struct event_base *base;
-    struct event *watch, *on_front, *on_jobs, *on_term, *on_int;
+    struct event *watch, *on_front, *on_jobs, *on_control, *on_term, *on_int;
     struct front *front;
     struct http_server *http;
     struct jobs *jobs;
@@ -47,23 +52,35 @@ struct server {
     struct list_node posts; /* all of them: post.c */
     int num_posts;
     struct list_node orders; /* that the engine has not answered: dev.c */
+    struct list_node drains; /* control calls that wait until all is answered: control/commands.c */
+    struct config live_config; /* with `control`: the settings as they are now */
     struct list_node unsent; /* completions that the last poll brought something: completions.c */
 
-    bool draining;
+    _Atomic bool draining; /* it ends when all is answered */
     int num_signals;
     int64_t drain_deadline_ns;
     enum status outcome; /* of server_run, with */
     char *outcome_text;  /* its sentence */
 
-    int64_t steps_seen, steps_seen_ns; /* the core loop's pulse */
     struct stats_log stats_log;
 
     enum engine_phase phase_told; /* to whoever started us: proto/base/notify.h */
     int64_t watchdog_ms, watchdog_due_ns; /* how often it wants to hear of us; 0: never */
 };
 
+/* Ends the server as SIGTERM does: takes nothing new and finishes what runs, within so many ms. */
+void server_drain(struct server *server, int ms);
+/* Ends it at once, with this for an outcome: answers are cut off. */
+void server_end(struct server *server, const char *why);
+/* Looks after what waits for a time to come. */
+void server_watch_now(struct server *server);
+
+/* The page of /metrics. Any thread. */
+void server_print_metrics(const struct server *server, struct bytes *out);
 /* OK: what is inside will be answered, if not at once; else why there is no hope but a new process. */
 MUST_USE enum status server_check_alive(const struct server *server);
+/* OK: it serves, if there is room; else why not. Any thread. */
+MUST_USE enum status server_check_serving(const struct server *server);
 /* OK only when a request that came now would be served now; else why not. */
 MUST_USE enum status server_check_ready(const struct server *server);
 
