@@ -226,6 +226,32 @@ static enum status call_restart(struct wire *wire, const json_t *args, struct by
     return OK;
 }
 
+/* Our part of the trace file at `path`. */
+static enum status write_trace(const struct wire *wire, const char *path)
+{
+    AUTO_MEM char *part = mem_printf("%s.worker.%d", path, wire->options.rank);
+    AUTO_MEM char *name = mem_printf("worker.%d", wire->options.rank);
+
+    return trace_write(part, name);
+}
+
+/* {"action": "start" | "stop" | "write", "path"}: into PATH.worker.RANK. */
+static enum status call_trace(struct wire *wire, const json_t *args, struct bytes *reply)
+{
+    const char *action = json_string_value(json_object_get(args, "action"));
+    const char *path = json_string_value(json_object_get(args, "path"));
+
+    (void)reply;
+    if (action && strcmp(action, "start") == 0)
+        return trace_is_on() ? OK : trace_start(TRACE_SPANS);
+    if (action && strcmp(action, "write") == 0 && path)
+        return write_trace(wire, path);
+    if (!action || strcmp(action, "stop") != 0)
+        return fail(ERR_MISMATCH, "trace: '%.16s' is no action", action ? action : "");
+    trace_stop();
+    return OK;
+}
+
 static const struct {
     const char *name;
     enum status (*run)(struct wire *wire, const json_t *args, struct bytes *reply); /* JSON, or nothing */
@@ -235,6 +261,7 @@ static const struct {
     {"connect", call_connect},
     {"initialize_kv_cache", call_initialize_kv_cache},
     {"restart", call_restart},
+    {"trace", call_trace},
 };
 
 static enum status run_call(struct wire *wire, const struct call *call, struct bytes *reply)
@@ -470,17 +497,6 @@ static enum status join_and_serve(struct wire *wire)
     return serve(wire);
 }
 
-static void write_trace(const struct wire *wire)
-{
-    if (!wire->config.trace)
-        return;
-    AUTO_MEM char *path = mem_printf("%s.worker.%d", wire->config.trace, wire->options.rank);
-    AUTO_MEM char *name = mem_printf("worker.%d", wire->options.rank);
-
-    if (trace_write(path, name) != OK)
-        log_warn("%s", fail_text());
-}
-
 enum status worker_main(const struct worker_main_options *options)
 {
     struct wire wire = {.options = *options, .start_ns = clock_now_ns()};
@@ -500,7 +516,8 @@ enum status worker_main(const struct worker_main_options *options)
             log_error("%s", cause);
         (void)fail(status, "%s", cause);
     }
-    write_trace(&wire);
+    if (wire.config.trace && write_trace(&wire, wire.config.trace) != OK)
+        log_warn("%s", fail_text());
     if (wire.worker)
         worker_abort(wire.worker); /* its device, or another's, may wait for a rank that is gone */
     worker_free(wire.worker);

@@ -192,8 +192,6 @@ static void print_answer(const json_t *json)
         puts("none");
     } else if (json_is_object(json)) {
         print_object(json);
-    } else if (!json || json_is_null(json)) {
-        puts("done");
     } else {
         AUTO_MEM char *text = cell_text(json);
 

@@ -1,6 +1,6 @@
 #include "engine/control/commands.h"
 
-#include "engine/grammar/compiler.h"
+#include "engine/control/tracing.h"
 #include "engine/server/server.h"
 #include "proto/base/build_id.h"
 #include "proto/base/clock.h"
@@ -522,6 +522,15 @@ const struct control_command control_commands[] = {
     ROW("weights reload", "other weights of the same model, when all that runs has ended",
         ROLE_ADMIN, .args = {{"file", CONTROL_TEXT, .is_needed = true}},
         .act = act_weights_reload),
+    ROW("profile start", "notes what every thread does, from now on", ROLE_OPERATE,
+        .act = tracing_start),
+    ROW("profile stop", "and tells it: how busy the devices were, what they waited for",
+        ROLE_OPERATE, .act = tracing_profile),
+    ROW("trace start", "the same notes, to be written by trace dump", ROLE_OPERATE,
+        .act = tracing_start),
+    ROW("trace stop", "notes no more", ROLE_OPERATE, .act = tracing_stop),
+    ROW("trace dump", "writes what was noted into a file, on the engine's host", ROLE_ADMIN,
+        .args = {{"file", CONTROL_TEXT, .is_needed = true}}, .act = tracing_dump),
     ROW("shutdown", "ends the server as SIGTERM does, or now", ROLE_ADMIN,
         .args = {{"how", CONTROL_WORD, .words = "drain now"}}, .act = act_shutdown),
     ROW("help", "these commands", ROLE_READ, .look = look_help),

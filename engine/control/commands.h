@@ -74,7 +74,8 @@ struct control_call {
                               freed with the call */
 };
 
-/* Front. Answers: with JSON, which is taken (NULL: null), or, where the status is not OK, with why. */
+/* Front. Answers: with JSON (NULL: "done"), or, where the status is not OK, with why. Takes the JSON, and the
+ * call is gone. */
 void control_call_end(struct control_call *call, enum status status, const char *why, json_t *json);
 
 extern const struct control_command control_commands[];

@@ -143,7 +143,7 @@ static void reply(struct control *control, const struct peer *peer, int64_t id, 
 
 static char *dump(json_t *json)
 {
-    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY) : mem_strdup("null");
+    char *text = json ? json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY) : mem_strdup("\"done\"");
 
     json_decref(json);
     return text ? text : mem_strdup("null");
@@ -185,6 +185,8 @@ void control_call_end(struct control_call *call, enum status status, const char 
 
     pending->status = status;
     pending->text = status == OK ? dump(json) : mem_strdup(why);
+    if (status != OK)
+        json_decref(json);
     if (mailbox_push(&pending->control->to_control, &pending->mail) != OK)
         free_pending(pending); /* the thread has ended */
 }

@@ -36,10 +36,12 @@ static enum status take_line(struct words *words, char *line, take_words *take, 
     char *rest = NULL;
 
     words->num_words = 0;
-    line[strcspn(line, "#")] = '\0';
     for (char *word = strtok_r(line, " \t\r", &rest); word && words->num_words < MAX_WORDS;
-         word = strtok_r(NULL, " \t\r", &rest))
+         word = strtok_r(NULL, " \t\r", &rest)) {
+        if (strcmp(word, "#") == 0)
+            break;
         words->words[words->num_words++] = word;
+    }
     return words->num_words ? take(user, words) : OK;
 }
 

@@ -1,7 +1,8 @@
 /*
  * keys: the files of the control socket's keys.
  *
- * A list says who may come in over tcp, a line each; what follows # is a comment:
+ * A list says who may come in over tcp, a line each; what follows a # that stands alone is a comment (a key
+ * may have one in it):
  *
  *     PUBLIC_KEY ROLE [NAME]        roles: read, operate, admin
  *

@@ -29,6 +29,7 @@ _Atomic bool trace_is_on_;
 static struct ring rings[MAX_THREADS];
 static _Atomic int num_rings;
 static uint64_t ring_mask;
+static _Atomic int64_t started_ns;
 static _Thread_local struct ring *my_ring;
 static _Thread_local const char *my_name;
 
@@ -38,6 +39,11 @@ enum status trace_start(int32_t spans_per_thread)
     void *spans;
 
     ASSERT(!trace_is_on(), "tracing is on");
+    atomic_store_explicit(&started_ns, clock_now_ns(), memory_order_relaxed);
+    if (rings[0].spans) {
+        atomic_store_explicit(&trace_is_on_, true, memory_order_release);
+        return OK;
+    }
     while (num_spans < (uint64_t)spans_per_thread)
         num_spans *= 2;
     /* Pages that no thread writes to stay virtual. */
@@ -47,6 +53,11 @@ enum status trace_start(int32_t spans_per_thread)
     ring_mask = num_spans - 1;
     atomic_store_explicit(&trace_is_on_, true, memory_order_release);
     return OK;
+}
+
+void trace_stop(void)
+{
+    atomic_store_explicit(&trace_is_on_, false, memory_order_release);
 }
 
 /* This thread's ring, taken at its first span; NULL when there are more threads than rings. */
@@ -146,6 +157,7 @@ static void write_ring(FILE *out, struct ring *ring)
     const char *thread_name = LOAD(ring->thread_name);
     uint64_t end = LOAD(ring->num_added);
     uint64_t begin = end > ring_mask ? end - ring_mask - 1 : 0;
+    int64_t oldest_ns = atomic_load_explicit(&started_ns, memory_order_relaxed);
 
     if (thread_name)
         write_name(out, "thread_name", thread_name, thread_id);
@@ -155,7 +167,7 @@ static void write_ring(FILE *out, struct ring *ring)
         int64_t begin_ns = LOAD(span->begin_ns), end_ns = LOAD(span->end_ns), arg = LOAD(span->arg);
 
         /* Overwritten while we read? The slot that comes next may be half written. */
-        if (LOAD(ring->num_added) >= i + ring_mask + 1)
+        if (LOAD(ring->num_added) >= i + ring_mask + 1 || begin_ns < oldest_ns)
             continue;
         fprintf(out,
                 "{\"ph\":\"X\",\"name\":\"%s\",\"pid\":%d,\"tid\":%ld,\"ts\":%.3f,\"dur\":%.3f,"

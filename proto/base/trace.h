@@ -25,8 +25,12 @@
 /* What engine and workers keep of each thread: minutes of steps. */
 enum { TRACE_SPANS = 1 << 17 };
 
-/* Turns tracing on for this process, once. `spans_per_thread` is rounded up to a power of two. */
+/* Turns tracing on for this process. `spans_per_thread` is rounded up to a power of two; the first call
+ * decides. One after trace_stop begins anew: spans that began before are not written any more. The calls
+ * of these two come from one thread, or one after the other. */
 MUST_USE enum status trace_start(int32_t spans_per_thread);
+/* What was gathered can be written still. */
+void trace_stop(void);
 /* The name of this thread, for its row and for the system; `name` must outlive the process. */
 void trace_name_thread(const char *name);
 

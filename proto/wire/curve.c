@@ -391,7 +391,8 @@ static void answer(struct zap *zap, const struct zap_request *request, bool is_a
         size_t size;
     } parts[] = {
         {"1.0", 3}, {request->id, request->id_size}, {code, 3}, {text, strlen(text)},
-        {"", 0},    {"", 0}, /* no user, no properties */
+        {request->key, is_allowed ? strlen(request->key) : 0}, /* "User-Id" of all that it sends */
+        {"", 0}, /* no properties */
     };
 
     /* A peer that has left meanwhile gets nothing; that is all that can go wrong. */

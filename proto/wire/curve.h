@@ -60,7 +60,8 @@ MUST_USE enum status token_create(const char *path, struct token *out);
 
 /* ---- ZAP: who may come in ------------------------------------------------------------------------ */
 
-/* Called on the ZAP thread, for a peer that has shown that it holds this key's secret. */
+/* Called on the ZAP thread, for a peer that has shown that it holds this key's secret. Of one that is let
+ * in, zmq_msg_gets(message, "User-Id") is its public key in each message. */
 typedef bool (*zap_allow)(void *user, const char *public_key);
 
 struct zap;

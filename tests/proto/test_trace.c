@@ -84,6 +84,17 @@ static void off_it_keeps_nothing_on_it_keeps_the_last_spans_of_every_thread(void
     assert_int_equal(count_spans(json, "process_name", &step), 2);
     assert_int_equal(count_spans(json, "prepare_inputs", &step), 2);
     json_decref(json);
+
+    trace_stop();
+    assert_int_equal(trace_begin(), 0);
+    expect_ok(trace_start(200));
+    trace_end("sample", trace_begin(), 7);
+    expect_ok(trace_write(b, "worker.1"));
+    json = json_load_file(b, 0, NULL);
+    assert_non_null(json);
+    assert_int_equal(count_spans(json, "prepare_inputs", &step), 0); /* that was before */
+    assert_int_equal(count_spans(json, "sample", &step), 1);
+    json_decref(json);
     unlink(a);
     unlink(b);
     unlink(whole);
