@@ -5,6 +5,7 @@
 #include "proto/base/build_id.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/stacks.h"
 #include "proto/config/config.h"
 #include "proto/wire/messages.h"
 
@@ -183,6 +184,42 @@ static enum status look_metrics(const struct control_scene *scene, const json_t 
     TRY(need_engine(scene));
     server_print_metrics(scene->server, &page);
     *out = json_string(bytes_text(&page));
+    return OK;
+}
+
+static void tell_stacks(const char *title, int32_t pid, struct bytes *out)
+{
+    bytes_printf(out, "== %s, process %d\n", title, pid);
+    if (stacks_of_process(pid, out) != OK)
+        bytes_printf(out, "%s\n", fail_text());
+}
+
+/* By the process, not by asking it: a rank that hangs would not answer. */
+static void tell_rank_stacks(const struct engine_worker *worker, struct bytes *out)
+{
+    AUTO_MEM char *title = mem_printf("rank %d", worker->rank);
+    char host[64] = "";
+
+    gethostname(host, sizeof host - 1);
+    if (strcmp(host, worker->host) != 0)
+        bytes_printf(out, "== %s, process %d on %s: ask there\n", title, worker->pid, worker->host);
+    else if (worker->pid != getpid())
+        tell_stacks(title, worker->pid, out);
+}
+
+static enum status look_stacks(const struct control_scene *scene, const json_t *args, json_t **out)
+{
+    struct engine_worker workers[MAX_RANKS];
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    int32_t n = scene->server
+                    ? engine_workers(front_engine(scene->server->front), workers, MAX_RANKS)
+                    : 0;
+
+    (void)args;
+    tell_stacks("engine", getpid(), &text);
+    for (int32_t i = 0; i < MIN(n, (int32_t)MAX_RANKS); i++)
+        tell_rank_stacks(&workers[i], &text);
+    *out = string_of(bytes_text(&text));
     return OK;
 }
 
@@ -493,6 +530,8 @@ const struct control_command control_commands[] = {
         .args = {{"most", CONTROL_INTEGER, .is_flag = true, .least = 1, .most = MAX_REQUESTS}},
         .look = look_requests),
     ROW("metrics", "the page of /metrics", ROLE_READ, .look = look_metrics),
+    ROW("stacks", "where every thread of the engine and of its ranks here is", ROLE_READ,
+        .look = look_stacks),
     ROW("config get", "a setting, or all", ROLE_READ, .args = {{"name", CONTROL_TEXT}},
         .look = look_config),
     ROW("config set", "changes a setting that is live", ROLE_ADMIN,
