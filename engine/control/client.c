@@ -12,7 +12,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
-enum { LINGER_MS = 200, MAX_REPLY_BYTES = MAX_LONG_TEXT + 4096 };
+enum { MAX_REPLY_BYTES = MAX_LONG_TEXT + 4096, HANDSHAKE_MS = 3000 };
 
 struct client {
     const struct control_question *question;
@@ -109,8 +109,10 @@ static enum status client_open(struct client *client)
     client->socket = client->context ? zmq_socket(client->context, ZMQ_DEALER) : NULL;
     if (!client->socket)
         return fail(ERR_IO, "no ZeroMQ socket: %s", zmq_strerror(errno));
-    set_int(client->socket, ZMQ_LINGER, LINGER_MS);
+    /* It is closed when it was answered, or will not be. */
+    set_int(client->socket, ZMQ_LINGER, 0);
     set_int(client->socket, ZMQ_RECONNECT_IVL, -1);
+    set_int(client->socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS);
     zmq_setsockopt(client->socket, ZMQ_MAXMSGSIZE, &max_reply, sizeof max_reply);
     if (!is_ipc)
         TRY(set_keys(client));
@@ -133,7 +135,8 @@ static enum status send_question(struct client *client)
     if (frame.size > MAX_CONTROL_FRAME)
         return fail(ERR_INVALID, "a command of %zu bytes, the limit is %d", frame.size,
                     MAX_CONTROL_FRAME);
-    if (zmq_send(client->socket, frame.data, frame.size, 0) < 0)
+    /* EAGAIN: the listener has hung up already, and the monitor will tell. */
+    if (zmq_send(client->socket, frame.data, frame.size, ZMQ_DONTWAIT) < 0 && errno != EAGAIN)
         return fail(ERR_IO, "the command was not sent: %s", zmq_strerror(errno));
     return OK;
 }

@@ -17,6 +17,9 @@
 /* Requests that one answer lists, where the client does not say how many it wants. */
 enum { DEFAULT_REQUESTS = 1000, MAX_REQUESTS = 4000 };
 
+/* Half of what a reply holds: a newline takes two bytes in JSON. */
+enum { MAX_STACKS_BYTES = MAX_LONG_TEXT / 2 };
+
 static const char *const role_names[NUM_CONTROL_ROLES] = {
     [ROLE_NONE] = "none",
     [ROLE_READ] = "read",
@@ -120,18 +123,11 @@ static enum status look_health(const struct control_scene *scene, const json_t *
     return OK;
 }
 
-static const char *const worker_state_names[] = {
-    [WORKER_STARTING] = "starting",
-    [WORKER_LOADING] = "loading",
-    [WORKER_READY] = "ready",
-    [WORKER_LOST] = "lost",
-};
-
 static json_t *worker_row(const struct engine_worker *worker)
 {
     return json_pack("{s:i, s:i, s:o, s:s, s:I, s:i, s:I, s:I, s:I}", "rank", worker->rank, "pid",
                      worker->pid, "host", string_of(worker->host), "state",
-                     worker_state_names[worker->state], "epoch", (json_int_t)worker->epoch,
+                     worker_state_name(worker->state), "epoch", (json_int_t)worker->epoch,
                      "restarts", worker->restarts, "step", (json_int_t)worker->step, "ms_in_step",
                      (json_int_t)worker->ms_in_step, "ms_since_heard",
                      (json_int_t)worker->ms_since_heard);
@@ -219,6 +215,7 @@ static enum status look_stacks(const struct control_scene *scene, const json_t *
     tell_stacks("engine", getpid(), &text);
     for (int32_t i = 0; i < MIN(n, (int32_t)MAX_RANKS); i++)
         tell_rank_stacks(&workers[i], &text);
+    text.size = MIN(text.size, (size_t)MAX_STACKS_BYTES);
     *out = string_of(bytes_text(&text));
     return OK;
 }

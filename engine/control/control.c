@@ -196,6 +196,7 @@ static void act(struct control *control, const struct peer *peer, int64_t id,
                 const struct control_command *command, json_t *args)
 {
     struct pending *pending = mem_new(struct pending);
+    enum status status;
 
     *pending = (struct pending){
         .call = {.command = command, .args = args},
@@ -206,11 +207,12 @@ static void act(struct control *control, const struct peer *peer, int64_t id,
     };
     control->num_pending++;
     if (control->num_pending > CONTROL_MAX_CALLS)
-        pending->status = fail(ERR_FULL, "%d commands are being carried out, which is the most",
-                               CONTROL_MAX_CALLS);
+        status = fail(ERR_FULL, "%d commands are being carried out, which is the most",
+                      CONTROL_MAX_CALLS);
     else
-        pending->status = mailbox_push(&control->to_front, &pending->mail);
-    if (pending->status != OK) {
+        status = mailbox_push(&control->to_front, &pending->mail); /* the front's, if it went well */
+    if (status != OK) {
+        pending->status = status;
         pending->text = mem_strdup(fail_text());
         end_pending(control, pending);
     }
