@@ -25,7 +25,8 @@
 enum {
     MAX_IDENTITY = 255,  /* of a peer, as ZeroMQ has it */
     MAX_WHO = 96,        /* characters that name a peer in the log */
-    MAX_QUEUE = 16,      /* frames that wait for a peer, or from it */
+    MAX_QUEUE = 2 * CONTROL_MAX_CALLS, /* frames that wait for a peer; those behind are lost */
+    MAX_UNREAD = 16,     /* frames of a peer that wait for us; it waits with those behind */
     LINGER_MS = 200,     /* for the last replies to go out */
     HANDSHAKE_MS = 3000,
     HEARTBEAT_MS = 5000, /* a peer on tcp that is gone without a word is forgotten after two of them */
@@ -400,7 +401,7 @@ static void set_limits(void *socket)
 
     set_int(socket, ZMQ_LINGER, LINGER_MS);
     set_int(socket, ZMQ_SNDHWM, MAX_QUEUE);
-    set_int(socket, ZMQ_RCVHWM, MAX_QUEUE);
+    set_int(socket, ZMQ_RCVHWM, MAX_UNREAD);
     set_int(socket, ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS);
     set_int(socket, ZMQ_HEARTBEAT_IVL, HEARTBEAT_MS);
     set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_MS);
