@@ -373,6 +373,40 @@ static void a_queue_has_room_for_so_many_tokens_of_prompts(void **state)
     close_engine(b);
 }
 
+static void settings_that_are_live_count_from_now_on(void **state)
+{
+    (void)state;
+    struct bench *b = open_engine("--max-num-queued-reqs 1 --max-num-active-seqs 1");
+    struct reply *first = submit(b, 40, LONG - 1), *second = submit(b, 40, LONG - 1);
+    struct answer answer = {.bench = b};
+    struct config changed = b->config;
+
+    wait_until(first->num_tokens > 2);
+    expect_fails(engine_check_admission(b->engine, 1), ERR_FULL, "--max-num-queued-reqs is 1");
+    assert_int_equal(second->num_tokens, 0);
+    changed.max_num_queued_reqs = 3;
+    changed.max_num_active_seqs = 2;
+    expect_ok(engine_retune(b->engine, &changed, listen, &answer));
+    wait_until(answer.is_there && second->num_tokens > 2);
+    assert_int_equal(answer.status, OK);
+    expect_ok(engine_check_admission(b->engine, 1));
+    close_engine(b);
+}
+
+static void whoever_looks_sees_when_a_step_ended(void **state)
+{
+    (void)state;
+    struct bench *b = open_engine(MODES[0]);
+    int64_t begin_ns = clock_now_ns();
+    struct reply *reply = submit(b, 40, 30);
+    struct engine_stats stats;
+
+    wait_until(reply->finish != FINISH_NONE);
+    engine_stats(b->engine, &stats);
+    assert_true(stats.progress_ns > begin_ns && stats.progress_ns <= clock_now_ns());
+    close_engine(b);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_pause_aborts_what_is_inside_and_lets_newcomers_wait),
     cmocka_unit_test(a_pause_may_wait_for_what_runs),
@@ -380,6 +414,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_reset_says_why_it_was_refused),
     cmocka_unit_test(an_engine_that_ends_answers_what_is_open),
     cmocka_unit_test(pause_modes_have_names),
+    cmocka_unit_test(settings_that_are_live_count_from_now_on),
+    cmocka_unit_test(whoever_looks_sees_when_a_step_ended),
     cmocka_unit_test(a_queue_has_room_for_so_many_requests),
     cmocka_unit_test(a_queue_has_room_for_so_many_tokens_of_prompts),
 };
