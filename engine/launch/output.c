@@ -140,6 +140,10 @@ void output_say(struct output *output, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    /* It may quote an agent, or what spoke in its place, and a terminal obeys what is not printable. */
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f)
+            *c = '?';
     if (output->queues[1].is_dead)
         return;
     if (output->options.has_timestamps)

@@ -48,7 +48,7 @@ void output_files_close(struct output_files *files);
 /* stream: 1 or 2. `tag`: "rank 3". Tagged or with timestamps: `text` is whole lines. */
 void output_text(struct output *output, struct output_files *files, const char *tag, int stream,
                  const char *text, size_t size);
-/* "launch: sentence" on stderr. */
+/* "launch: sentence" on stderr; what is not printable becomes "?". */
 void output_say(struct output *output, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Where there is something left to write, and the reader is slow; fds: [OUTPUT_NUM_FDS]. */
