@@ -1,7 +1,6 @@
-#include "engine/launch/job.h"
+#include "engine/launch/job_internal.h"
 
 #include "engine/cmd/exit_code.h"
-#include "proto/base/build_id.h"
 #include "proto/base/clock.h"
 #include "proto/base/notify.h"
 
@@ -13,105 +12,21 @@
 
 enum {
     CONNECT_MS = 30000, /* that an agent has to say HELLO */
-    LATE_MS =
-        10000, /* after which a process that is not ready is told; then twice as long each time */
+    LATE_MS = 10000,    /* that a process is not ready, when it is told; then twice as long */
     WATCHDOG_MS = 10000,
-    CLEAN_EXIT_MS =
-        300, /* a rank that ended well is started again after it, if the engine is still there */
+    CLEAN_EXIT_MS = 300,    /* a rank that ended well waits for it, as the engine may be ending */
     RANKS_GRACE_MS = 5000,  /* that ranks have once their engine has ended, or something is lost */
     ORPHAN_GRACE_MS = 1000, /* that all have when our parent is gone */
     KILLED_MS = 3000,       /* that a process has to disappear after SIGKILL */
     ROLL_GRACE_MS = 10000,
     BACK_OFF_MS = 500,
     MAX_BACK_OFF_MS = 10000,
-    MAX_LAST_LINE = 255,
-    MAX_CAUSE = 320,
 };
 
 static const double default_grace_s = 5, engine_grace_s = 40;
 static const int32_t engine_max_restarts = 3;
 
-enum process_state {
-    PROCESS_WAITING, /* to be started, at start_ns */
-    PROCESS_STARTING,
-    PROCESS_RUNNING,
-    PROCESS_ENDED,
-};
-
-struct process {
-    const struct planned_process *plan;
-    char tag[24], name[24 + MAX_HOST_NAME + 16]; /* "rank 3", "rank 3 on node2" */
-    enum process_state state;
-    struct output_files files;
-
-    int64_t start_ns;   /* while waiting; INT64_MAX: when the agents are there */
-    int64_t started_ns; /* the last time */
-    int64_t ended_ns;
-    bool is_ready, is_stopping;
-    char status[NOTICE_MAX_STATUS + 1];
-    int64_t late_ns;     /* when it is next told that it is late; INT64_MAX: never */
-    int64_t watchdog_ns; /* the last WATCHDOG=1; 0: none yet */
-    bool is_hung;        /* we killed it for its silence */
-    bool ended_well;     /* and waits to be started again */
-
-    int32_t num_restarts;
-    int64_t *restarts_ns; /* [max_restarts]: when, the oldest overwritten */
-
-    char last_line[MAX_LAST_LINE + 1]; /* of its stderr */
-    char failure[MAX_CAUSE];           /* its first; "": none */
-    int64_t failure_ns;
-    char failure_line[MAX_LAST_LINE + 1];
-};
-
-struct job {
-    struct job_options options;
-    struct process *processes; /* [plan->count] */
-    struct remote *remotes;    /* [plan->num_hosts] */
-    int64_t began_ns;
-    int32_t max_restarts;
-    int64_t grace_ms;
-
-    bool is_running; /* all agents have come */
-    bool is_stopping, is_killed;
-    int64_t stop_ns, deadline_ns; /* of a stop: when it began, when patience ends */
-    bool speaks_notify;           /* somebody does, so silence means something */
-    bool is_ready;                /* READY has been told upward */
-
-    int32_t rolling; /* which process is being restarted; -1: none */
-    bool rolling_has_ended;
-    int64_t rolling_began_ns, rolling_kill_ns;
-    int32_t num_rolled;
-
-    int cause_code;  /* of what ended the job; 0: nothing did */
-    int engine_code; /* 0: it ended well, or has not */
-    int stop_code;   /* of the first process that did not end well when it was told to */
-
-    int32_t reader;        /* the process that reads our input; -1: none */
-    bool input_on_its_way; /* not yet taken */
-    bool input_has_ended;
-};
-
 /* ---- small questions ------------------------------------------------------------------------- */
-
-static bool is_engine(const struct process *process)
-{
-    return process->plan->rank == ENGINE_RANK;
-}
-
-static bool is_alive(const struct process *process)
-{
-    return process->state == PROCESS_STARTING || process->state == PROCESS_RUNNING;
-}
-
-static struct process *engine_of(struct job *job)
-{
-    return job->options.plan->has_engine ? &job->processes[0] : NULL;
-}
-
-static struct remote *remote_of(struct job *job, const struct process *process)
-{
-    return &job->remotes[process->plan->host];
-}
 
 static int32_t count_alive(const struct job *job)
 {
@@ -175,7 +90,7 @@ static int32_t list_own_variables(const struct job *job, const struct process *p
     return n;
 }
 
-static void start(struct job *job, struct process *process)
+void job_start(struct job *job, struct process *process)
 {
     const struct planned_process *plan = process->plan;
     AUTO_MEM struct text *words = mem_new_array(struct text, (size_t)plan->num_words);
@@ -263,7 +178,7 @@ static void begin_stop(struct job *job, int number, int64_t limit_ms)
 }
 
 /* Something went wrong that cannot be mended: the first such thing is the job's exit code. */
-static void fall(struct job *job, int code)
+void job_fall(struct job *job, int code)
 {
     if (job->cause_code == 0 && !job->is_stopping)
         job->cause_code = code;
@@ -294,7 +209,7 @@ void job_stop_soon(struct job *job, const char *why)
 
 /* ---- failures -------------------------------------------------------------------------------- */
 
-static void record_failure(struct process *process, const char *what)
+void job_record_failure(struct process *process, const char *what)
 {
     if (process->failure[0])
         return;
@@ -384,13 +299,13 @@ static void restart(struct job *job, struct process *process, const char *what, 
 
     if (job->max_restarts == 0) {
         output_say(job->options.output, "%s: %s; ending the others", process->name, what);
-        fall(job, code);
+        job_fall(job, code);
         return;
     }
     if (!spend_restart(job, process, &recent)) {
         output_say(job->options.output, "%s: %s, and %d restarts within %g s are spent",
                    process->name, what, job->max_restarts, job->options.settings->restart_window_s);
-        fall(job, EXIT_RESTARTS_SPENT);
+        job_fall(job, EXIT_RESTARTS_SPENT);
         return;
     }
     if (code == 0) { /* the engine may be ending, and have told it to go */
@@ -405,7 +320,7 @@ static void restart(struct job *job, struct process *process, const char *what, 
         output_say(job->options.output, "%s: %s; it is started again in %.1f s", process->name,
                    what, (double)wait_ms / 1000);
     if (wait_ms == 0)
-        start(job, process);
+        job_start(job, process);
     else
         start_at(process, clock_deadline_ns(wait_ms));
 }
@@ -462,7 +377,7 @@ static void engine_ended(struct job *job, struct process *engine, int code, cons
     if (code && !(job->is_killed && job->cause_code))
         job->engine_code = code;
     if (code && !job->is_stopping) {
-        record_failure(engine, what);
+        job_record_failure(engine, what);
         output_say(job->options.output, "the engine: %s; ending its ranks", what);
     }
     if (job->is_stopping && !job->is_killed) {
@@ -481,17 +396,17 @@ static void rank_ended(struct job *job, struct process *process, int code, const
     if (is_rolling) {
         job->rolling_has_ended = true;
         process->num_restarts++;
-        start(job, process);
+        job_start(job, process);
         return;
     }
     if (code == 0 && (!engine || engine->is_stopping || !is_alive(engine)))
         return; /* it is done */
     if (code)
-        record_failure(process, what);
+        job_record_failure(process, what);
     restart(job, process, what, code);
 }
 
-static void process_ended(struct job *job, struct process *process, int wait_status)
+void job_process_ended(struct job *job, struct process *process, int wait_status)
 {
     int code = exit_code_of_child(wait_status);
     char status_text[64], what[128];
@@ -511,17 +426,17 @@ static void process_ended(struct job *job, struct process *process, int wait_sta
     }
 }
 
-static void process_refused(struct job *job, struct process *process, int code, struct text why)
+void job_process_refused(struct job *job, struct process *process, int code, struct text why)
 {
     AUTO_MEM char *words = mem_strndup(why.data, why.size);
 
     process->state = PROCESS_ENDED;
-    record_failure(process, words);
+    job_record_failure(process, words);
     if (!job->is_stopping)
         output_say(job->options.output, "%s: %s", process->name, words);
     if (is_engine(process))
         job->engine_code = code;
-    fall(job, code);
+    job_fall(job, code);
 }
 
 /* ---- readiness ------------------------------------------------------------------------------- */
@@ -553,7 +468,7 @@ static void process_ready(struct job *job, struct process *process)
         tell_ready(job);
 }
 
-static void process_notice(struct job *job, struct process *process, int64_t flags,
+void job_process_notice(struct job *job, struct process *process, int64_t flags,
                            struct text status)
 {
     job->speaks_notify = true;
@@ -577,7 +492,7 @@ static void process_notice(struct job *job, struct process *process, int64_t fla
         process_ready(job, process);
 }
 
-static void process_started(struct job *job, struct process *process, struct text bound)
+void job_process_started(struct job *job, struct process *process, struct text bound)
 {
     if (process->state == PROCESS_STARTING)
         process->state = PROCESS_RUNNING;
@@ -605,225 +520,11 @@ static void keep_last_line(struct process *process, const char *text, size_t siz
     process->last_line[size] = '\0';
 }
 
-static void process_output(struct job *job, struct process *process, int stream, struct text text)
+void job_process_output(struct job *job, struct process *process, int stream, struct text text)
 {
     if (stream == 2)
         keep_last_line(process, text.data, text.size);
     output_text(job->options.output, &process->files, process->tag, stream, text.data, text.size);
-}
-
-/* ---- agents ---------------------------------------------------------------------------------- */
-
-static void begin_running(struct job *job)
-{
-    for (int32_t i = 0; i < job->options.plan->num_hosts; i++)
-        if (job->remotes[i].state != REMOTE_UP)
-            return;
-    job->is_running = true;
-    for (int32_t i = 0; i < job->options.plan->count && !job->is_stopping; i++)
-        start(job, &job->processes[i]);
-}
-
-/* Its processes are gone as far as we can know. */
-static void lose(struct job *job, struct remote *remote, const char *why, int code)
-{
-    bool is_expected = remote->state == REMOTE_QUITTING;
-    char what[MAX_CAUSE];
-
-    remote_close(remote);
-    if (is_expected)
-        return;
-    snprintf(what, sizeof what, "host %s is lost: %s", remote->name, why);
-    output_say(job->options.output, "%s", what);
-    for (int32_t i = 0; i < job->options.plan->count; i++) {
-        struct process *process = &job->processes[i];
-
-        if (remote_of(job, process) != remote || !is_alive(process))
-            continue;
-        process->state = PROCESS_ENDED;
-        if (!job->is_stopping)
-            record_failure(process, what);
-        if (is_engine(process))
-            job->engine_code = EXIT_GONE;
-    }
-    fall(job, code);
-}
-
-/* The connection is closed: what its command ended with says more, if it has. */
-static void lose_closed(struct job *job, struct remote *remote)
-{
-    char why[MAX_CAUSE], text[64];
-    int wait_status = 0, code = EXIT_GONE;
-
-    while (remote_read_errors(remote))
-        output_say(job->options.output, "host %s: %s", remote->name, remote->line);
-    if (!child_wait(&remote->child, clock_deadline_ns(100), &wait_status)) {
-        lose(job, remote, "its agent closed the connection", code);
-        return;
-    }
-    if (remote->state == REMOTE_CONNECTING) {
-        snprintf(why, sizeof why, "its agent ended with %s before it was there%s%s",
-                 child_status_text(wait_status, text), remote->line[0] ? ": " : "", remote->line);
-        int own = exit_code_of_child(wait_status);
-        if (own == EXIT_CANNOT_RUN || own == EXIT_NO_PROGRAM)
-            code = own;
-    } else {
-        snprintf(why, sizeof why, "its agent ended with %s", child_status_text(wait_status, text));
-    }
-    lose(job, remote, why, code);
-}
-
-static bool is_same(struct text text, const char *wanted)
-{
-    return text.size == strlen(wanted) && memcmp(text.data, wanted, text.size) == 0;
-}
-
-static void take_hello(struct job *job, struct remote *remote, const struct parcel *hello)
-{
-    const struct job_options *options = &job->options;
-    char why[MAX_CAUSE];
-
-    if (remote->state != REMOTE_CONNECTING) {
-        lose(job, remote, "its agent said HELLO twice", EXIT_GONE);
-        return;
-    }
-    if (!is_same(hello->other, build_id_text())) {
-        snprintf(why, sizeof why, "tandem is another build there, %.*s, than here, %.12s",
-                 (int)MIN(hello->other.size, 12u), hello->other.data, build_id_text());
-        lose(job, remote, why, EXIT_MISMATCH);
-        return;
-    }
-    remote->state = REMOTE_UP;
-    leash_send(&remote->leash,
-               &(struct parcel){.kind = PARCEL_JOB,
-                                .number = (options->whole_lines ? JOB_LINES : 0) |
-                                          (options->plan->has_engine ? JOB_HAS_ENGINE : 0) |
-                                          (remote->is_local ? 0 : JOB_BEATS),
-                                .text = options->token,
-                                .other = text_of(build_id_text())});
-    if (!job->is_running)
-        begin_running(job);
-}
-
-/* Where the engine listens, to all other hosts. */
-static void pass_address(struct job *job, const struct remote *from, struct text address)
-{
-    for (int32_t i = 0; i < job->options.plan->num_hosts; i++)
-        if (&job->remotes[i] != from)
-            leash_send(&job->remotes[i].leash,
-                       &(struct parcel){.kind = PARCEL_ADDRESS, .text = address});
-}
-
-/* NULL: it is no process of this host that runs. */
-static struct process *find_process(struct job *job, const struct remote *remote,
-                                    const struct parcel *parcel)
-{
-    struct process *process =
-        parcel->process < job->options.plan->count ? &job->processes[parcel->process] : NULL;
-
-    return process && remote_of(job, process) == remote && is_alive(process) ? process : NULL;
-}
-
-static void take_parcel_of_process(struct job *job, struct remote *remote,
-                                   const struct parcel *parcel)
-{
-    struct process *process = find_process(job, remote, parcel);
-    char why[MAX_CAUSE];
-
-    if (!process) {
-        snprintf(why, sizeof why, "its agent speaks of process %d, which does not run there",
-                 parcel->process);
-        lose(job, remote, why, EXIT_GONE);
-        return;
-    }
-    switch (parcel->kind) {
-    case PARCEL_STARTED:
-        process_started(job, process, parcel->text);
-        break;
-    case PARCEL_REFUSED:
-        process_refused(job, process, (int)parcel->number, parcel->text);
-        break;
-    case PARCEL_OUTPUT:
-        remote->num_owed += parcel->text.size;
-        process_output(job, process, (int)parcel->number, parcel->text);
-        break;
-    case PARCEL_NOTICE:
-        process_notice(job, process, parcel->number, parcel->text);
-        break;
-    default:
-        process_ended(job, process, (int)parcel->number);
-    }
-}
-
-static void take_parcel(struct job *job, struct remote *remote, const struct parcel *parcel)
-{
-    char why[MAX_CAUSE];
-
-    if (remote->state == REMOTE_CONNECTING && parcel->kind != PARCEL_HELLO &&
-        parcel->kind != PARCEL_FAULT) {
-        snprintf(why, sizeof why, "its agent said %s before HELLO", parcel_name(parcel->kind));
-        lose(job, remote, why, EXIT_GONE);
-        return;
-    }
-    switch (parcel->kind) {
-    case PARCEL_HELLO:
-        take_hello(job, remote, parcel);
-        break;
-    case PARCEL_FAULT:
-        snprintf(why, sizeof why, "%.*s", (int)MIN(parcel->text.size, sizeof why - 1),
-                 parcel->text.data);
-        lose(job, remote, why, EXIT_GONE);
-        break;
-    case PARCEL_ADDRESS:
-        pass_address(job, remote, parcel->text);
-        break;
-    case PARCEL_INPUT_TAKEN:
-        job->input_on_its_way = false;
-        break;
-    case PARCEL_BEAT:
-        break;
-    default:
-        take_parcel_of_process(job, remote, parcel);
-    }
-}
-
-/* The first words of an agent that is none: a greeting of its shell, or an error. */
-static void lose_garbled(struct job *job, struct remote *remote)
-{
-    const struct bytes *bytes = &remote->leash.reader.bytes;
-    char why[MAX_CAUSE], words[49];
-    size_t size = MIN(bytes->size, sizeof words - 1);
-
-    for (size_t i = 0; i < size; i++)
-        words[i] = bytes->data[i] < ' ' || bytes->data[i] >= 0x7f ? '?' : (char)bytes->data[i];
-    words[size] = '\0';
-    if (remote->state == REMOTE_CONNECTING)
-        snprintf(why, sizeof why,
-                 "it says '%s' where its agent should speak; does its shell print something?",
-                 words);
-    else
-        snprintf(why, sizeof why, "its agent speaks nonsense: %.200s", fail_text());
-    lose(job, remote, why, EXIT_GONE);
-}
-
-static void take_parcels(struct job *job, struct remote *remote)
-{
-    struct parcel parcel;
-    bool found;
-
-    if (leash_fill(&remote->leash) != OK) {
-        lose_closed(job, remote);
-        return;
-    }
-    while (remote->state != REMOTE_GONE) {
-        if (leash_next(&remote->leash, &parcel, &found) != OK) {
-            lose_garbled(job, remote);
-            return;
-        }
-        if (!found)
-            return;
-        take_parcel(job, remote, &parcel);
-    }
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
@@ -851,11 +552,11 @@ static void send_to(struct job *job, struct remote *remote)
     if (remote_beats(remote) && leash_beat(&remote->leash) != OK) {
         AUTO_MEM char *why = mem_strdup(fail_text());
 
-        lose(job, remote, why, EXIT_GONE);
+        job_lose(job, remote, why, EXIT_GONE);
         return;
     }
     if (leash_flush(&remote->leash) != OK)
-        lose_closed(job, remote);
+        job_lose_closed(job, remote);
 }
 
 void job_turn(struct job *job, const struct pollfd *fds)
@@ -867,7 +568,7 @@ void job_turn(struct job *job, const struct pollfd *fds)
             while (remote_read_errors(remote))
                 output_say(job->options.output, "host %s: %s", remote->name, remote->line);
         if (fds[0].revents && remote->state != REMOTE_GONE)
-            take_parcels(job, remote);
+            job_take_parcels(job, remote);
     }
     job_tick(job);
 }
@@ -910,7 +611,7 @@ static void tick_process(struct job *job, struct process *process, int64_t now_n
             output_say(job->options.output,
                        "%s has ended, and the engine has not; it is started again", process->name);
         process->ended_well = false;
-        start(job, process);
+        job_start(job, process);
     }
     if (!is_alive(process))
         return;
@@ -957,7 +658,7 @@ void job_tick(struct job *job)
     for (int32_t i = 0; i < job->options.plan->num_hosts; i++)
         if (job->remotes[i].state == REMOTE_CONNECTING &&
             now_ns - job->began_ns >= CONNECT_MS * 1000000LL)
-            lose(job, &job->remotes[i], "its agent did not come within 30 s", EXIT_GONE);
+            job_lose(job, &job->remotes[i], "its agent did not come within 30 s", EXIT_GONE);
     for (int32_t i = 0; i < job->options.plan->count; i++)
         tick_process(job, &job->processes[i], now_ns);
     if (job->rolling >= 0 && !job->rolling_has_ended && now_ns >= job->rolling_kill_ns) {
@@ -980,7 +681,7 @@ void job_pause(struct job *job)
             continue;
         leash_send(&remote->leash, &(struct parcel){.kind = PARCEL_PAUSE});
         if (leash_flush(&remote->leash) != OK)
-            lose_closed(job, remote);
+            job_lose_closed(job, remote);
     }
 }
 

@@ -609,6 +609,14 @@ class OtherHosts(unittest.TestCase):
                 self.assertIn(part, err)
                 self.assertLess(time.monotonic() - began, 4)
 
+    def test_another_build_is_refused_and_its_words_are_not_obeyed(self):
+        build = b"\x1b[2J" + b"0" * 36
+        body = b"\x01" + b"\xc4\x01a" + b"\xc4" + bytes([len(build)]) + build
+        hello = tandem.write("hello", len(body).to_bytes(4, "little") + b"\x08" + body)
+        rc, _, err = run("--launch-agent", f"sh -c 'cat {hello}; sleep 5'", "-H", "a", "--", "true")
+        self.assertEqual(rc, 76, err)
+        self.assertIn("host a is lost: tandem is another build there, ?[2J00000000, than here, ", err)
+
     def test_a_silent_link_is_noticed_on_both_sides(self):
         relay = tandem.write("relay", f"""#!{sys.executable}
 import os, select, subprocess, sys
