@@ -19,15 +19,15 @@ class Job(unittest.TestCase):
         cls.addClassCleanup(cls.slurm.stop)
 
     def submit(self, deployment, script, *options):
-        job = self.slurm.run("sbatch", *AS_JOB, f"--output={deployment.log_path}", *options,
-                             tandem.deploy("slurm/" + script), "--model", deployed.model(), "--port",
-                             "0", env=deployment.env, cwd=tandem.path("."))
+        job = int(self.slurm.run("sbatch", *AS_JOB, f"--output={deployment.log_path}", *options,
+                                 tandem.deploy("slurm/" + script), "--model", deployed.model(),
+                                 "--port", "0", env=deployment.env, cwd=tandem.path(".")))
         def check():
             time.sleep(0.2)  # Slurm need not be asked more often
             state = self.slurm.job_state(job)
-            assert state.get("JobState") in (None, "PENDING", "CONFIGURING", "RUNNING"), state
+            assert state.get("JobState") in ("PENDING", "CONFIGURING", "RUNNING"), state
         deployment.check = check
-        return int(job)
+        return job
 
     def answers_heals_and_ends(self, deployment, job):
         try:
