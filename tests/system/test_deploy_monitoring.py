@@ -63,7 +63,7 @@ class Prometheus(unittest.TestCase):
                 self.assertLessEqual(rule.keys(), {"alert", "expr", "for", "labels", "annotations"})
                 self.assertEqual(strange(rule["expr"], there), [])
                 self.assertLessEqual(set(re.findall(r'job="(\w+)"', rule["expr"])), jobs)
-                self.assertRegex(rule["for"], r"^\d+[sm]$")
+                self.assertRegex(rule.get("for", "0s"), r"^\d+[sm]$")
                 self.assertIn(rule["labels"]["severity"], ("critical", "warning"))
                 self.assertTrue(rule["annotations"]["summary"])
 
