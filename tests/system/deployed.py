@@ -1,4 +1,6 @@
 """An engine whose ranks something else starts, from outside: its answers, its processes, its end."""
+import contextlib
+import ctypes
 import functools
 import http.client
 import json
@@ -67,6 +69,25 @@ def marked(mark):
     return found
 
 
+@contextlib.contextmanager
+def network_of(pid):
+    """Sockets that are made meanwhile belong to the network of this process; None: to ours."""
+    if pid is None:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(namespace):
+        if libc.setns(namespace.fileno(), 0) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+    with open("/proc/self/ns/net") as own, open(f"/proc/{pid}/ns/net") as there:
+        enter(there)
+        try:
+            yield
+        finally:
+            enter(own)
+
+
 class Deployment:
     """All that a test starts under one mark; what is left of it at the end is killed, and is a failure."""
 
@@ -76,6 +97,7 @@ class Deployment:
         self.env = {"PATH": path_of_programs(), MARK: self.mark, "TANDEM_RUN_DIR": tandem.path("."),
                     "TANDEM_PROGRAM": "", **env}
         self.commands, self.connection, self.pending = [], None, None
+        self.network = None  # of which process; None: ours
         self.check = lambda: None  # raises when there will be no engine
 
     def start(self, *words, **env):
@@ -116,15 +138,20 @@ class Deployment:
             return re.search(r"tandem: serving \S+ on http://\S+?:(\d+)\n", self.log())
         return int(wait_for("an engine that serves", is_serving, 30).group(1))
 
+    def connect(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=60)
+        with network_of(self.network):
+            connection.connect()
+        return connection
+
     def status_of(self, path):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=10)
+        """None: nobody answers."""
         try:
-            connection.request("GET", path)
-            return connection.getresponse().status
+            with contextlib.closing(self.connect()) as connection:
+                connection.request("GET", path)
+                return connection.getresponse().status
         except OSError:
             return None
-        finally:
-            connection.close()
 
     def wait_until_ready(self):
         wait_for("readiness", lambda: self.status_of("/ready") == 200, 30)
@@ -133,7 +160,7 @@ class Deployment:
         """Begins to answer, as a stream; returns when there is something of it."""
         body = {"prompt": "Once", "seed": SEED, "temperature": 1, "ignore_eos": True,
                 "max_tokens": LENGTH, "stream": True}
-        self.connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=60)
+        self.connection = self.connect()
         self.connection.request("POST", "/v1/completions", json.dumps(body),
                                 {"Content-Type": "application/json",
                                  "Authorization": "Bearer " + self.env.get("TANDEM_API_KEY", "")})

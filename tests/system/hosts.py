@@ -63,6 +63,10 @@ class Hosts:
     def address(self, host):
         return f"{NETWORK}.1{self.names.index(host) + 1}"
 
+    def pid(self, host):
+        """A process that is there as long as the host is."""
+        return self._holders[host].pid
+
     # ---- what runs in a host --------------------------------------------------------------------
 
     def command(self, host, *args):

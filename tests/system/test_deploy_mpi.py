@@ -7,6 +7,7 @@ import time
 import unittest
 
 import deployed
+import hosts
 import tandem
 
 # Open MPI does not run as root unless it is told so twice.
@@ -23,8 +24,8 @@ class Launcher:
         if not shutil.which(self.program):
             self.skipTest(f"no {self.program} on this machine")
 
-    def start(self, deployment, *options, ranks="2", **env):
-        return deployment.start(tandem.deploy("mpi/" + self.name), ranks, *options, "--", "--model",
+    def start(self, deployment, *options, ranks="2", inside=(), **env):
+        return deployment.start(*inside, tandem.deploy("mpi/" + self.name), ranks, *options, "--", "--model",
                                 deployed.model(), "--port", "0", MPIRUN=self.program,
                                 MPIEXEC=self.program, TOKEN=deployed.token(), **{**AS_ROOT, **env})
 
@@ -40,6 +41,21 @@ class Launcher:
             deployment.kill_a_rank()
             self.assertEqual(deployment.answer(), deployed.expected())
             self.assertNotEqual(deployment.ranks(), before)
+            self.assertEqual(deployed.end(command, deployment), 0)
+
+    def test_the_answer_is_the_same_across_hosts(self):
+        with hosts.Hosts(2) as group, deployed.Deployment() as deployment:
+            host_file = tandem.write(self.name + ".hosts", self.host_file)
+            deployment.network = group.pid("h1")
+            command = self.start(deployment, *[word.format(rsh=group.rsh, file=host_file)
+                                               for word in self.host_options],
+                                 inside=group.command("h1"), LISTEN=f"tcp://{group.address('h1')}:0")
+            deployment.wait_until_ready()
+            networks = [os.readlink(f"/proc/{pid}/ns/net") for pid in deployment.ranks()]
+            self.assertEqual(len(set(networks)), 2)
+            deployment.ask()
+            deployment.kill_a_rank()
+            self.assertEqual(deployment.answer(), deployed.expected())
             self.assertEqual(deployed.end(command, deployment), 0)
 
     def test_cores_are_shared_out_and_nobody_outlives_the_script(self):
@@ -75,10 +91,15 @@ class Launcher:
 
 class OpenMpi(Launcher, unittest.TestCase):
     name = "openmpi"
+    host_file = "h1 slots=1\nh2 slots=1\n"
+    # It takes along the variables that it is told of.
+    host_options = ["--hostfile", "{file}", "--mca", "plm_rsh_agent", "{rsh}", "-x", deployed.MARK]
 
 
 class Hydra(Launcher, unittest.TestCase):
     name = "hydra"
+    host_file = "h1:1\nh2:1\n"
+    host_options = ["-f", "{file}", "-launcher", "ssh", "-launcher-exec", "{rsh}"]
 
 
 if __name__ == "__main__":
