@@ -70,7 +70,8 @@ static enum status replace(struct linked_executor *linked, int32_t rank, const c
     struct multiproc *multiproc = of(&linked->executor);
 
     (void)peer;
-    tell_stacks(&multiproc->children[rank], rank);
+    if (rank == linked->link.failed_rank)
+        tell_stacks(&multiproc->children[rank], rank);
     child_close(&multiproc->children[rank]);
     return start_rank(multiproc, rank);
 }

@@ -92,7 +92,7 @@ static bool is_at_work(const struct engine_stats *stats)
     return stats->num_running > 0 && !stats->is_paused && stats->phase != PHASE_RECOVERING;
 }
 
-static enum status check_alive(const struct server *server, const struct engine_stats *stats)
+static enum status check_alive(const struct engine_stats *stats)
 {
     double stalled_s = (double)(clock_now_ns() - stats->progress_ns) / 1e9;
 
@@ -109,12 +109,12 @@ enum status server_check_alive(const struct server *server)
     struct engine_stats stats;
 
     engine_stats(front_engine(server->front), &stats);
-    return check_alive(server, &stats);
+    return check_alive(&stats);
 }
 
 static enum status check_serving(const struct server *server, const struct engine_stats *stats)
 {
-    TRY(check_alive(server, stats));
+    TRY(check_alive(stats));
     if (server->draining || stats->phase == PHASE_DRAINING)
         return fail(ERR_CLOSED, "the server is draining: it takes nothing new, and %d requests run",
                     stats->num_running + stats->num_waiting);
@@ -204,7 +204,7 @@ static void notify_supervisor(struct server *server, const struct engine_stats *
         notify("STATUS=%s on %s: the engine is %s", front_model(server->front)->name,
                http_url(server->http), engine_phase_name(stats->phase));
     server->phase_told = stats->phase;
-    if (!server->watchdog_ms || now_ns < server->watchdog_due_ns || check_alive(server, stats) != OK)
+    if (!server->watchdog_ms || now_ns < server->watchdog_due_ns || check_alive(stats) != OK)
         return;
     notify("WATCHDOG=1");
     server->watchdog_due_ns = clock_deadline_ns(server->watchdog_ms);
