@@ -73,11 +73,6 @@ static enum status need_engine(const struct control_scene *scene)
 
 /* ---- commands that look ---------------------------------------------------------------------- */
 
-static const char *const phase_names[] = {
-    [PHASE_STARTING] = "starting",     [PHASE_LOADING] = "loading",   [PHASE_READY] = "ready",
-    [PHASE_RECOVERING] = "recovering", [PHASE_DRAINING] = "draining", [PHASE_FAILED] = "failed",
-};
-
 static void tell_stats(const struct server *server, json_t *json)
 {
     struct engine_stats stats;
@@ -86,7 +81,7 @@ static void tell_stats(const struct server *server, json_t *json)
     engine_stats(front_engine(server->front), &stats);
     numbers = json_pack(
         "{s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:i, s:i}", "phase",
-        server->draining ? "draining" : phase_names[stats.phase], "model",
+        engine_phase_name(server->draining ? PHASE_DRAINING : stats.phase), "model",
         front_model(server->front)->name, "paused", stats.is_paused, "requests_running",
         stats.num_running, "requests_waiting", stats.num_waiting, "kv_blocks", stats.num_kv_blocks,
         "kv_blocks_used", stats.num_kv_blocks_used, "steps", (json_int_t)stats.num_steps,
@@ -503,9 +498,10 @@ static void act_drain(struct control_call *call)
 static void act_shutdown(struct control_call *call)
 {
     struct server *server = call->server;
+    bool is_now = strcmp(text_arg(call->args, "how", "drain"), "now") == 0;
 
     control_call_end(call, OK, NULL, json_pack("{s:i}", "requests", server->num_posts));
-    if (strcmp(text_arg(call->args, "how", "drain"), "now") == 0)
+    if (is_now)
         server_end(server, "ended by the control command 'shutdown now'");
     else
         server_drain(server, server->options->drain_ms);
