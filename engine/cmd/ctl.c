@@ -23,7 +23,8 @@ static const struct option option_rows[] = {
         "for tcp: the engine's public key, where the key file has no line `server`",
         .value = "KEY"),
     ROW(json, OPTION_BOOL, "false", "the answer as JSON"),
-    ROW(timeout, OPTION_F64, "60", "seconds to wait for the answer", .least = 0.001, .most = 1e6),
+    ROW(timeout, OPTION_F64, "0", "seconds to wait for the answer; 0: 60, on top of what --wait says",
+        .most = 1e6),
     ROW(run_dir, OPTION_TEXT, NULL, "where to look for the engine: its --run-dir",
         .value = "FOLDER"),
 };
@@ -350,6 +351,29 @@ static enum status show(const struct ctl_options *options, const struct control_
     return OK;
 }
 
+/* What a command may take by itself: what follows its --wait. */
+static double wait_of(const struct words *words)
+{
+    double seconds = 0;
+
+    for (size_t i = 1; i < json_array_size(words->command); i++) {
+        const char *word = word_at(words, i), *next = word_at(words, i + 1);
+
+        if (strncmp(word, "--wait=", 7) == 0)
+            seconds = strtod(word + 7, NULL);
+        else if (strcmp(word, "--wait") == 0 && next)
+            seconds = strtod(next, NULL);
+    }
+    return seconds >= 0 && seconds < 1e6 ? seconds : 0;
+}
+
+static double timeout_of(const struct ctl_options *options, const struct words *words)
+{
+    enum { ANSWER_S = 60 };
+
+    return options->timeout > 0 ? options->timeout : ANSWER_S + wait_of(words);
+}
+
 static enum status ask(const struct ctl_options *options, const struct words *words,
                        bool *was_answered)
 {
@@ -371,7 +395,7 @@ static enum status ask(const struct ctl_options *options, const struct words *wo
                 .key = options->key ? &key : NULL,
                 .command = word_at(words, 0),
                 .args = args,
-                .deadline_ns = clock_deadline_ns((int64_t)(options->timeout * 1000)),
+                .deadline_ns = clock_deadline_ns((int64_t)(timeout_of(options, words) * 1000)),
             },
             &answer);
     explicit_bzero(&key, sizeof key);

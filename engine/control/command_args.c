@@ -111,7 +111,8 @@ static enum status read_number(const struct control_command *command, const stru
     bool is_integer = arg->kind == CONTROL_INTEGER;
     char *end = NULL;
     double number = text ? strtod(text, &end) : json_number_value(value);
-    bool is_number = text ? end > text && !*end : json_is_number(value);
+    bool has_unit = end && arg->kind == CONTROL_SECONDS && strcmp(end, "s") == 0; /* "100s" */
+    bool is_number = text ? end > text && (!*end || has_unit) : json_is_number(value);
 
     if (!is_number || !isfinite(number) || (is_integer && number != floor(number)))
         return wrong(command, "%s must be %s", arg->name, is_integer ? "an integer" : "a number");

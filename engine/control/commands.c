@@ -80,9 +80,9 @@ static void tell_stats(const struct server *server, json_t *json)
 
     engine_stats(front_engine(server->front), &stats);
     numbers = json_pack(
-        "{s:s, s:s, s:b, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:i, s:i}", "phase",
+        "{s:s, s:s, s:b, s:b, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:i, s:i}", "phase",
         engine_phase_name(server->draining ? PHASE_DRAINING : stats.phase), "model",
-        front_model(server->front)->name, "paused", stats.is_paused, "requests_running",
+        front_model(server->front)->name, "paused", stats.is_paused, "asleep", (int)server->asleep, "requests_running",
         stats.num_running, "requests_waiting", stats.num_waiting, "kv_blocks", stats.num_kv_blocks,
         "kv_blocks_used", stats.num_kv_blocks_used, "steps", (json_int_t)stats.num_steps,
         "progress_ms", (json_int_t)clock_ms(clock_now_ns() - stats.progress_ns), "preemptions",
@@ -277,7 +277,10 @@ static void act_pause(struct control_call *call)
 
 static void act_resume(struct control_call *call)
 {
-    given(call, engine_resume(engine_of(call), end_order, call));
+    if (call->server->asleep)
+        control_call_end(call, ERR_INVALID, "the ranks sleep: wake them", NULL);
+    else
+        given(call, engine_resume(engine_of(call), end_order, call));
 }
 
 static void act_reset_prefix_cache(struct control_call *call)
@@ -308,25 +311,39 @@ static void act_abort(struct control_call *call)
 
 /*
  * Several orders behind one command: the engine pauses, the ranks do something, the engine goes on. Each
- * answer gives the next order; the first failure ends it, and leaves the engine paused: who has half done
- * something to the ranks must not let requests run on it.
+ * answer gives the next order. Where the ranks have failed, the engine stays paused: who has half done
+ * something to them must not let requests run on it. Where they were not even asked, it goes on.
  */
-static void end_resumed(void *user, enum status status, const char *text)
+static void end_paused(void *user, enum status status, const char *text)
 {
-    control_call_end(user, status, text, NULL);
+    AUTO_MEM char *why = mem_printf("%s; the engine stays paused", text);
+
+    control_call_end(user, status, why, NULL);
 }
 
 static void resume_after(void *user, enum status status, const char *text)
 {
     struct control_call *call = user;
 
-    if (status != OK) {
-        AUTO_MEM char *why = mem_printf("%s; the engine stays paused", text);
+    if (status != OK)
+        end_paused(call, status, text);
+    else if (call->was_paused)
+        control_call_end(call, OK, NULL, NULL);
+    else
+        given(call, engine_resume(engine_of(call), end_order, call));
+}
 
-        control_call_end(call, status, why, NULL);
+static void call_ranks(struct control_call *call, const char *name, const char *args,
+                       engine_listener *then)
+{
+    enum status status = engine_call_workers(engine_of(call), name, args, then, call);
+    AUTO_MEM char *why = mem_strdup(fail_text());
+
+    if (status == OK)
         return;
-    }
-    given(call, engine_resume(engine_of(call), end_resumed, call));
+    if (!call->was_paused && engine_resume(engine_of(call), NULL, NULL) != OK)
+        log_warn("the engine stays paused: %s", fail_text());
+    control_call_end(call, status, why, NULL);
 }
 
 static void call_reload(void *user, enum status status, const char *text)
@@ -337,8 +354,7 @@ static void call_reload(void *user, enum status status, const char *text)
 
     json_decref(args);
     if (status == OK)
-        given(call, engine_call_workers(engine_of(call), "reload_weights", args_text,
-                                        call->stage ? end_order : resume_after, call));
+        call_ranks(call, "reload_weights", args_text, resume_after);
     else
         control_call_end(call, status, text, NULL);
 }
@@ -347,8 +363,19 @@ static void call_reload(void *user, enum status status, const char *text)
  * stays so. */
 static void act_weights_reload(struct control_call *call)
 {
-    call->stage = engine_is_paused(engine_of(call));
+    call->was_paused = engine_is_paused(engine_of(call));
     given(call, engine_pause(engine_of(call), PAUSE_WAIT, true, call_reload, call));
+}
+
+static void ranks_sleep(void *user, enum status status, const char *text)
+{
+    struct control_call *call = user;
+
+    call->server->asleep = true; /* some of them, if it failed: wake wakes them */
+    if (status == OK)
+        control_call_end(call, OK, NULL, NULL);
+    else
+        end_paused(call, status, text);
 }
 
 static void call_sleep(void *user, enum status status, const char *text)
@@ -357,7 +384,7 @@ static void call_sleep(void *user, enum status status, const char *text)
     AUTO_MEM char *args = mem_printf("{\"level\": %" PRId64 "}", integer_arg(call->args, "level", 1));
 
     if (status == OK)
-        given(call, engine_call_workers(engine_of(call), "sleep", args, end_order, call));
+        call_ranks(call, "sleep", args, ranks_sleep);
     else
         control_call_end(call, status, text, NULL);
 }
@@ -366,14 +393,27 @@ static void act_sleep(struct control_call *call)
 {
     enum pause_mode mode = PAUSE_ABORT;
 
+    call->was_paused = engine_is_paused(engine_of(call));
     given(call, pause_mode_parse(text_arg(call->args, "mode", "abort"), &mode) == OK
                     ? engine_pause(engine_of(call), mode, true, call_sleep, call)
                     : ERR_INVALID);
 }
 
+static void ranks_wake(void *user, enum status status, const char *text)
+{
+    struct control_call *call = user;
+
+    if (status == OK)
+        call->server->asleep = false;
+    resume_after(call, status, text);
+}
+
 static void act_wake(struct control_call *call)
 {
-    given(call, engine_call_workers(engine_of(call), "wake_up", "{}", resume_after, call));
+    if (call->server->asleep)
+        call_ranks(call, "wake_up", "{}", ranks_wake);
+    else
+        control_call_end(call, ERR_INVALID, "the ranks do not sleep", NULL);
 }
 
 /* ---- settings -------------------------------------------------------------------------------- */

@@ -96,6 +96,7 @@ static void arguments_come_as_words_or_by_name(void **state)
     (void)state;
     expect_args("drain", "[]", "{}");
     expect_args("drain", "[\"--wait\", \"2.5\"]", "{\"wait\":2.5}");
+    expect_args("drain", "[\"--wait\", \"100s\"]", "{\"wait\":100.0}");
     expect_args("drain", "[\"--wait=2\"]", "{\"wait\":2.0}");
     expect_args("drain", "{\"wait\": 2}", "{\"wait\":2.0}");
     expect_args("config", "[\"set\", \"tp\", \"4\"]", "{\"name\":\"tp\",\"value\":\"4\"}");

@@ -199,6 +199,20 @@ class Act(unittest.TestCase):
 
 
 class Ranks(unittest.TestCase):
+    def test_an_engine_sleeps_and_wakes(self):
+        with Controlled("--tp", "2") as server:
+            code, _, err = server.ctl("sleep")
+            if code != OK:  # as long as ranks do not know how
+                self.assertIn("the engine stays paused", err)
+                return
+            self.assertTrue(server.tell("status")["asleep"])
+            code, err = server.refused("resume")
+            self.assertEqual((code, "the ranks sleep" in err), (USAGE, True))
+            server.tell("wake")
+            self.assertFalse(server.tell("status")["paused"])
+            server.complete()
+            self.assertEqual(server.refused("wake")[0], USAGE)
+
     def test_a_rank_is_replaced_while_a_stream_goes_on(self):
         with Controlled("--tp", "2") as server, server.open_stream():
             wait_for("tokens", lambda: server.tell("status")["steps"] > 3)
