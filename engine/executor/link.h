@@ -19,7 +19,7 @@ struct link_rank {
     struct heartbeat heartbeat; /* the last */
     int64_t moved_ns;           /* since when its device is where the heartbeat says */
     int64_t replied;            /* the call that it replied to last */
-    int32_t restarts;
+    _Atomic int32_t restarts; /* link_workers reads it */
     bool is_lost;
     char waiting[CHANNEL_MAX_NAME + 1]; /* a process that wants its place before we knew that it is free: its name */
     struct frame *hello;                /* and what it said; NULL: there is none */
