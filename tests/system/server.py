@@ -57,14 +57,14 @@ def shared():
 
 
 class Server:
-    """tandem serve on a free port, as a context manager."""
+    """tandem serve on a free port, as a context manager; launcher: the words that it is started by."""
 
-    def __init__(self, *options, env=None, model_file=None):
+    def __init__(self, *options, env=None, model_file=None, launcher=()):
         self.log_path = tandem.path(f"log-{time.monotonic_ns()}")
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [tandem.PROGRAM, "serve", "--model", model_file or model(), "--served-model-name", "tiny",
-                 "--port", "0", *options],
+                [*launcher, tandem.PROGRAM, "serve", "--model", model_file or model(),
+                 "--served-model-name", "tiny", "--port", "0", *options],
                 stdout=subprocess.PIPE, stderr=log, env={**os.environ, **(env or {})})
         atexit.register(self.process.kill)  # whatever happens
         line = self.process.stdout.readline().decode()

@@ -73,14 +73,32 @@ def descendants(pid):
     return below - {pid}
 
 
+def rank_of(pid):
+    """The rank that a process runs, as it was told by word or by its launcher; None: it runs none."""
+    words = words_of(pid)
+    if "worker" not in words[1:3]:
+        return None
+    if "--rank" in words:
+        return int(words[words.index("--rank") + 1])
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            told = [word[12:] for word in file.read().split(b"\0") if word.startswith(b"TANDEM_RANK=")]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(told[0]) if told else None
+
+
 def workers(pid):
     """{rank: process} of the ranks below this process that are there now."""
-    ranks = {}
-    for child in descendants(pid):
-        words = words_of(child)
-        if "worker" in words[:3] and "--rank" in words:
-            ranks[int(words[words.index("--rank") + 1])] = child
+    ranks = {rank_of(child): child for child in descendants(pid)}
+    ranks.pop(None, None)
     return ranks
+
+
+def engine(pid):
+    """The engine, which may be this process or one that it has launched."""
+    return next((child for child in descendants(pid) if "serve" in words_of(child)[1:3]
+                 and tandem.PROGRAM in words_of(child)[:1]), pid)
 
 
 def num_fds(pid):
@@ -310,16 +328,11 @@ def longest_pause(times, begin, end):
     return over - begin, length
 
 
-def serve(options, model_file):
+def serve(options, model_file, launcher=()):
     """tandem serve with what the grammars need."""
     if GRAMMARS:
         options = [*options, "--grammar-folder", str(GRAMMARS), "--grammar-compile-timeout", "30"]
-    return Server(*options, model_file=model_file)
-
-
-def knows_option(name):
-    """Does this program's serve have the option?"""
-    return name in tandem.run("serve", "--help")[1]
+    return Server(*options, model_file=model_file, launcher=launcher)
 
 
 KILLS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
