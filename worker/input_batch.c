@@ -111,6 +111,14 @@ void input_batch_set_num_blocks(struct input_batch *batch, int32_t num_blocks)
     batch->num_kv_blocks = num_blocks;
 }
 
+void input_batch_forget(struct input_batch *batch)
+{
+    for (int32_t slot = 0; slot < batch->num_slots; slot++)
+        batch->slots[slot].is_used = false;
+    for (int i = 0; i < NUM_STAGING; i++)
+        batch->staged[i].step = -1;
+}
+
 /* ---- does the plan fit? --------------------------------------------------------------------- */
 
 enum mark { IS_FINISHED = 1, IS_NEW = 2, HAS_ROW = 4 };

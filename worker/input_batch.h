@@ -62,6 +62,9 @@ DEFINE_AUTO_FREE(input_batch)
 /* Blocks ids below this are valid from now on. */
 void input_batch_set_num_blocks(struct input_batch *batch, int32_t num_blocks);
 
+/* No request is known any more, and no step is staged. */
+void input_batch_forget(struct input_batch *batch);
+
 /* Checks the plan against all that is known here, then takes it in: ERR_MISMATCH names the row and
  * both values, and nothing was changed. */
 MUST_USE enum status input_batch_stage(struct input_batch *batch, int64_t step,

@@ -220,18 +220,22 @@ static void load_table(struct loader *loader, const struct tensor_row *table, in
     }
 }
 
-static void load_all(struct loader *loader, const struct model_options *options)
+static enum status load_all(struct loader *loader, const struct model_options *options)
 {
     struct weights *weights = loader->weights;
     int32_t num_layers = loader->config->num_layers;
 
     load_table(loader, loader->tables->of_model, OF_MODEL, weights);
     for (int32_t i = 0; i < num_layers; i++) {
+        if (options->is_given_up &&
+            atomic_load_explicit(options->is_given_up, memory_order_relaxed))
+            return fail(ERR_ABORTED, "loading was given up at layer %d of %d", i, num_layers);
         load_table(loader, loader->tables->of_layer, i, &weights->layers[i]);
         work_count_add(options->work);
         if (options->progress && !slab_is_measuring(&weights->slab))
             options->progress(options->user, (i + 1.0) / num_layers);
     }
+    return OK;
 }
 
 /* Each matrix of the layer is read after *last, which moves on. */
@@ -268,10 +272,10 @@ enum status weights_load(struct weights *weights, struct device *dev, const stru
 
     TRY(check_all(&loader));
     *weights = (struct weights){.layers = mem_new_array(struct layer, loader.config->num_layers)};
-    load_all(&loader, options); /* measures */
+    TRY(load_all(&loader, options)); /* measures */
     TRY(slab_open(&weights->slab, dev, "the weights"));
     device_expect_full(dev, weights->slab.base, weights->slab.bytes);
-    load_all(&loader, options);
+    TRY(load_all(&loader, options));
     chain_matrices(weights, loader.config->num_layers);
     return OK;
 }

@@ -36,6 +36,8 @@ struct wire {
     int64_t start_ns, loaded_ns;
     int64_t beat_at_ns;
     int64_t num_beats;
+    struct worker_call open_call; /* that goes on */
+    int64_t open_call_id;
     int load_percent; /* that was told last; the device thread's */
     bool is_aborted; /* another rank is lost: what comes is for nobody until the next WELCOME */
     bool stops;
@@ -90,13 +92,12 @@ static enum status tell_ready(struct wire *wire)
 {
     const struct model_config *config = model_file_config(wire->model);
     const struct worker_memory *memory = &wire->memory;
-    char fingerprint[17];
+    struct worker_weights weights = worker_weights(wire->worker);
 
-    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, model_file_fingerprint(wire->model));
     return tell(wire, &ready_type, -1,
                 &(struct ready){
                     .rank = wire->options.rank,
-                    .fingerprint = fingerprint,
+                    .fingerprint = weights.fingerprint,
                     .weights_bytes = memory->weight_bytes,
                     .step_weights_bytes = memory->step_weight_bytes,
                     .free_bytes = memory->available_bytes,
@@ -108,6 +109,31 @@ static enum status tell_ready(struct wire *wire)
                     .vocab_size = config->vocab_size,
                     .load_ms = clock_ms(wire->loaded_ns - wire->start_ns),
                 });
+}
+
+static enum status tell_reply(struct wire *wire, int64_t id, enum status status,
+                              struct bytes *reply)
+{
+    return tell(wire, &reply_type, -1,
+                &(struct reply){.id = id,
+                                .rank = wire->options.rank,
+                                .status = (int32_t)status,
+                                .text = status != OK      ? fail_text()
+                                        : reply->size > 0 ? bytes_text(reply)
+                                                          : ""});
+}
+
+/* Of the call that goes on, if it has come to its end. */
+static enum status tell_call_end(struct wire *wire)
+{
+    AUTO_CLOSE(bytes) struct bytes reply = {0};
+    bool is_over = false;
+    enum status status;
+
+    if (!wire->open_call.procedure)
+        return OK;
+    status = worker_call_end(wire->worker, &wire->open_call, false, &reply, &is_over);
+    return is_over ? tell_reply(wire, wire->open_call_id, status, &reply) : OK;
 }
 
 /* ---- what the engine says ------------------------------------------------------------------- */
@@ -264,7 +290,25 @@ static const struct {
     {"trace", call_trace},
 };
 
-static enum status run_call(struct wire *wire, const struct call *call, struct bytes *reply)
+/* The others' are the worker's own. One may go on while steps are, and its reply comes when it is over. */
+static enum status run_procedure(struct wire *wire, const struct call *call, struct bytes *reply,
+                                 bool *is_over_out)
+{
+    struct worker_call begun = {0};
+
+    if (wire->open_call.procedure && strcmp(call->name, "stacks") != 0)
+        return fail(ERR_MISMATCH, "call %s comes while another goes on", call->name);
+    TRY(worker_call_begin(wire->worker, call->name, call->args, &begun));
+    TRY(worker_call_end(wire->worker, &begun, false, reply, is_over_out));
+    if (!*is_over_out) {
+        wire->open_call = begun;
+        wire->open_call_id = call->id;
+    }
+    return OK;
+}
+
+static enum status run_call(struct wire *wire, const struct call *call, struct bytes *reply,
+                            bool *is_over_out)
 {
     for (size_t i = 0; i < COUNT_OF(calls); i++)
         if (strcmp(calls[i].name, call->name) == 0) {
@@ -274,22 +318,17 @@ static enum status run_call(struct wire *wire, const struct call *call, struct b
             json_decref(args);
             return status;
         }
-    return fail(ERR_NOT_FOUND, "no call is named '%.64s'", call->name);
+    return run_procedure(wire, call, reply, is_over_out);
 }
 
 static enum status on_call(struct wire *wire, const struct message *message)
 {
     const struct call *call = message->body;
     AUTO_CLOSE(bytes) struct bytes reply = {0};
-    enum status status = run_call(wire, call, &reply);
+    bool is_over = true;
+    enum status status = run_call(wire, call, &reply, &is_over);
 
-    return tell(wire, &reply_type, -1,
-                &(struct reply){.id = call->id,
-                                .rank = wire->options.rank,
-                                .status = (int32_t)status,
-                                .text = status != OK     ? fail_text()
-                                        : reply.size > 0 ? bytes_text(&reply)
-                                                         : ""});
+    return is_over ? tell_reply(wire, call->id, status, &reply) : OK;
 }
 
 static enum status on_shutdown(struct wire *wire, const struct message *message)
@@ -307,6 +346,7 @@ static enum status on_welcome(struct wire *wire, const struct message *message)
                     wire->epoch);
     wire->epoch = message->header.epoch;
     wire->is_aborted = false;
+    wire->open_call.procedure = NULL; /* nobody waits for its reply any more */
     if (!worker_is_loaded(wire->worker))
         return OK; /* READY follows the load */
     TRY(worker_reset(wire->worker));
@@ -477,6 +517,7 @@ static enum status serve(struct wire *wire)
             TRY(beat(wire));
         if (poll(&output, 1, 0) > 0) {
             TRY(worker_is_loaded(wire->worker) ? tell_answers(wire) : on_loaded(wire));
+            TRY(tell_call_end(wire));
         }
         if (channel_recv(wire->channel, &received)) {
             TRY(handle(wire, &received));

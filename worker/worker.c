@@ -10,6 +10,7 @@
 #include "worker/input_batch.h"
 #include "worker/models/model.h"
 #include "worker/prompt_logprobs.h"
+#include "worker/reload.h"
 #include "worker/sampler.h"
 
 #include <inttypes.h>
@@ -35,6 +36,10 @@ enum verb {
     VERB_EXECUTE_MODEL,
     VERB_SAMPLE,
     VERB_RESET,
+    VERB_SLEEP,
+    VERB_WAKE_UP,
+    VERB_SWAP_WEIGHTS,
+    VERB_DROP_WEIGHTS,
     VERB_STOP
 };
 
@@ -44,6 +49,7 @@ struct command {
     enum verb verb;
     int64_t step;
     int32_t num_blocks; /* VERB_INITIALIZE_KV_CACHE */
+    int32_t sleep_level; /* VERB_SLEEP */
     const char *path;   /* VERB_CONNECT; borrowed until it is answered; NULL: */
     struct comm_net *net; /* owned */
     struct comm_net_group group;
@@ -72,14 +78,28 @@ struct step_slot {
     const uint32_t **bitmasks; /* [max_num_seqs] by sample: NULL where none is due */
 };
 
+/* Where weights come from. */
+struct origin {
+    const struct model_file *file;
+    struct model_file *owned; /* the same, unless it is the caller's */
+    uint64_t fingerprint;
+};
+
 struct worker {
     struct worker_options options;
-    const struct model_file *file;
+    const struct model_file *file; /* the words and the shape */
     pthread_t thread;
     bool thread_runs;
     struct mailbox commands, answers;
     struct command connect, initialize, reset, stop;
     struct answer setup;
+    struct command change; /* sleep, wake-up, swap or drop */
+    struct answer changed;
+    bool is_changing; /* it is on its way */
+    struct reload *reload; /* NULL: nothing is being loaded */
+    enum status change_status; /* what the last change came to */
+    struct worker_weights weights;
+    char refusal[1024];
     bool is_loaded, is_connected;
     int64_t next_step; /* the one prepare_inputs may name; -1: any */
     struct step_slot steps[NUM_STEPS];
@@ -90,7 +110,9 @@ struct worker {
     /* the device thread's */
     struct device *device;
     struct comm *comm; /* the wire thread may abort it while it is connected */
-    struct model *model;
+    struct model *model; /* NULL: asleep without weights */
+    struct model *spare; /* beside it; NULL: none */
+    struct origin origin, spare_origin; /* the wire thread's while nothing changes */
     struct sampler *sampler; /* NULL: the device draws without logits */
     struct prompt_logprobs *prompt_logprobs;
     float *logits;           /* [max_num_seqs, tokens of this rank's shard] */
@@ -187,10 +209,15 @@ static enum status connect_ranks(struct worker *worker, const struct command *co
     return OK;
 }
 
-static void disconnect_ranks(struct worker *worker)
+static void drop_sampler(struct worker *worker)
 {
     prompt_logprobs_free(give(worker->prompt_logprobs));
     sampler_free(give(worker->sampler));
+}
+
+static void disconnect_ranks(struct worker *worker)
+{
+    drop_sampler(worker);
     if (worker->model)
         model_connect(worker->model, NULL);
     comm_close(give(worker->comm));
@@ -225,22 +252,37 @@ static enum status open_device(const struct worker_options *options, struct devi
                        out);
 }
 
+static struct model_options model_options_of(struct worker *worker)
+{
+    const struct worker_options *options = &worker->options;
+
+    return (struct model_options){
+        .rank = options->rank,
+        .world = options->world,
+        .max_batched_tokens = options->max_batched_tokens,
+        .max_logit_rows = options->max_num_seqs,
+        .inexact_sums = options->inexact_sums,
+        .work = &worker->work,
+        .max_position = options->max_model_len,
+    };
+}
+
+static enum status load_weights(struct worker *worker)
+{
+    struct model_options options = model_options_of(worker);
+
+    options.progress = worker->options.progress;
+    options.user = worker->options.user;
+    return model_load(worker->device, worker->origin.file, &options, &worker->model);
+}
+
 static enum status load(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
 
     TRY(open_device(options, &worker->device));
-    TRY(model_load(worker->device, worker->file,
-                   &(struct model_options){.rank = options->rank,
-                                           .world = options->world,
-                                           .max_batched_tokens = options->max_batched_tokens,
-                                           .max_logit_rows = options->max_num_seqs,
-                                           .inexact_sums = options->inexact_sums,
-                                           .work = &worker->work,
-                                           .max_position = options->max_model_len,
-                                           .progress = options->progress,
-                                           .user = options->user},
-                   &worker->model));
+    TRY(load_weights(worker));
+    worker->origin.fingerprint = model_file_fingerprint(worker->file);
     model_file_drop_pages(worker->file);
     TRY(make_logits(worker));
     if (options->world == 1)
@@ -263,6 +305,7 @@ static void unload(struct worker *worker)
     mem_free(worker->results);
     mem_unmap(worker->logits, worker->logits_bytes);
     model_free(worker->model);
+    model_free(worker->spare);
     device_close(worker->device);
 }
 
@@ -519,6 +562,97 @@ static void reset(struct worker *worker)
     disconnect_ranks(worker);
 }
 
+static void sleep_now(struct worker *worker, int32_t level)
+{
+    drop_sampler(worker);
+    if (worker->model) {
+        worker->weights.kv_bytes = model_kv_bytes(worker->model);
+        model_free_kv(worker->model);
+    }
+    if (level == 1)
+        return;
+    if (worker->model)
+        worker->weights.weight_bytes = model_weight_bytes(worker->model);
+    if (worker->spare)
+        worker->weights.weight_bytes += model_weight_bytes(worker->spare);
+    model_free(give(worker->model));
+    model_free(give(worker->spare));
+}
+
+/* Its file may have been written to, though nobody should. */
+static enum status load_weights_again(struct worker *worker)
+{
+    uint64_t fingerprint = model_file_fingerprint(worker->origin.file);
+
+    if (fingerprint != worker->origin.fingerprint)
+        return fail(ERR_CORRUPT,
+                    "the model's file has changed: its fingerprint is %016" PRIx64
+                    ", that of the weights before was %016" PRIx64,
+                    fingerprint, worker->origin.fingerprint);
+    TRY(load_weights(worker));
+    model_file_drop_pages(worker->origin.file);
+    model_connect(worker->model, worker->comm);
+    worker->weights.weight_bytes = model_weight_bytes(worker->model);
+    return OK;
+}
+
+static enum status wake_up_now(struct worker *worker)
+{
+    if (!worker->model)
+        TRY(load_weights_again(worker));
+    TRY(model_alloc_kv(worker->model, worker->initialize.num_blocks));
+    worker->weights.kv_bytes = model_kv_bytes(worker->model);
+    make_sampler(worker);
+    return OK;
+}
+
+static void swap_weights_now(struct worker *worker)
+{
+    struct model *replaced = worker->model;
+    struct origin origin = worker->origin;
+
+    drop_sampler(worker);
+    model_take_kv(worker->spare, replaced);
+    model_connect(worker->spare, worker->comm);
+    model_connect(replaced, NULL);
+    worker->model = worker->spare;
+    worker->origin = worker->spare_origin;
+    worker->spare = replaced;
+    worker->spare_origin = origin;
+    make_sampler(worker);
+}
+
+static enum status change_now(struct worker *worker, const struct command *command)
+{
+    worker->weights.kv_bytes = worker->weights.weight_bytes = 0;
+    switch (command->verb) {
+    case VERB_SLEEP:
+        sleep_now(worker, command->sleep_level);
+        return OK;
+    case VERB_WAKE_UP:
+        return wake_up_now(worker);
+    case VERB_SWAP_WEIGHTS:
+        swap_weights_now(worker);
+        return OK;
+    default:
+        worker->weights.weight_bytes = model_weight_bytes(worker->spare);
+        model_free(give(worker->spare));
+        return OK;
+    }
+}
+
+/* A change that fails is no failure of the rank's. */
+static void change(struct worker *worker, const struct command *command)
+{
+    struct answer *answer = &worker->changed;
+
+    answer->status = change_now(worker, command);
+    if (answer->status != OK)
+        snprintf(answer->text, sizeof answer->text, "%s", fail_text());
+    if (mailbox_push(&worker->answers, &answer->mail) != OK)
+        ASSERT(false, "%s", fail_text());
+}
+
 static void obey(struct worker *worker, const struct command *command)
 {
     switch (command->verb) {
@@ -531,6 +665,12 @@ static void obey(struct worker *worker, const struct command *command)
     case VERB_RESET:
         reset(worker);
         reply(worker, &worker->setup, -1, OK);
+        break;
+    case VERB_SLEEP:
+    case VERB_WAKE_UP:
+    case VERB_SWAP_WEIGHTS:
+    case VERB_DROP_WEIGHTS:
+        change(worker, command);
         break;
     default:
         run_step(worker, command);
@@ -592,6 +732,7 @@ enum status worker_new(const struct worker_options *options, const struct model_
         worker->options.local_world = options->world;
     }
     worker->file = model;
+    worker->origin.file = model;
     worker->next_step = -1;
     atomic_store(&worker->device_step, -1);
     worker->is_connected = options->world == 1; /* by loading */
@@ -604,8 +745,8 @@ enum status worker_new(const struct worker_options *options, const struct model_
         worker->steps[i].sample.verb = VERB_SAMPLE;
         worker->steps[i].bitmasks = mem_new_array(const uint32_t *, (size_t)options->max_num_seqs);
     }
-    TRY(mailbox_open(&worker->commands, 2 * NUM_STEPS + 4));
-    TRY(mailbox_open(&worker->answers, NUM_STEPS + 1));
+    TRY(mailbox_open(&worker->commands, 2 * NUM_STEPS + 5));
+    TRY(mailbox_open(&worker->answers, NUM_STEPS + 3));
     TRY(make_batch(worker));
     if (pthread_create(&worker->thread, NULL, device_loop, worker) != 0)
         return fail(ERR_IO, "no thread for the device: %m");
@@ -614,10 +755,22 @@ enum status worker_new(const struct worker_options *options, const struct model_
     return OK;
 }
 
+/* While the device is there that its model would have run on. */
+static void drop_reload(struct worker *worker)
+{
+    if (!worker->reload)
+        return;
+    reload_stop(worker->reload);
+    while (mailbox_pop(&worker->answers)) /* nobody waits for any */
+        continue;
+    reload_free(worker->reload);
+}
+
 void worker_free(struct worker *worker)
 {
     if (!worker)
         return;
+    drop_reload(worker);
     if (worker->thread_runs) {
         command(worker, &worker->stop);
         pthread_join(worker->thread, NULL);
@@ -633,6 +786,8 @@ void worker_free(struct worker *worker)
     }
     mailbox_close(&worker->commands);
     mailbox_close(&worker->answers);
+    model_file_free(worker->origin.owned);
+    model_file_free(worker->spare_origin.owned);
     mem_free(worker);
 }
 
@@ -641,10 +796,37 @@ int worker_output_fd(const struct worker *worker)
     return mailbox_fd(&worker->answers);
 }
 
+static void end_change(struct worker *worker);
+static void end_reload(struct worker *worker);
+
+/* true: it was what a change came to. */
+static bool take_change(struct worker *worker, struct mail *mail)
+{
+    if (mail == &worker->changed.mail)
+        end_change(worker);
+    else if (worker->reload && mail == reload_mail(worker->reload))
+        end_reload(worker);
+    else
+        return false;
+    return true;
+}
+
+/* The next answer; NULL: there is none. */
+static struct mail *next_answer(struct worker *worker, bool wait)
+{
+    struct mail *mail;
+
+    do
+        mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1))
+                    : mailbox_pop(&worker->answers);
+    while (mail && take_change(worker, mail));
+    return mail;
+}
+
 /* Waits for what loading, or another command that is no step, came to. */
 static enum status wait_setup(struct worker *worker)
 {
-    struct mail *mail = mailbox_wait(&worker->answers, clock_deadline_ns(-1));
+    struct mail *mail = next_answer(worker, true);
     const struct answer *answer = MAIL_ITEM(mail, struct answer, mail);
 
     ASSERT(answer == &worker->setup);
@@ -723,10 +905,11 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
     if (!worker->is_loaded || (before > 0 && before != num_blocks) || num_blocks < 1)
         return fail(ERR_MISMATCH, "the KV cache is sized once, after loading, with 1 block or more");
-    if (before == 0) {
+    if (before == 0 || worker->weights.sleep_level == 1) {
         worker->initialize.num_blocks = num_blocks;
         command(worker, &worker->initialize);
         TRY(wait_setup(worker));
+        worker->weights.sleep_level = 0;
     }
     input_batch_set_num_blocks(worker->batch, num_blocks);
     return OK;
@@ -740,7 +923,7 @@ static enum status wait_reset(struct worker *worker)
 
     do
         mail = mailbox_wait(&worker->answers, deadline_ns);
-    while (mail && mail != &worker->setup.mail);
+    while (mail && (take_change(worker, mail) || mail != &worker->setup.mail));
     return mail ? OK
                 : fail(ERR_TIMEOUT, "the device has not come back %d ms after an abort",
                        RESET_TIMEOUT_MS);
@@ -749,6 +932,9 @@ static enum status wait_reset(struct worker *worker)
 enum status worker_reset(struct worker *worker)
 {
     ASSERT(worker->is_loaded);
+    if (worker->weights.sleep_level > 1 || worker->is_changing)
+        return fail(ERR_MISMATCH, "the ranks meet anew while this one is asleep without weights or "
+                                  "changes them: another process is to take its place");
     worker_abort(worker);
     command(worker, &worker->reset);
     TRY(wait_reset(worker));
@@ -759,6 +945,216 @@ enum status worker_reset(struct worker *worker)
     input_batch_free(give(worker->batch));
     TRY(make_batch(worker));
     return worker->options.world == 1 ? worker_connect(worker, NULL) : OK;
+}
+
+/* ---- the wire thread: memory and weights ---------------------------------------------------- */
+
+static void write_fingerprint(uint64_t fingerprint, char out[static 17])
+{
+    snprintf(out, 17, "%016" PRIx64, fingerprint);
+}
+
+static void note_spare(struct worker *worker, enum spare_weights spare)
+{
+    struct worker_weights *weights = &worker->weights;
+
+    weights->spare = spare;
+    weights->spare_bytes = worker->spare ? model_weight_bytes(worker->spare) : 0;
+    weights->spare_fingerprint[0] = '\0';
+    if (worker->spare)
+        write_fingerprint(worker->spare_origin.fingerprint, weights->spare_fingerprint);
+    else
+        model_file_free(give(worker->spare_origin.owned));
+}
+
+static void end_change(struct worker *worker)
+{
+    struct worker_weights *weights = &worker->weights;
+
+    worker->is_changing = false;
+    worker->change_status = worker->changed.status;
+    if (worker->changed.status != OK)
+        snprintf(worker->refusal, sizeof worker->refusal, "%s", worker->changed.text);
+    switch (worker->change.verb) {
+    case VERB_SLEEP:
+        weights->sleep_level = worker->change.sleep_level;
+        input_batch_forget(worker->batch);
+        if (weights->sleep_level > 1)
+            note_spare(worker, SPARE_NONE);
+        break;
+    case VERB_WAKE_UP: /* it may have come half the way */
+        weights->sleep_level = worker->changed.status == OK ? 0 : worker->model ? 1 : 2;
+        break;
+    case VERB_SWAP_WEIGHTS:
+        input_batch_forget(worker->batch);
+        note_spare(worker, weights->spare == SPARE_LOADED ? SPARE_REPLACED : SPARE_LOADED);
+        break;
+    default:
+        note_spare(worker, SPARE_NONE);
+    }
+}
+
+static void end_reload(struct worker *worker)
+{
+    struct reloaded loaded;
+
+    worker->change_status = reload_end(give(worker->reload), &loaded);
+    if (worker->change_status != OK) {
+        snprintf(worker->refusal, sizeof worker->refusal, "%s", fail_text());
+        note_spare(worker, SPARE_REFUSED);
+        return;
+    }
+    worker->spare = loaded.model;
+    worker->spare_origin = (struct origin){loaded.file, loaded.file, loaded.fingerprint};
+    worker->weights.load_ms = loaded.load_ms;
+    note_spare(worker, SPARE_LOADED);
+}
+
+static enum status check_idle(const struct worker *worker, const char *what)
+{
+    if (worker->initialize.num_blocks == 0 || !worker->is_connected)
+        return fail(ERR_MISMATCH, "%s before the rank is ready for steps", what);
+    if (worker->is_changing || worker->reload)
+        return fail(ERR_MISMATCH, "%s while %s", what,
+                    worker->reload ? "weights are being loaded" : "another change goes on");
+    return OK;
+}
+
+static bool has_steps(const struct worker *worker)
+{
+    for (int i = 0; i < NUM_STEPS; i++)
+        if (worker->steps[i].phase != PHASE_EMPTY)
+            return true;
+    return false;
+}
+
+static enum status check_between_steps(const struct worker *worker, const char *what)
+{
+    TRY(check_idle(worker, what));
+    if (has_steps(worker))
+        return fail(ERR_MISMATCH, "%s while a step is in hand", what);
+    return OK;
+}
+
+static void begin_change(struct worker *worker, enum verb verb)
+{
+    worker->change.verb = verb;
+    worker->is_changing = true;
+    command(worker, &worker->change);
+}
+
+/* Nothing to do: over, and well. */
+static enum status change_nothing(struct worker *worker)
+{
+    worker->change_status = OK;
+    worker->weights.kv_bytes = worker->weights.weight_bytes = 0;
+    return OK;
+}
+
+enum status worker_sleep(struct worker *worker, int32_t level)
+{
+    if (level < 1 || level > 2)
+        return fail(ERR_INVALID, "sleep at level %d; there are 1 and 2", level);
+    TRY(check_between_steps(worker, "sleep"));
+    if (level <= worker->weights.sleep_level)
+        return change_nothing(worker);
+    worker->change.sleep_level = level;
+    begin_change(worker, VERB_SLEEP);
+    return OK;
+}
+
+enum status worker_wake_up(struct worker *worker)
+{
+    TRY(check_idle(worker, "wake-up"));
+    if (worker->weights.sleep_level == 0)
+        return change_nothing(worker);
+    begin_change(worker, VERB_WAKE_UP);
+    return OK;
+}
+
+enum status worker_load_weights(struct worker *worker, const char *path)
+{
+    TRY(check_idle(worker, "load of weights"));
+    if (worker->spare)
+        return fail(ERR_MISMATCH, "load of weights while others, of fingerprint %s, are kept beside "
+                                  "those in use: drop them first",
+                    worker->weights.spare_fingerprint);
+    if (worker->weights.sleep_level > 0)
+        return fail(ERR_MISMATCH, "load of weights while the rank is asleep");
+    TRY(reload_start(&(struct reload_options){.path = path,
+                                              .running = worker->file,
+                                              .model = model_options_of(worker),
+                                              .isa = worker->options.isa,
+                                              .device = worker->device},
+                     &worker->answers, &worker->reload));
+    worker->weights.spare = SPARE_LOADING;
+    return OK;
+}
+
+static enum status exchange_weights(struct worker *worker, enum spare_weights with,
+                                    const char *what, const char *fingerprint)
+{
+    const struct worker_weights *weights = &worker->weights;
+
+    TRY(check_between_steps(worker, what));
+    if (weights->sleep_level > 0)
+        return fail(ERR_MISMATCH, "%s while the rank is asleep", what);
+    if (weights->spare != with)
+        return fail(ERR_MISMATCH, "%s, and no weights were %s before", what,
+                    with == SPARE_LOADED ? "loaded" : "replaced");
+    if (fingerprint && strcmp(fingerprint, weights->spare_fingerprint) != 0)
+        return fail(ERR_MISMATCH, "%s to weights of fingerprint %.64s, those loaded have %s", what,
+                    fingerprint, weights->spare_fingerprint);
+    begin_change(worker, VERB_SWAP_WEIGHTS);
+    return OK;
+}
+
+enum status worker_swap_weights(struct worker *worker, const char *fingerprint)
+{
+    return exchange_weights(worker, SPARE_LOADED, "swap of weights", fingerprint);
+}
+
+enum status worker_roll_weights_back(struct worker *worker)
+{
+    return exchange_weights(worker, SPARE_REPLACED, "rollback of weights", NULL);
+}
+
+enum status worker_drop_weights(struct worker *worker)
+{
+    TRY(check_idle(worker, "drop of weights"));
+    if (!worker->spare) {
+        worker->weights.spare = SPARE_NONE;
+        return change_nothing(worker);
+    }
+    begin_change(worker, VERB_DROP_WEIGHTS);
+    return OK;
+}
+
+enum status worker_finish(struct worker *worker, bool wait, bool *is_over_out)
+{
+    bool goes_on = true;
+
+    /* What is answered to steps in hand is worker_collect's, which takes what comes between. */
+    while (goes_on && !has_steps(worker) && (worker->is_changing || worker->reload)) {
+        struct mail *mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1))
+                                 : mailbox_pop(&worker->answers);
+
+        goes_on = mail && take_change(worker, mail);
+    }
+    *is_over_out = !worker->is_changing && !worker->reload;
+    return !*is_over_out || worker->change_status == OK
+               ? OK
+               : fail(worker->change_status, "%s", worker->refusal);
+}
+
+struct worker_weights worker_weights(const struct worker *worker)
+{
+    struct worker_weights weights = worker->weights;
+
+    write_fingerprint(worker->origin.fingerprint, weights.fingerprint);
+    weights.refusal = worker->refusal;
+    weights.fraction = worker->reload ? reload_fraction(worker->reload) : worker->spare ? 1 : 0;
+    return weights;
 }
 
 /* ---- the wire thread: steps ----------------------------------------------------------------- */
@@ -779,6 +1175,9 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
 
     if (worker->initialize.num_blocks == 0)
         return fail(ERR_MISMATCH, "step %" PRId64 " came before the KV cache was sized", step);
+    if (worker->weights.sleep_level > 0 || worker->is_changing)
+        return fail(ERR_MISMATCH, "step %" PRId64 " came while the rank %s", step,
+                    worker->is_changing ? "changes what it holds" : "is asleep");
     if (!worker->is_connected)
         return fail(ERR_MISMATCH, "step %" PRId64 " came before the ranks have met", step);
     if (step < 0 || (worker->next_step >= 0 && step != worker->next_step))
@@ -878,8 +1277,7 @@ enum status worker_sample(struct worker *worker, int64_t step,
 enum status worker_collect(struct worker *worker, bool wait, int64_t *step_out,
                            const struct model_runner_output **output_out)
 {
-    struct mail *mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1))
-                             : mailbox_pop(&worker->answers);
+    struct mail *mail = next_answer(worker, wait);
 
     *output_out = NULL;
     if (!mail)

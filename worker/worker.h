@@ -82,6 +82,69 @@ MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t n
  */
 MUST_USE enum status worker_reset(struct worker *worker);
 
+/* ---- memory and weights, between steps ----------------------------------------------------------- */
+
+/*
+ * Each of these begins a change, one at a time; worker_finish tells what it came to. They are refused with
+ * ERR_MISMATCH while a step is in hand or another change goes on, and steps are refused until it is over.
+ *
+ * Sleep, and any exchange of weights, loses every request and all KV: the engine starts them over. Asleep at level 1
+ * the KV cache's memory is given back, at level 2 that of the weights too; no step runs until it is awake.
+ */
+MUST_USE enum status worker_sleep(struct worker *worker, int32_t level); /* ERR_INVALID: neither 1 nor 2 */
+/* Weights come from the file that they came from: ERR_CORRUPT when that is another now. Awake: nothing to do. */
+MUST_USE enum status worker_wake_up(struct worker *worker);
+/* Loads the weights of another file beside those in use. Steps may go on meanwhile: it is the one change that
+ * does not keep them out. Refusals: see reload_end; nothing has changed then. */
+MUST_USE enum status worker_load_weights(struct worker *worker, const char *path);
+/* Those that were loaded take the place of those in use, which are kept; and back. ERR_MISMATCH: there are none,
+ * or their fingerprint is not this one (NULL: any). */
+MUST_USE enum status worker_swap_weights(struct worker *worker, const char *fingerprint);
+MUST_USE enum status worker_roll_weights_back(struct worker *worker);
+/* Frees those that are not in use; none is fine. */
+MUST_USE enum status worker_drop_weights(struct worker *worker);
+/* Is the change over, if need be after waiting? The failure is the change's, then. */
+MUST_USE enum status worker_finish(struct worker *worker, bool wait, bool *is_over_out);
+
+enum spare_weights { SPARE_NONE, SPARE_LOADING, SPARE_LOADED, SPARE_REPLACED, SPARE_REFUSED };
+
+/* As of the last change. */
+struct worker_weights {
+    char fingerprint[17]; /* of those in use, as of READY */
+    int32_t sleep_level;
+    enum spare_weights spare; /* beside them */
+    char spare_fingerprint[17];
+    int64_t spare_bytes;
+    double fraction, load_ms;       /* of the last load */
+    const char *refusal;            /* SPARE_REFUSED: why */
+    int64_t kv_bytes, weight_bytes; /* that the last sleep, wake-up or drop gave back or took */
+};
+struct worker_weights worker_weights(const struct worker *worker);
+
+/* ---- procedures by name ------------------------------------------------------------------------- */
+
+/*
+ * What an engine may call on every rank: the rows of calls.c.
+ *
+ *   sleep {"level": 1 | 2}      wake_up {}
+ *   reload_weights {"phase": "load" | "begin", "path"}      begin: the reply does not wait for the load
+ *   reload_weights {"phase": "swap", "fingerprint" if only that will do}
+ *   reload_weights {"phase": "status" | "rollback" | "drop"}
+ *   stacks {}
+ */
+struct worker_call {
+    const struct worker_procedure *procedure; /* NULL: none goes on */
+};
+/* args: a JSON object. ERR_NOT_FOUND: there is no such procedure; ERR_INVALID: not with such arguments. */
+MUST_USE enum status worker_call_begin(struct worker *worker, const char *name, const char *args,
+                                       struct worker_call *out);
+/* Is it over, if need be after waiting? Then reply gets JSON, or the failure is returned. While it goes on, worker_output_fd
+ * becomes readable when it may be over. */
+MUST_USE enum status worker_call_end(struct worker *worker, struct worker_call *call, bool wait,
+                                     struct bytes *reply, bool *is_over_out);
+
+/* ---- steps --------------------------------------------------------------------------------------- */
+
 /* true: an answer is to be collected before this step can be prepared: its staging slot is still that of
  * an earlier one, or it gives to another request what the step before has not left yet. */
 bool worker_awaits_collect(const struct worker *worker, int64_t step,

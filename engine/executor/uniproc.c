@@ -104,6 +104,23 @@ static enum status uniproc_wait(struct executor *executor, int fd)
     return OK;
 }
 
+static enum status uniproc_call(struct executor *executor, const char *name, const char *args,
+                                struct bytes *replies_out, bool *refused_out)
+{
+    AUTO_CLOSE(bytes) struct bytes reply = {0};
+    struct worker_call call = {0};
+    bool is_over;
+    enum status status = worker_call_begin(of(executor)->worker, name, args, &call);
+
+    if (status == OK)
+        status = worker_call_end(of(executor)->worker, &call, true, &reply, &is_over);
+    *refused_out = status != OK;
+    if (status != OK)
+        return fail(status, "%s: %s", name, fail_text());
+    bytes_printf(replies_out, "[%s]", bytes_text(&reply));
+    return OK;
+}
+
 static int32_t uniproc_workers(struct executor *executor, struct engine_worker *out,
                                int32_t capacity)
 {
@@ -129,6 +146,7 @@ const struct executor_ops executor_uniproc = {
     .sample = uniproc_sample,
     .collect = uniproc_collect,
     .wait = uniproc_wait,
+    .call = uniproc_call,
     .workers = uniproc_workers,
     .free = uniproc_free,
 };

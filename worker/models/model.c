@@ -287,6 +287,35 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
     return OK;
 }
 
+void model_free_kv(struct model *model)
+{
+    slab_close(&model->kv_cache);
+    mem_free(give(model->kv));
+    model->pass.kv = NULL;
+}
+
+int64_t model_kv_bytes(const struct model *model)
+{
+    return model->kv_cache.bytes;
+}
+
+void model_adopt(struct model *model, struct device *dev, struct work_count *work)
+{
+    ASSERT(!model->kv && device_kernels(dev) == model->pass.kernels);
+    model->weights.slab.dev = model->workspaces.dev = model->pass.dev = dev;
+    model->pass.work = work;
+}
+
+void model_take_kv(struct model *model, struct model *from)
+{
+    ASSERT(!model->kv && model_kv_block_bytes(model) == model_kv_block_bytes(from));
+    model->kv = give(from->kv);
+    model->kv_cache = from->kv_cache;
+    model->pass.kv = model->kv;
+    from->kv_cache = (struct slab){0};
+    from->pass.kv = NULL;
+}
+
 /* ---- a step --------------------------------------------------------------------------------- */
 
 enum status model_forward(struct model *model, const struct batch_view *batch, const int32_t *ids,

@@ -29,6 +29,7 @@ struct model_options {
     int32_t max_position;       /* positions below this; sizes the RoPE tables */
     bool inexact_sums;          /* world 1: row-parallel layers are plain matmuls, with bits of their own */
     struct work_count *work; /* borrowed; adds for each part of a layer, loaded or run; may be NULL */
+    const _Atomic bool *is_given_up; /* looked at before each layer is loaded: ERR_ABORTED; may be NULL */
     /* Called now and then while loading, with a fraction 0..1; may be NULL. */
     void (*progress)(void *user, double fraction);
     void *user;
@@ -62,8 +63,16 @@ int64_t model_workspace_bytes(const struct model *model);
 
 /* Bytes of one KV block over all layers of this rank. */
 int64_t model_kv_block_bytes(const struct model *model);
-/* Allocates the paged KV cache; ERR_NO_MEMORY. Once. */
+/* Allocates the paged KV cache, of which there is none; ERR_NO_MEMORY. */
 MUST_USE enum status model_alloc_kv(struct model *model, int32_t num_blocks);
+/* Gives its memory back; none is fine. Then no step can run until there is one again. */
+void model_free_kv(struct model *model);
+int64_t model_kv_bytes(const struct model *model); /* 0: there is none */
+
+/* Once loaded by one device, to be run by another: of the same kind, which can free what the first allocated. */
+void model_adopt(struct model *model, struct device *dev, struct work_count *work);
+/* Gets the KV cache of `from`, a model of the same shape, which has none then. */
+void model_take_kv(struct model *model, struct model *from);
 
 /*
  * One step. ids: [batch->rows] tokens. logit_rows: [num_logit_rows] ascending rows of the batch
