@@ -154,7 +154,8 @@ int32_t engine_workers(const struct engine *engine, struct engine_worker *out, i
 MUST_USE enum status engine_restart_worker(struct engine *engine, int32_t rank,
                                            engine_listener *listener, void *user);
 /* Calls a procedure on every rank, between two steps. args: a JSON object. The text of the answer is a JSON array of
- * their replies, in the order of ranks; or why the first that refused did so. */
+ * their replies, in the order of ranks; or why the first that refused did so. Requests that the ranks have lost by it are
+ * computed again from their first token, and keep what they have said. */
 MUST_USE enum status engine_call_workers(struct engine *engine, const char *name, const char *args,
                                          engine_listener *listener, void *user);
 
@@ -232,6 +233,7 @@ struct engine_stats {
     int32_t num_kv_blocks, num_kv_blocks_used;
     int32_t max_model_len;
     bool is_paused;
+    bool is_asleep; /* by the call of that name: requests wait for wake_up */
     int64_t num_steps;
     int64_t progress_ns; /* CLOCK_MONOTONIC: when a step ended last, or when there was nothing to do */
     int64_t num_recoveries; /* of the set of ranks, with */

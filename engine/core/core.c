@@ -2,6 +2,7 @@
 
 #include "engine/core/step_dump.h"
 #include "engine/core/step_log.h"
+#include "engine/executor/procedures.h"
 #include "engine/grammar/grammar.h"
 #include "proto/base/build_id.h"
 #include "proto/base/clock.h"
@@ -125,7 +126,7 @@ static void publish(struct core *core, const struct scheduler_output *plan)
     scheduler_get_stats(core->scheduler, &now);
     pthread_mutex_lock(&core->stats_lock);
     count_events(stats, node);
-    if (plan || stats->num_running == 0 || stats->is_paused)
+    if (plan || stats->num_running == 0 || stats->is_paused || stats->is_asleep)
         stats->progress_ns = clock_now_ns();
     stats->num_running = now.num_running;
     stats->num_waiting = now.num_waiting + now.num_deferred;
@@ -474,6 +475,7 @@ static enum status recover(struct core *core, int32_t rank, const char *cause)
     pthread_mutex_lock(&core->stats_lock);
     core->stats.phase = PHASE_READY;
     core->stats.progress_ns = clock_now_ns();
+    core->stats.is_asleep = false; /* nobody comes back asleep */
     core->stats.num_recoveries++;
     core->stats.recovery_ns = clock_now_ns() - begin_ns;
     core->stats.recovery_sum_ns += core->stats.recovery_ns;
@@ -509,6 +511,21 @@ static void restart_worker(struct core *core, struct order *order)
     fail_engine(core, status); /* the order has its answer too */
 }
 
+/* What a call that all ranks have carried out leaves behind here. */
+static void note_call(struct core *core, const struct order *order)
+{
+    struct procedure procedure;
+
+    procedure_read(order->text, order->args, &procedure);
+    if (procedure.effect == PROCEDURE_SLEEP || procedure.effect == PROCEDURE_EXCHANGE)
+        start_over(core);
+    if (procedure.effect == PROCEDURE_SLEEP || procedure.effect == PROCEDURE_WAKE_UP) {
+        pthread_mutex_lock(&core->stats_lock);
+        core->stats.is_asleep = procedure.effect == PROCEDURE_SLEEP;
+        pthread_mutex_unlock(&core->stats_lock);
+    }
+}
+
 static void call_workers(struct core *core, struct order *order)
 {
     AUTO_CLOSE(bytes) struct bytes replies = {0};
@@ -518,6 +535,8 @@ static void call_workers(struct core *core, struct order *order)
     AUTO_MEM char *text = status == OK ? mem_printf("%.*s", (int)replies.size, (char *)replies.data)
                                        : mem_strdup(fail_text());
 
+    if (status == OK)
+        note_call(core, order);
     answer_call(core, order, status, text);
     if (status == OK || is_refused)
         return;
@@ -726,7 +745,7 @@ static void run_step(struct core *core)
 
 static bool has_work(const struct core *core)
 {
-    return scheduler_has_work(core->scheduler) || core->in_flight;
+    return (scheduler_has_work(core->scheduler) && !core->stats.is_asleep) || core->in_flight;
 }
 
 bool core_turn(struct core *core)

@@ -1,5 +1,7 @@
 #include "engine/executor/linked.h"
 
+#include "engine/executor/procedures.h"
+
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 
@@ -33,6 +35,7 @@ void linked_close(struct linked_executor *linked)
     linked->link = (struct link){0};
     flight_recorder_free(linked->recorder);
     mem_free(linked->settings);
+    mem_free(linked->spare_model);
     mem_free(linked->restarts_ns);
 }
 
@@ -276,11 +279,60 @@ enum status linked_wait(struct executor *executor, int fd)
     return OK;
 }
 
+static enum status call_all(struct linked_executor *linked, const char *name, const char *args,
+                            struct bytes *replies_out, bool *refused_out)
+{
+    return link_call(&linked->link, 0, linked->link.world, name, args,
+                     clock_deadline_ns(START_TIMEOUT_MS), replies_out, refused_out);
+}
+
+/* Weights are exchanged by all ranks or by none: nothing comes between this and the exchange, but a rank's end. */
+static enum status check_spares(struct linked_executor *linked, const char *wanted,
+                                bool *refused_out)
+{
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+
+    TRY(call_all(linked, "reload_weights", "{\"phase\": \"status\"}", &replies, refused_out));
+    *refused_out = true;
+    return procedure_check_spares(bytes_text(&replies), wanted);
+}
+
+/* A rank that is replaced from now on loads what the others have. */
+static void exchange_models(struct linked_executor *linked)
+{
+    json_t *settings = json_loads(linked->settings, 0, NULL);
+    char *text;
+
+    ASSERT(settings && linked->spare_model);
+    char *before = mem_strdup(json_string_value(json_object_get(settings, "model")));
+
+    json_object_set_new(settings, "model", json_string(linked->spare_model));
+    mem_free(linked->spare_model);
+    linked->spare_model = before;
+    text = json_dumps(settings, 0);
+    mem_free(linked->settings);
+    linked->settings = mem_strdup(text);
+    free(text);
+    json_decref(settings);
+    rendezvous_forget_model(&linked->link.rendezvous);
+}
+
 enum status linked_call(struct executor *executor, const char *name, const char *args,
                         struct bytes *replies_out, bool *refused_out)
 {
-    struct link *link = &linked_of(executor)->link;
+    struct linked_executor *linked = linked_of(executor);
+    struct procedure procedure;
 
-    return link_call(link, 0, link->world, name, args, clock_deadline_ns(START_TIMEOUT_MS),
-                     replies_out, refused_out);
+    *refused_out = false;
+    procedure_read(name, args, &procedure);
+    if (procedure.effect == PROCEDURE_EXCHANGE)
+        TRY(check_spares(linked, procedure.wants_spare, refused_out));
+    TRY(call_all(linked, name, args, replies_out, refused_out));
+    if (procedure.effect == PROCEDURE_LOAD) {
+        mem_free(linked->spare_model);
+        linked->spare_model = mem_strdup(procedure.path);
+    } else if (procedure.effect == PROCEDURE_EXCHANGE) {
+        exchange_models(linked);
+    }
+    return OK;
 }

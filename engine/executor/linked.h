@@ -30,6 +30,7 @@ struct linked_executor {
     struct flight_recorder *recorder; /* of the link */
     const struct rank_source *source; /* NULL: ranks need no meeting, and are never replaced */
     char *settings;                   /* as every rank gets them */
+    char *spare_model;                /* path of the weights beside those in use; NULL: none were loaded */
     int32_t max_restarts;             /* within */
     int64_t restart_window_ns;
     int64_t *restarts_ns;             /* [max_restarts] when the last were, a ring */

@@ -235,6 +235,11 @@ void rendezvous_begin(struct rendezvous *rendezvous, uint32_t epoch)
         rendezvous->ranks[rank].is_ready = false;
 }
 
+void rendezvous_forget_model(struct rendezvous *rendezvous)
+{
+    mem_free(give(rendezvous->fingerprint));
+}
+
 void rendezvous_lose(struct rendezvous *rendezvous, int32_t rank)
 {
     rendezvous->num_joined -= rendezvous->ranks[rank].is_joined;

@@ -70,6 +70,8 @@ bool rendezvous_name_fits(const char *peer, int32_t rank);
 int32_t rendezvous_find(const struct rendezvous *rendezvous, const char *peer);
 /* Another set of ranks: those that have joined stay in, and are to be welcomed and to say READY again. */
 void rendezvous_begin(struct rendezvous *rendezvous, uint32_t epoch);
+/* All ranks have another model now: what the first to be ready says is right. */
+void rendezvous_forget_model(struct rendezvous *rendezvous);
 /* The rank is gone: another process may join in its place. */
 void rendezvous_lose(struct rendezvous *rendezvous, int32_t rank);
 
