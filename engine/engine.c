@@ -360,6 +360,12 @@ enum status engine_call_workers(struct engine *engine, const char *name, const c
     return core_call_workers(engine->core, name, args, listener, user);
 }
 
+enum status engine_reload_weights(struct engine *engine, const char *path,
+                                  engine_listener *listener, void *user)
+{
+    return core_reload_weights(engine->core, path, listener, user);
+}
+
 /* ---- out ------------------------------------------------------------------------------------- */
 
 int engine_fd(const struct engine *engine)

@@ -158,6 +158,15 @@ MUST_USE enum status engine_restart_worker(struct engine *engine, int32_t rank,
  * computed again from their first token, and keep what they have said. */
 MUST_USE enum status engine_call_workers(struct engine *engine, const char *name, const char *args,
                                          engine_listener *listener, void *user);
+/*
+ * Other weights of the same shape and vocabulary: every rank loads the file, of this path on its host, beside those
+ * in use while streams go on; then all take them at once, and every request is computed again with them from its first
+ * token. The old ones stay beside, for engine_call_workers of reload_weights {"phase": "rollback"}, until the next
+ * reload or {"phase": "drop"}. The text of the answer is {"fingerprint", "version"}, as engine_stats has them. One
+ * rank that can't load them is enough for none to take them.
+ */
+MUST_USE enum status engine_reload_weights(struct engine *engine, const char *path,
+                                           engine_listener *listener, void *user);
 
 /* ---- out --------------------------------------------------------------------------------------- */
 
@@ -234,6 +243,8 @@ struct engine_stats {
     int32_t max_model_len;
     bool is_paused;
     bool is_asleep; /* by the call of that name: requests wait for wake_up */
+    char fingerprint[17];    /* of the weights in use */
+    int64_t weights_version; /* how often others took their place */
     int64_t num_steps;
     int64_t progress_ns; /* CLOCK_MONOTONIC: when a step ended last, or when there was nothing to do */
     int64_t num_recoveries; /* of the set of ranks, with */

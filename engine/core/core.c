@@ -12,12 +12,14 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 /* Files of failed steps that one process leaves: they have some megabytes each. */
@@ -35,6 +37,7 @@ enum order_kind {
     ORDER_RESET_PREFIX_CACHE,
     ORDER_RETUNE,
     ORDER_CALL_WORKERS,
+    ORDER_RELOAD_WEIGHTS,
     ORDER_RESTART_WORKER
 };
 
@@ -46,9 +49,10 @@ struct order {
     request_id id;
     struct grammar *grammar; /* ORDER_SET_GRAMMAR, with the next two */
     enum status status;
-    char *text; /* owned; of ORDER_CALL_WORKERS the name, with */
+    char *text; /* owned; of ORDER_RELOAD_WEIGHTS the path, of ORDER_CALL_WORKERS the name, with */
     char *args; /* owned */
     int32_t rank; /* ORDER_RESTART_WORKER */
+    bool has_begun; /* ORDER_RELOAD_WEIGHTS: the ranks load */
 
     /* Those that are answered: */
     engine_listener *listener;
@@ -88,6 +92,8 @@ struct core {
     struct dump_writer *dump_writer; /* of the last step that failed; NULL: none did */
     int32_t num_dumps;
     struct list_node calls;  /* orders for the ranks: until they are carried out no step begins */
+    struct order *reload;    /* that waits until the ranks have loaded; NULL: none does */
+    int look_fd;             /* readable when it is time to ask them; -1: nobody waited yet */
 
     pthread_mutex_t stats_lock;
     struct engine_stats stats; /* as of the last step */
@@ -420,6 +426,8 @@ static void end_calls(struct core *core, enum status status, const char *text)
 {
     struct order *order;
 
+    if (core->reload)
+        list_push_back(&core->calls, &give(core->reload)->link);
     LIST_FOR_EACH (order, &core->calls, link)
         answer_call(core, order, status, text);
 }
@@ -512,38 +520,164 @@ static void restart_worker(struct core *core, struct order *order)
 }
 
 /* What a call that all ranks have carried out leaves behind here. */
-static void note_call(struct core *core, const struct order *order)
+static void note_call(struct core *core, const char *name, const char *args, const char *replies)
 {
     struct procedure procedure;
 
-    procedure_read(order->text, order->args, &procedure);
+    procedure_read(name, args, &procedure);
     if (procedure.effect == PROCEDURE_SLEEP || procedure.effect == PROCEDURE_EXCHANGE)
         start_over(core);
-    if (procedure.effect == PROCEDURE_SLEEP || procedure.effect == PROCEDURE_WAKE_UP) {
-        pthread_mutex_lock(&core->stats_lock);
+    pthread_mutex_lock(&core->stats_lock);
+    if (procedure.effect == PROCEDURE_SLEEP || procedure.effect == PROCEDURE_WAKE_UP)
         core->stats.is_asleep = procedure.effect == PROCEDURE_SLEEP;
-        pthread_mutex_unlock(&core->stats_lock);
+    if (procedure.effect == PROCEDURE_EXCHANGE) {
+        core->stats.weights_version++;
+        procedure_read_fingerprint(replies, core->stats.fingerprint);
     }
+    pthread_mutex_unlock(&core->stats_lock);
+}
+
+static enum status call_ranks(struct core *core, const char *name, const char *args,
+                              struct bytes *replies, bool *refused_out)
+{
+    *refused_out = false;
+    TRY(core->executor->ops->call(core->executor, name, args, replies, refused_out));
+    note_call(core, name, args, bytes_text(replies));
+    return OK;
+}
+
+/* The order has come to its end; a failure that was no refusal is one of the ranks. */
+static void end_call(struct core *core, struct order *order, enum status status, bool is_refused,
+                     const char *text)
+{
+    AUTO_MEM char *cause = mem_strdup(text);
+
+    answer_call(core, order, status, cause);
+    if (status == OK || is_refused)
+        return;
+    log_error("%s", cause);
+    (void)fail(status, "%s", cause);
+    recover_or_fail(core, status);
 }
 
 static void call_workers(struct core *core, struct order *order)
 {
     AUTO_CLOSE(bytes) struct bytes replies = {0};
-    bool is_refused = false;
-    enum status status = core->executor->ops->call(core->executor, order->text, order->args,
-                                                   &replies, &is_refused);
-    AUTO_MEM char *text = status == OK ? mem_printf("%.*s", (int)replies.size, (char *)replies.data)
-                                       : mem_strdup(fail_text());
+    bool is_refused;
+    enum status status = call_ranks(core, order->text, order->args, &replies, &is_refused);
 
-    if (status == OK)
-        note_call(core, order);
-    answer_call(core, order, status, text);
-    if (status == OK || is_refused)
-        return;
-    log_error("%s", text);
-    (void)fail(status, "%s", text);
-    recover_or_fail(core, status);
+    end_call(core, order, status, is_refused, status == OK ? bytes_text(&replies) : fail_text());
 }
+
+/* ---- other weights --------------------------------------------------------------------------- */
+
+enum { LOOK_MS = 100 };
+
+static enum status call_weights(struct core *core, const char *args, struct bytes *replies,
+                                bool *refused_out)
+{
+    replies->size = 0;
+    return call_ranks(core, "reload_weights", args, replies, refused_out);
+}
+
+/* Wakes core in a while. */
+static enum status look_later(struct core *core)
+{
+    struct itimerspec when = {.it_value.tv_nsec = LOOK_MS * 1000000L};
+    struct epoll_event event = {.events = EPOLLIN};
+
+    if (core->look_fd < 0) {
+        core->look_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        if (core->look_fd < 0 ||
+            epoll_ctl(core->wake_fd, EPOLL_CTL_ADD, core->look_fd, &event) != 0)
+            return fail(ERR_IO, "the core can't wait for its ranks to load: %m");
+    }
+    timerfd_settime(core->look_fd, 0, &when, NULL);
+    return OK;
+}
+
+/* Weights that an earlier reload has left are given up first. */
+static enum status begin_reload(struct core *core, const struct order *order, bool *refused_out)
+{
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+    json_t *args = json_pack("{s:s, s:s}", "phase", "begin", "path", order->text);
+    AUTO_MEM char *text = args ? json_dumps(args, JSON_COMPACT) : NULL;
+
+    json_decref(args);
+    if (!text) {
+        *refused_out = true;
+        return fail(ERR_INVALID, "the path of the weights is not UTF-8");
+    }
+    TRY(call_weights(core, "{\"phase\": \"drop\"}", &replies, refused_out));
+    return call_weights(core, text, &replies, refused_out);
+}
+
+/* Nothing to be seen is left of a load that came to nothing. The failure stays as it was. */
+static enum status drop_loaded(struct core *core, enum status status)
+{
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+    AUTO_MEM char *cause = mem_strdup(fail_text());
+    bool is_refused;
+
+    if (call_weights(core, "{\"phase\": \"drop\"}", &replies, &is_refused) != OK)
+        log_warn("weights that were loaded are not dropped: %s", fail_text());
+    return fail(status, "%s", cause);
+}
+
+/* Not over: the ranks are still loading. */
+static enum status end_reload(struct core *core, bool *is_over_out, bool *refused_out)
+{
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+    enum status status;
+
+    *is_over_out = true;
+    TRY(call_weights(core, "{\"phase\": \"status\"}", &replies, refused_out));
+    *refused_out = true;
+    status = procedure_check_loads(bytes_text(&replies), is_over_out);
+    if (status != OK)
+        return drop_loaded(core, status);
+    if (!*is_over_out)
+        return look_later(core);
+    return call_weights(core, "{\"phase\": \"swap\"}", &replies, refused_out);
+}
+
+static void reload_weights(struct core *core, struct order *order)
+{
+    bool is_refused = true, is_over = true;
+    enum status status;
+
+    if (order->has_begun) {
+        status = end_reload(core, &is_over, &is_refused);
+    } else if (core->reload) {
+        status = fail(ERR_FULL, "other weights are being loaded");
+    } else {
+        status = begin_reload(core, order, &is_refused);
+        if (status == OK)
+            status = look_later(core);
+        order->has_begun = true;
+        is_over = false;
+    }
+    if (status != OK || is_over) {
+        AUTO_MEM char *text = mem_printf("{\"fingerprint\": \"%s\", \"version\": %" PRId64 "}",
+                                         core->stats.fingerprint, core->stats.weights_version);
+
+        end_call(core, order, status, is_refused, status == OK ? text : fail_text());
+        return;
+    }
+    list_remove(&order->link);
+    core->reload = order;
+}
+
+/* The clock says when, steps or none. */
+static void look_at_reload(struct core *core)
+{
+    uint64_t num_ticks;
+
+    if (core->reload && read(core->look_fd, &num_ticks, sizeof num_ticks) == sizeof num_ticks)
+        list_push_back(&core->calls, &give(core->reload)->link);
+}
+
+/* ---- orders for the ranks, in turn ----------------------------------------------------------- */
 
 /* When no step is in flight. */
 static void settle_calls(struct core *core)
@@ -554,6 +688,8 @@ static void settle_calls(struct core *core)
         order = LIST_FIRST(&core->calls, struct order, link);
         if (order->kind == ORDER_RESTART_WORKER)
             restart_worker(core, order);
+        else if (order->kind == ORDER_RELOAD_WEIGHTS)
+            reload_weights(core, order);
         else
             call_workers(core, order);
     }
@@ -610,6 +746,7 @@ static void carry_out(struct core *core, struct order *order)
         answer(core, order, OK, "");
         break;
     case ORDER_CALL_WORKERS:
+    case ORDER_RELOAD_WEIGHTS:
     case ORDER_RESTART_WORKER:
         list_push_back(&core->calls, &order->link);
         return; /* it waits for the steps in flight */
@@ -625,6 +762,7 @@ static void obey(struct core *core)
         carry_out(core, MAIL_ITEM(mail, struct order, mail));
     publish(core, NULL);
     settle_pauses(core);
+    look_at_reload(core);
     settle_calls(core);
 }
 
@@ -822,11 +960,13 @@ enum status core_new(const struct core_options *options, struct core **out)
     AUTO_FREE(core) struct core *core = mem_new(struct core);
 
     core->options = *options;
-    core->wake_fd = -1;
+    core->wake_fd = core->look_fd = -1;
     list_init(&core->pauses);
     list_init(&core->calls);
     pthread_mutex_init(&core->stats_lock, NULL);
     core->stats.phase = PHASE_READY;
+    snprintf(core->stats.fingerprint, sizeof core->stats.fingerprint, "%016" PRIx64,
+             options->fingerprint);
     core->stats.num_ranks = info->num_ranks;
     core->stats.num_kv_blocks = info->num_kv_blocks;
     core->stats.max_model_len = info->max_model_len;
@@ -887,6 +1027,8 @@ void core_free(struct core *core)
         else
             finish(core);
     }
+    if (core->look_fd >= 0)
+        close(core->look_fd);
     if (core->wake_fd >= 0)
         close(core->wake_fd);
     mailbox_close(&core->orders);
@@ -981,6 +1123,17 @@ enum status core_call_workers(struct core *core, const char *name, const char *a
     return give_order(core, (struct order){.kind = ORDER_CALL_WORKERS,
                                            .text = mem_strdup(name),
                                            .args = mem_strdup(args),
+                                           .listener = listener,
+                                           .user = user});
+}
+
+enum status core_reload_weights(struct core *core, const char *path, engine_listener *listener,
+                                void *user)
+{
+    if (!core->executor->ops->call)
+        return fail(ERR_UNSUPPORTED, "--executor %s has no calls", core->executor->ops->name);
+    return give_order(core, (struct order){.kind = ORDER_RELOAD_WEIGHTS,
+                                           .text = mem_strdup(path),
                                            .listener = listener,
                                            .user = user});
 }

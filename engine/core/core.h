@@ -63,11 +63,13 @@ MUST_USE enum status core_reset_prefix_cache(struct core *core, bool reset_runni
 MUST_USE enum status core_retune(struct core *core, const struct scheduler_tuning *tuning,
                                  engine_listener *listener, void *user);
 
-/* See engine_restart_worker and engine_call_workers. */
+/* See engine_restart_worker, engine_call_workers and engine_reload_weights. */
 MUST_USE enum status core_restart_worker(struct core *core, int32_t rank, engine_listener *listener,
                                          void *user);
 MUST_USE enum status core_call_workers(struct core *core, const char *name, const char *args,
                                        engine_listener *listener, void *user);
+MUST_USE enum status core_reload_weights(struct core *core, const char *path,
+                                         engine_listener *listener, void *user);
 
 /* Snapshots; any thread. */
 int32_t core_workers(const struct core *core, struct engine_worker *out, int32_t capacity);

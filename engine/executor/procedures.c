@@ -70,3 +70,39 @@ enum status procedure_check_spares(const char *replies, const char *wanted)
     json_decref(list);
     return status;
 }
+
+static enum status check_loads(const json_t *list, bool *are_over_out)
+{
+    enum status refusal = OK;
+    const json_t *reply;
+    size_t rank;
+
+    json_array_foreach(list, rank, reply) {
+        const char *spare = text_of(reply, "spare");
+
+        if (strcmp(spare, "loading") == 0)
+            *are_over_out = false;
+        else if (strcmp(spare, "refused") == 0 && refusal == OK)
+            refusal = fail(ERR_INVALID, "rank %zu: %s", rank, text_of(reply, "refusal"));
+    }
+    return *are_over_out && refusal == OK ? check_spares(list, "loaded") : refusal;
+}
+
+enum status procedure_check_loads(const char *replies, bool *are_over_out)
+{
+    json_t *list = json_loads(replies, 0, NULL);
+    enum status status;
+
+    *are_over_out = true;
+    status = check_loads(list, are_over_out);
+    json_decref(list);
+    return *are_over_out ? status : OK;
+}
+
+void procedure_read_fingerprint(const char *replies, char out[static 17])
+{
+    json_t *list = json_loads(replies, 0, NULL);
+
+    snprintf(out, 17, "%s", text_of(json_array_get(list, 0), "fingerprint"));
+    json_decref(list);
+}

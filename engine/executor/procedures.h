@@ -29,5 +29,9 @@ void procedure_read(const char *name, const char *args, struct procedure *out);
 /* Have all ranks weights beside those in use that are `wanted`, and the same? replies: what reload_weights
  * {"phase": "status"} brought. ERR_MISMATCH names the first rank that differs. */
 MUST_USE enum status procedure_check_spares(const char *replies, const char *wanted);
+/* Is no rank loading any more? Then the same as procedure_check_spares of "loaded", or why a rank could not load. */
+MUST_USE enum status procedure_check_loads(const char *replies, bool *are_over_out);
+/* Of the weights that rank 0 has in use; "": it does not tell. */
+void procedure_read_fingerprint(const char *replies, char out[static 17]);
 
 #endif

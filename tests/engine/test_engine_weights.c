@@ -295,6 +295,77 @@ static void new_weights_answer_from_the_swap_on_and_the_old_ones_after_a_rollbac
     }
 }
 
+static struct answer reload(struct bench *b, const char *path)
+{
+    struct answer answer = {.bench = b};
+
+    expect_ok(engine_reload_weights(b->engine, path, listen, &answer));
+    wait_until(answer.is_there);
+    return answer;
+}
+
+static void a_reload_is_one_order_and_streams_go_on_meanwhile(void **state)
+{
+    int32_t tokens[MAX_TOKENS], other[MAX_TOKENS];
+
+    (void)state;
+    say_alone(model_path, tokens);
+    say_alone(other_path, other);
+    for (size_t row = 0; row < COUNT_OF(ROWS); row++) {
+        struct bench *b = open_engine(model_path, ROWS[row]);
+        struct reply *across = submit(b, MAX_TOKENS);
+        struct engine_stats before, after;
+        struct answer answer;
+
+        wait_until(across->num_tokens > 2);
+        engine_stats(b->engine, &before);
+        answer = reload(b, other_path);
+        if (answer.status != OK)
+            fail_msg("%s", answer.text);
+        engine_stats(b->engine, &after);
+        assert_int_equal(after.weights_version, 1);
+        assert_string_not_equal(after.fingerprint, before.fingerprint);
+        assert_non_null(strstr(answer.text, after.fingerprint));
+        expect_said(b, other);
+        wait_until(across->finish == FINISH_LENGTH);
+
+        answer = reload(b, model_path); /* the old ones, beside, are no obstacle */
+        if (answer.status != OK)
+            fail_msg("%s", answer.text);
+        engine_stats(b->engine, &after);
+        assert_int_equal(after.weights_version, 2);
+        assert_string_equal(after.fingerprint, before.fingerprint);
+        expect_said(b, tokens);
+        close_engine(b);
+    }
+}
+
+static void a_reload_that_fails_leaves_all_as_it_was(void **state)
+{
+    int32_t tokens[MAX_TOKENS];
+
+    (void)state;
+    say_alone(model_path, tokens);
+    for (size_t row = 0; row < COUNT_OF(ROWS); row += 2) {
+        struct bench *b = open_engine(model_path, ROWS[row]);
+        struct answer answer = reload(b, "/no/such/file");
+
+        assert_int_not_equal(answer.status, OK);
+        assert_string_equal(answer.text,
+                            "rank 0: /no/such/file: No such file or directory");
+        answer = call(b, "reload_weights", "{\"phase\": \"status\"}");
+        assert_non_null(strstr(answer.text, "\"spare\":\"none\""));
+        expect_said(b, tokens);
+        assert_int_equal(reload(b, "not UTF-8: \xff").status, ERR_INVALID);
+        expect_ok(engine_reload_weights(b->engine, other_path, listen, &answer));
+        answer.is_there = false;
+        close_engine(b); /* in the midst of it */
+        assert_true(answer.is_there);
+        if (answer.status != OK)
+            assert_int_equal(answer.status, ERR_CLOSED);
+    }
+}
+
 static void a_rank_that_is_replaced_has_the_weights_of_the_others(void **state)
 {
     struct bench *b = open_engine(model_path, "--tp 2");
@@ -361,6 +432,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_stream_goes_on_after_sleep_as_if_nothing_had_been),
         cmocka_unit_test(a_rank_that_ends_while_all_sleep_is_replaced_and_all_wake),
         cmocka_unit_test(new_weights_answer_from_the_swap_on_and_the_old_ones_after_a_rollback),
+        cmocka_unit_test(a_reload_is_one_order_and_streams_go_on_meanwhile),
+        cmocka_unit_test(a_reload_that_fails_leaves_all_as_it_was),
         cmocka_unit_test(a_rank_that_is_replaced_has_the_weights_of_the_others),
         cmocka_unit_test(no_rank_swaps_where_one_can_not),
         cmocka_unit_test(ranks_tell_where_their_threads_are),
