@@ -8,6 +8,7 @@
 #include "proto/config/config.h"
 #include "proto/wire/messages.h"
 
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -269,6 +270,16 @@ static enum status submit_all(struct front *front, struct generation *generation
     return generation->grammar && !process ? ask_for_grammar(front, generation) : OK;
 }
 
+/* Whose answers those are: of which weights, and how often these were exchanged. */
+static void tell_weights(const struct front *front, struct generation *generation)
+{
+    struct engine_stats stats;
+
+    engine_stats(front->engine, &stats);
+    snprintf(generation->system_fingerprint, sizeof generation->system_fingerprint,
+             "fp_%.8s-%" PRId64, stats.fingerprint, stats.weights_version);
+}
+
 enum status front_submit(struct front *front, struct generation *generation,
                          generation_listener *listener, void *user)
 {
@@ -278,6 +289,7 @@ enum status front_submit(struct front *front, struct generation *generation,
     TRY(engine_check_admission(front->engine, generation->num_sequences));
     generation->listener = listener;
     generation->user = user;
+    tell_weights(front, generation);
     if (generation->grammar)
         process = grammar_compiler_find(front->grammars, generation->grammar);
     status = submit_all(front, generation, process);

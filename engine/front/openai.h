@@ -71,6 +71,7 @@ struct generation {
     const char *client_id; /* what the client calls it, in `arena`; NULL: nothing */
     char *model;     /* the name in the answer */
     int64_t created; /* Unix seconds */
+    char system_fingerprint[40]; /* of the weights, when it was submitted; "": not told */
     bool stream, include_usage, continuous_usage, echo, return_token_ids;
     bool is_mute;                /* echo with max_tokens 0: nothing but the prompt is told */
     bool tells_prompt_logprobs;  /* beside those that echo with logprobs brings */

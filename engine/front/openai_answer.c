@@ -377,6 +377,9 @@ static json_t *answer_head(const struct generation *generation, const char *obje
         json_pack("{s:s, s:s, s:I, s:o}", "id", generation->id, "object", object, "created",
                   (json_int_t)generation->created, "model", any_text(generation->model));
 
+    if (generation->system_fingerprint[0])
+        json_object_set_new(head, "system_fingerprint",
+                            json_string(generation->system_fingerprint));
     if (!sampling_params_is_greedy(&generation->params))
         json_object_set_new(head, "seed", json_integer(generation->params.seed));
     return head;

@@ -1,6 +1,8 @@
 #include "engine/server/dev.h"
 #include "engine/server/query.h"
 
+#include <string.h>
+
 /* ---- an order on its way --------------------------------------------------------------------- */
 
 struct dev_order {
@@ -141,4 +143,50 @@ void reset_prefix_cache_post(struct server *server, struct http_exchange *exchan
 
     given(order,
           engine_reset_prefix_cache(front_engine(server->front), reset_running, on_order, order));
+}
+
+static enum status read_level(const struct http_exchange *exchange, const char **args_out)
+{
+    struct query_parameter parameters[] = {{"level", "1"}};
+    bool is_deep;
+
+    TRY(query_read(http_query(exchange), parameters, COUNT_OF(parameters)));
+    is_deep = strcmp(parameters[0].value, "2") == 0;
+    if (!is_deep && strcmp(parameters[0].value, "1") != 0)
+        return fail(ERR_INVALID, "level must be 1 or 2, not '%s'", parameters[0].value);
+    *args_out = is_deep ? "{\"level\": 2}" : "{\"level\": 1}";
+    return OK;
+}
+
+void sleep_post(struct server *server, struct http_exchange *exchange)
+{
+    const char *args;
+
+    if (read_level(exchange, &args) != OK) {
+        server_reply_refusal(server, exchange, 400, fail_text());
+        return;
+    }
+
+    struct dev_order *order = order_new(server, exchange, "asleep");
+
+    given(order,
+          engine_call_workers(front_engine(server->front), "sleep", args, on_order, order));
+}
+
+void wake_up_post(struct server *server, struct http_exchange *exchange)
+{
+    struct dev_order *order = order_new(server, exchange, "awake");
+
+    given(order,
+          engine_call_workers(front_engine(server->front), "wake_up", "{}", on_order, order));
+}
+
+void is_sleeping_get(struct server *server, struct http_exchange *exchange)
+{
+    AUTO_CLOSE(bytes) struct bytes body = {0};
+    struct engine_stats stats;
+
+    engine_stats(front_engine(server->front), &stats);
+    bytes_printf(&body, "{\"is_sleeping\":%s}", stats.is_asleep ? "true" : "false");
+    server_reply(server, exchange, 200, "application/json", &body);
 }

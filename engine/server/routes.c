@@ -116,6 +116,9 @@ static const struct endpoint {
     {"POST", "/resume", resume_post, KEY, .is_dev = true},
     {"GET", "/is_paused", is_paused_get, KEY, .is_dev = true},
     {"POST", "/reset_prefix_cache", reset_prefix_cache_post, KEY, .is_dev = true},
+    {"POST", "/sleep", sleep_post, KEY, .is_dev = true},
+    {"POST", "/wake_up", wake_up_post, KEY, .is_dev = true},
+    {"GET", "/is_sleeping", is_sleeping_get, KEY, .is_dev = true},
 };
 
 static bool takes_method(const struct endpoint *endpoint, const char *method)

@@ -123,6 +123,8 @@ static enum status check_serving(const struct server *server, const struct engin
                     stats->num_ranks_alive, stats->num_ranks);
     if (stats->phase != PHASE_READY)
         return fail(ERR_CLOSED, "the engine is %s", engine_phase_name(stats->phase));
+    if (stats->is_asleep)
+        return fail(ERR_CLOSED, "the engine is asleep");
     return stats->is_paused ? fail(ERR_CLOSED, "the engine is paused") : OK;
 }
 

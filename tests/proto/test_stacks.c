@@ -71,6 +71,14 @@ static char state_of(pid_t pid)
     return state;
 }
 
+/* It may be on its way back to where it was. */
+static void expect_state(pid_t pid, char state)
+{
+    for (int i = 0; i < 5000 && state_of(pid) != state; i++)
+        usleep(1000);
+    assert_int_equal(state_of(pid), state);
+}
+
 static void end(pid_t pid)
 {
     kill(pid, SIGKILL);
@@ -101,7 +109,7 @@ static void a_child_is_where_it_sleeps_and_sleeps_on(void **state)
     expect_part(&text, " (sleeper), ");
     expect_part(&text, " sleeper, sleeping");
     expect_frame(&text, " sleep_in_a_place_with_a_name+0x");
-    assert_int_equal(state_of(pid), 'S');
+    expect_state(pid, 'S');
     end(pid);
 }
 
@@ -114,7 +122,7 @@ static void a_child_that_runs_runs_on(void **state)
     expect_ok(stacks_of_process(pid, &text));
     expect_part(&text, " spinner, running");
     expect_frame(&text, " turn_in_a_place_with_a_name+0x");
-    assert_int_equal(state_of(pid), 'R');
+    expect_state(pid, 'R');
     end(pid);
 }
 
@@ -130,13 +138,9 @@ static void a_child_that_is_stopped_stays_so(void **state)
     expect_ok(stacks_of_process(pid, &text));
     expect_part(&text, " sleeper, stopped");
     expect_frame(&text, " sleep_in_a_place_with_a_name+0x");
-    for (int i = 0; i < 1000 && state_of(pid) == 'S'; i++)
-        usleep(1000); /* back to where it was stopped */
-    assert_int_equal(state_of(pid), 'T');
+    expect_state(pid, 'T');
     kill(pid, SIGCONT);
-    for (int i = 0; i < 1000 && state_of(pid) != 'S'; i++)
-        usleep(1000);
-    assert_int_equal(state_of(pid), 'S');
+    expect_state(pid, 'S');
     end(pid);
 }
 

@@ -100,7 +100,8 @@ class Queues(unittest.TestCase):
 class Pauses(unittest.TestCase):
     def test_they_are_there_when_asked_for_only(self):
         for method, path in (("POST", "/pause"), ("POST", "/resume"), ("GET", "/is_paused"),
-                             ("POST", "/reset_prefix_cache")):
+                             ("POST", "/reset_prefix_cache"), ("POST", "/sleep"),
+                             ("POST", "/wake_up"), ("GET", "/is_sleeping")):
             status, _, answer = shared().ask(method, path)
             assert status == 404 and "--enable-dev-endpoints" in answer["error"]["message"], answer
 
@@ -120,10 +121,32 @@ class Pauses(unittest.TestCase):
                                ("/pause?mod=keep", "`mod`"),
                                ("/pause?clear_cache=maybe", "clear_cache must be true or false"),
                                ("/pause?mode=" + "x" * 99, "99 bytes"),
-                               ("/reset_prefix_cache?reset_running=1", "`reset_running`")):
+                               ("/reset_prefix_cache?reset_running=1", "`reset_running`"),
+                               ("/sleep?level=3", "level must be 1 or 2, not '3'")):
                 status, _, answer = server.ask("POST", path)
                 assert status == 400 and part in answer["error"]["message"], (path, answer)
             assert not self.paused(server)
+
+    def test_requests_wait_while_the_ranks_sleep_and_go_on_as_if_nothing_had_been(self):
+        body = {"prompt": "Once", "temperature": 0, "ignore_eos": True, "max_tokens": 2000}
+        with Server("--enable-dev-endpoints", "--tp", "2") as server:
+            whole = server.post("/v1/completions", body)[2]["choices"][0]["text"]
+            for level in 1, 2:
+                answers = []
+                thread = threading.Thread(
+                    target=lambda: answers.append(server.post("/v1/completions", body)))
+                thread.start()
+                wait_for("a running request", lambda: server.metric("vllm:num_requests_running"))
+                assert self.ok(server, f"/sleep?level={level}") == "asleep"
+                assert server.ask("GET", "/is_sleeping")[2] == {"is_sleeping": True}
+                status, _, answer = server.ask("GET", "/ready")
+                assert status == 503 and "is asleep" in answer["error"]["message"], answer
+                steps = server.metric("tandem:steps_total")
+                assert server.metric("tandem:steps_total") == steps and not answers
+                assert self.ok(server, "/wake_up") == "awake"
+                assert server.ask("GET", "/is_sleeping")[2] == {"is_sleeping": False}
+                thread.join(60)
+                assert answers[0][2]["choices"][0]["text"] == whole, answers
 
     def test_a_pause_ends_keeps_or_awaits_what_runs(self):
         with Server("--enable-dev-endpoints") as server:

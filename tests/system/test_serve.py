@@ -29,6 +29,7 @@ class Answers(unittest.TestCase):
         answer = shared().complete(max_tokens=8, ignore_eos=True)
         assert answer["object"] == "text_completion" and answer["model"] == "tiny", answer
         assert answer["choices"][0]["finish_reason"] == "length", answer
+        assert re.fullmatch("fp_[0-9a-f]{8}-0", answer["system_fingerprint"]), answer
         assert answer["usage"]["completion_tokens"] == 8, answer
         assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + 8, answer
 
