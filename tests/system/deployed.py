@@ -102,7 +102,8 @@ class Deployment:
 
     def start(self, *words, **env):
         with open(self.log_path, "ab") as log:
-            command = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            # Whatever ends this test, its commands are told.
+            command = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                                        env={**os.environ, **self.env, **env}, cwd=tandem.path("."),
                                        start_new_session=True)
         self.commands.append(command)

@@ -104,8 +104,9 @@ class SlurmMini:
 
     def start(self, name, *options):
         with open(self.path(f"{name}.{len(self.daemons)}.out"), "wb") as out:
-            self.daemons.append(subprocess.Popen([find(name), *options], env=self.env, stdout=out,
-                                                 stderr=out, stdin=subprocess.DEVNULL))
+            self.daemons.append(subprocess.Popen(["setpriv", "--pdeathsig", "KILL", find(name), *options],
+                                                 env=self.env, stdout=out, stderr=out,
+                                                 stdin=subprocess.DEVNULL))
 
     def run(self, *words, check=True, **more):
         done = subprocess.run(words, env={**self.env, **more.pop("env", {})}, capture_output=True,
@@ -143,7 +144,12 @@ class SlurmMini:
         self.stop()
 
     def stop(self):
-        """slurmctld last: it is told by the others that they end."""
+        """Jobs first, whose processes would outlive the daemons; slurmctld last: it is told by the others."""
+        if len(self.daemons) > 1:
+            self.run("scancel", "--user=root", check=False)
+            end = time.monotonic() + 10
+            while self.run("squeue", "-h", check=False).strip() and time.monotonic() < end:
+                time.sleep(0.1)
         for daemon in reversed(self.daemons):
             daemon.terminate()
         for daemon in reversed(self.daemons):
