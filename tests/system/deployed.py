@@ -97,13 +97,15 @@ class Deployment:
         self.env = {"PATH": path_of_programs(), MARK: self.mark, "TANDEM_RUN_DIR": tandem.path("."),
                     "TANDEM_PROGRAM": "", **env}
         self.commands, self.connection, self.pending = [], None, None
+        self.found_port = None
         self.network = None  # of which process; None: ours
         self.check = lambda: None  # raises when there will be no engine
 
     def start(self, *words, **env):
         with open(self.log_path, "ab") as log:
             # Whatever ends this test, its commands are told.
-            command = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            command = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *words],
+                                       stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                                        env={**os.environ, **self.env, **env}, cwd=tandem.path("."),
                                        start_new_session=True)
         self.commands.append(command)
@@ -137,7 +139,9 @@ class Deployment:
                 assert command.poll() in (None, 0), f"ended with {command.returncode}"
             self.check()
             return re.search(r"tandem: serving \S+ on http://\S+?:(\d+)\n", self.log())
-        return int(wait_for("an engine that serves", is_serving, 30).group(1))
+        self.found_port = self.found_port or int(
+            wait_for("an engine that serves", is_serving, 30).group(1))
+        return self.found_port
 
     def connect(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.port(), timeout=60)
