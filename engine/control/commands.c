@@ -307,6 +307,34 @@ static void act_abort(struct control_call *call)
         control_call_end(call, OK, NULL, json_pack("{s:i}", "aborted", n));
 }
 
+/* ---- weights ---------------------------------------------------------------------------------- */
+
+/* The text of the answer is JSON. */
+static void end_telling(void *user, enum status status, const char *text)
+{
+    struct control_call *call = user;
+
+    control_call_end(call, status, text, status == OK ? json_loads(text, JSON_DECODE_ANY, NULL) : NULL);
+}
+
+static void act_weights_reload(struct control_call *call)
+{
+    given(call, engine_reload_weights(engine_of(call), text_arg(call->args, "file", ""), end_telling,
+                                      call));
+}
+
+static void act_weights_rollback(struct control_call *call)
+{
+    given(call, engine_call_workers(engine_of(call), "reload_weights", "{\"phase\": \"rollback\"}",
+                                    end_telling, call));
+}
+
+static void act_weights_drop(struct control_call *call)
+{
+    given(call, engine_call_workers(engine_of(call), "reload_weights", "{\"phase\": \"drop\"}",
+                                    end_telling, call));
+}
+
 /* ---- orders to the ranks, while nothing runs --------------------------------------------------- */
 
 /*
@@ -344,27 +372,6 @@ static void call_ranks(struct control_call *call, const char *name, const char *
     if (!call->was_paused && engine_resume(engine_of(call), NULL, NULL) != OK)
         log_warn("the engine stays paused: %s", fail_text());
     control_call_end(call, status, why, NULL);
-}
-
-static void call_reload(void *user, enum status status, const char *text)
-{
-    struct control_call *call = user;
-    json_t *args = json_pack("{s:O}", "path", json_object_get(call->args, "file"));
-    AUTO_MEM char *args_text = json_dumps(args, JSON_COMPACT);
-
-    json_decref(args);
-    if (status == OK)
-        call_ranks(call, "reload_weights", args_text, resume_after);
-    else
-        control_call_end(call, status, text, NULL);
-}
-
-/* What has been computed with the old weights ends first, and its KV is forgotten. An engine that was paused
- * stays so. */
-static void act_weights_reload(struct control_call *call)
-{
-    call->was_paused = engine_is_paused(engine_of(call));
-    given(call, engine_pause(engine_of(call), PAUSE_WAIT, true, call_reload, call));
 }
 
 static void ranks_sleep(void *user, enum status status, const char *text)
@@ -591,9 +598,12 @@ const struct control_command control_commands[] = {
     ROW("restart-worker", "ends a rank's process and starts it anew", ROLE_ADMIN,
         .args = {{"rank", CONTROL_INTEGER, .is_needed = true, .most = MAX_RANKS - 1}},
         .act = act_restart_worker),
-    ROW("weights reload", "other weights of the same model, when all that runs has ended",
+    ROW("weights reload", "other weights of the same shape, for all ranks between two steps, or for none",
         ROLE_ADMIN, .args = {{"file", CONTROL_TEXT, .is_needed = true}},
         .act = act_weights_reload),
+    ROW("weights rollback", "takes back the weights before the last reload", ROLE_ADMIN,
+        .act = act_weights_rollback),
+    ROW("weights drop", "forgets them", ROLE_ADMIN, .act = act_weights_drop),
     ROW("profile start", "notes what every thread does, from now on", ROLE_OPERATE,
         .act = tracing_start),
     ROW("profile stop", "and tells it: how busy the devices were, what they waited for",
