@@ -16,8 +16,7 @@ _tandem() {
     log-level) words="error warn info debug" ;;
     drain) words="--wait" ;;
     pause) words="abort wait keep" ;;
-    sleep) words="--mode" ;;
-    weights) words="reload" ;;
+    weights) words="reload rollback drop" ;;
     profile) words="start stop" ;;
     trace) words="start stop dump" ;;
     shutdown) words="drain now" ;;

@@ -80,9 +80,11 @@ static void tell_stats(const struct server *server, json_t *json)
 
     engine_stats(front_engine(server->front), &stats);
     numbers = json_pack(
-        "{s:s, s:s, s:b, s:b, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:i, s:i}", "phase",
+        "{s:s, s:s, s:b, s:b, s:s, s:I, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:i, s:i}", "phase",
         engine_phase_name(server->draining ? PHASE_DRAINING : stats.phase), "model",
-        front_model(server->front)->name, "paused", stats.is_paused, "asleep", (int)server->asleep, "requests_running",
+        front_model(server->front)->name, "paused", stats.is_paused, "asleep", stats.is_asleep,
+        "fingerprint", stats.fingerprint, "weights_version", (json_int_t)stats.weights_version,
+        "requests_running",
         stats.num_running, "requests_waiting", stats.num_waiting, "kv_blocks", stats.num_kv_blocks,
         "kv_blocks_used", stats.num_kv_blocks_used, "steps", (json_int_t)stats.num_steps,
         "progress_ms", (json_int_t)clock_ms(clock_now_ns() - stats.progress_ns), "preemptions",
@@ -277,10 +279,7 @@ static void act_pause(struct control_call *call)
 
 static void act_resume(struct control_call *call)
 {
-    if (call->server->asleep)
-        control_call_end(call, ERR_INVALID, "the ranks sleep: wake them", NULL);
-    else
-        given(call, engine_resume(engine_of(call), end_order, call));
+    given(call, engine_resume(engine_of(call), end_order, call));
 }
 
 static void act_reset_prefix_cache(struct control_call *call)
@@ -307,120 +306,43 @@ static void act_abort(struct control_call *call)
         control_call_end(call, OK, NULL, json_pack("{s:i}", "aborted", n));
 }
 
-/* ---- weights ---------------------------------------------------------------------------------- */
+/* ---- orders to the ranks ----------------------------------------------------------------------- */
 
-/* The text of the answer is JSON. */
-static void end_telling(void *user, enum status status, const char *text)
+/* What the ranks say, or the engine of them all, is JSON. */
+static void end_told(void *user, enum status status, const char *text)
 {
-    struct control_call *call = user;
-
-    control_call_end(call, status, text, status == OK ? json_loads(text, JSON_DECODE_ANY, NULL) : NULL);
+    control_call_end(user, status, text, status == OK ? json_loads(text, 0, NULL) : NULL);
 }
 
 static void act_weights_reload(struct control_call *call)
 {
-    given(call, engine_reload_weights(engine_of(call), text_arg(call->args, "file", ""), end_telling,
+    given(call, engine_reload_weights(engine_of(call), text_arg(call->args, "file", ""), end_told,
                                       call));
-}
-
-static void act_weights_rollback(struct control_call *call)
-{
-    given(call, engine_call_workers(engine_of(call), "reload_weights", "{\"phase\": \"rollback\"}",
-                                    end_telling, call));
 }
 
 static void act_weights_drop(struct control_call *call)
 {
     given(call, engine_call_workers(engine_of(call), "reload_weights", "{\"phase\": \"drop\"}",
-                                    end_telling, call));
+                                    end_told, call));
 }
 
-/* ---- orders to the ranks, while nothing runs --------------------------------------------------- */
-
-/*
- * Several orders behind one command: the engine pauses, the ranks do something, the engine goes on. Each
- * answer gives the next order. Where the ranks have failed, the engine stays paused: who has half done
- * something to them must not let requests run on it. Where they were not even asked, it goes on.
- */
-static void end_paused(void *user, enum status status, const char *text)
+static void act_weights_rollback(struct control_call *call)
 {
-    AUTO_MEM char *why = mem_printf("%s; the engine stays paused", text);
-
-    control_call_end(user, status, why, NULL);
+    given(call, engine_call_workers(engine_of(call), "reload_weights",
+                                    "{\"phase\": \"rollback\"}", end_told, call));
 }
 
-static void resume_after(void *user, enum status status, const char *text)
-{
-    struct control_call *call = user;
-
-    if (status != OK)
-        end_paused(call, status, text);
-    else if (call->was_paused)
-        control_call_end(call, OK, NULL, NULL);
-    else
-        given(call, engine_resume(engine_of(call), end_order, call));
-}
-
-static void call_ranks(struct control_call *call, const char *name, const char *args,
-                       engine_listener *then)
-{
-    enum status status = engine_call_workers(engine_of(call), name, args, then, call);
-    AUTO_MEM char *why = mem_strdup(fail_text());
-
-    if (status == OK)
-        return;
-    if (!call->was_paused && engine_resume(engine_of(call), NULL, NULL) != OK)
-        log_warn("the engine stays paused: %s", fail_text());
-    control_call_end(call, status, why, NULL);
-}
-
-static void ranks_sleep(void *user, enum status status, const char *text)
-{
-    struct control_call *call = user;
-
-    call->server->asleep = true; /* some of them, if it failed: wake wakes them */
-    if (status == OK)
-        control_call_end(call, OK, NULL, NULL);
-    else
-        end_paused(call, status, text);
-}
-
-static void call_sleep(void *user, enum status status, const char *text)
-{
-    struct control_call *call = user;
-    AUTO_MEM char *args = mem_printf("{\"level\": %" PRId64 "}", integer_arg(call->args, "level", 1));
-
-    if (status == OK)
-        call_ranks(call, "sleep", args, ranks_sleep);
-    else
-        control_call_end(call, status, text, NULL);
-}
-
+/* Requests wait meanwhile, and start over behind it. */
 static void act_sleep(struct control_call *call)
 {
-    enum pause_mode mode = PAUSE_ABORT;
+    AUTO_MEM char *args = mem_printf("{\"level\": %" PRId64 "}", integer_arg(call->args, "level", 1));
 
-    call->was_paused = engine_is_paused(engine_of(call));
-    given(call, pause_mode_parse(text_arg(call->args, "mode", "abort"), &mode) == OK
-                    ? engine_pause(engine_of(call), mode, true, call_sleep, call)
-                    : ERR_INVALID);
-}
-
-static void ranks_wake(void *user, enum status status, const char *text)
-{
-    struct control_call *call = user;
-
-    if (status == OK)
-        call->server->asleep = false;
-    resume_after(call, status, text);
+    given(call, engine_call_workers(engine_of(call), "sleep", args, end_told, call));
 }
 
 static void act_wake(struct control_call *call)
 {
-    if (call->server->asleep)
-        call_ranks(call, "wake_up", "{}", ranks_wake);
-    else
-        control_call_end(call, ERR_INVALID, "the ranks do not sleep", NULL);
+    given(call, engine_call_workers(engine_of(call), "wake_up", "{}", end_told, call));
 }
 
 /* ---- settings -------------------------------------------------------------------------------- */
@@ -590,11 +512,10 @@ const struct control_command control_commands[] = {
         ROLE_OPERATE, .args = {{"id", CONTROL_TEXT, .is_needed = true}}, .act = act_abort),
     ROW("reset-prefix-cache", "forgets all prefixes; refused while requests run", ROLE_OPERATE,
         .act = act_reset_prefix_cache),
-    ROW("sleep", "pauses, and gives the ranks' memory back until wake", ROLE_ADMIN,
-        .args = {{"level", CONTROL_INTEGER, .least = 1, .most = 2},
-                 {"mode", CONTROL_WORD, .is_flag = true, .words = "abort wait"}},
+    ROW("sleep", "gives the ranks' memory back until wake; requests wait", ROLE_ADMIN,
+        .args = {{"level", CONTROL_INTEGER, .least = 1, .most = 2}},
         .act = act_sleep),
-    ROW("wake", "takes that memory again, and resumes", ROLE_ADMIN, .act = act_wake),
+    ROW("wake", "takes that memory again; requests start over", ROLE_ADMIN, .act = act_wake),
     ROW("restart-worker", "ends a rank's process and starts it anew", ROLE_ADMIN,
         .args = {{"rank", CONTROL_INTEGER, .is_needed = true, .most = MAX_RANKS - 1}},
         .act = act_restart_worker),

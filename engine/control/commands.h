@@ -69,7 +69,6 @@ struct control_call {
     struct server *server;
     struct list_node node; /* the command's: where it waits; zeroed */
     int64_t deadline_ns;   /* the command's */
-    bool was_paused;       /* the command's */
     json_t *changed;       /* the command's: settings that have other values when it ends well, by name;
                               freed with the call */
 };

@@ -103,11 +103,6 @@ void pause_post(struct server *server, struct http_exchange *exchange)
 
 void resume_post(struct server *server, struct http_exchange *exchange)
 {
-    if (server->asleep) {
-        server_reply_refusal(server, exchange, 409, "the ranks sleep: wake them");
-        return;
-    }
-
     struct dev_order *order = order_new(server, exchange, "resumed");
 
     given(order, engine_resume(front_engine(server->front), on_order, order));

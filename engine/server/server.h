@@ -56,7 +56,6 @@ struct server {
     struct config live_config; /* with `control`: the settings as they are now */
     struct list_node unsent; /* completions that the last poll brought something: completions.c */
 
-    _Atomic bool asleep;   /* the ranks have given their memory back: control/commands.c */
     _Atomic bool draining; /* it ends when all is answered */
     int num_signals;
     int64_t drain_deadline_ns;

@@ -104,7 +104,7 @@ static void arguments_come_as_words_or_by_name(void **state)
     expect_args("config set", "{\"name\": \"x\", \"value\": true}",
                 "{\"name\":\"x\",\"value\":\"true\"}");
     expect_args("restart-worker", "[\"3\"]", "{\"rank\":3}");
-    expect_args("sleep", "[\"--mode\", \"wait\", \"2\"]", "{\"level\":2,\"mode\":\"wait\"}");
+    expect_args("sleep", "[\"2\"]", "{\"level\":2}");
 }
 
 static void what_does_not_fit_its_row_is_refused_with_how_it_should_be(void **state)
@@ -131,8 +131,8 @@ static void what_does_not_fit_its_row_is_refused_with_how_it_should_be(void **st
          "mode must be one of abort wait keep, not 'wai'; usage: pause [abort|wait|keep]"},
         {"pause", "[\"\"]",
          "mode must be one of abort wait keep, not ''; usage: pause [abort|wait|keep]"},
-        {"sleep", "[\"--mode=wait\", \"--mode=wait\"]",
-         "mode is given twice; usage: sleep [LEVEL] [--mode abort|wait]"},
+        {"drain", "[\"--wait=1\", \"--wait=1\"]",
+         "wait is given twice; usage: drain [--wait SECONDS]"},
         {"abort", "{\"id\": {}}", "id must be text; usage: abort ID"},
     };
 

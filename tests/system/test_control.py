@@ -11,7 +11,7 @@ import time
 import unittest
 
 import tandem
-from server import Server, wait_for
+from server import Server, model as server_model, wait_for
 
 OK, FAILED, USAGE, GONE, DENIED, TIMED_OUT = 0, 1, 2, 69, 77, 124
 
@@ -201,17 +201,22 @@ class Act(unittest.TestCase):
 class Ranks(unittest.TestCase):
     def test_an_engine_sleeps_and_wakes(self):
         with Controlled("--tp", "2") as server:
-            code, _, err = server.ctl("sleep")
-            if code != OK:  # as long as ranks do not know how
-                self.assertIn("the engine stays paused", err)
-                return
+            before = server.complete()
+            self.assertEqual(len(server.tell("sleep")), 2)
             self.assertTrue(server.tell("status")["asleep"])
-            code, err = server.refused("resume")
-            self.assertEqual((code, "the ranks sleep" in err), (USAGE, True))
             server.tell("wake")
-            self.assertFalse(server.tell("status")["paused"])
+            self.assertFalse(server.tell("status")["asleep"])
+            self.assertEqual(server.complete()["choices"], before["choices"])
+
+    def test_weights_are_reloaded_and_rolled_back(self):
+        with Controlled("--tp", "2") as server:
+            told = server.tell("weights", "reload", server_model())
+            self.assertEqual(told["version"], 1)
+            self.assertEqual(server.tell("status")["weights_version"], 1)
+            server.tell("weights", "rollback")
+            code, err = server.refused("weights", "reload", "/no/such/file")
+            self.assertIn("/no/such/file", err)
             server.complete()
-            self.assertEqual(server.refused("wake")[0], USAGE)
 
     def test_a_rank_is_replaced_while_a_stream_goes_on(self):
         with Controlled("--tp", "2") as server, server.open_stream():
