@@ -9,13 +9,13 @@
 
 /* A worker beats every 500 ms, by a thread that does nothing long. Silence means that its process hangs or is
  * stopped; before it has joined, that it does not come. */
-static const int64_t SILENCE_MAX_NS = (int64_t)3 * 1000000000, JOIN_MAX_NS = (int64_t)30 * 1000000000;
+static const int64_t SILENCE_MAX_NS = 3500000000, JOIN_MAX_NS = 30000000000;
 
 /*
  * A device that works gets ahead many times in a step. One that has not for this long, and for as long as two such
  * steps take on top, hangs. The first step, whose pages may yet have to be read, has more time.
  */
-static const int64_t STUCK_MIN_NS = (int64_t)3 * 1000000000, FIRST_STEP_NS = (int64_t)30 * 1000000000;
+static const int64_t STUCK_MIN_NS = 3500000000, FIRST_STEP_NS = 30000000000;
 /* From so many tokens on, a step's time is that of its tokens. */
 enum { BULK_TOKENS = 64 };
 
@@ -27,6 +27,8 @@ enum { LAST_WORDS_MS = 50 };
 enum { NOTICE_MS = 20, NUM_NOTICES = 5 };
 /* How often we look whether somebody is missing. */
 enum { LOOK_MS = 250 };
+/* Who has not looked for so much longer was stopped, or starved, and so may others have been. */
+enum { AWAY_MS = 500 };
 /* How often it is told who is missing, while ranks are awaited that others start. */
 enum { TELL_MS = 10000 };
 
@@ -43,7 +45,11 @@ static void start_watching(struct link_rank *rank)
 
 void link_open(struct channel *channel, int32_t world, uint32_t epoch, struct link *out)
 {
-    *out = (struct link){.channel = channel, .world = world, .epoch = epoch, .failed_rank = -1};
+    *out = (struct link){.channel = channel,
+                         .world = world,
+                         .epoch = epoch,
+                         .failed_rank = -1,
+                         .looked_ns = clock_now_ns()};
     rendezvous_init(&out->rendezvous, world, epoch);
     pthread_mutex_init(&out->lock, NULL);
     out->ranks = mem_new_array(struct link_rank, (size_t)world);
@@ -387,8 +393,25 @@ static enum status check_connections(struct link *link)
     return OK;
 }
 
+/* Time in which we were not there to hear anybody is no silence of theirs. */
+static void forgive_absence(struct link *link)
+{
+    int64_t now_ns = clock_now_ns(), away_ns = now_ns - link->looked_ns;
+
+    link->looked_ns = now_ns;
+    if (away_ns < (int64_t)(LOOK_MS + AWAY_MS) * 1000000)
+        return;
+    pthread_mutex_lock(&link->lock);
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        link->ranks[rank].heard_ns = MIN(link->ranks[rank].heard_ns + away_ns, now_ns);
+        link->ranks[rank].moved_ns = MIN(link->ranks[rank].moved_ns + away_ns, now_ns);
+    }
+    pthread_mutex_unlock(&link->lock);
+}
+
 static enum status check_ranks(struct link *link)
 {
+    forgive_absence(link);
     TRY(check_silence(link));
     TRY(check_progress(link));
     if (link->num_notices == 0)

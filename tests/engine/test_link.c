@@ -187,7 +187,7 @@ static void silence_and_deadlines_end_the_wait(void **state)
 
     (void)state;
     open_with_ranks(&script, 2, &link);
-    expect_fails(link_collect(&link, 7, clock_deadline_ns(2900), &output), ERR_TIMEOUT,
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(3400), &output), ERR_TIMEOUT,
                  "the ranks did not answer in time");
     bring(&script, "0:3", &heartbeat_type, -1, &(struct heartbeat){.step = -1, .waits_for = -1});
     expect_fails(link_collect(&link, 7, INT64_MAX, &output), ERR_TIMEOUT,
@@ -230,7 +230,7 @@ static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **s
     } while (status == ERR_TIMEOUT && link.failed_rank < 0 && ++num_looks < 20);
     script.num_frames = 0;
     assert_int_equal(status, ERR_TIMEOUT);
-    assert_string_equal(fail_text(), "rank 1 (process 0) hangs in step 7: its device has stood still for 3.2 s");
+    assert_string_equal(fail_text(), "rank 1 (process 0) hangs in step 7: its device has stood still for 3.8 s");
     assert_int_equal(link.failed_rank, 1);
     close_script(&script, &link);
 }
@@ -272,7 +272,7 @@ static void a_long_step_has_time_for_its_tokens(void **state)
     link_note_step(&link, 7, 4000);
     link.rendezvous.ranks[0].is_joined = false; /* no matter of silence */
     link.ranks[0].heartbeat = (struct heartbeat){.step = 7, .waits_for = -1};
-    expect_fails(link_collect(&link, 7, clock_deadline_ns(10500), &output), ERR_TIMEOUT,
+    expect_fails(link_collect(&link, 7, clock_deadline_ns(11000), &output), ERR_TIMEOUT,
                  "the ranks did not answer in time");
     expect_fails(link_collect(&link, 7, clock_deadline_ns(1000), &output), ERR_TIMEOUT,
                  "hangs in step 7: its device has stood still for 11.");

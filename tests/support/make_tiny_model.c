@@ -10,7 +10,7 @@ int main(int argc, char **argv)
 {
     if (argc < 2) {
         fprintf(stderr,
-                "usage: %s PATH [llama|gemma3 [CHAT_TEMPLATE [MAX_POSITION [HEADS KV_HEADS]]]]\n",
+                "usage: %s PATH [llama|gemma3 [CHAT_TEMPLATE [MAX_POSITION [HEADS KV_HEADS [SEED]]]]]\n",
                 argv[0]);
         return 2;
     }
@@ -20,6 +20,7 @@ int main(int argc, char **argv)
                                   .max_position = argc > 4 ? atoi(argv[4]) : 0,
                                   .num_heads = argc > 5 ? atoi(argv[5]) : 0,
                                   .num_kv_heads = argc > 6 ? atoi(argv[6]) : 0,
+                                  .seed = argc > 7 ? (uint64_t)atoll(argv[7]) : 0,
                               });
     return 0;
 }

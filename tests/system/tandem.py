@@ -35,9 +35,9 @@ def path(name):
 
 
 def make_tiny_model(name="tiny.gguf", architecture="llama", chat_template=CHAT_TEMPLATE,
-                    max_position=256, num_heads=4, num_kv_heads=2):
+                    max_position=256, num_heads=4, num_kv_heads=2, seed=0):
     subprocess.run([_MAKE_TINY_MODEL, path(name), architecture, chat_template,
-                    str(max_position), str(num_heads), str(num_kv_heads)], check=True)
+                    str(max_position), str(num_heads), str(num_kv_heads), str(seed)], check=True)
     return path(name)
 
 

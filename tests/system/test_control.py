@@ -232,6 +232,33 @@ class Ranks(unittest.TestCase):
             code, err = server.refused("restart-worker", "9")
             self.assertEqual((code, "there is no rank 9" in err), (FAILED, True))
 
+    def test_weights_are_exchanged_for_all_ranks_or_for_none(self):
+        other = tandem.make_tiny_model("other.gguf", max_position=32768, seed=7)
+        with open(other, "rb") as file:
+            whole = file.read()
+        cut = tandem.write("cut.gguf", whole[:len(whole) // 2])
+        narrow = tandem.make_tiny_model("narrow.gguf", max_position=32768, num_heads=2, num_kv_heads=1)
+        with Controlled("--tp", "2") as server:
+            def text():
+                return server.complete(max_tokens=20, temperature=0)["choices"][0]["text"]
+
+            old = text()
+            self.assertEqual(server.tell("weights", "reload", other)["version"], 1)
+            new = text()
+            self.assertNotEqual(old, new)
+            for path, why in (cut, "cut.gguf"), (narrow, "heads"), ("/nowhere", "/nowhere"):
+                _, err = server.refused("weights", "reload", path)
+                self.assertIn(why, err)
+                self.assertEqual(text(), new)
+            os.kill(server.tell("workers")[1]["pid"], signal.SIGKILL)  # whoever comes has the new ones
+            wait_for("recovery", lambda: server.tell("status")["recoveries"] == 1, 20)
+            self.assertEqual(text(), new)
+            server.tell("weights", "reload", other)
+            server.tell("weights", "rollback")
+            self.assertEqual(text(), new)  # the same file twice
+            server.tell("weights", "drop")
+            server.refused("weights", "rollback")
+
     def test_a_profile_has_every_rank(self):
         with Controlled("--tp", "2") as server:
             server.tell("trace", "start")
