@@ -7,7 +7,9 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 
 _BUILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "build")
@@ -22,6 +24,8 @@ CHAT_TEMPLATE = (
 _folder = tempfile.mkdtemp(prefix="tandem-test-")
 os.environ.setdefault("TANDEM_DUMP_DIR", _folder)  # steps that fail in tests are nobody's concern
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+# What a test starts ends with it, too, when it is told to end: by a timeout, mostly.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def deploy(name):
