@@ -50,6 +50,7 @@ struct request {
 
     int32_t num_hashes;
     bool drops_in_flight; /* tokens of the steps in flight are not wanted */
+    bool is_resuming;     /* its ranks were lost, and it has not come as far again */
     int32_t max_blocks;
     int32_t wait_place;    /* in the wait queue's heap */
     int32_t num_preempted; /* how often */

@@ -16,6 +16,11 @@
 /* Steps that are scheduled and have not come back. */
 enum { MAX_IN_FLIGHT = 2 };
 
+/* While requests come back whose ranks were lost: how long a step of their tokens is to take, and tokens that it has at
+ * least, below which matmuls are slow. */
+#define RESUME_STEP_NS 100e6
+enum { RESUME_MIN_TOKENS = 256 };
+
 /* The requests behind the rows of a plan. */
 struct in_flight {
     struct request **rows; /* in the plan's arena */
@@ -43,6 +48,7 @@ struct scheduler {
     struct list_node deferred; /* wait for their grammars, or for masks, in order of arrival */
     int32_t num_deferred;
     int32_t num_set_aside; /* of them: were admitted, and wait for a mask */
+    int32_t num_resuming;  /* of all: see request.h */
     int64_t num_late_masks;
     struct list_node leaving; /* finished, but a step in flight has a row for them */
 
@@ -545,6 +551,16 @@ static int32_t num_in_line(const struct scheduler *scheduler)
                                         : scheduler->waiting.num_begun;
 }
 
+/* Nobody is slowed down for another where all have lost the same; but a step is short enough for those that are back to
+ * go on, one after the other. */
+static int32_t resume_limit(const struct scheduler *scheduler)
+{
+    double token_ns = scheduler->pacing.token_ns;
+
+    return token_ns > 0 ? (int32_t)MAX(MIN(RESUME_STEP_NS / token_ns, 1e9), (double)RESUME_MIN_TOKENS)
+                        : 2 * RESUME_MIN_TOKENS;
+}
+
 /* Sets how many tokens of prompts this step may compute, and leaves room for those that decode. */
 static void set_prompt_budget(struct scheduler *scheduler, struct plan *plan)
 {
@@ -555,7 +571,9 @@ static void set_prompt_budget(struct scheduler *scheduler, struct plan *plan)
         num_to_come += decodes(request) && !is_at_end(request);
         num_behind += is_behind(request);
     }
-    limit = pacing_limit(&scheduler->pacing, plan->num_decoding + num_to_come, num_behind);
+    limit = scheduler->num_resuming > 0
+                ? resume_limit(scheduler)
+                : pacing_limit(&scheduler->pacing, plan->num_decoding + num_to_come, num_behind);
     plan->prompt_budget = MIN(limit, MAX(plan->budget - num_to_come, 1));
 }
 
@@ -872,9 +890,16 @@ void scheduler_observe(struct scheduler *scheduler, int64_t took_ns)
 
 /* ---- the end of a request ------------------------------------------------------------------- */
 
+static void stop_resuming(struct scheduler *scheduler, struct request *request)
+{
+    scheduler->num_resuming -= request->is_resuming;
+    request->is_resuming = false;
+}
+
 /* The request is over; its last event has been added before. */
 static void end(struct scheduler *scheduler, struct request *request)
 {
+    stop_resuming(scheduler, request);
     if (request->state == REQUEST_RUNNING)
         leave_running(scheduler, request);
     else if (request->awaits_grammar || request->awaits_mask)
@@ -1201,6 +1226,7 @@ static void take_token(struct scheduler *scheduler, struct request *request,
         stop_token = *token;
     }
 
+    stop_resuming(scheduler, request);
     event->tokens = token;
     event->num_tokens = 1;
     event->finish = finish;
@@ -1340,8 +1366,11 @@ void scheduler_start_over(struct scheduler *scheduler)
     struct request *request;
 
     scheduler_forget_in_flight(scheduler);
-    LIST_FOR_EACH (request, &scheduler->running, link)
+    LIST_FOR_EACH (request, &scheduler->running, link) {
+        scheduler->num_resuming += !request->is_resuming;
+        request->is_resuming = true;
         send_back(scheduler, request);
+    }
     WAIT_QUEUE_FOR_EACH (request, &scheduler->waiting)
         forget_steps_of(scheduler, request);
     LIST_FOR_EACH (request, &scheduler->deferred, link)
@@ -1421,7 +1450,7 @@ void scheduler_describe_in_flight(const struct scheduler *scheduler,
 void scheduler_check(const struct scheduler *scheduler)
 {
     const struct request *request;
-    int32_t num_running = 0, num_deferred = 0, num_set_aside = 0, num_slots = 0;
+    int32_t num_running = 0, num_deferred = 0, num_set_aside = 0, num_slots = 0, num_resuming = 0;
     int64_t num_blocks = 0;
 
     block_pool_check(scheduler->blocks);
@@ -1433,18 +1462,21 @@ void scheduler_check(const struct scheduler *scheduler)
         num_blocks += request->num_blocks;
         num_slots++;
         num_running++;
+        num_resuming += request->is_resuming;
     }
     wait_queue_check(&scheduler->waiting);
     WAIT_QUEUE_FOR_EACH (request, &scheduler->waiting) {
         ASSERT(request->num_blocks == 0 && request->num_computed == 0);
         ASSERT((request->slot >= 0) == (request->num_in_flight > 0));
         num_slots += request->slot >= 0;
+        num_resuming += request->is_resuming;
     }
     LIST_FOR_EACH (request, &scheduler->deferred, link) {
         ASSERT(request->awaits_grammar != request->awaits_mask && request->num_blocks == 0);
         ASSERT((request->slot >= 0) == (request->num_in_flight > 0));
         num_slots += request->slot >= 0;
         num_set_aside += request->awaits_mask;
+        num_resuming += request->is_resuming;
         num_deferred++;
     }
     LIST_FOR_EACH (request, &scheduler->leaving, link) {
@@ -1453,6 +1485,7 @@ void scheduler_check(const struct scheduler *scheduler)
         num_slots++;
     }
     ASSERT(num_running == scheduler->num_running);
+    ASSERT(num_resuming == scheduler->num_resuming);
     ASSERT(num_running + scheduler->waiting.num_requests + num_deferred ==
            scheduler_num_unfinished(scheduler));
     ASSERT(num_deferred == scheduler->num_deferred);
