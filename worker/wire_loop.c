@@ -3,6 +3,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/cpus.h"
 #include "proto/base/log.h"
+#include "proto/base/stacks.h"
 #include "proto/base/notify.h"
 #include "proto/base/trace.h"
 #include "proto/config/config.h"
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { HEARTBEAT_MS = 500 };
 
@@ -544,6 +546,7 @@ enum status worker_main(const struct worker_main_options *options)
     enum status status;
 
     log_set_role("worker", options->rank);
+    stacks_allow(getppid()); /* who started us may ask where we are, if we hang */
     config_init(&wire.config);
     status = join_and_serve(&wire);
     if (status != OK && status != ERR_CLOSED && !wire.stops) {
