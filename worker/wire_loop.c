@@ -9,9 +9,8 @@
 #include "proto/config/config.h"
 #include "proto/wire/channel.h"
 #include "proto/wire/rendezvous.h"
-#include "proto/wire/tcp.h"
-#include "worker/comm_net.h"
 #include "worker/join.h"
+#include "worker/meeting.h"
 #include "worker/worker.h"
 
 #include <inttypes.h>
@@ -33,7 +32,7 @@ struct wire {
     struct sim_device sim; /* with --sim */
     struct model_file *model;
     struct worker *worker;
-    struct comm_net *net; /* listens, until the ranks meet */
+    struct meeting meeting;
     struct worker_memory memory; /* once it is loaded */
     int64_t start_ns, loaded_ns;
     int64_t beat_at_ns;
@@ -175,73 +174,27 @@ static enum status call_initialize_kv_cache(struct wire *wire, const json_t *arg
     return worker_initialize_kv_cache(wire->worker, (int32_t)num_blocks);
 }
 
-static enum status read_path(const json_t *args, const char **out)
-{
-    *out = json_string_value(json_object_get(args, "path"));
-    return *out ? OK : fail(ERR_MISMATCH, "no path to memory that the ranks share");
-}
-
 static enum status call_create_shared(struct wire *wire, const json_t *args, struct bytes *reply)
 {
-    const char *path;
-
-    (void)reply;
-    TRY(read_path(args, &path));
-    return worker_create_shared(wire->worker, path);
+    return meeting_create_shared(&wire->meeting, wire->worker, args, reply);
 }
 
-/* Where other ranks reach this one: the reply is its endpoint. */
+static enum status call_open_shared(struct wire *wire, const json_t *args, struct bytes *reply)
+{
+    (void)reply;
+    return meeting_open_shared(&wire->meeting, &wire->options, args);
+}
+
 static enum status call_listen(struct wire *wire, const json_t *args, struct bytes *reply)
 {
-    const struct worker_main_options *options = &wire->options;
-    char address[TCP_MAX_TEXT + 1];
-
     (void)args;
-    if (!options->token)
-        return fail(ERR_MISMATCH, "ranks of several hosts need a token, and this one has none");
-    if (options->comm_address)
-        snprintf(address, sizeof address, "%s", options->comm_address);
-    else
-        TRY(tcp_own_address(wire->engine, address));
-    comm_net_free(give(wire->net));
-    TRY(comm_net_listen(address, &options->token->worker, &wire->net));
-    bytes_printf(reply, "\"%s\"", comm_net_endpoint(wire->net));
-    return OK;
+    return meeting_listen(&wire->meeting, &wire->options, wire->engine, reply);
 }
 
-/* How the ranks meet: {"path"} of memory that those of one host share, or {"session", "endpoints"} of all. */
 static enum status call_connect(struct wire *wire, const json_t *args, struct bytes *reply)
 {
-    const struct worker_main_options *options = &wire->options;
-    const json_t *list = json_object_get(args, "endpoints");
-    const char *session = json_string_value(json_object_get(args, "session")), *path;
-
     (void)reply;
-    if (!list) {
-        TRY(read_path(args, &path));
-        return worker_connect(wire->worker, path);
-    }
-    if (!wire->net || !session || json_array_size(list) != (size_t)options->world)
-        return fail(ERR_MISMATCH, "%zu endpoints of %d ranks%s", json_array_size(list),
-                    options->world, wire->net ? "" : ", and this one does not listen");
-
-    const char **endpoints = mem_new_array(const char *, (size_t)options->world);
-    struct comm_net_group group = {.rank = options->rank,
-                                   .world = options->world,
-                                   .session = strtoull(session, NULL, 16),
-                                   .epoch = (int32_t)wire->epoch,
-                                   .endpoints = endpoints};
-    enum status status = OK;
-
-    for (int32_t rank = 0; rank < options->world && status == OK; rank++) {
-        endpoints[rank] = json_string_value(json_array_get(list, (size_t)rank));
-        if (!endpoints[rank])
-            status = fail(ERR_MISMATCH, "the endpoint of rank %d is no text", rank);
-    }
-    if (status == OK)
-        status = worker_connect_net(wire->worker, give(wire->net), &group);
-    mem_free(endpoints);
-    return status;
+    return meeting_connect(&wire->meeting, &wire->options, wire->worker, (int32_t)wire->epoch, args);
 }
 
 /* Whoever started this process is to start another in its place. */
@@ -285,6 +238,7 @@ static const struct {
     enum status (*run)(struct wire *wire, const json_t *args, struct bytes *reply); /* JSON, or nothing */
 } calls[] = {
     {"create_shared", call_create_shared},
+    {"open_shared", call_open_shared},
     {"listen", call_listen},
     {"connect", call_connect},
     {"initialize_kv_cache", call_initialize_kv_cache},
@@ -542,7 +496,8 @@ static enum status join_and_serve(struct wire *wire)
 
 enum status worker_main(const struct worker_main_options *options)
 {
-    struct wire wire = {.options = *options, .start_ns = clock_now_ns()};
+    struct wire wire = {
+        .options = *options, .start_ns = clock_now_ns(), .meeting = {.shared_fd = -1}};
     enum status status;
 
     log_set_role("worker", options->rank);
@@ -565,7 +520,7 @@ enum status worker_main(const struct worker_main_options *options)
     if (wire.worker)
         worker_abort(wire.worker); /* its device, or another's, may wait for a rank that is gone */
     worker_free(wire.worker);
-    comm_net_free(wire.net);
+    meeting_close(&wire.meeting);
     model_file_free(wire.model);
     config_close(&wire.config);
     channel_free(wire.channel);

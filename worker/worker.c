@@ -6,6 +6,7 @@
 #include "proto/base/log.h"
 #include "proto/base/mailbox.h"
 #include "proto/base/trace.h"
+#include "worker/comm_hosts.h"
 #include "worker/comm_net.h"
 #include "worker/input_batch.h"
 #include "worker/models/model.h"
@@ -50,9 +51,7 @@ struct command {
     int64_t step;
     int32_t num_blocks; /* VERB_INITIALIZE_KV_CACHE */
     int32_t sleep_level; /* VERB_SLEEP */
-    const char *path;   /* VERB_CONNECT; borrowed until it is answered; NULL: */
-    struct comm_net *net; /* owned */
-    struct comm_net_group group;
+    struct worker_meeting meeting; /* VERB_CONNECT; borrowed until it is answered, but for net, which is owned */
 };
 
 /* From the device thread to the wire thread: what a command came to. */
@@ -184,26 +183,117 @@ static void make_sampler(struct worker *worker)
     });
 }
 
-/* Whatever reaches the other ranks, or knows of requests. */
-/* Takes what the command has of a mesh. */
-static enum status open_comm(struct worker *worker, const struct command *command)
+static struct model_comm_bytes comm_bytes(const struct worker *worker)
 {
-    const struct worker_options *options = &worker->options;
-    AUTO_FREE(comm_net) struct comm_net *net = command->net;
+    return model_comm_bytes(model_file_config(worker->file), worker->options.max_batched_tokens);
+}
 
-    if (options->sim)
-        return comm_open_sim(worker->device, options->world, &worker->comm);
+static int64_t comm_buffer_bytes(const struct worker *worker)
+{
+    return MAX(comm_bytes(worker).buffer, (int64_t)MIN_COMM_BYTES);
+}
+
+/* This rank's place among `count` of its own: those of its host, or the first ranks of all hosts. */
+struct place {
+    int32_t place, count;
+};
+
+static struct place find_local(const struct worker_options *options, const int32_t *hosts)
+{
+    struct place found = {0};
+
+    for (int32_t rank = 0; rank < options->world; rank++) {
+        found.place += rank < options->rank && hosts[rank] == hosts[options->rank];
+        found.count += hosts[rank] == hosts[options->rank];
+    }
+    return found;
+}
+
+/* endpoints: [world], of the first ranks alone. */
+static struct place find_host(const struct worker_options *options,
+                              const struct worker_meeting *meeting, const char **endpoints)
+{
+    struct place found = {0};
+
+    for (int32_t rank = 0; rank < options->world; rank++) {
+        if (meeting->hosts[rank] != rank)
+            continue;
+        found.place += rank < options->rank;
+        endpoints[found.count++] = meeting->endpoints ? meeting->endpoints[rank] : NULL;
+    }
+    return found;
+}
+
+/* Among the hosts, of which this rank is the first of one; takes the net. */
+static enum status join_hosts(const struct worker *worker, const struct worker_meeting *meeting,
+                              struct comm_net *net, struct place host, const char *const *endpoints,
+                              struct comm **out)
+{
+    AUTO_FREE(comm_net) struct comm_net *taken = net;
+
     if (!net)
-        return comm_open(command->path, options->rank, options->world, &worker->comm);
-    TRY(comm_net_join(net, &command->group, clock_deadline_ns(MEET_TIMEOUT_MS), &worker->comm));
-    net = NULL; /* the comm's now */
+        return fail(ERR_MISMATCH, "rank %d is the first of one of %d hosts, and does not listen",
+                    worker->options.rank, host.count);
+    TRY(comm_net_join(net,
+                      &(struct comm_net_group){.rank = host.place,
+                                               .world = host.count,
+                                               .session = meeting->session,
+                                               .epoch = meeting->epoch,
+                                               .endpoints = endpoints,
+                                               .buffer_bytes = comm_buffer_bytes(worker)},
+                      clock_deadline_ns(MEET_TIMEOUT_MS), out));
+    taken = NULL; /* the comm's now */
     return OK;
 }
 
+static enum status open_comms(const struct worker *worker, const struct worker_meeting *meeting,
+                              struct comm **local, struct comm **net)
+{
+    const struct worker_options *options = &worker->options;
+    AUTO_FREE(comm_net) struct comm_net *listener = meeting->net;
+    AUTO_MEM const char **endpoints = mem_new_array(const char *, (size_t)options->world);
+    struct place place = find_local(options, meeting->hosts),
+                 host = find_host(options, meeting, endpoints);
+
+    if (place.count > 1)
+        TRY(comm_open(meeting->path, place.place, place.count, local));
+    if (place.place == 0 && host.count > 1)
+        TRY(join_hosts(worker, meeting, give(listener), host, endpoints, net));
+    return OK;
+}
+
+static enum status open_comm(struct worker *worker, const struct worker_meeting *meeting)
+{
+    const struct worker_options *options = &worker->options;
+    int32_t num_local = find_local(options, meeting->hosts).count;
+    struct comm *local = NULL, *net = NULL;
+    enum status status;
+
+    if (options->sim) {
+        comm_net_free(meeting->net);
+        return comm_open_sim(worker->device, options->world, &worker->comm);
+    }
+    status = open_comms(worker, meeting, &local, &net);
+    if (status == OK && num_local > 1 && num_local < options->world)
+        status = comm_hosts_new(&(struct comm_hosts_group){.rank = options->rank,
+                                                           .world = options->world,
+                                                           .hosts = meeting->hosts,
+                                                           .buffer_bytes = comm_buffer_bytes(worker)},
+                                local, net, &worker->comm);
+    else if (status == OK)
+        worker->comm = local ? local : net;
+    if (status != OK) {
+        comm_close(net);
+        comm_close(local);
+    }
+    return status;
+}
+
+/* Whatever reaches the other ranks, or knows of requests. */
 static enum status connect_ranks(struct worker *worker, const struct command *command)
 {
     if (worker->options.world > 1)
-        TRY(open_comm(worker, command));
+        TRY(open_comm(worker, &command->meeting));
     model_connect(worker->model, worker->comm);
     make_sampler(worker);
     return OK;
@@ -847,20 +937,16 @@ bool worker_is_loaded(const struct worker *worker)
     return worker->is_loaded;
 }
 
-static struct model_comm_bytes comm_bytes(const struct worker *worker)
+enum status worker_create_shared(const struct worker *worker, int32_t num_ranks, const char *path)
 {
-    return model_comm_bytes(model_file_config(worker->file), worker->options.max_batched_tokens);
-}
+    int32_t world = worker->options.world;
+    int64_t buffer_bytes = comm_buffer_bytes(worker);
 
-static int64_t comm_buffer_bytes(const struct worker *worker)
-{
-    return MAX(comm_bytes(worker).buffer, (int64_t)MIN_COMM_BYTES);
-}
-
-enum status worker_create_shared(const struct worker *worker, const char *path)
-{
-    return comm_create(path, worker->options.world, comm_buffer_bytes(worker),
-                       comm_bytes(worker).shared);
+    if (num_ranks < 2 || num_ranks > world)
+        return fail(ERR_MISMATCH, "memory of %d ranks that one host shares, of %d", num_ranks, world);
+    return comm_create(path, num_ranks, buffer_bytes,
+                       num_ranks == world ? comm_bytes(worker).shared
+                                          : comm_hosts_shared_bytes(world, buffer_bytes));
 }
 
 static enum status check_unconnected(const struct worker *worker)
@@ -878,24 +964,13 @@ static enum status connect_now(struct worker *worker)
     return OK;
 }
 
-enum status worker_connect(struct worker *worker, const char *path)
+enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting)
 {
-    TRY(check_unconnected(worker));
-    worker->connect.path = path;
-    worker->connect.net = NULL;
-    return connect_now(worker);
-}
-
-enum status worker_connect_net(struct worker *worker, struct comm_net *net,
-                               const struct comm_net_group *group)
-{
-    AUTO_FREE(comm_net) struct comm_net *taken = net;
+    AUTO_FREE(comm_net) struct comm_net *taken = meeting->net;
 
     TRY(check_unconnected(worker));
-    worker->connect.path = NULL;
-    worker->connect.net = give(taken);
-    worker->connect.group = *group;
-    worker->connect.group.buffer_bytes = comm_buffer_bytes(worker);
+    worker->connect.meeting = *meeting;
+    taken = NULL; /* the device thread's */
     return connect_now(worker);
 }
 
@@ -944,7 +1019,7 @@ enum status worker_reset(struct worker *worker)
         worker->steps[i].phase = PHASE_EMPTY;
     input_batch_free(give(worker->batch));
     TRY(make_batch(worker));
-    return worker->options.world == 1 ? worker_connect(worker, NULL) : OK;
+    return worker->options.world == 1 ? connect_now(worker) : OK;
 }
 
 /* ---- the wire thread: memory and weights ---------------------------------------------------- */

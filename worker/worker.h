@@ -63,16 +63,22 @@ int worker_output_fd(const struct worker *worker);
 MUST_USE enum status worker_wait_loaded(struct worker *worker, struct worker_memory *memory_out);
 /* true: worker_wait_loaded has returned OK. */
 bool worker_is_loaded(const struct worker *worker);
-/* Sets up a file that the ranks of this host are to share, of the size that they need. */
-MUST_USE enum status worker_create_shared(const struct worker *worker, const char *path);
-/* Meets the other ranks at a file that one of them has set up: where world is more than 1, once loaded and
- * once after each reset. */
-MUST_USE enum status worker_connect(struct worker *worker, const char *path);
-/* Or through a mesh of connections: takes `net`, which listens; group->buffer_bytes is filled in here. */
+/* Sets up a file that `num_ranks` ranks of this host are to share, of the size that they need. */
+MUST_USE enum status worker_create_shared(const struct worker *worker, int32_t num_ranks,
+                                          const char *path);
+
+/* How the ranks of a set reach each other: those of one host through memory, hosts by one rank of each. */
 struct comm_net;
-struct comm_net_group;
-MUST_USE enum status worker_connect_net(struct worker *worker, struct comm_net *net,
-                                        const struct comm_net_group *group);
+struct worker_meeting {
+    const int32_t *hosts; /* [world]: of each rank, the first rank on its host */
+    const char *path;     /* what worker_create_shared made for this host's ranks; NULL: there is one */
+    struct comm_net *net; /* listens; taken; used by a host's first rank where there are several hosts; may be NULL else */
+    uint64_t session;     /* of the mesh: see comm_net.h */
+    int32_t epoch;
+    const char *const *endpoints; /* [world] */
+};
+/* Meets the other ranks: where world is more than 1, once loaded and once after each reset. */
+MUST_USE enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting);
 /* Sizes the KV cache before the first step. Once more with the same number is fine: its contents are worth
  * nothing after a reset, its memory is. */
 MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);

@@ -8,20 +8,17 @@
 #include "proto/base/log.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
 
-enum { LISTEN_TIMEOUT_MS = 10000, STOP_TIMEOUT_MS = 2000, STOP_LOOK_MS = 10 };
+enum { STOP_TIMEOUT_MS = 2000, STOP_LOOK_MS = 10 };
 
 struct distributed {
     struct linked_executor linked;
     struct run_dir run_dir;
     const struct config *config;
     uint64_t session; /* of the ranks' exchanges */
-    int shared_fd;    /* memory that they share, where they do */
 };
 
 static struct distributed *of(struct executor *executor)
@@ -31,42 +28,40 @@ static struct distributed *of(struct executor *executor)
 
 /* ---- how ranks meet -------------------------------------------------------------------------- */
 
-/* What a rank of this host, and of this container, says of where it is. */
-static bool are_together(const struct link *link)
+static bool is_same_host(const struct rank_info *a, const struct rank_info *b)
+{
+    return strcmp(a->host, b->host) == 0 && strcmp(a->boot_id, b->boot_id) == 0;
+}
+
+/* Of each rank, the first on its host. */
+static void find_hosts(const struct link *link, int32_t *hosts_out)
 {
     const struct rank_info *ranks = link->rendezvous.ranks;
-    char host[256] = "", boot_id[64];
 
-    gethostname(host, sizeof host - 1);
-    rendezvous_read_boot_id(boot_id);
     for (int32_t rank = 0; rank < link->world; rank++)
-        if (strcmp(ranks[rank].host, host) != 0 || strcmp(ranks[rank].boot_id, boot_id) != 0)
-            return false;
-    return true;
+        for (hosts_out[rank] = 0; !is_same_host(&ranks[rank], &ranks[hosts_out[rank]]);)
+            hosts_out[rank]++;
 }
 
-/* Every rank listens; their endpoints are told to all. */
-static enum status meet_by_net(struct distributed *distributed, char **args_out)
-{
-    struct link *link = &distributed->linked.link;
-    AUTO_CLOSE(bytes) struct bytes endpoints = {0};
-    bool is_refused;
-
-    TRY(link_call(link, 0, link->world, "listen", "{}", clock_deadline_ns(LISTEN_TIMEOUT_MS),
-                  &endpoints, &is_refused));
-    *args_out = mem_printf("{\"session\": \"%016" PRIx64 "\", \"endpoints\": %s}",
-                           distributed->session, bytes_text(&endpoints));
-    return OK;
-}
-
-static enum status prepare_meeting(struct linked_executor *linked, char **args_out)
+static enum status plan_meeting(struct linked_executor *linked, int32_t *hosts_out,
+                                struct meeting_options *options_out)
 {
     struct distributed *distributed = of(&linked->executor);
+    const struct link *link = &linked->link;
     const char *comm = distributed->config->comm;
 
-    if (strcmp(comm, "net") == 0 || (strcmp(comm, "auto") == 0 && !are_together(&linked->link)))
-        return meet_by_net(distributed, args_out);
-    return linked_share_memory(linked, &distributed->shared_fd, args_out);
+    find_hosts(link, hosts_out);
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        if (strcmp(comm, "shm") == 0 && hosts_out[rank] != 0)
+            return fail(ERR_MISMATCH, "rank 0 is on %s and rank %d on %s: with --comm shm all share memory",
+                        link->rendezvous.ranks[0].host, rank, link->rendezvous.ranks[rank].host);
+        if (strcmp(comm, "net") == 0)
+            hosts_out[rank] = rank;
+    }
+    *options_out = (struct meeting_options){.session = distributed->session,
+                                            .hosts = hosts_out,
+                                            .may_do_without = strcmp(comm, "auto") == 0};
+    return OK;
 }
 
 /* The old one is asked to go, if it can hear that; another is to come. */
@@ -79,7 +74,7 @@ static enum status replace(struct linked_executor *linked, int32_t rank, const c
     return OK;
 }
 
-static const struct rank_source source = {.replace = replace, .prepare_meeting = prepare_meeting};
+static const struct rank_source source = {.replace = replace, .plan_meeting = plan_meeting};
 
 /* ---- starting -------------------------------------------------------------------------------- */
 
@@ -126,7 +121,6 @@ static enum status distributed_open(const struct executor_options *options, stru
 
     executor->ops = &executor_distributed;
     distributed->config = options->config;
-    distributed->shared_fd = -1;
     if (getrandom(&distributed->session, sizeof distributed->session, 0) !=
         sizeof distributed->session)
         return fail(ERR_IO, "no random number: %m");
@@ -163,8 +157,6 @@ static void distributed_free(struct executor *executor)
     if (distributed->config->address_file)
         unlink(distributed->config->address_file);
     linked_close(&distributed->linked);
-    if (distributed->shared_fd >= 0)
-        close(distributed->shared_fd);
     if (distributed->run_dir.path)
         run_dir_close(&distributed->run_dir);
     mem_free(distributed);

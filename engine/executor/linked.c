@@ -7,8 +7,6 @@
 
 #include <poll.h>
 #include <stdio.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 enum { START_TIMEOUT_MS = 600000, STEP_TIMEOUT_MS = 300000 };
 
@@ -83,6 +81,17 @@ static enum status size_kv_cache(struct linked_executor *linked,
     return OK;
 }
 
+static enum status meet(struct linked_executor *linked, int64_t deadline_ns)
+{
+    struct link *link = &linked->link;
+    AUTO_MEM int32_t *hosts = mem_new_array(int32_t, (size_t)link->world); /* all on that of rank 0 */
+    struct meeting_options options = {.hosts = hosts};
+
+    if (linked->source->plan_meeting)
+        TRY(linked->source->plan_meeting(linked, hosts, &options));
+    return meeting_hold(link, &options, deadline_ns);
+}
+
 /* Every rank has loaded: they meet, and get their KV blocks. */
 static enum status start_ranks(struct linked_executor *linked)
 {
@@ -90,32 +99,10 @@ static enum status start_ranks(struct linked_executor *linked)
     int64_t deadline_ns = clock_deadline_ns(START_TIMEOUT_MS);
     char args[64];
 
-    if (linked->source && link->world > 1) {
-        AUTO_MEM char *meeting = NULL;
-
-        TRY(linked->source->prepare_meeting(linked, &meeting));
-        TRY(link_call_all(link, "connect", meeting, deadline_ns));
-    }
+    if (linked->source && link->world > 1)
+        TRY(meet(linked, deadline_ns));
     snprintf(args, sizeof args, "{\"num_blocks\": %d}", linked->executor.info.num_kv_blocks);
     return link_call_all(link, "initialize_kv_cache", args, deadline_ns);
-}
-
-enum status linked_share_memory(struct linked_executor *linked, int *fd, char **args_out)
-{
-    bool is_refused;
-
-    if (*fd >= 0)
-        close(*fd);
-    *fd = memfd_create("tandem-comm", MFD_CLOEXEC);
-    if (*fd < 0)
-        return fail(ERR_IO, "no memory to share between %d ranks: %m", linked->link.world);
-
-    AUTO_MEM char *args = mem_printf("{\"path\": \"/proc/%d/fd/%d\"}", getpid(), *fd);
-
-    TRY(link_call(&linked->link, 0, 1, "create_shared", args, clock_deadline_ns(START_TIMEOUT_MS),
-                  NULL, &is_refused));
-    *args_out = give(args);
-    return OK;
 }
 
 /* The settings as the ranks are to have them: what was left open is decided here, for all, but for what only they

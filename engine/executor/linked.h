@@ -11,6 +11,7 @@
 #define ENGINE_EXECUTOR_LINKED_H
 
 #include "engine/executor/link.h"
+#include "engine/executor/meeting.h"
 
 struct linked_executor;
 
@@ -19,9 +20,10 @@ struct rank_source {
     /* Ends what is left of the rank's process, which was known to the channel as `peer` ("": it had not joined), and
      * starts another, where that is its business. */
     enum status (*replace)(struct linked_executor *linked, int32_t rank, const char *peer);
-    /* How the ranks of this epoch meet: the arguments of their call `connect`, as JSON; rank 0 has been asked to set up
-     * what they share, if need be. What they shared before is dropped. Where there are several. */
-    enum status (*prepare_meeting)(struct linked_executor *linked, char **args_out);
+    /* How the ranks are to meet, where there are several: fills in all, hosts_out ([world]) as options_out->hosts. NULL:
+     * all are on one host. */
+    enum status (*plan_meeting)(struct linked_executor *linked, int32_t *hosts_out,
+                                struct meeting_options *options_out);
 };
 
 struct linked_executor {
@@ -53,10 +55,6 @@ void linked_close(struct linked_executor *linked);
  * model's length. */
 MUST_USE enum status linked_gather(struct linked_executor *linked,
                                    const struct executor_options *options);
-
-/* Memory that the ranks of one host share: it has no name, so it ends with its users. args_out: for `connect`. fd: the one
- * before, or -1; is closed, and replaced. */
-MUST_USE enum status linked_share_memory(struct linked_executor *linked, int *fd, char **args_out);
 
 /* The verbs, for the row. */
 enum status linked_prepare_inputs(struct executor *executor, int64_t step,

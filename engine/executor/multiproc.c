@@ -18,7 +18,6 @@ struct multiproc {
     struct linked_executor linked;
     struct run_dir run_dir;
     char *endpoint;
-    int shared_fd;          /* memory that the ranks share */
     struct child *children; /* [num_started] */
     int32_t num_started;
 };
@@ -76,12 +75,7 @@ static enum status replace(struct linked_executor *linked, int32_t rank, const c
     return start_rank(multiproc, rank);
 }
 
-static enum status prepare_meeting(struct linked_executor *linked, char **args_out)
-{
-    return linked_share_memory(linked, &of(&linked->executor)->shared_fd, args_out);
-}
-
-static const struct rank_source source = {.replace = replace, .prepare_meeting = prepare_meeting};
+static const struct rank_source source = {.replace = replace};
 
 static enum status start_ranks(struct multiproc *multiproc, const struct executor_options *options)
 {
@@ -106,7 +100,6 @@ static enum status multiproc_open(const struct executor_options *options, struct
     struct executor_info *info = &executor->info;
 
     executor->ops = &executor_multiproc;
-    multiproc->shared_fd = -1;
     info->num_ranks = options->config->tp;
     TRY(executor_max_model_len(options->config, model_file_config(options->model),
                                &info->max_model_len));
@@ -143,8 +136,6 @@ static void multiproc_free(struct executor *executor)
     if (multiproc->num_started > 0)
         stop_ranks(multiproc);
     linked_close(&multiproc->linked);
-    if (multiproc->shared_fd >= 0)
-        close(multiproc->shared_fd);
     if (multiproc->run_dir.path)
         run_dir_close(&multiproc->run_dir);
     mem_free(multiproc->children);

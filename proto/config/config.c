@@ -35,7 +35,7 @@ static const struct option options[] = {
     ROW(address_file, OPTION_TEXT, NULL, "write the address where ranks join to it", .value = "FILE"),
     ROW(join_timeout, OPTION_F64, "300", "seconds that such ranks have to join, or to come again",
         .least = 1, .most = 1e6),
-    ROW(comm, OPTION_WORD, "auto", "how ranks exchange: memory that one host's share, or tcp with keys",
+    ROW(comm, OPTION_WORD, "auto", "how ranks exchange: those of one host by memory, hosts by tcp with keys; all by memory; all by tcp",
         .words = "auto shm net"),
     ROW(threads, OPTION_I32, "0",
         "threads of a rank; 0: the cores that we may use, mask and quota kept, divided by the ranks",

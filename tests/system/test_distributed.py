@@ -1,93 +1,19 @@
 """Ranks that others start: they find the engine by its address, prove by the token that they are its own, and give the
 answers that the engine's own ranks give."""
 import os
+import shutil
 import signal
 import subprocess
-import threading
-import time
 import unittest
 
 import tandem
-from server import wait_for
-
-MODEL = tandem.make_tiny_model("distributed.gguf", max_position=4096)
-LINES = [{"prompt": f"hello {i}", "max_tokens": 1000, "ignore_eos": True, "seed": i} for i in range(8)]
-LINES[0]["max_tokens"] = 1  # whoever sees its answer knows that all are at work
-REQUESTS = tandem.write_lines("distributed.jsonl", LINES)
-LONG = tandem.write_lines("long.jsonl", LINES[:1] + [dict(line, max_tokens=4000) for line in LINES[1:]])
-GENERATE = ("generate", "--model", MODEL, "--json", "--requests")
-
-
-def answers_in(out):
-    return sorted(out.splitlines())
-
-
-class Job:
-    """An engine that waits for ranks, and a starter for each, which starts it again where that is due."""
-
-    def __init__(self, world, *args, requests=REQUESTS):
-        self.world = world
-        self.token = tandem.path(f"token.{time.monotonic_ns()}")
-        self.address_file = self.token + ".address"
-        self.err = open(self.token + ".err", "w+")
-        self.engine = subprocess.Popen(
-            [tandem.PROGRAM, *GENERATE, requests, "--executor", "distributed", "--tp", str(world), "--token",
-             self.token, "--address-file", self.address_file, "--join-timeout", "30", *args],
-            stdout=subprocess.PIPE, stderr=self.err, text=True)
-        wait_for("the address", lambda: os.path.exists(self.address_file), 10)
-        with open(self.address_file) as file:
-            self.address = file.read().strip()
-        self.ranks = {}
-        self.ends = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for process in [self.engine, *self.ranks.values()]:
-            process.kill()
-            process.wait()
-            for pipe in process.stdout, process.stderr:
-                if pipe:
-                    pipe.close()
-        self.err.close()
-
-    def log(self):
-        self.err.seek(0)
-        return self.err.read()
-
-    def start(self, rank, *args, token=None, world=None):
-        return subprocess.Popen(
-            [tandem.PROGRAM, "worker", "--engine", self.address, "--token", token or self.token,
-             "--rank", str(rank), "--world", str(world or self.world), *args],
-            stderr=subprocess.PIPE, text=True)
-
-    def keep(self, rank):
-        """Starts it again until it ends well, or the engine is gone."""
-        while True:
-            self.ranks[rank] = process = self.start(rank)
-            process.communicate()
-            self.ends.append((rank, process.returncode))
-            if process.returncode in (0, 69):
-                return
-
-    def keep_all(self):
-        threads = [threading.Thread(target=self.keep, args=(rank,)) for rank in range(self.world)]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    def answers(self):
-        out, _ = self.engine.communicate(timeout=60)
-        return self.engine.returncode, answers_in(out)
+from ranks import GENERATE, LONG, REQUESTS, Job, answers_in, local_answers
 
 
 class Distributed(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        rc, out, err = tandem.run(*GENERATE, REQUESTS)
-        assert rc == 0, err
-        cls.expected = answers_in(out)
+        cls.expected = local_answers()
 
     def test_ranks_over_tcp_give_the_answers_of_one(self):
         for world, comm in (1, "auto"), (2, "auto"), (2, "net"), (3, "net"):
@@ -98,6 +24,15 @@ class Distributed(unittest.TestCase):
                     thread.join(10)
                 self.assertEqual(sorted(job.ends), [(rank, 0) for rank in range(world)])
                 self.assertFalse(os.path.exists(job.address_file))
+
+    def test_ranks_that_do_not_see_each_others_processes_meet_over_tcp(self):
+        own_pids = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        if not shutil.which("unshare") or subprocess.run([*own_pids, "true"], capture_output=True).returncode != 0:
+            self.skipTest("no namespaces of process ids here")
+        with Job(2, place=lambda who: [] if who is None else own_pids) as job:
+            job.keep_all()
+            self.assertEqual(job.answers(), (0, self.expected), job.log())
+            self.assertEqual(job.log().count("ranks of one host share no memory, all meet over tcp"), 1, job.log())
 
     def test_a_rank_that_is_started_again_takes_its_place(self):
         for comm in "shm", "net":
