@@ -52,7 +52,8 @@ struct token {
 };
 
 /* ERR_NOT_FOUND: there is no such file; the sentence says how to make one. ERR_IO. ERR_INVALID: others
- * than its owner may read it, or it is not ours. ERR_CORRUPT, ERR_UNSUPPORTED (a later version):
+ * than its owner may read it, or it is neither ours nor root's. One of root's may be for a group to read, where
+ * we are not root: so a Secret of Kubernetes or a credential of systemd comes, with mode 0440. ERR_CORRUPT, ERR_UNSUPPORTED (a later version):
  * "PATH, line N: why"; no sentence quotes a secret. */
 MUST_USE enum status token_read(const char *path, struct token *out);
 /* Makes new keys and the file. ERR_INVALID: it is there already, and stays as it is. ERR_IO. */

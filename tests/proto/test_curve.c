@@ -5,9 +5,11 @@
 #include "proto/wire/curve.h"
 
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zmq.h>
 
@@ -97,6 +99,45 @@ static void a_token_that_others_can_read_is_refused(void **state)
         assert_int_equal(chown(place->path, 4711, (gid_t)-1), 0);
         expect_fails(token_read(place->path, &token), ERR_INVALID, "belongs to user 4711");
     }
+}
+
+/* What token_read says of the file where we are user and group 4711. */
+static enum status read_as_another(const char *path)
+{
+    struct token token;
+    int status;
+    pid_t child = fork();
+
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(setgroups(0, NULL) == 0 && setgid(4711) == 0 && setuid(4711) == 0
+                  ? (int)token_read(path, &token)
+                  : 255);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void a_token_of_roots_may_be_for_a_group(void **state)
+{
+    const struct place *place = *state;
+    struct token token;
+
+    if (geteuid() != 0)
+        skip(); /* only root gives files away */
+    expect_ok(token_create(place->path, &token));
+    assert_int_equal(chmod(place->dir, 0711), 0);
+    assert_int_equal(chown(place->path, 0, 4711), 0);
+    for (mode_t bit = 0001; bit < 0100; bit <<= 1) {
+        assert_int_equal(chmod(place->path, 0440 | bit), 0);
+        assert_int_equal(read_as_another(place->path), bit == 0040 ? OK : ERR_INVALID);
+    }
+    /* Its reader's own file, and one that a third user hands out, are not. */
+    assert_int_equal(chmod(place->path, 0440), 0);
+    assert_int_equal(chown(place->path, 4711, 4711), 0);
+    assert_int_equal(read_as_another(place->path), ERR_INVALID);
+    assert_int_equal(chown(place->path, 4712, 4711), 0);
+    assert_int_equal(read_as_another(place->path), ERR_INVALID);
 }
 
 static void what_is_no_file_is_refused_at_once(void **state)
@@ -311,6 +352,7 @@ static const struct CMUnitTest tests[] = {
     TOKEN_ROW(what_was_made_is_read_back),
     TOKEN_ROW(a_token_is_never_written_over),
     TOKEN_ROW(a_token_that_others_can_read_is_refused),
+    TOKEN_ROW(a_token_of_roots_may_be_for_a_group),
     TOKEN_ROW(what_is_no_file_is_refused_at_once),
     TOKEN_ROW(errors_name_the_line_and_quote_no_secret),
     TOKEN_ROW(comments_blanks_and_dos_lines_are_passed_over),

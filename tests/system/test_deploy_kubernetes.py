@@ -129,7 +129,7 @@ class Manifests(unittest.TestCase):
                 self.assertIs(pod["automountServiceAccountToken"], False)
                 # Kubernetes would make TANDEM_PORT=tcp://… of the Service, and that is a setting.
                 self.assertIs(pod["enableServiceLinks"], False)
-                for container in pod["containers"] + pod["initContainers"]:
+                for container in pod["containers"]:
                     context = container["securityContext"]
                     self.assertIs(context["allowPrivilegeEscalation"], False)
                     self.assertIs(context["readOnlyRootFilesystem"], True)
@@ -142,7 +142,7 @@ class Manifests(unittest.TestCase):
             for template in pods.values():
                 pod = template["spec"]
                 volumes = {volume["name"] for volume in pod["volumes"]}
-                for container in pod["containers"] + pod["initContainers"]:
+                for container in pod["containers"]:
                     ports = {port["name"] for port in container.get("ports", [])}
                     self.assertLessEqual({mount["name"] for mount in container["volumeMounts"]}, volumes)
                     for probe in "startupProbe", "readinessProbe", "livenessProbe":
@@ -202,9 +202,9 @@ class Group(unittest.TestCase):
             word = word.replace(there, place)
         return word
 
-    def container(self, role, index, kind="containers"):
+    def container(self, role, index):
         """(words, environment) of a container of pod `index` of the group."""
-        container, = self.pods[role]["spec"][kind]
+        container, = self.pods[role]["spec"]["containers"]
         env = {"LWS_GROUP_SIZE": str(self.size), "LWS_WORKER_INDEX": str(index),
                "LWS_LEADER_ADDRESS": "127.0.0.1", "POD_IP": "127.0.0.1",
                "TANDEM_API_KEY": "a key", "TANDEM_NUM_GPU_BLOCKS_OVERRIDE": "1024"}
@@ -215,11 +215,6 @@ class Group(unittest.TestCase):
 
     def test_it_is_ready_with_its_ranks_answers_heals_and_drains(self):
         with deployed.Deployment(TANDEM_API_KEY="a key") as group:
-            for role in "leader", "rank":
-                words, env = self.container(role, 0, "initContainers")
-                self.assertEqual(group.start(*words, **env).wait(10), 0)
-            self.assertEqual(os.stat(os.path.join(self.run_dir, "token")).st_mode & 0o777, 0o600)
-
             words, env = self.container("leader", 0)
             engine = group.start(*words, **env)
             ranks = []
