@@ -10,9 +10,11 @@
 #include "kernels/comm.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/wire/tcp.h"
 #include "worker/comm_frame.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -68,6 +70,7 @@ struct comm_net {
     char endpoint[MAX_ENDPOINT + 1];
 
     void *context, *router;
+    int listen_fd; /* a second one of the router's, which is ZeroMQ's */
     struct monitor router_monitor;
     struct zap *zap;
     zmq_msg_t id, body; /* the last received */
@@ -177,45 +180,56 @@ static bool is_ours(void *keys, const char *public_key)
     return strcmp(((const struct curve_pair *)keys)->public_key, public_key) == 0;
 }
 
-static enum status check_address(const char *address)
+/* As tcp_listen, on one interface. */
+static enum status listen_on_one(const char *endpoint, int *fd_out, struct tcp_address *bound_out)
 {
-    const char *ip = address + 6;
+    if (!tcp_is_endpoint(endpoint))
+        return fail(ERR_INVALID, "ranks listen on tcp://IP:0, '%s' is none", endpoint);
+    TRY(tcp_listen(endpoint, COMM_MAX_WORLD, fd_out, bound_out));
+    if (!tcp_is_any(bound_out))
+        return OK;
+    close(*fd_out);
+    return fail(ERR_INVALID, "%s is every interface: name the one that other hosts reach", endpoint);
+}
 
-    if (strncmp(address, "tcp://", 6) != 0 || !strrchr(ip, ':'))
-        return fail(ERR_INVALID, "ranks listen on tcp://IP:0, '%s' is none", address);
-    if (strncmp(ip, "*:", 2) == 0 || strncmp(ip, "0.0.0.0:", 8) == 0 || strncmp(ip, "[::]:", 5) == 0)
-        return fail(ERR_INVALID, "%s is every interface: name the one that other hosts reach",
-                    address);
-    return OK;
+/* Takes the descriptor, of which it keeps a second one. */
+static enum status bind_router(struct comm_net *net, int fd)
+{
+    net->listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    /* Once it listens it is ZeroMQ's to close. */
+    if (net->listen_fd >= 0 && zmq_setsockopt(net->router, ZMQ_USE_FD, &fd, sizeof fd) == 0 &&
+        zmq_bind(net->router, net->endpoint) == 0)
+        return OK;
+    close(fd);
+    return fail(ERR_IO, "%s cannot be listened on: %s", net->endpoint, zmq_strerror(errno));
 }
 
 enum status comm_net_listen(const char *bind_address, const struct curve_pair *keys,
                             struct comm_net **out)
 {
     AUTO_FREE(comm_net) struct comm_net *net = mem_new(struct comm_net);
-    size_t size = sizeof net->endpoint;
+    struct tcp_address bound;
+    int fd;
 
     net->comm.ops = &net_ops;
     net->keys = *keys;
+    net->listen_fd = -1;
     zmq_msg_init(&net->id);
     zmq_msg_init(&net->body);
     net->abort_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    TRY(check_address(bind_address));
     net->context = zmq_ctx_new();
     net->router = net->context ? zmq_socket(net->context, ZMQ_ROUTER) : NULL;
     if (!net->router || net->abort_fd < 0)
         return fail(ERR_IO, "no socket for other ranks: %s", zmq_strerror(errno));
     TRY(zap_start(net->context, is_ours, &net->keys, &net->zap));
-    set_options(net->router, bind_address);
-    set_int(net->router, ZMQ_ROUTER_MANDATORY, 1);
     TRY(curve_as_server(net->router, &net->keys));
     TRY(watch(net, net->router, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED, -1,
               &net->router_monitor));
-    if (zmq_bind(net->router, bind_address) != 0)
-        return fail(errno == EINVAL || errno == ENODEV || errno == EADDRNOTAVAIL ? ERR_INVALID : ERR_IO,
-                    "%s cannot be listened on: %s", bind_address, zmq_strerror(errno));
-    if (zmq_getsockopt(net->router, ZMQ_LAST_ENDPOINT, net->endpoint, &size) != 0)
-        return fail(ERR_IO, "%s: %s", bind_address, zmq_strerror(errno));
+    TRY(listen_on_one(bind_address, &fd, &bound));
+    tcp_print(&bound, net->endpoint);
+    set_options(net->router, net->endpoint);
+    set_int(net->router, ZMQ_ROUTER_MANDATORY, 1);
+    TRY(bind_router(net, fd));
     *out = give(net);
     return OK;
 }
@@ -262,6 +276,8 @@ void comm_net_free(struct comm_net *net)
         zmq_ctx_term(net->context);
     if (net->abort_fd >= 0)
         close(net->abort_fd);
+    if (net->listen_fd >= 0)
+        close(net->listen_fd);
     if (net->memory)
         mem_unmap(net->memory, net->memory_bytes);
     mem_free(net->is_open);
@@ -844,6 +860,8 @@ enum status comm_net_join(struct comm_net *net, const struct comm_net_group *gro
     status = meet(net, group, deadline_ns);
     if (status != OK)
         return break_down(net, status);
+    if (!tcp_drop_knocks(net->listen_fd, true))
+        log_debug("%s: no filter on strangers: %m", net->endpoint);
     *out = &net->comm;
     return OK;
 }

@@ -23,7 +23,8 @@
 struct comm_net;
 
 /* bind_address: tcp://IP:0, one interface's; every rank of a job has the same `keys`, which are copied.
- * ERR_INVALID: no such address, or one of all interfaces, which nobody could connect to. */
+ * ERR_INVALID: no address, or one of all interfaces, which nobody could connect to. ERR_NOT_FOUND, ERR_IO: see tcp_listen.
+ * Once its ranks have joined nobody else is let in any more, so that strangers cost nothing. */
 MUST_USE enum status comm_net_listen(const char *bind_address, const struct curve_pair *keys,
                                      struct comm_net **out);
 /* tcp://IP:PORT; as long as it lives. */

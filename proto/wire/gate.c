@@ -15,7 +15,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -120,14 +119,7 @@ static void on_disconnected(struct gate *gate, int fd)
 
 static void set_filter(const struct gate *gate, bool drops_all)
 {
-    static struct sock_filter nothing_passes[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
-    static const struct sock_fprog program = {COUNT_OF(nothing_passes), nothing_passes};
-    int rc = drops_all ? setsockopt(gate->listen_fd, SOL_SOCKET, SO_ATTACH_FILTER, &program,
-                                    sizeof program)
-                       : setsockopt(gate->listen_fd, SOL_SOCKET, SO_DETACH_FILTER, &(int){0},
-                                    sizeof(int));
-
-    if (rc != 0)
+    if (!tcp_drop_knocks(gate->listen_fd, drops_all))
         log_debug("%s: no filter on strangers: %m", gate->endpoint);
 }
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <ifaddrs.h>
+#include <linux/filter.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -21,6 +22,13 @@ bool tcp_is_endpoint(const char *endpoint)
 bool tcp_is_ipv6(const struct tcp_address *address)
 {
     return address->address.ss_family == AF_INET6;
+}
+
+bool tcp_is_any(const struct tcp_address *address)
+{
+    return tcp_is_ipv6(address)
+               ? IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)&address->address)->sin6_addr)
+               : ((const struct sockaddr_in *)&address->address)->sin_addr.s_addr == INADDR_ANY;
 }
 
 /* ---- words ---------------------------------------------------------------------------------------- */
@@ -195,6 +203,15 @@ enum status tcp_listen(const char *endpoint, int backlog, int *fd_out,
     }
     *fd_out = fd;
     return OK;
+}
+
+bool tcp_drop_knocks(int fd, bool drops)
+{
+    static struct sock_filter nothing_passes[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
+    static const struct sock_fprog program = {COUNT_OF(nothing_passes), nothing_passes};
+
+    return (drops ? setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program)
+                  : setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &(int){0}, sizeof(int))) == 0;
 }
 
 /* A datagram socket that is connected sends nothing, and has the address that it would send from. */

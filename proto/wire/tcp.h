@@ -26,6 +26,7 @@ bool tcp_is_endpoint(const char *endpoint); /* begins with tcp:// */
  * ERR_NOT_FOUND: the name is not known. */
 MUST_USE enum status tcp_resolve(const char *endpoint, bool listens, struct tcp_address *out);
 bool tcp_is_ipv6(const struct tcp_address *address);
+bool tcp_is_any(const struct tcp_address *address); /* all of this host's: where one listens, not where one is found */
 /* "tcp://10.0.0.1:7070", "tcp://[::1]:7070". */
 void tcp_print(const struct tcp_address *address, char out[static TCP_MAX_TEXT + 1]);
 
@@ -36,5 +37,8 @@ MUST_USE enum status tcp_own_address(const char *endpoint, char out[static TCP_M
  * ERR_IO: "tcp://10.0.0.1:7070 cannot be listened on: why"; and as above. */
 MUST_USE enum status tcp_listen(const char *endpoint, int backlog, int *fd_out,
                                 struct tcp_address *bound_out);
+/* From now on the kernel drops whoever knocks at a socket that listens (his own knocks again after 1 s), or does so no
+ * more. Connections that are there stay; one that is let in at this moment may be deaf. false: errno. */
+bool tcp_drop_knocks(int fd, bool drops);
 
 #endif

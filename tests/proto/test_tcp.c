@@ -2,6 +2,8 @@
 
 #include "proto/wire/tcp.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <unistd.h>
 
 static void expect_address(const char *endpoint, bool listens, const char *printed)
@@ -88,9 +90,54 @@ static void port_0_becomes_a_port_and_a_taken_one_is_refused(void **state)
                  "tcp://192.0.2.1:0 cannot be listened on: Cannot assign requested address");
 }
 
+static bool knocks(const struct tcp_address *address)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    struct pollfd connected = {.fd = fd, .events = POLLOUT};
+    bool is_in = connect(fd, (const struct sockaddr *)&address->address, address->size) == 0 ||
+                 (errno == EINPROGRESS && poll(&connected, 1, 100) == 1);
+
+    close(fd);
+    return is_in;
+}
+
+static void knocks_are_dropped_while_they_are_to_be(void **state)
+{
+    struct tcp_address bound;
+    int fd;
+
+    (void)state;
+    expect_ok(tcp_listen("tcp://127.0.0.1:0", 8, &fd, &bound));
+    assert_true(knocks(&bound));
+    assert_true(tcp_drop_knocks(fd, true));
+    assert_false(knocks(&bound));
+    assert_true(tcp_drop_knocks(fd, false));
+    assert_true(knocks(&bound));
+    close(fd);
+    assert_false(tcp_drop_knocks(fd, true));
+}
+
+static void all_interfaces_are_told_from_one(void **state)
+{
+    static const struct {
+        const char *endpoint;
+        bool is_any;
+    } rows[] = {{"tcp://*:0", true},        {"tcp://0.0.0.0:0", true}, {"tcp://[::]:0", true},
+                {"tcp://127.0.0.1:0", false}, {"tcp://[::1]:0", false},  {"tcp://lo:0", false}};
+    struct tcp_address address;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        expect_ok(tcp_resolve(rows[i].endpoint, true, &address));
+        assert_int_equal(tcp_is_any(&address), rows[i].is_any);
+    }
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(addresses_are_read_and_printed),
     cmocka_unit_test(what_is_no_address_is_refused),
     cmocka_unit_test(port_0_becomes_a_port_and_a_taken_one_is_refused),
+    cmocka_unit_test(all_interfaces_are_told_from_one),
+    cmocka_unit_test(knocks_are_dropped_while_they_are_to_be),
 };
 TEST_MAIN(tests)

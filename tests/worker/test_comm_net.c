@@ -1,11 +1,13 @@
 #include "tests/support/expect.h"
 
 #include "proto/base/clock.h"
+#include "proto/wire/tcp.h"
 #include "tests/support/comm_promises.h"
 #include "worker/comm_hosts.h"
 #include "worker/comm_net.h"
 
 #include <math.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -673,6 +675,49 @@ static void a_rank_of_an_earlier_epoch_is_refused_and_the_others_meet(void **sta
     comm_close(first.comm);
 }
 
+/* Can anybody connect to it? */
+static bool is_let_in(const char *endpoint)
+{
+    struct tcp_address address;
+    struct pollfd fd = {.events = POLLOUT};
+    bool is_in;
+
+    expect_ok(tcp_resolve(endpoint, false, &address));
+    fd.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    is_in = connect(fd.fd, (const struct sockaddr *)&address.address, address.size) == 0 ||
+            poll(&fd, 1, 100) == 1;
+    close(fd.fd);
+    return is_in;
+}
+
+static void nobody_is_let_in_once_all_are_there(void **state)
+{
+    struct thread first = {.rank = usual(0, 2)};
+    struct rank second = usual(1, 2);
+    struct comm_net *net = NULL;
+    struct comm *comm;
+
+    (void)state;
+    begin();
+    expect_ok(listen_as(&second, &net));
+    start_opening(&first);
+    wait_for(&board->num_listening, 2);
+    for (int i = 0; i < 2; i++)
+        assert_true(is_let_in(board->endpoints[i]));
+    expect_ok(join_as(&second, net, &comm));
+    pthread_join(first.thread, NULL);
+    assert_int_equal(first.status, OK);
+    for (int i = 0; i < 2; i++)
+        assert_false(is_let_in(board->endpoints[i]));
+    assert_int_equal(pthread_create(&first.thread, NULL, wait_thread, &first), 0);
+    expect_ok(comm_barrier(comm));
+    pthread_join(first.thread, NULL);
+    assert_int_equal(first.status, OK);
+    comm_abort(comm);
+    comm_close(comm);
+    comm_close(first.comm);
+}
+
 /* How rank 1 differs, and what rank 0 tells it. */
 static const struct {
     int64_t buffer_bytes;
@@ -760,7 +805,7 @@ static void addresses_that_nobody_could_connect_to_are_refused(void **state)
     expect_fails(comm_net_listen("tcp://0.0.0.0:0", &keys, &net), ERR_INVALID, "every interface");
     expect_fails(comm_net_listen("ipc:///tmp/x", &keys, &net), ERR_INVALID,
                  "ranks listen on tcp://IP:0, 'ipc:///tmp/x' is none");
-    expect_fails(comm_net_listen("tcp://192.0.2.1:0", &keys, &net), ERR_INVALID,
+    expect_fails(comm_net_listen("tcp://192.0.2.1:0", &keys, &net), ERR_IO,
                  "tcp://192.0.2.1:0 cannot be listened on");
     assert_null(net);
 }
@@ -782,6 +827,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(an_abort_ends_a_join),
     cmocka_unit_test(a_rank_of_an_earlier_epoch_is_refused_and_the_others_meet),
     cmocka_unit_test(who_is_not_of_the_group_is_told_why),
+    cmocka_unit_test(nobody_is_let_in_once_all_are_there),
     cmocka_unit_test(who_does_not_hold_the_key_is_not_let_in),
     cmocka_unit_test(a_rank_whose_process_is_gone_cannot_be_reached),
     cmocka_unit_test(addresses_that_nobody_could_connect_to_are_refused),
