@@ -6,6 +6,7 @@
 #include "engine/executor/linked.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/wire/tcp.h"
 
 #include <errno.h>
 #include <string.h>
@@ -92,17 +93,34 @@ static enum status find_token(struct distributed *distributed, struct token *out
     return OK;
 }
 
+/* What others are to read in a file must be where they reach us. */
+static enum status check_listen(const char *endpoint, bool is_published)
+{
+    struct tcp_address address;
+
+    if (!is_published || !tcp_is_endpoint(endpoint))
+        return OK;
+    TRY(tcp_resolve(endpoint, true, &address));
+    if (tcp_is_any(&address))
+        return fail(ERR_INVALID,
+                    "--listen %s is every interface, which no --address-file can tell others: name "
+                    "one, tcp://10.0.0.1:0 or tcp://eth0:0", endpoint);
+    return OK;
+}
+
 static enum status listen_for_ranks(struct distributed *distributed)
 {
     const struct config *config = distributed->config;
     struct channel_keys keys;
     struct channel *channel;
     struct token token;
+    const char *endpoint = config->listen ? config->listen : "tcp://127.0.0.1:0";
 
+    TRY(check_listen(endpoint, config->address_file != NULL));
     TRY(run_dir_open(config->run_dir, &distributed->run_dir));
     TRY(find_token(distributed, &token));
     channel_keys_of_engine(&token, &keys);
-    TRY(channel_listen(config->listen ? config->listen : "tcp://127.0.0.1:0", &keys, &channel));
+    TRY(channel_listen(endpoint, &keys, &channel));
     linked_open(&distributed->linked, channel, 1, config);
     distributed->linked.source = &source;
     distributed->linked.link.waits_for_others = true;

@@ -84,6 +84,14 @@ class Distributed(unittest.TestCase):
                 self.assertFalse(thread.is_alive())
             self.assertEqual({code for _, code in job.ends}, {69})
 
+    def test_an_address_that_nobody_can_reach_is_not_written(self):
+        for everywhere in "tcp://*:0", "tcp://0.0.0.0:0", "tcp://[::]:0":
+            rc, _, err = tandem.run(*GENERATE, REQUESTS, "--executor", "distributed", "--listen", everywhere,
+                                    "--address-file", tandem.path("nowhere"))
+            self.assertEqual(rc, 2, err)
+            self.assertIn(f"--listen {everywhere} is every interface", err)
+        self.assertFalse(os.path.exists(tandem.path("nowhere")))
+
     def test_the_missing_are_named(self):
         with Job(3, "--join-timeout", "1") as job:
             job.ranks[1] = job.start(1)
