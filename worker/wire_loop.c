@@ -284,7 +284,8 @@ static enum status on_call(struct wire *wire, const struct message *message)
     bool is_over = true;
     enum status status = run_call(wire, call, &reply, &is_over);
 
-    return is_over ? tell_reply(wire, call->id, status, &reply) : OK;
+    /* Who is to go has nobody to reply to. */
+    return is_over && !wire->stops ? tell_reply(wire, call->id, status, &reply) : OK;
 }
 
 static enum status on_shutdown(struct wire *wire, const struct message *message)

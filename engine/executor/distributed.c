@@ -71,7 +71,7 @@ static enum status replace(struct linked_executor *linked, int32_t rank, const c
     log_warn("another process is awaited in the place of rank %d, for %.0f s at most", rank,
              of(&linked->executor)->config->join_timeout);
     if (*peer)
-        link_dismiss(&linked->link, peer);
+        link_give_up(&linked->link, peer);
     return OK;
 }
 

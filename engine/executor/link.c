@@ -179,13 +179,25 @@ static bool is_connected(struct link *link, int32_t rank)
     return channel_send(link->channel, link->rendezvous.ranks[rank].peer, frame) != ERR_CLOSED;
 }
 
-void link_dismiss(struct link *link, const char *peer)
+static void tell_peer(struct link *link, const char *peer, const struct message_type *type,
+                      const void *body)
 {
     AUTO_FREE(frame) struct frame *frame = frame_new();
 
-    if (message_encode(&shutdown_type, link->epoch, -1, NULL, &frame->bytes) != OK ||
+    if (message_encode(type, link->epoch, -1, body, &frame->bytes) != OK ||
         channel_send(link->channel, peer, frame) != OK)
-        log_debug("shutdown of %s: %s", peer, fail_text());
+        log_debug("%s to %s: %s", type->name, peer, fail_text());
+}
+
+void link_dismiss(struct link *link, const char *peer)
+{
+    tell_peer(link, peer, &shutdown_type, NULL);
+}
+
+void link_give_up(struct link *link, const char *peer)
+{
+    tell_peer(link, peer, &call_type,
+              &(struct call){.id = ++link->num_calls, .name = "restart", .args = "{}"});
 }
 
 int32_t link_num_connected(struct link *link)

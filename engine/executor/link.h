@@ -84,8 +84,9 @@ MUST_USE enum status link_gather(struct link *link, executor_progress_fn *progre
 void link_begin(struct link *link, uint32_t epoch);
 /* The rank's process has ended, or is as good as that: another may join. */
 void link_lose(struct link *link, int32_t rank);
-/* Asks a process to go; it may not hear it. */
+/* Asks a process to go, for good, or so that whoever started it starts another: it may not hear it. */
 void link_dismiss(struct link *link, const char *peer);
+void link_give_up(struct link *link, const char *peer);
 /* Ranks that have joined, and can be sent to. */
 int32_t link_num_connected(struct link *link);
 /* Tells those that have joined that the set is a new one. One that can't be told is lost. */
