@@ -3,8 +3,8 @@
 #include "proto/base/clock.h"
 #include "proto/base/cpus.h"
 #include "proto/base/log.h"
-#include "proto/base/stacks.h"
 #include "proto/base/notify.h"
+#include "proto/base/stacks.h"
 #include "proto/base/trace.h"
 #include "proto/config/config.h"
 #include "proto/wire/channel.h"
@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sysexits.h>
 #include <unistd.h>
 
 enum { HEARTBEAT_MS = 500 };
@@ -495,6 +496,16 @@ static enum status join_and_serve(struct wire *wire)
     return serve(wire);
 }
 
+/* A device that does not come back can't be waited for: it would keep this process, and its memory, for ever. */
+static void end_hung(struct wire *wire)
+{
+    if (!wire->worker || !worker_is_loaded(wire->worker) || worker_reset(wire->worker) != ERR_TIMEOUT)
+        return;
+    log_error("%s; the process ends without it", fail_text());
+    channel_free(wire->channel); /* what was said last goes out */
+    _exit(EX_SOFTWARE);
+}
+
 enum status worker_main(const struct worker_main_options *options)
 {
     struct wire wire = {
@@ -520,6 +531,7 @@ enum status worker_main(const struct worker_main_options *options)
         log_warn("%s", fail_text());
     if (wire.worker)
         worker_abort(wire.worker); /* its device, or another's, may wait for a rank that is gone */
+    end_hung(&wire);
     worker_free(wire.worker);
     meeting_close(&wire.meeting);
     model_file_free(wire.model);

@@ -424,6 +424,8 @@ static void forgive_absence(struct link *link)
 static enum status check_ranks(struct link *link)
 {
     forgive_absence(link);
+    if (link->is_past_hope)
+        return OK;
     TRY(check_silence(link));
     TRY(check_progress(link));
     if (link->num_notices == 0)

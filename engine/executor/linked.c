@@ -4,11 +4,18 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/stacks.h"
 
+#include <fcntl.h>
+#include <jansson.h>
 #include <poll.h>
 #include <stdio.h>
+#include <string.h>
+#include <unistd.h>
 
 enum { START_TIMEOUT_MS = 600000, STEP_TIMEOUT_MS = 300000 };
+/* A rank whose wire thread turns has them sooner. */
+enum { STACKS_ASK_MS = 1000 };
 
 /* ---- starting ------------------------------------------------------------------------------- */
 
@@ -157,6 +164,68 @@ static bool has_ended(const struct link_rank *rank)
     return rank->pidfd >= 0 && poll(&fd, 1, 0) > 0;
 }
 
+/* On this host, and not behind a wall that hides processes from each other. */
+static bool is_here(const struct rank_info *rank)
+{
+    char host[256] = "", boot_id[64], path[32], name[32] = "";
+    int fd;
+
+    gethostname(host, sizeof host - 1);
+    rendezvous_read_boot_id(boot_id);
+    if (strcmp(rank->host, host) != 0 || strcmp(rank->boot_id, boot_id) != 0)
+        return false;
+    snprintf(path, sizeof path, "/proc/%d/comm", rank->pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    if (read(fd, name, sizeof name - 1) < 0)
+        name[0] = '\0';
+    close(fd);
+    return strcmp(name, "tandem-worker\n") == 0;
+}
+
+/* Of a rank elsewhere whose device hangs: the thread that hears us does not. */
+static enum status ask_for_stacks(struct link *link, int32_t rank, struct bytes *out)
+{
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+    bool is_refused;
+    enum status status;
+    const char *text;
+    json_t *list;
+
+    if (clock_now_ns() - link->ranks[rank].heard_ns > (int64_t)STACKS_ASK_MS * 1000000)
+        return fail(ERR_TIMEOUT, "it does not answer");
+    link->is_past_hope = true; /* of that it hangs we know */
+    status = link_call(link, rank, rank + 1, "stacks", "{}", clock_deadline_ns(STACKS_ASK_MS),
+                       &replies, &is_refused);
+    link->is_past_hope = false;
+    TRY(status);
+    list = json_loads(bytes_text(&replies), 0, NULL);
+    text = json_string_value(json_object_get(json_array_get(list, 0), "text"));
+    bytes_printf(out, "%s", text ? text : "");
+    json_decref(list);
+    return OK;
+}
+
+/* Where a rank that hangs stands; one that has ended stands nowhere. */
+static void tell_stacks(struct linked_executor *linked, int32_t rank)
+{
+    struct link *link = &linked->link;
+    const struct rank_info *info = &link->rendezvous.ranks[rank];
+    AUTO_CLOSE(bytes) struct bytes text = {0};
+    enum status status;
+    const char *line;
+
+    if (!info->is_joined || has_ended(&link->ranks[rank]))
+        return;
+    status = is_here(info) ? stacks_of_process(info->pid, &text) : ask_for_stacks(link, rank, &text);
+    if (status != OK)
+        log_warn("rank %d: no stacks: %s", rank, fail_text());
+    for (char *rest = (char *)bytes_text(&text); (line = strsep(&rest, "\n"));)
+        if (*line)
+            log_warn("rank %d: %s", rank, line);
+}
+
 /* Which have to be replaced: all, if it is no rank's fault alone. */
 static bool is_to_be_replaced(const struct link *link, int32_t rank, int32_t failed_rank,
                               int32_t wanted_rank)
@@ -176,6 +245,8 @@ static enum status replace_ranks(struct linked_executor *linked, int32_t wanted_
         any_has_ended |= has_ended(&link->ranks[rank]);
     if (failed_rank == -1 && any_has_ended)
         failed_rank = LINK_NO_RANK; /* besides those */
+    if (failed_rank >= 0)
+        tell_stacks(linked, failed_rank);
     for (int32_t rank = 0; rank < link->world; rank++) {
         if (!is_to_be_replaced(link, rank, failed_rank, wanted_rank))
             continue;

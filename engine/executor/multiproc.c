@@ -5,11 +5,8 @@
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 #include "proto/base/spawn.h"
-#include "proto/base/stacks.h"
 
-#include <poll.h>
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 enum { STOP_TIMEOUT_MS = 2000 };
@@ -45,32 +42,12 @@ static enum status start_rank(struct multiproc *multiproc, int32_t rank)
     return OK;
 }
 
-/* Of a rank that hangs its stacks say where; one that has ended has none. */
-static void tell_stacks(const struct child *child, int32_t rank)
-{
-    struct pollfd ended = {.fd = child->pidfd, .events = POLLIN};
-    AUTO_CLOSE(bytes) struct bytes text = {0};
-    const char *line;
-
-    if (child->pid == 0 || poll(&ended, 1, 0) != 0)
-        return;
-    if (stacks_of_process(child->pid, &text) != OK) {
-        log_warn("rank %d: no stacks: %s", rank, fail_text());
-        return;
-    }
-    for (char *rest = (char *)bytes_text(&text); (line = strsep(&rest, "\n"));)
-        if (*line)
-            log_warn("rank %d: %s", rank, line);
-}
-
 /* The old one is killed first: what it still writes would be nobody's. */
 static enum status replace(struct linked_executor *linked, int32_t rank, const char *peer)
 {
     struct multiproc *multiproc = of(&linked->executor);
 
     (void)peer;
-    if (rank == linked->link.failed_rank)
-        tell_stacks(&multiproc->children[rank], rank);
     child_close(&multiproc->children[rank]);
     return start_rank(multiproc, rank);
 }

@@ -48,6 +48,16 @@ class Distributed(unittest.TestCase):
                     for thread in threads:
                         thread.join(10)
 
+    def test_a_rank_that_hangs_ends_itself_and_is_replaced(self):
+        with Job(2, "--inject-fault", "step=12,rank=1,kind=hang") as job:
+            threads = job.keep_all()
+            self.assertEqual(job.answers(), (0, self.expected), job.log())
+            self.assertRegex(job.log(), r"rank 1 \(process \d+\) hangs in step 12")
+            self.assertRegex(job.log(), r"rank 1: thread \d+ device")
+            for thread in threads:
+                thread.join(10)
+            self.assertIn((1, 70), job.ends)
+
     def test_who_does_not_belong_is_refused_by_name_and_does_no_harm(self):
         other = tandem.path("other-token")
         self.assertEqual(tandem.run("token", other)[0], 0)
