@@ -800,6 +800,7 @@ static void take_steps(struct core *core, struct step_dump *dump)
     }
     dump->num_steps = n;
     scheduler_describe_in_flight(core->scheduler, plans, n, &dump->arena, &dump->before);
+    step_dump_forget_strangers(dump);
 }
 
 /* NULL stays NULL, and what is there no more stays as it is. */

@@ -131,6 +131,31 @@ static enum status write_whole(const json_t *json, const char *path)
     return OK;
 }
 
+static bool brings(const struct scheduler_output *plan, int32_t slot)
+{
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        if (plan->new_requests[i].slot == slot)
+            return true;
+    return false;
+}
+
+void step_dump_forget_strangers(struct step_dump *dump)
+{
+    for (int32_t i = 0; i < dump->num_steps; i++) {
+        struct scheduler_output *plan = &dump->steps[i].plan;
+        int32_t *slots = arena_alloc(&dump->arena, (size_t)plan->num_finished_slots * sizeof *slots), n = 0;
+
+        for (int32_t j = 0; j < plan->num_finished_slots; j++) {
+            int32_t slot = plan->finished_slots[j];
+
+            if (brings(&dump->before, slot) || (i > 0 && brings(&dump->steps[0].plan, slot)))
+                slots[n++] = slot;
+        }
+        plan->finished_slots = slots;
+        plan->num_finished_slots = n;
+    }
+}
+
 struct dump_writer {
     json_t *json;
     struct flight_recorder *wire;

@@ -43,6 +43,9 @@ struct step_dump {
 };
 
 void step_dump_close(struct step_dump *dump);
+/* Of the slots that the steps give back only those that fresh ranks know: requests that had ended before are in none
+ * of the rows that describe what was known. */
+void step_dump_forget_strangers(struct step_dump *dump);
 
 /*
  * Writes it into `folder`, readable by its owner alone, under a name that no other dump has: on a thread of its own,
