@@ -203,14 +203,17 @@ static enum status fork_child(const struct spawn_options *options, struct child 
     if (pipe2(report, O_CLOEXEC) < 0 || (options->prefix && pipe2(output, O_CLOEXEC) < 0))
         return fail(ERR_IO, "no pipe to start %s with: %m", options->argv[0]);
     child->pid = fork();
-    if (child->pid < 0)
+    if (child->pid < 0) {
+        child->pid = 0;
         return fail(ERR_IO, "%s cannot be started: %m", options->argv[0]);
+    }
     if (child->pid == 0)
         become(options, env, parent, output[1], report[1]);
     close(report[1]);
     report[1] = -1;
     if (read(report[0], &failed, sizeof failed) == sizeof failed) {
         waitpid(child->pid, NULL, 0);
+        child->pid = 0;
         if (failed.is_directory)
             return fail(ERR_IO, "%s cannot be started in %s: %s", options->argv[0],
                         options->directory, strerror(failed.error));
