@@ -756,6 +756,7 @@ static void leave(struct comm_net *net)
     if (check_usable(net) != OK && !net->has_stopped)
         return;
     net->is_leaving = true;
+    net->fds[FD_ABORT].fd = -1; /* stays readable, and nobody would get to sleep */
     if (!net->has_stopped)
         tell_all(net, COMM_LEAVE);
     if (wait_for_all(net, clock_deadline_ns(net->has_stopped ? LINGER_MS : LEAVE_MS)) != OK)
