@@ -673,7 +673,9 @@ static void look_at_reload(struct core *core)
 {
     uint64_t num_ticks;
 
-    if (core->reload && read(core->look_fd, &num_ticks, sizeof num_ticks) == sizeof num_ticks)
+    /* What nobody waits for any more is read too, or it would wake core for ever. */
+    if (core->look_fd >= 0 && read(core->look_fd, &num_ticks, sizeof num_ticks) == sizeof num_ticks &&
+        core->reload)
         list_push_back(&core->calls, &give(core->reload)->link);
 }
 
