@@ -658,6 +658,7 @@ static enum status be_late(struct link *link)
 {
     const struct rendezvous *rendezvous = &link->rendezvous;
 
+    link->is_late = true;
     if (rendezvous->num_joined < link->world) {
         AUTO_MEM char *missing = name_missing(link);
 
@@ -673,7 +674,6 @@ enum status link_gather(struct link *link, executor_progress_fn *progress, void 
     struct rendezvous *rendezvous = &link->rendezvous;
     int64_t tell_ns = clock_deadline_ns(TELL_MS);
 
-    TRY(hear_waiting(link, settings));
     while (!rendezvous_is_complete(rendezvous)) {
         int64_t look_ns = clock_deadline_ns(LOOK_MS);
         enum status status;
@@ -688,7 +688,9 @@ enum status link_gather(struct link *link, executor_progress_fn *progress, void 
             progress(user, words,
                      (rendezvous->num_joined + rendezvous->num_ready) / (2.0 * link->world));
         }
-        status = gather_one(link, settings, MIN(deadline_ns, look_ns));
+        status = hear_waiting(link, settings);
+        if (status == OK && !rendezvous_is_complete(rendezvous))
+            status = gather_one(link, settings, MIN(deadline_ns, look_ns));
         if (link->waits_for_others && clock_now_ns() >= tell_ns) {
             tell_missing(link);
             tell_ns = clock_deadline_ns(TELL_MS);

@@ -21,6 +21,7 @@ struct link_rank {
     int64_t replied;            /* the call that it replied to last */
     _Atomic int32_t restarts; /* link_workers reads it */
     bool is_lost;
+    bool is_to_be_replaced; /* and has not been yet */
     char waiting[CHANNEL_MAX_NAME + 1]; /* a process that wants its place before we knew that it is free: its name */
     struct frame *hello;                /* and what it said; NULL: there is none */
 };
@@ -40,6 +41,7 @@ struct link {
     bool is_past_hope;       /* a rank is known to hang: nobody is looked for */
     int64_t looked_ns;       /* when we looked for who is missing last */
     int32_t num_notices;     /* how often we are yet to look whose the last was */
+    bool is_late;            /* ranks had not joined, or not loaded, when their time was over: no fault of those that had */
     bool waits_for_others;   /* ranks are started elsewhere: one that is refused, or lost before READY, is no failure */
     bool (*is_given_up)(void *user); /* see struct executor; may be NULL */
     void *user;

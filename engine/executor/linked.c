@@ -65,6 +65,19 @@ static enum status check_ready(int32_t rank, const struct ready *ready)
     return OK;
 }
 
+static enum status check_all_ready(struct link *link)
+{
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        enum status status = check_ready(rank, &link->rendezvous.ranks[rank].ready);
+
+        if (status == OK)
+            continue;
+        link->failed_rank = rank;
+        return status;
+    }
+    return OK;
+}
+
 /* The smallest of what the ranks have for KV, and the largest of what a block costs them. */
 static enum status size_kv_cache(struct linked_executor *linked,
                                  const struct executor_options *options)
@@ -73,8 +86,8 @@ static enum status size_kv_cache(struct linked_executor *linked,
     struct executor_info *info = &linked->executor.info;
     int64_t block_bytes = 0, available = INT64_MAX;
 
+    TRY(check_all_ready(&linked->link));
     for (int32_t rank = 0; rank < linked->link.world; rank++) {
-        TRY(check_ready(rank, &ranks[rank].ready));
         block_bytes = MAX(block_bytes, ranks[rank].ready.kv_block_bytes);
         available = MIN(available, ranks[rank].ready.free_bytes);
         info->memory.weight_bytes += ranks[rank].ready.weights_bytes;
@@ -137,8 +150,9 @@ enum status linked_gather(struct linked_executor *linked, const struct executor_
 
 /* ---- recovery ------------------------------------------------------------------------------- */
 
-/* One more restart: is it within what may be? */
-static enum status count_restart(struct linked_executor *linked)
+/* One more restart: is it within what may be? num_failed: how many have failed in this recovery, which may take longer
+ * than the window. */
+static enum status count_restart(struct linked_executor *linked, int32_t num_failed)
 {
     AUTO_MEM char *cause = mem_strdup(fail_text());
     int32_t most = linked->max_restarts;
@@ -146,6 +160,11 @@ static enum status count_restart(struct linked_executor *linked)
 
     if (most == 0)
         return fail(ERR_CLOSED, "%s", cause);
+    if (num_failed >= most)
+        return fail(ERR_EXHAUSTED,
+                    "ranks were replaced %d times in a row and have not come back, which is all that "
+                    "--max-restarts allows; the last cause: %s",
+                    num_failed, cause);
     oldest = &linked->restarts_ns[linked->num_restarts % most];
     if (linked->num_restarts >= most && now_ns - *oldest < linked->restart_window_ns)
         return fail(ERR_EXHAUSTED,
@@ -247,13 +266,17 @@ static enum status replace_ranks(struct linked_executor *linked, int32_t wanted_
         failed_rank = LINK_NO_RANK; /* besides those */
     if (failed_rank >= 0)
         tell_stacks(linked, failed_rank);
+    for (int32_t rank = 0; rank < link->world; rank++)
+        link->ranks[rank].is_to_be_replaced |=
+            is_to_be_replaced(link, rank, failed_rank, wanted_rank);
     for (int32_t rank = 0; rank < link->world; rank++) {
-        if (!is_to_be_replaced(link, rank, failed_rank, wanted_rank))
+        if (!link->ranks[rank].is_to_be_replaced)
             continue;
         snprintf(peer, sizeof peer, "%s", link->rendezvous.ranks[rank].peer);
         link_lose(link, rank);
         link->ranks[rank].restarts++;
         TRY(linked->source->replace(linked, rank, peer));
+        link->ranks[rank].is_to_be_replaced = false;
     }
     return OK;
 }
@@ -267,6 +290,7 @@ static enum status rebuild(struct linked_executor *linked, int32_t wanted_rank)
     TRY(link_welcome(link, linked->settings));
     TRY(link_gather(link, NULL, NULL, linked->settings,
                     clock_deadline_ns(linked->join_timeout_ms)));
+    TRY(check_all_ready(link));
     return start_ranks(linked);
 }
 
@@ -275,18 +299,22 @@ enum status linked_recover(struct executor *executor, int32_t rank)
     struct linked_executor *linked = linked_of(executor);
     struct link *link = &linked->link;
     int64_t start_ns = clock_now_ns();
+    int32_t num_failed = 0;
     enum status status;
 
     link->is_given_up = executor->is_given_up;
     link->user = executor->user;
     do {
         if (rank < 0)
-            TRY(count_restart(linked));
+            TRY(count_restart(linked, num_failed));
         status = rebuild(linked, rank);
-        if (status == ERR_ABORTED)
+        if (status != OK && executor->is_given_up && executor->is_given_up(executor->user))
+            return fail(ERR_ABORTED, "the engine stops");
+        if (link->is_late)
             return status;
         if (status != OK)
             log_error("%s", fail_text());
+        num_failed += rank < 0;
         rank = -1;
     } while (status != OK);
     log_warn("the ranks are whole again after %.2f s, in epoch %u",
