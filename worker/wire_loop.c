@@ -22,6 +22,9 @@
 #include <unistd.h>
 
 enum { HEARTBEAT_MS = 500 };
+/* From a step that was aborted to the engine's word on what follows: more than it takes to notice a rank that is
+ * silent. After that it is not the rank that was lost but the way to it. */
+enum { ABORTED_MAX_MS = 10000 };
 
 struct wire {
     struct worker_main_options options;
@@ -42,6 +45,8 @@ struct wire {
     int64_t open_call_id;
     int load_percent; /* that was told last; the device thread's */
     bool is_aborted; /* another rank is lost: what comes is for nobody until the next WELCOME */
+    int64_t abort_ends_ns; /* when that is to have come */
+    char abort_cause[256];
     bool stops;
     enum status outcome; /* when it stops */
 };
@@ -69,6 +74,10 @@ static enum status tell_answer(struct wire *wire, bool wait,
 
     if (status == ERR_ABORTED || status == ERR_CLOSED) {
         log_debug("%s", fail_text());
+        if (!wire->is_aborted) {
+            wire->abort_ends_ns = clock_deadline_ns(ABORTED_MAX_MS);
+            snprintf(wire->abort_cause, sizeof wire->abort_cause, "%s", fail_text());
+        }
         wire->is_aborted = true;
         return OK;
     }
@@ -360,6 +369,15 @@ static enum status on_loaded(struct wire *wire)
     return tell_ready(wire);
 }
 
+/* Where every rank says no more than that it was told to stop, no step would come to an end. */
+static enum status check_abort(const struct wire *wire)
+{
+    if (!wire->is_aborted || clock_now_ns() < wire->abort_ends_ns)
+        return OK;
+    return fail(ERR_TIMEOUT, "a step was given up %.0f s ago, and all ranks are there: %s",
+                ABORTED_MAX_MS / 1e3, wire->abort_cause);
+}
+
 static enum status beat(struct wire *wire)
 {
     struct heartbeat heartbeat = {
@@ -473,6 +491,7 @@ static enum status serve(struct wire *wire)
 
         if (clock_now_ns() >= wire->beat_at_ns)
             TRY(beat(wire));
+        TRY(check_abort(wire));
         if (poll(&output, 1, 0) > 0) {
             TRY(worker_is_loaded(wire->worker) ? tell_answers(wire) : on_loaded(wire));
             TRY(tell_call_end(wire));

@@ -89,6 +89,13 @@ class Hosts:
     def restore(self, host):
         self._ip("switch", "link", "set", f"to-{host}", "master", "bridge")
 
+    def part(self, host, other):
+        """The same between these two alone, as of a firewall; group.join(...) ends it."""
+        self._ip(host, "route", "add", "blackhole", f"{self.address(other)}/32")
+
+    def join(self, host, other):
+        self._ip(host, "route", "del", "blackhole", f"{self.address(other)}/32")
+
     # ---- making and ending ----------------------------------------------------------------------
 
     def _ip(self, where, *args):

@@ -92,6 +92,23 @@ class Hosts(unittest.TestCase):
                 thread.join(10)
             self.assertEqual({code for _, code in it.ends}, {0, 69}, it.ends)
 
+    def test_streams_go_on_when_ranks_lose_each_other_alone(self):
+        expected = local_answers()
+        hosts = {None: "h1", 0: "h2", 1: "h3"}
+        with Job(2, "--listen", f"tcp://{group.address('h1')}:0", place=lambda who: group.command(hosts[who])) as it:
+            threads = it.keep_all()
+            first = it.engine.stdout.readline()
+            group.part("h2", "h3")
+            try:
+                wait_for("notice", lambda: "a step was given up 10 s ago, and all ranks are there" in it.log(), 20)
+            finally:
+                group.join("h2", "h3")
+            rest, _ = it.engine.communicate(timeout=60)
+            self.assertEqual(it.engine.returncode, 0, it.log())
+            self.assertEqual(answers_in(first + rest), expected)
+            for thread in threads:
+                thread.join(10)
+
     def test_a_launched_server_answers_as_a_local_one(self):
         question = {"prompt": "hello", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
         rc, out, err = tandem.run("generate", "--model", MODEL, "--prompt", "hello", "--max-tokens", "40",
