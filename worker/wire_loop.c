@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sysexits.h>
 #include <unistd.h>
 
 enum { HEARTBEAT_MS = 500 };
@@ -515,47 +514,52 @@ static enum status join_and_serve(struct wire *wire)
     return serve(wire);
 }
 
-/* A device that does not come back can't be waited for: it would keep this process, and its memory, for ever. */
-static void end_hung(struct wire *wire)
+/* The engine says it in its log, with the step, of those that are its own. */
+static void tell_failure(struct wire *wire, enum status status)
 {
-    if (!wire->worker || !worker_is_loaded(wire->worker) || worker_reset(wire->worker) != ERR_TIMEOUT)
-        return;
-    log_error("%s; the process ends without it", fail_text());
-    channel_free(wire->channel); /* what was said last goes out */
-    _exit(EX_SOFTWARE);
+    AUTO_MEM char *cause = mem_strdup(fail_text());
+
+    if (wire->epoch == 0 || tell(wire, &fault_type, -1,
+                                 &(struct fault){.rank = wire->options.rank,
+                                                 .code = (int32_t)status,
+                                                 .text = cause}) != OK)
+        log_error("%s", cause);
+    (void)fail(status, "%s", cause);
+}
+
+static void close_wire(struct wire *wire)
+{
+    if (wire->worker)
+        worker_abort(wire->worker); /* at once: its device, or another's, may wait for a rank that is gone */
+    channel_free(give(wire->channel));
+    if (wire->worker && !worker_stop(wire->worker)) {
+        log_warn("the device does not come back: the process ends without it");
+        return; /* what it may use stays */
+    }
+    worker_free(wire->worker);
+    meeting_close(&wire->meeting);
+    model_file_free(wire->model);
+    config_close(&wire->config);
+    arena_close(&wire->arena);
+    mem_free(wire);
 }
 
 enum status worker_main(const struct worker_main_options *options)
 {
-    struct wire wire = {
-        .options = *options, .start_ns = clock_now_ns(), .meeting = {.shared_fd = -1}};
+    struct wire *wire = mem_new(struct wire);
     enum status status;
 
+    wire->options = *options;
+    wire->start_ns = clock_now_ns();
+    wire->meeting.shared_fd = -1;
     log_set_role("worker", options->rank);
     stacks_allow(getppid()); /* who started us may ask where we are, if we hang */
-    config_init(&wire.config);
-    status = join_and_serve(&wire);
-    if (status != OK && status != ERR_CLOSED && !wire.stops) {
-        AUTO_MEM char *cause = mem_strdup(fail_text());
-
-        /* The engine says it in its log, with the step, of those that are its own. */
-        if (wire.epoch == 0 || tell(&wire, &fault_type, -1,
-                                  &(struct fault){.rank = options->rank,
-                                                  .code = (int32_t)status,
-                                                  .text = cause}) != OK)
-            log_error("%s", cause);
-        (void)fail(status, "%s", cause);
-    }
-    if (wire.config.trace && write_trace(&wire, wire.config.trace) != OK)
+    config_init(&wire->config);
+    status = join_and_serve(wire);
+    if (status != OK && status != ERR_CLOSED && !wire->stops)
+        tell_failure(wire, status);
+    if (wire->config.trace && write_trace(wire, wire->config.trace) != OK)
         log_warn("%s", fail_text());
-    if (wire.worker)
-        worker_abort(wire.worker); /* its device, or another's, may wait for a rank that is gone */
-    end_hung(&wire);
-    worker_free(wire.worker);
-    meeting_close(&wire.meeting);
-    model_file_free(wire.model);
-    config_close(&wire.config);
-    channel_free(wire.channel);
-    arena_close(&wire.arena);
+    close_wire(wire);
     return status;
 }

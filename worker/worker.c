@@ -28,7 +28,8 @@ enum { MIN_COMM_BYTES = 1 << 20 };
 /* The engine tells all ranks at once; and the wire thread waits, so it is to be less than what makes a rank silent. */
 enum { MEET_TIMEOUT_MS = 2000 };
 
-/* From an abort to the device's return: the rest of a kernel, and the waits that follow it. */
+/* From an abort to the device's return: the rest of a kernel, or of a layer that is loaded, and the waits that follow
+ * it. */
 enum { RESET_TIMEOUT_MS = 2000 };
 
 enum verb {
@@ -89,6 +90,7 @@ struct worker {
     const struct model_file *file; /* the words and the shape */
     pthread_t thread;
     bool thread_runs;
+    _Atomic bool is_given_up; /* what is being loaded is nobody's any more */
     struct mailbox commands, answers;
     struct command connect, initialize, reset, stop;
     struct answer setup;
@@ -361,6 +363,7 @@ static enum status load_weights(struct worker *worker)
 {
     struct model_options options = model_options_of(worker);
 
+    options.is_given_up = &worker->is_given_up;
     options.progress = worker->options.progress;
     options.user = worker->options.user;
     return model_load(worker->device, worker->origin.file, &options, &worker->model);
@@ -853,7 +856,21 @@ static void drop_reload(struct worker *worker)
     reload_stop(worker->reload);
     while (mailbox_pop(&worker->answers)) /* nobody waits for any */
         continue;
-    reload_free(worker->reload);
+    reload_free(give(worker->reload));
+}
+
+bool worker_stop(struct worker *worker)
+{
+    struct timespec deadline;
+
+    atomic_store(&worker->is_given_up, true);
+    worker_abort(worker);
+    drop_reload(worker);
+    command(worker, &worker->stop);
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += RESET_TIMEOUT_MS / 1000;
+    worker->thread_runs = pthread_clockjoin_np(worker->thread, NULL, CLOCK_MONOTONIC, &deadline) != 0;
+    return !worker->thread_runs;
 }
 
 void worker_free(struct worker *worker)
@@ -864,10 +881,10 @@ void worker_free(struct worker *worker)
     if (worker->thread_runs) {
         command(worker, &worker->stop);
         pthread_join(worker->thread, NULL);
-        /* The engine may stop in the middle of a step: its answer is nobody's, and lies in steps[]. */
-        while (mailbox_pop(&worker->commands) || mailbox_pop(&worker->answers))
-            continue;
     }
+    /* The engine may stop in the middle of a step: its answer is nobody's, and lies in steps[]. */
+    while (mailbox_pop(&worker->commands) || mailbox_pop(&worker->answers))
+        continue;
     input_batch_free(worker->batch);
     for (int i = 0; i < NUM_STEPS; i++) {
         arena_close(&worker->steps[i].answer.arena);
@@ -1011,9 +1028,9 @@ enum status worker_reset(struct worker *worker)
         return fail(ERR_MISMATCH, "the ranks meet anew while this one is asleep without weights or "
                                   "changes them: another process is to take its place");
     worker_abort(worker);
+    worker->is_connected = false; /* the device thread closes the comm, if late after we have given it up */
     command(worker, &worker->reset);
     TRY(wait_reset(worker));
-    worker->is_connected = false;
     worker->next_step = -1;
     for (int i = 0; i < NUM_STEPS; i++)
         worker->steps[i].phase = PHASE_EMPTY;

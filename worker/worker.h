@@ -55,6 +55,9 @@ MUST_USE enum status worker_new(const struct worker_options *options,
                                 const struct model_file *model, struct worker **out);
 void worker_free(struct worker *worker); /* NULL is fine; waits for the step that runs */
 DEFINE_AUTO_FREE(worker)
+/* Aborts, gives up a load, and ends the device thread. false: it has not come back in time, and never may: then the
+ * worker and all that it borrows stay, in use by it, for as long as the process lives. */
+MUST_USE bool worker_stop(struct worker *worker);
 
 /* Readable while there is something to collect: a load that ended, an answer, a fault. */
 int worker_output_fd(const struct worker *worker);

@@ -48,7 +48,7 @@ class Distributed(unittest.TestCase):
                     for thread in threads:
                         thread.join(10)
 
-    def test_a_rank_that_hangs_ends_itself_and_is_replaced(self):
+    def test_a_rank_whose_device_hangs_ends_all_the_same(self):
         with Job(2, "--inject-fault", "step=12,rank=1,kind=hang") as job:
             threads = job.keep_all()
             self.assertEqual(job.answers(), (0, self.expected), job.log())
@@ -56,7 +56,19 @@ class Distributed(unittest.TestCase):
             self.assertRegex(job.log(), r"rank 1: thread \d+ device")
             for thread in threads:
                 thread.join(10)
-            self.assertIn((1, 70), job.ends)
+            self.assertEqual(sorted(job.ends), [(0, 0), (1, 0), (1, 1)])
+
+    def test_one_that_never_comes_back_is_named_and_the_others_stay_to_the_end(self):
+        with Job(2, "--join-timeout", "2", requests=LONG) as job:
+            thread, = job.keep_all(0)
+            job.ranks[1] = job.start(1)
+            job.engine.stdout.readline()
+            job.ranks[1].kill()
+            job.engine.communicate(timeout=20)
+            self.assertNotEqual(job.engine.returncode, 0)
+            self.assertIn("rank 1 has not joined", job.log())
+            thread.join(10)
+            self.assertEqual(job.ends, [(0, 0)])
 
     def test_who_does_not_belong_is_refused_by_name_and_does_no_harm(self):
         other = tandem.path("other-token")
