@@ -268,7 +268,8 @@ static enum status replace_ranks(struct linked_executor *linked, int32_t wanted_
         tell_stacks(linked, failed_rank);
     for (int32_t rank = 0; rank < link->world; rank++)
         link->ranks[rank].is_to_be_replaced |=
-            is_to_be_replaced(link, rank, failed_rank, wanted_rank);
+            linked->lacks_weights || is_to_be_replaced(link, rank, failed_rank, wanted_rank);
+    linked->lacks_weights = false; /* nobody comes back asleep */
     for (int32_t rank = 0; rank < link->world; rank++) {
         if (!link->ranks[rank].is_to_be_replaced)
             continue;
@@ -403,17 +404,30 @@ static void exchange_models(struct linked_executor *linked)
     rendezvous_forget_model(&linked->link.rendezvous);
 }
 
+/* What all ranks have done, or, of sleep, some may have. */
+static void note_sleep(struct linked_executor *linked, const struct procedure *procedure)
+{
+    if (procedure->effect == PROCEDURE_SLEEP)
+        linked->lacks_weights |= procedure->drops_weights;
+    else if (procedure->effect == PROCEDURE_WAKE_UP)
+        linked->lacks_weights = false;
+}
+
 enum status linked_call(struct executor *executor, const char *name, const char *args,
                         struct bytes *replies_out, bool *refused_out)
 {
     struct linked_executor *linked = linked_of(executor);
     struct procedure procedure;
+    enum status status;
 
     *refused_out = false;
     procedure_read(name, args, &procedure);
     if (procedure.effect == PROCEDURE_EXCHANGE)
         TRY(check_spares(linked, procedure.wants_spare, refused_out));
-    TRY(call_all(linked, name, args, replies_out, refused_out));
+    status = call_all(linked, name, args, replies_out, refused_out);
+    if (status == OK || procedure.effect == PROCEDURE_SLEEP)
+        note_sleep(linked, &procedure);
+    TRY(status);
     if (procedure.effect == PROCEDURE_LOAD) {
         mem_free(linked->spare_model);
         linked->spare_model = mem_strdup(procedure.path);

@@ -33,6 +33,7 @@ struct linked_executor {
     const struct rank_source *source; /* NULL: ranks need no meeting, and are never replaced */
     char *settings;                   /* as every rank gets them */
     char *spare_model;                /* path of the weights beside those in use; NULL: none were loaded */
+    bool lacks_weights;               /* the ranks sleep without them: they can't go on with a new one */
     int32_t max_restarts;             /* within */
     int64_t restart_window_ns;
     int64_t *restarts_ns;             /* [max_restarts] when the last were, a ring */

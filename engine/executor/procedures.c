@@ -36,6 +36,8 @@ void procedure_read(const char *name, const char *args, struct procedure *out)
             out->effect = procedures[i].effect;
             out->wants_spare = procedures[i].wants_spare;
         }
+    out->drops_weights = out->effect == PROCEDURE_SLEEP &&
+                         json_integer_value(json_object_get(object, "level")) > 1;
     if (out->effect == PROCEDURE_LOAD && strlen(path) < sizeof out->path)
         strcpy(out->path, path);
     json_decref(object);

@@ -19,6 +19,7 @@ enum procedure_effect {
 
 struct procedure {
     enum procedure_effect effect;
+    bool drops_weights;     /* PROCEDURE_SLEEP */
     char path[4096];        /* PROCEDURE_LOAD; "": it is too long for one */
     const char *wants_spare; /* PROCEDURE_EXCHANGE: what all ranks must say of the weights beside, "loaded" */
 };

@@ -208,6 +208,16 @@ class Ranks(unittest.TestCase):
             self.assertFalse(server.tell("status")["asleep"])
             self.assertEqual(server.complete()["choices"], before["choices"])
 
+    def test_ranks_that_sleep_without_weights_are_all_replaced_at_once(self):
+        with Controlled("--tp", "3", "--max-restarts", "1", model_file=tandem.make_tiny_model(
+                "six.gguf", max_position=4096, num_heads=6, num_kv_heads=3)) as server:
+            before = server.complete()
+            server.tell("sleep", "2")
+            os.kill(server.tell("workers")[1]["pid"], signal.SIGKILL)
+            wait_for("recovery", lambda: server.tell("status")["recoveries"] == 1, 20)
+            self.assertFalse(server.tell("status")["asleep"])
+            self.assertEqual(server.complete()["choices"], before["choices"])
+
     def test_weights_are_reloaded_and_rolled_back(self):
         with Controlled("--tp", "2") as server:
             told = server.tell("weights", "reload", server_model())
