@@ -148,6 +148,23 @@ class Replaced(unittest.TestCase):
                 self.assertRegex(err, rf"rank {rank} \(process \d+\) hangs in step 12")
                 self.assertRegex(err, rf"rank {rank}: thread \d+ device")  # and where it stands
 
+    def test_a_rank_that_is_alone_is_replaced_too(self):
+        with Server("--tp", "1", "--executor", "multiproc") as server:
+            before = server.complete()
+            for restarts in 1, 2:
+                os.kill(children_of(server.process.pid)[0], signal.SIGKILL)
+                wait_for("another", lambda: server.log_text().count("the ranks are whole again") == restarts, 20)
+                self.assertEqual(server.complete()["choices"], before["choices"])
+
+    def test_a_stop_is_heeded_though_no_rank_comes_back(self):
+        model = tandem.make_tiny_model("going.gguf")
+        with Server("--tp", "2", "--max-restarts", "1000000", model_file=model) as server:
+            os.rename(model, model + ".gone")
+            os.kill(children_of(server.process.pid)[1], signal.SIGKILL)
+            wait_for("tries that fail", lambda: server.log_text().count("going.gguf: No such file") > 2, 20)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(10), 0, server.log_text())
+
     def test_the_budget_of_restarts_is_kept(self):
         rc, _, err = tandem.run("generate", "--model", MODEL, "--prompt", "hello", "--max-tokens",
                                 "40", "--tp", "2", "--inject-fault", "step=2,kind=exit",
