@@ -74,11 +74,11 @@ class Job:
             self.ranks[rank] = process = self.start(rank)
             process.communicate()
             self.ends.append((rank, process.returncode))
-            if process.returncode in (0, 69):
+            if process.returncode in (0, 69) or self.engine.poll() is not None:
                 return
 
     def keep_all(self, *ranks):
-        threads = [threading.Thread(target=self.keep, args=(rank,)) for rank in ranks or range(self.world)]
+        threads = [threading.Thread(target=self.keep, args=(rank,), daemon=True) for rank in ranks or range(self.world)]
         for thread in threads:
             thread.start()
         return threads
