@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <malloc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -19,7 +18,7 @@
 
 static const char FORMAT[] = "tandem step dump 1";
 
-enum { MAX_DUMP_BYTES = 1 << 30, BACKGROUND_PRIORITY = 10 };
+enum { MAX_DUMP_BYTES = 1 << 30, BACKGROUND_PRIORITY = 5 };
 
 void step_dump_close(struct step_dump *dump)
 {
@@ -108,8 +107,39 @@ static json_t *dump_json(const struct step_dump *dump, const struct scheduler_st
     return json;
 }
 
+struct wire_writer {
+    FILE *f;
+    bool is_written;
+    int64_t count;
+};
+
+static void write_message(void *user, const json_t *message)
+{
+    struct wire_writer *writer = user;
+
+    writer->is_written &= fputs(writer->count++ > 0 ? ",\n  " : "\n  ", writer->f) != EOF;
+    writer->is_written &= json_dumpf(message, writer->f, JSON_COMPACT) == 0;
+}
+
+/* The object, and at its end the messages, which are never in memory together. */
+static bool write_json(const json_t *json, const struct flight_recorder *wire, FILE *f)
+{
+    AUTO_MEM char *text = json_dumps(json, JSON_INDENT(1));
+    struct wire_writer writer = {.f = f};
+
+    if (!text)
+        return false;
+
+    size_t size = strlen(text) - strlen("\n}");
+
+    writer.is_written = fwrite(text, 1, size, f) == size && fputs(",\n \"wire\": [", f) != EOF;
+    flight_recorder_each(wire, write_message, &writer);
+    return writer.is_written & (fputs("]\n}\n", f) != EOF);
+}
+
 /* A file that nobody sees before it is whole. */
-static enum status write_whole(const json_t *json, const char *path)
+static enum status write_whole(const json_t *json, const struct flight_recorder *wire,
+                               const char *path)
 {
     AUTO_MEM char *part = mem_printf("%s.part", path);
     int fd = open(part, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -118,8 +148,7 @@ static enum status write_whole(const json_t *json, const char *path)
 
     if (!f)
         return fail(ERR_IO, "%s: %m", part);
-    is_written = json_dumpf(json, f, JSON_INDENT(1)) == 0;
-    is_written &= fputc('\n', f) != EOF;
+    is_written = write_json(json, wire, f);
     is_written &= fflush(f) == 0 && fsync(fd) == 0;
     is_written &= fclose(f) == 0;
     if (!is_written || rename(part, path) != 0) {
@@ -171,15 +200,13 @@ static void *run_writer(void *arg)
     /* Behind those that go on meanwhile. On Linux this is the thread's own priority. */
     if (setpriority(PRIO_PROCESS, (id_t)gettid(), BACKGROUND_PRIORITY) != 0)
         log_debug("a dump is written at full priority: %m");
-    json_object_set_new(writer->json, "wire", flight_recorder_to_json(writer->wire));
-    if (write_whole(writer->json, writer->path) == OK)
+    if (write_whole(writer->json, writer->wire, writer->path) == OK)
         log_error("the step is in %s, prompts and all; run it again with: tandem replay %s",
                   writer->path, writer->path);
     else
         log_error("the step can't be written down: %s", fail_text());
-    json_decref(writer->json); /* some 90 MB, if there are many messages */
+    json_decref(writer->json);
     flight_recorder_free(writer->wire);
-    malloc_trim(0);
     atomic_store(&writer->is_done, true);
     return NULL;
 }

@@ -116,12 +116,12 @@ static void tell_message(json_t *json, const uint8_t *frame, uint64_t size)
         json_object_set_new(json, "left_out", json_string(fail_text()));
 }
 
-json_t *flight_recorder_to_json(const struct flight_recorder *recorder)
+void flight_recorder_each(const struct flight_recorder *recorder,
+                          void (*tell)(void *user, const json_t *message), void *user)
 {
     AUTO_MEM char *sentence = mem_strdup(fail_text()); /* not ours to lose */
     AUTO_MEM uint8_t *frame = mem_alloc(FLIGHT_LARGEST);
     int64_t now_ns = recorder && recorder->copied_ns ? recorder->copied_ns : clock_now_ns();
-    json_t *list = json_array();
     struct entry entry;
 
     for (uint64_t at = recorder ? recorder->begin : 0; recorder && at < recorder->end;
@@ -139,8 +139,8 @@ json_t *flight_recorder_to_json(const struct flight_recorder *recorder)
             tell_message(json, frame, entry.kept_bytes);
         else
             json_object_set_new(json, "left_out", json_string("too large"));
-        json_array_append_new(list, json);
+        tell(user, json);
+        json_decref(json);
     }
     (void)fail(OK, "%s", sentence);
-    return list;
 }

@@ -32,9 +32,11 @@ void flight_recorder_add(struct flight_recorder *recorder, bool is_sent, int32_t
 struct flight_recorder *flight_recorder_copy(const struct flight_recorder *recorder);
 
 /*
- * Oldest first: [{"ms": before now, or before it was copied, "direction": "sent" | "received", "rank", "bytes", "message":
- * as message_to_json has it}]. In place of the message "left_out" says why there is none.
+ * Tells the messages, oldest first, one by one, for all together are twenty times their bytes: {"ms": before now,
+ * or before it was copied, "direction": "sent" | "received", "rank", "bytes", "message": as message_to_json has it}. In place of the message
+ * "left_out" says why there is none. They live until `tell` returns.
  */
-json_t *flight_recorder_to_json(const struct flight_recorder *recorder);
+void flight_recorder_each(const struct flight_recorder *recorder,
+                          void (*tell)(void *user, const json_t *message), void *user);
 
 #endif

@@ -42,12 +42,23 @@ static enum status start_rank(struct multiproc *multiproc, int32_t rank)
     return OK;
 }
 
+/* How it ended, if it has: a signal says more than that it did. */
+static void tell_end(struct child *child, int32_t rank)
+{
+    char text[64];
+    int status;
+
+    if (child->pid != 0 && child_wait(child, clock_now_ns(), &status))
+        log_warn("rank %d: its process ended with %s", rank, child_status_text(status, text));
+}
+
 /* The old one is killed first: what it still writes would be nobody's. */
 static enum status replace(struct linked_executor *linked, int32_t rank, const char *peer)
 {
     struct multiproc *multiproc = of(&linked->executor);
 
     (void)peer;
+    tell_end(&multiproc->children[rank], rank);
     child_close(&multiproc->children[rank]);
     return start_rank(multiproc, rank);
 }
