@@ -4,6 +4,7 @@
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 #include "proto/config/option.h"
+#include "proto/wire/gate.h"
 #include "proto/wire/messages.h"
 #include "proto/wire/rendezvous.h"
 
@@ -61,6 +62,7 @@ struct control {
     struct curve_pair pair;
     void *context, *socket;
     struct zap *zap;
+    struct gate *gate; /* over tcp: what strangers cost is bounded */
     pthread_t thread;
     bool has_thread;
     json_t *settings; /* the control thread's, once it runs */
@@ -353,6 +355,8 @@ static bool hear_one(struct control *control)
                 name_remote_peer(control, &part, &peer);
             else
                 name_local_peer(&part, &peer);
+            if (control->gate)
+                gate_know(control->gate, &part);
             on_frame(control, &peer, zmq_msg_data(&part), zmq_msg_size(&part));
         }
     }
@@ -455,18 +459,6 @@ static enum status listen_ipc(struct control *control, const char *endpoint)
     return OK;
 }
 
-/* The address with the port that it has got. */
-static enum status take_endpoint(struct control *control)
-{
-    char endpoint[256];
-    size_t size = sizeof endpoint;
-
-    if (zmq_getsockopt(control->socket, ZMQ_LAST_ENDPOINT, endpoint, &size) != 0)
-        return fail(ERR_IO, "--control: its address is not known: %s", zmq_strerror(errno));
-    control->endpoint = mem_strdup(endpoint);
-    return OK;
-}
-
 static enum status take_pair(struct control *control, const char *path)
 {
     struct control_key_file file;
@@ -490,9 +482,10 @@ static enum status listen_tcp(struct control *control, const struct control_opti
     TRY(zap_start(control->context, allow_key, control, &control->zap));
     TRY(curve_as_server(control->socket, &control->pair));
     control->is_tcp = true;
-    if (zmq_bind(control->socket, options->endpoint) != 0)
-        return fail(ERR_IO, "--control %s: %s", options->endpoint, zmq_strerror(errno));
-    return take_endpoint(control);
+    if (gate_open(control->context, control->socket, options->endpoint, &control->gate) != OK)
+        return fail(ERR_IO, "--control: %s", fail_text());
+    control->endpoint = mem_strdup(gate_endpoint(control->gate));
+    return OK;
 }
 
 static enum status listen_somewhere(struct control *control, const struct control_options *options)
@@ -574,6 +567,7 @@ void control_free(struct control *control)
     }
     if (control->socket)
         zmq_close(control->socket);
+    gate_free(control->gate);
     zap_free(control->zap);
     if (control->context)
         zmq_ctx_term(control->context);
