@@ -92,6 +92,7 @@ struct worker {
     bool thread_runs;
     _Atomic bool is_given_up; /* what is being loaded is nobody's any more */
     struct mailbox commands, answers;
+    struct mail stopped; /* the device thread's last word */
     struct command connect, initialize, reset, stop;
     struct answer setup;
     struct command change; /* sleep, wake-up, swap or drop */
@@ -789,6 +790,8 @@ static void *device_loop(void *user)
         look_ns = answer_finished_steps(worker);
     }
     unload(worker);
+    if (mailbox_push(&worker->answers, &worker->stopped) != OK)
+        ASSERT(false, "%s", fail_text()); /* it holds one of each */
     return NULL;
 }
 
@@ -839,7 +842,7 @@ enum status worker_new(const struct worker_options *options, const struct model_
         worker->steps[i].bitmasks = mem_new_array(const uint32_t *, (size_t)options->max_num_seqs);
     }
     TRY(mailbox_open(&worker->commands, 2 * NUM_STEPS + 5));
-    TRY(mailbox_open(&worker->answers, NUM_STEPS + 3));
+    TRY(mailbox_open(&worker->answers, NUM_STEPS + 4));
     TRY(make_batch(worker));
     if (pthread_create(&worker->thread, NULL, device_loop, worker) != 0)
         return fail(ERR_IO, "no thread for the device: %m");
@@ -861,16 +864,21 @@ static void drop_reload(struct worker *worker)
 
 bool worker_stop(struct worker *worker)
 {
-    struct timespec deadline;
+    int64_t deadline_ns = clock_deadline_ns(RESET_TIMEOUT_MS);
+    struct mail *mail;
 
     atomic_store(&worker->is_given_up, true);
     worker_abort(worker);
     drop_reload(worker);
     command(worker, &worker->stop);
-    clock_gettime(CLOCK_MONOTONIC, &deadline);
-    deadline.tv_sec += RESET_TIMEOUT_MS / 1000;
-    worker->thread_runs = pthread_clockjoin_np(worker->thread, NULL, CLOCK_MONOTONIC, &deadline) != 0;
-    return !worker->thread_runs;
+    do
+        mail = mailbox_wait(&worker->answers, deadline_ns);
+    while (mail && mail != &worker->stopped);
+    if (!mail)
+        return false;
+    pthread_join(worker->thread, NULL);
+    worker->thread_runs = false;
+    return true;
 }
 
 void worker_free(struct worker *worker)
