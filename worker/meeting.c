@@ -176,6 +176,8 @@ enum status meeting_connect(struct meeting *meeting, const struct worker_main_op
     char path[MAX_PATH];
     enum status status;
 
+    if (json_is_true(json_object_get(args, "mpi")))
+        return worker_connect(worker, &(struct worker_meeting){.over_mpi = true});
     TRY(read_hosts(args, options->world, hosts));
     TRY(read_endpoints(args, options->world, endpoints));
     TRY(check_prepared(meeting, options, hosts, endpoints));

@@ -461,6 +461,7 @@ static enum status start(struct wire *wire)
                                                .num_threads = num_threads(wire),
                                                .binds_threads = strcmp(config->cpu_bind, "none") != 0,
                                                .inexact_sums = !config->exact_sums,
+                                               .over_mpi = strcmp(config->comm, "mpi") == 0,
                                                .isa = config->isa,
                                                .sim = config->sim ? &wire->sim : NULL,
                                                .fault = fault,

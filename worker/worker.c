@@ -7,6 +7,7 @@
 #include "proto/base/mailbox.h"
 #include "proto/base/trace.h"
 #include "worker/comm_hosts.h"
+#include "worker/comm_mpi.h"
 #include "worker/comm_net.h"
 #include "worker/input_batch.h"
 #include "worker/models/model.h"
@@ -268,14 +269,17 @@ static enum status open_comms(const struct worker *worker, const struct worker_m
 static enum status open_comm(struct worker *worker, const struct worker_meeting *meeting)
 {
     const struct worker_options *options = &worker->options;
-    int32_t num_local = find_local(options, meeting->hosts).count;
     struct comm *local = NULL, *net = NULL;
     enum status status;
+    int32_t num_local;
 
     if (options->sim) {
         comm_net_free(meeting->net);
         return comm_open_sim(worker->device, options->world, &worker->comm);
     }
+    if (meeting->over_mpi)
+        return comm_mpi_open(comm_buffer_bytes(worker), clock_deadline_ns(MEET_TIMEOUT_MS), &worker->comm);
+    num_local = find_local(options, meeting->hosts).count;
     status = open_comms(worker, meeting, &local, &net);
     if (status == OK && num_local > 1 && num_local < options->world)
         status = comm_hosts_new(&(struct comm_hosts_group){.rank = options->rank,
@@ -374,6 +378,9 @@ static enum status load(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
 
+    /* MPI's own threads are not to be bound to this one's core. */
+    if (options->over_mpi && options->world > 1 && !options->sim)
+        TRY(comm_mpi_start(NULL, options->rank, options->world));
     TRY(open_device(options, &worker->device));
     TRY(load_weights(worker));
     worker->origin.fingerprint = model_file_fingerprint(worker->file);

@@ -28,6 +28,7 @@ struct worker_options {
     int32_t local_rank, local_world; /* among those that share this host's cores; world 0: all do */
     int32_t num_threads;        /* of the device, its own thread included */
     bool inexact_sums;          /* world 1: see model_options */
+    bool over_mpi;              /* ranks will meet by MPI: they join it before they load, as it takes its time */
     bool binds_threads;         /* where proto/base/cpus.h has places for them; never the wire thread */
     const char *isa;            /* NULL: the best there is */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
@@ -74,6 +75,7 @@ MUST_USE enum status worker_create_shared(const struct worker *worker, int32_t n
 struct comm_net;
 struct worker_meeting {
     const int32_t *hosts; /* [world]: of each rank, the first rank on its host */
+    bool over_mpi;        /* all by MPI, see comm_mpi.h: the rest is nothing */
     const char *path;     /* what worker_create_shared made for this host's ranks; NULL: there is one */
     struct comm_net *net; /* listens; taken; used by a host's first rank where there are several hosts; may be NULL else */
     uint64_t session;     /* of the mesh: see comm_net.h */

@@ -61,6 +61,7 @@ static enum status plan_meeting(struct linked_executor *linked, int32_t *hosts_o
     }
     *options_out = (struct meeting_options){.session = distributed->session,
                                             .hosts = hosts_out,
+                                            .over_mpi = strcmp(comm, "mpi") == 0,
                                             .may_do_without = strcmp(comm, "auto") == 0};
     return OK;
 }

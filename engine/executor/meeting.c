@@ -94,6 +94,10 @@ enum status meeting_hold(struct link *link, const struct meeting_options *option
     bool shares = false, is_refused = false;
     enum status status = OK;
 
+    if (options->over_mpi) {
+        log_info("%d ranks meet by MPI", link->world);
+        return link_call_all(link, "connect", "{\"mpi\": true}", deadline_ns);
+    }
     for (int32_t rank = 0; rank < link->world; rank++) {
         hosts[rank] = options->hosts[rank];
         shares |= hosts[rank] != rank;

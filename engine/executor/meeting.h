@@ -12,6 +12,7 @@
 struct meeting_options {
     uint64_t session;     /* of the ranks' exchanges */
     const int32_t *hosts; /* [world]: of each rank, the first rank on its host */
+    bool over_mpi;        /* all by MPI, which knows hosts itself; the rest is nothing */
     bool may_do_without;  /* where the ranks of a host can't share memory, all meet over tcp, with a warning */
 };
 

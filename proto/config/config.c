@@ -35,8 +35,8 @@ static const struct option options[] = {
     ROW(address_file, OPTION_TEXT, NULL, "write the address where ranks join to it", .value = "FILE"),
     ROW(join_timeout, OPTION_F64, "300", "seconds that such ranks have to join, or to come again",
         .least = 1, .most = 1e6),
-    ROW(comm, OPTION_WORD, "auto", "how ranks exchange: those of one host by memory, hosts by tcp with keys; all by memory; all by tcp",
-        .words = "auto shm net"),
+    ROW(comm, OPTION_WORD, "auto", "how ranks exchange: those of one host by memory, hosts by tcp with keys; all by memory; all by tcp; all by Open MPI, where mpirun starts them",
+        .words = "auto shm net mpi"),
     ROW(threads, OPTION_I32, "0",
         "threads of a rank; 0: the cores that we may use, mask and quota kept, divided by the ranks",
         .most = 1024),
@@ -194,6 +194,9 @@ enum status config_check(const struct config *config)
     if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, --tp is %d; use multiproc",
                     config->tp);
+    if (config->comm && strcmp(config->comm, "mpi") == 0 &&
+        (!config->executor || strcmp(config->executor, "distributed") != 0))
+        return fail(ERR_INVALID, "--comm mpi is for --executor distributed, whose ranks Open MPI's mpirun starts");
     if (!config->exact_sums && config->tp > 1)
         return fail(ERR_INVALID, "--no-exact-sums is for one rank, --tp is %d", config->tp);
     struct injected_fault fault;

@@ -31,7 +31,7 @@ struct config {
     char *token;        /* a file with the keys of engine and ranks; NULL: one in the run directory */
     char *address_file; /* where the address to join is written to; NULL: nowhere */
     double join_timeout; /* seconds, for ranks that others start */
-    char *comm;          /* how ranks exchange: "auto", "shm", "net" */
+    char *comm;          /* how ranks exchange: "auto", "shm", "net", "mpi" */
     int32_t threads; /* of a rank; 0: cores / ranks */
     bool exact_sums; /* row-parallel sums do not depend on the number of ranks */
     char *cpu_bind;  /* "auto": threads have cores, or nodes, of their own where that helps; "none" */

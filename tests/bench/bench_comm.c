@@ -2,12 +2,15 @@
  * bench_comm: how long ranks take to add up, a JSON line for each way they meet, world and size.
  *
  *   bench_comm [WORLD...]
+ *   mpirun -np WORLD bench_comm MODULE      comm_mpi, by tandem_mpi.so at this path
  *
  * Ranks are processes of this machine: comm_shm, and comm_net over loopback with CURVE. Rank 0's times of
  * all_reduce_f64, in microseconds; between two of them it does nothing (like layers that cost nothing).
  */
 #include "proto/base/clock.h"
+#include "worker/comm_mpi.h"
 #include "worker/comm_net.h"
+#include "worker/identity.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -56,6 +59,14 @@ static enum status open_net(int32_t rank, int32_t world, struct comm **out)
                              .buffer_bytes = BUFFER_BYTES,
                          },
                          clock_deadline_ns(10000), out);
+}
+
+static const char *module;
+
+static enum status open_mpi(int32_t rank, int32_t world, struct comm **out)
+{
+    TRY(comm_mpi_start(module, rank, world));
+    return comm_mpi_open(BUFFER_BYTES, clock_deadline_ns(10000), out);
 }
 
 static const struct way {
@@ -120,8 +131,19 @@ static void run_world(const struct way *way, int32_t world)
     close(shm_fd);
 }
 
+static void run_rank_of_mpirun(void)
+{
+    struct identity identity;
+
+    ASSERT(identity_of_process(&identity) == OK, "%s", fail_text());
+    run_rank(&(struct way){"mpi", open_mpi}, identity.rank, identity.world);
+}
+
 int main(int argc, char **argv)
 {
+    module = argc > 1 && strstr(argv[1], ".so") ? argv[1] : NULL;
+    if (module)
+        run_rank_of_mpirun();
     board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     ASSERT(board != MAP_FAILED && curve_pair_new(&keys) == OK);
     for (int i = 1; i < MAX(argc, 2); i++) {

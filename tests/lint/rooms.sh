@@ -17,7 +17,7 @@ cd "${1:-$(dirname "$0")/../..}"
 may_include=(
     '^proto/                              ^proto/'
     '^kernels/                            ^(kernels/|proto/base/|proto/model/(quant|sim)\.h$)'
-    '^worker/comm_(hosts|net)\.c$           ^(worker/|proto/|kernels/(kernels|comm)\.h$)'
+    '^worker/comm_(hosts|mpi|net)\.c$       ^(worker/|proto/|kernels/(kernels|comm)\.h$)'
     '^worker/                             ^(worker/|proto/|kernels/kernels\.h$)'
     '^engine/(cmd/worker|executor/uniproc)\.c$  ^(engine|proto|worker)/'
     '^engine/bench/(kernels|model)\.c$   ^(engine|proto)/|^kernels/bench/(limits|roofline)\.h$'

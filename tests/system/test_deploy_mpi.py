@@ -24,9 +24,9 @@ class Launcher:
         if not shutil.which(self.program):
             self.skipTest(f"no {self.program} on this machine")
 
-    def start(self, deployment, *options, ranks="2", inside=(), **env):
+    def start(self, deployment, *options, ranks="2", inside=(), settings=(), **env):
         return deployment.start(*inside, tandem.deploy("mpi/" + self.name), ranks, *options, "--", "--model",
-                                deployed.model(), "--port", "0", MPIRUN=self.program,
+                                deployed.model(), "--port", "0", *settings, MPIRUN=self.program,
                                 MPIEXEC=self.program, TOKEN=deployed.token(), **{**AS_ROOT, **env})
 
     def test_the_answer_is_the_same_though_a_rank_is_killed(self):
@@ -94,6 +94,20 @@ class OpenMpi(Launcher, unittest.TestCase):
     host_file = "h1 slots=1\nh2 slots=1\n"
     # It takes along the variables that it is told of.
     host_options = ["--hostfile", "{file}", "--mca", "plm_rsh_agent", "{rsh}", "-x", deployed.MARK]
+
+    def test_ranks_that_exchange_by_mpi_are_started_again_together(self):
+        if not os.path.exists(os.path.join(os.path.dirname(tandem.PROGRAM), "tandem_mpi.so")):
+            self.skipTest("no tandem_mpi.so: built without Open MPI")
+        with deployed.Deployment() as deployment:
+            command = self.start(deployment, settings=("--comm", "mpi"), ASAN_OPTIONS="detect_leaks=0")
+            deployment.wait_until_ready()
+            before = deployment.ranks()
+            deployment.ask()
+            deployment.kill_a_rank()
+            self.assertEqual(deployment.answer(), deployed.expected())
+            self.assertFalse(set(before) & set(deployment.ranks()))
+            self.assertEqual(deployment.log().count("2 ranks meet by MPI"), 2)
+            self.assertEqual(deployed.end(command, deployment), 0)
 
 
 class Hydra(Launcher, unittest.TestCase):
