@@ -209,7 +209,18 @@ int32_t link_num_connected(struct link *link)
     return n;
 }
 
-/* Somebody who has not joined. His HELLO is the caller's where there is room for him, else it may be that the
+/* For when there is room for him, and somebody who lets him in. */
+static void let_wait(struct link *link, const struct received *received, int32_t rank)
+{
+    struct link_rank *r = &link->ranks[rank];
+
+    frame_drop(r->hello);
+    r->hello = frame_new();
+    bytes_append(&r->hello->bytes, received->data, received->size);
+    snprintf(r->waiting, sizeof r->waiting, "%s", received->peer);
+}
+
+/* Somebody who has not joined. His HELLO is link_gather's where there is room for him, else it may be that the
  * rank whose place he wants has just ended: then he has to wait until that has been dealt with. */
 static enum status take_stranger(struct link *link, const struct received *received,
                                  struct message *message, int32_t *rank_out)
@@ -230,11 +241,13 @@ static enum status take_stranger(struct link *link, const struct received *recei
         return turn_away(link, received->peer, -1, fail(ERR_MISMATCH, "%s", refusal));
     }
     *rank_out = hello->rank;
-    if (!link->rendezvous.ranks[hello->rank].is_joined)
+    if (!link->rendezvous.ranks[hello->rank].is_joined) {
+        if (!link->is_gathering) {
+            let_wait(link, received, hello->rank);
+            message->type = NULL;
+        }
         return OK;
-
-    struct link_rank *rank = &link->ranks[hello->rank];
-
+    }
     if (is_connected(link, hello->rank)) {
         log_warn("rank %d comes twice: process %d on %s, and process %d on %.64s", hello->rank,
                  link->rendezvous.ranks[hello->rank].pid,
@@ -247,10 +260,7 @@ static enum status take_stranger(struct link *link, const struct received *recei
         return OK;
     }
     message->type = NULL;
-    frame_drop(rank->hello);
-    rank->hello = frame_new();
-    bytes_append(&rank->hello->bytes, received->data, received->size);
-    snprintf(rank->waiting, sizeof rank->waiting, "%s", received->peer);
+    let_wait(link, received, hello->rank);
     return fail_rank(link, hello->rank, ERR_CLOSED, "rank %d (process %d) is gone", hello->rank,
                      link->rendezvous.ranks[hello->rank].pid);
 }
@@ -621,8 +631,12 @@ static enum status gather_one(struct link *link, const char *settings, int64_t d
 {
     struct message message;
     int32_t rank;
+    enum status status;
 
-    TRY(link_hear(link, -1, deadline_ns, &message, &rank));
+    link->is_gathering = true;
+    status = link_hear(link, -1, deadline_ns, &message, &rank);
+    link->is_gathering = false;
+    TRY(status);
     if (message.type == &hello_type)
         return on_hello(link, &message, link->peer, rank, settings);
     if (message.type == &ready_type)

@@ -38,6 +38,7 @@ struct link {
     int32_t failed_rank;     /* of the last failure; -1: it was no rank's alone; LINK_NO_RANK: none has failed, one has
                               * refused a call */
     int32_t num_disconnects; /* that were heard of */
+    bool is_gathering;       /* whoever comes may be let in at once */
     bool is_past_hope;       /* a rank is known to hang: nobody is looked for */
     int64_t looked_ns;       /* when we looked for who is missing last */
     int32_t num_notices;     /* how often we are yet to look whose the last was */

@@ -342,6 +342,25 @@ static void strangers_are_not_heard(void **state)
     close_script(&script, &link);
 }
 
+static void who_comes_while_another_thing_is_done_is_let_in_later(void **state)
+{
+    struct hello hello = {.rank = 1, .world = 2, .pid = 77, .host = "h", .boot_id = "b",
+                          .build_id = build_id_text()};
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_with_ranks(&script, 2, &link);
+    link_lose(&link, 1);
+    bring(&script, "1:9", &hello_type, -1, &hello);
+    bring_reply(&script, "0:3", 0, 1);
+    expect_ok(link_call(&link, 0, 1, "rest", "{}", INT64_MAX, NULL, &(bool){false}));
+    expect_fails(link_gather(&link, NULL, NULL, "{}", clock_deadline_ns(50)), ERR_TIMEOUT,
+                 "0 of 2 ranks have loaded the model");
+    assert_string_equal(link.rendezvous.ranks[1].peer, "1:9");
+    close_script(&script, &link);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -353,6 +372,7 @@ int main(void)
         cmocka_unit_test(a_device_that_gets_ahead_may_take_its_time),
         cmocka_unit_test(a_long_step_has_time_for_its_tokens),
         cmocka_unit_test(messages_of_an_earlier_epoch_are_dropped),
+        cmocka_unit_test(who_comes_while_another_thing_is_done_is_let_in_later),
         cmocka_unit_test(a_process_waits_for_a_place_until_its_old_holder_is_known_to_be_gone),
         cmocka_unit_test(strangers_are_not_heard),
     };

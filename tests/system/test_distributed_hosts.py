@@ -104,7 +104,7 @@ class Hosts(unittest.TestCase):
             finally:
                 group.join("h2", "h3")
             rest, _ = it.engine.communicate(timeout=60)
-            self.assertEqual(it.engine.returncode, 0, it.log())
+            self.assertEqual(it.engine.returncode, 0, f"{it.ends} {it.log()}")
             self.assertEqual(answers_in(first + rest), expected)
             for thread in threads:
                 thread.join(10)
