@@ -1,5 +1,6 @@
 """Ranks on several hosts, which are namespaces of this machine: the bits of one rank, and streams that outlive ranks,
 cut links and whole hosts."""
+import os
 import json
 import re
 import signal
@@ -92,6 +93,7 @@ class Hosts(unittest.TestCase):
                 thread.join(10)
             self.assertEqual({code for _, code in it.ends}, {0, 69}, it.ends)
 
+    @unittest.skipUnless("TANDEM_TEST_SLOW" in os.environ, "takes 13 s: TANDEM_TEST_SLOW is unset")
     def test_streams_go_on_when_ranks_lose_each_other_alone(self):
         expected = local_answers()
         hosts = {None: "h1", 0: "h2", 1: "h3"}
