@@ -1,7 +1,7 @@
 """Ranks on several hosts, which are namespaces of this machine: the bits of one rank, and streams that outlive ranks,
 cut links and whole hosts."""
-import os
 import json
+import os
 import re
 import signal
 import subprocess
