@@ -269,6 +269,14 @@ static bool is_attached(struct control *control)
     return is;
 }
 
+static enum status fail_unattached(struct control *control)
+{
+    pthread_mutex_lock(&control->scene_lock); /* the front changes the words */
+    enum status status = fail(ERR_CLOSED, "the engine takes no orders now: it %s", control->progress);
+    pthread_mutex_unlock(&control->scene_lock);
+    return status;
+}
+
 /* The row, and arguments that fit it. */
 static enum status read_command(struct control *control, const struct peer *peer,
                                 const struct control_request *request,
@@ -290,7 +298,7 @@ static enum status read_command(struct control *control, const struct peer *peer
     TRY(status);
     if ((*command_out)->act && !is_attached(control)) {
         json_decref(*args_out);
-        return fail(ERR_CLOSED, "the engine takes no orders now: it %s", control->progress);
+        return fail_unattached(control);
     }
     return OK;
 }
