@@ -17,10 +17,10 @@ static const struct command {
     {"tokenize", cmd_tokenize, "text to token ids and back, as JSON lines"},
     {"launch", cmd_launch, "an engine with its ranks, or any program as ranks, here and elsewhere"},
     {"token", cmd_token, "make the keys that an engine and its ranks share"},
-    {"bench", cmd_bench, "parts of the engine, measured without a model"},
+    {"bench", cmd_bench, "the engine, its parts and a model, measured"},
     {"replay", cmd_replay, "a step that failed, run again"},
     {"trace", cmd_trace, "what a trace file says: how busy the devices were, and a picture"},
-    {"worker", cmd_worker, "one rank of an engine, which starts it itself"},
+    {"worker", cmd_worker, "one rank of an engine, for launchers; an engine on one host starts its own"},
     {"grammar-host", cmd_grammar_host, "where grammars are compiled; the engine starts it itself"},
     {"launch-agent", cmd_launch_agent, NULL},
 };

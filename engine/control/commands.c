@@ -522,7 +522,7 @@ const struct control_command control_commands[] = {
     ROW("weights reload", "other weights of the same shape, for all ranks between two steps, or for none",
         ROLE_ADMIN, .args = {{"file", CONTROL_TEXT, .is_needed = true}},
         .act = act_weights_reload),
-    ROW("weights rollback", "takes back the weights before the last reload", ROLE_ADMIN,
+    ROW("weights rollback", "takes back the weights before the last reload; one that failed has forgotten them", ROLE_ADMIN,
         .act = act_weights_rollback),
     ROW("weights drop", "forgets them", ROLE_ADMIN, .act = act_weights_drop),
     ROW("profile start", "notes what every thread does, from now on", ROLE_OPERATE,
