@@ -13,7 +13,11 @@
 enum {
     CONNECT_MS = 30000, /* that an agent has to say HELLO */
     LATE_MS = 10000,    /* that a process is not ready, when it is told; then twice as long */
-    WATCHDOG_MS = 10000,
+    /* Without WATCHDOG=1 from one that says it: so many times as long as it ever took, between these. The
+     * engine is to be first: it names a rank after 3.5 s of silence, and tells its stacks. */
+    WATCHDOG_TIMES = 4,
+    MIN_WATCHDOG_MS = 4000,
+    MAX_WATCHDOG_MS = 10000,
     CLEAN_EXIT_MS = 300,    /* a rank that ended well waits for it, as the engine may be ending */
     RANKS_GRACE_MS = 5000,  /* that ranks have once their engine has ended, or something is lost */
     ORPHAN_GRACE_MS = 1000, /* that all have when our parent is gone */
@@ -43,6 +47,16 @@ static double since_ms(int64_t ns)
 }
 
 /* ---- telling agents -------------------------------------------------------------------------- */
+/* How long it may be silent. */
+static int64_t watchdog_limit_ns(const struct process *process)
+{
+    int64_t ms = MAX_WATCHDOG_MS;
+
+    if (process->watchdog_gap_ns > 0)
+        ms = MIN(MAX(WATCHDOG_TIMES * process->watchdog_gap_ns / 1000000, MIN_WATCHDOG_MS), ms);
+    return ms * 1000000;
+}
+
 
 static void send_signal(struct job *job, struct process *process, int number)
 {
@@ -127,7 +141,7 @@ void job_start(struct job *job, struct process *process)
     process->state = PROCESS_STARTING;
     process->started_ns = clock_now_ns();
     process->late_ns = clock_deadline_ns(LATE_MS);
-    process->watchdog_ns = 0;
+    process->watchdog_ns = process->watchdog_gap_ns = 0;
     process->is_ready = process->is_stopping = process->is_hung = false;
     process->status[0] = process->last_line[0] = '\0';
     if (index == job->reader) {
@@ -409,10 +423,12 @@ static void rank_ended(struct job *job, struct process *process, int code, const
 void job_process_ended(struct job *job, struct process *process, int wait_status)
 {
     int code = exit_code_of_child(wait_status);
-    char status_text[64], what[128];
+    char status_text[64], what[128], silence[64] = "";
 
-    snprintf(what, sizeof what, "%s%s", child_status_text(wait_status, status_text),
-             process->is_hung ? ", killed as no WATCHDOG=1 came for 10 s" : "");
+    if (process->is_hung)
+        snprintf(silence, sizeof silence, ", killed as no WATCHDOG=1 came for %.0f s",
+                 clock_ms(watchdog_limit_ns(process)) / 1e3);
+    snprintf(what, sizeof what, "%s%s", child_status_text(wait_status, status_text), silence);
     process->state = PROCESS_ENDED;
     process->ended_ns = clock_now_ns();
     if (is_engine(process)) {
@@ -484,8 +500,13 @@ void job_process_notice(struct job *job, struct process *process, int64_t flags,
         if (is_engine(process))
             notify("STATUS=%s", process->status);
     }
-    if (flags & NOTICE_WATCHDOG)
-        process->watchdog_ns = clock_now_ns();
+    if (flags & NOTICE_WATCHDOG) {
+        int64_t now_ns = clock_now_ns();
+
+        if (process->watchdog_ns)
+            process->watchdog_gap_ns = MAX(process->watchdog_gap_ns, now_ns - process->watchdog_ns);
+        process->watchdog_ns = now_ns;
+    }
     if (flags & NOTICE_STOPPING)
         process->is_stopping = true;
     if ((flags & NOTICE_READY) && !process->is_ready)
@@ -597,7 +618,7 @@ int64_t job_deadline_ns(const struct job *job)
         if (is_alive(process) && !process->is_ready && job->speaks_notify)
             deadline_ns = MIN(deadline_ns, process->late_ns);
         if (is_alive(process) && process->watchdog_ns && !process->is_hung)
-            deadline_ns = MIN(deadline_ns, process->watchdog_ns + WATCHDOG_MS * 1000000LL);
+            deadline_ns = MIN(deadline_ns, process->watchdog_ns + watchdog_limit_ns(process));
     }
     if (job->rolling >= 0 && !job->rolling_has_ended)
         deadline_ns = MIN(deadline_ns, job->rolling_kill_ns);
@@ -624,7 +645,7 @@ static void tick_process(struct job *job, struct process *process, int64_t now_n
         process->late_ns = now_ns + waited_ns;
     }
     if (process->watchdog_ns && !process->is_hung &&
-        now_ns - process->watchdog_ns >= WATCHDOG_MS * 1000000LL) {
+        now_ns - process->watchdog_ns >= watchdog_limit_ns(process)) {
         process->is_hung = true;
         send_signal(job, process, SIGKILL);
     }

@@ -30,6 +30,7 @@ struct process {
     char status[NOTICE_MAX_STATUS + 1];
     int64_t late_ns;     /* when it is next told that it is late; INT64_MAX: never */
     int64_t watchdog_ns; /* the last WATCHDOG=1; 0: none yet */
+    int64_t watchdog_gap_ns; /* the longest between two of them; 0: there were no two */
     bool is_hung;        /* we killed it for its silence */
     bool ended_well;     /* and waits to be started again */
 
