@@ -28,6 +28,7 @@ enum {
 };
 
 static const double default_grace_s = 5, engine_grace_s = 40;
+/* Beside one for each rank, so that SIGHUP has room: the engine counts those of all ranks together. */
 static const int32_t engine_max_restarts = 3;
 
 /* ---- small questions ------------------------------------------------------------------------- */
@@ -46,7 +47,6 @@ static double since_ms(int64_t ns)
     return clock_ms(clock_now_ns() - ns);
 }
 
-/* ---- telling agents -------------------------------------------------------------------------- */
 /* How long it may be silent. */
 static int64_t watchdog_limit_ns(const struct process *process)
 {
@@ -57,6 +57,7 @@ static int64_t watchdog_limit_ns(const struct process *process)
     return ms * 1000000;
 }
 
+/* ---- telling agents -------------------------------------------------------------------------- */
 
 static void send_signal(struct job *job, struct process *process, int number)
 {
@@ -93,6 +94,8 @@ static int32_t list_own_variables(const struct job *job, const struct process *p
     if (plan->rank == ENGINE_RANK) {
         if (job->options.listen)
             out[n++] = mem_printf("TANDEM_LISTEN=%s", job->options.listen);
+        out[n++] = mem_printf("TANDEM_MAX_RESTARTS=%d", job->max_restarts);
+        out[n++] = mem_printf("TANDEM_RESTART_WINDOW=%.15g", job->options.settings->restart_window_s);
         return n;
     }
     out[n++] = mem_printf("TANDEM_RANK=%d", plan->rank);
@@ -277,22 +280,31 @@ bool job_is_over(const struct job *job)
 
 /* ---- restarts -------------------------------------------------------------------------------- */
 
+/* Restarts of it within the window; *oldest_out: the place of the first of all. */
+static int32_t count_recent(const struct job *job, const struct process *process,
+                            int32_t *oldest_out)
+{
+    int64_t since_ns = clock_now_ns() - (int64_t)(job->options.settings->restart_window_s * 1e9);
+    int32_t recent = 0;
+
+    *oldest_out = 0;
+    for (int32_t i = 0; i < job->max_restarts; i++) {
+        recent += process->restarts_ns[i] > 0 && process->restarts_ns[i] > since_ns;
+        if (process->restarts_ns[i] < process->restarts_ns[*oldest_out])
+            *oldest_out = i;
+    }
+    return recent;
+}
+
 /* How many restarts of it are within the window; the time of one more is noted. false: they are
  * spent. */
 static bool spend_restart(struct job *job, struct process *process, int32_t *recent_out)
 {
-    int64_t now_ns = clock_now_ns();
-    int64_t since_ns = now_ns - (int64_t)(job->options.settings->restart_window_s * 1e9);
-    int32_t recent = 0, oldest = 0;
+    int32_t oldest, recent = count_recent(job, process, &oldest);
 
-    for (int32_t i = 0; i < job->max_restarts; i++) {
-        recent += process->restarts_ns[i] > 0 && process->restarts_ns[i] > since_ns;
-        if (process->restarts_ns[i] < process->restarts_ns[oldest])
-            oldest = i;
-    }
     if (recent >= job->max_restarts)
         return false;
-    process->restarts_ns[oldest] = now_ns;
+    process->restarts_ns[oldest] = clock_now_ns();
     process->num_restarts++;
     *recent_out = recent;
     return true;
@@ -360,6 +372,26 @@ static void roll_on(struct job *job, int32_t from)
                since_ms(job->rolling_began_ns) / 1000);
 }
 
+/* To the engine a rank that we end is one that is lost, and of those it bears so many. */
+static bool may_roll(const struct job *job)
+{
+    const char *told = plan_engine_flag(job->options.plan, "--max-restarts");
+    long most = told ? strtol(told, NULL, 10) : job->max_restarts;
+    int32_t spent = 0, unused;
+
+    if (!job->options.plan->has_engine)
+        return true;
+    for (int32_t i = 0; i < job->options.plan->count; i++)
+        spent += count_recent(job, &job->processes[i], &unused);
+    if (spent + job->options.plan->world <= most)
+        return true;
+    output_say(job->options.output,
+               "SIGHUP: %d ranks are not restarted, as the engine would end: it bears --max-restarts "
+               "%ld within %g s, %d are spent",
+               job->options.plan->world, most, job->options.settings->restart_window_s, spent);
+    return false;
+}
+
 void job_roll(struct job *job)
 {
     if (job->is_stopping || !job->is_running)
@@ -368,6 +400,8 @@ void job_roll(struct job *job)
         output_say(job->options.output, "the ranks are being restarted already");
         return;
     }
+    if (!may_roll(job))
+        return;
     job->rolling_began_ns = clock_now_ns();
     job->num_rolled = 0;
     output_say(job->options.output, "restarting the ranks one by one");
@@ -408,8 +442,11 @@ static void rank_ended(struct job *job, struct process *process, int code, const
     bool is_rolling = job->rolling == process - job->processes && !job->rolling_has_ended;
 
     if (is_rolling) {
+        int32_t unused;
+
         job->rolling_has_ended = true;
-        process->num_restarts++;
+        if (!engine || !spend_restart(job, process, &unused))
+            process->num_restarts++;
         job_start(job, process);
         return;
     }
@@ -798,7 +835,7 @@ enum status job_new(const struct job_options *options, struct job **out)
     job->reader = settings->has_stdin ? 0 : -1; /* the engine, or rank 0 */
     job->speaks_notify = plan->has_engine;
     job->max_restarts = settings->max_restarts >= 0 ? settings->max_restarts
-                        : plan->has_engine          ? engine_max_restarts
+                        : plan->has_engine          ? engine_max_restarts + plan->world
                                                     : 0;
     job->grace_ms = (int64_t)((settings->grace_s >= 0 ? settings->grace_s : grace_s) * 1000);
     job->processes = mem_new_array(struct process, (size_t)plan->count);

@@ -100,7 +100,8 @@ static enum status take_variable(struct parser *parser, const char *value)
                                        "TANDEM_RANK",         "TANDEM_WORLD_SIZE",
                                        "TANDEM_LOCAL_RANK",   "TANDEM_LOCAL_WORLD_SIZE",
                                        "TANDEM_NODE",         "TANDEM_RESTARTS",
-                                       "TANDEM_ADDRESS_FILE", "NOTIFY_SOCKET"};
+                                       "TANDEM_ADDRESS_FILE", "TANDEM_MAX_RESTARTS",
+                                       "TANDEM_RESTART_WINDOW", "NOTIFY_SOCKET"};
     size_t size = strcspn(value, "=");
     AUTO_MEM char *name = mem_strndup(value, size);
     const char *found = value[size] ? value + size + 1 : getenv(name);
@@ -268,7 +269,8 @@ static const struct flag {
     {{"--output-filename", "-output-filename"}, "DIR", take_output_folder, false, NULL,
      "also write DIR/rank.R/stdout and stderr, and DIR/engine/"},
     {{"--max-restarts"}, "N", take_max_restarts, false, "When one dies",
-     "a rank is started again up to N times within the window (3 with an engine, else 0)"},
+     "a rank is started again up to N times within the window, and the engine bears N of all ranks "
+     "together (with an engine 3 and one for each rank, else 0)"},
     {{"--restart-window"}, "S", take_restart_window, false, NULL, "seconds (60)"},
     {{"--grace"}, "S", take_grace, false, NULL,
      "seconds from a signal to SIGKILL (40 with an engine, whose requests may end; else 5)"},
@@ -466,14 +468,15 @@ void launch_options_help(struct bytes *out)
         "STATUS=..., WATCHDOG=1). With an engine also TANDEM_ENGINE (file:PATH, which will hold "
         "its address)\n"
         "and TANDEM_TOKEN (a file, keys). The engine finds TANDEM_LISTEN, TANDEM_ADDRESS_FILE, "
-        "TANDEM_TOKEN.\n"
+        "TANDEM_TOKEN,\n"
+        "TANDEM_MAX_RESTARTS and TANDEM_RESTART_WINDOW (the launcher's; its own words count for more).\n"
         "\nSignals: SIGINT and SIGTERM go to the engine, which ends what runs and tells its ranks "
         "to go; the\n"
         "ranks are told when it has ended. A second one ends all at once. SIGHUP restarts the "
         "ranks one\n"
-        "after the other, each when the one before is ready. SIGUSR1, SIGUSR2, SIGTSTP and SIGCONT "
-        "are\n"
-        "passed to all.\n"
+        "after the other, each when the one before is ready, if --max-restarts has one for each. "
+        "SIGUSR1,\n"
+        "SIGUSR2, SIGTSTP and SIGCONT are passed to all.\n"
         "\nThe launcher ends, with all it started, when the process that started it ends; not so "
         "under nohup\n"
         "(SIGHUP is ignored) or as the leader of a session of its own (setsid tandem launch ...).\n"

@@ -457,10 +457,10 @@ esac
             launch.wait_for_errors("rank 0 has ended, and the engine has not; it is started again")
             launch.wait_for_errors("the engine and 1 rank ready")
 
-    def test_ranks_have_three_restarts(self):
+    def test_ranks_have_three_restarts_and_one_more_each(self):
         with self.launch("ready drain=1 forever", "exit=5", "-np", 1) as launch:
             self.assertEqual(launch.process.wait(15), 75, launch.errors())
-            self.assertIn("3 restarts within 60 s are spent", launch.errors())
+            self.assertIn("4 restarts within 60 s are spent", launch.errors())
 
 
 class RealEngine(unittest.TestCase):
@@ -503,6 +503,25 @@ class RealEngine(unittest.TestCase):
             launch.signal(signal.SIGTERM)
             self.assertEqual(launch.process.wait(10), 0)
             launch.nothing_is_left()
+
+
+    def test_a_rolling_restart_that_would_end_the_engine_is_refused(self):
+        for options, told, may in ((), 5, True), (("--max-restarts", 1), 1, False):
+            with self.subTest(options), Launch("-np", 2, *options, "--", "tandem", "serve", "--model", self.model,
+                                               "--port", "0") as launch:
+                launch.wait_for_errors("the engine and 2 ranks ready in ")
+                before = launch.named("tandem-worker")
+                launch.signal(signal.SIGHUP)
+                if may:  # 3, and one for each rank
+                    launch.wait_for_errors("2 ranks restarted one by one in ")
+                    launch.wait_for_errors("the ranks are whole again after ")
+                    self.assertFalse(set(before) & set(launch.named("tandem-worker")))
+                else:
+                    launch.wait_for_errors("SIGHUP: 2 ranks are not restarted, as the engine would end: it bears "
+                                           f"--max-restarts {told} within 60 s, 0 are spent")
+                    self.assertEqual(before, launch.named("tandem-worker"))
+                launch.signal(signal.SIGTERM)
+                self.assertEqual(launch.process.wait(10), 0, launch.errors())
 
 
 class NoOrphans(unittest.TestCase):
