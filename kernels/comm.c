@@ -1,5 +1,7 @@
 #include "kernels/comm.h"
 
+#include "proto/base/memory.h"
+
 #include <string.h>
 
 static bool is_alone(const struct comm *comm)
@@ -31,9 +33,29 @@ int32_t comm_waits_for(const struct comm *comm)
     return comm ? atomic_load_explicit(&comm->awaited, memory_order_relaxed) - 1 : -1;
 }
 
+void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out)
+{
+    memcpy(out, parts->parts[0], (size_t)count * sizeof *out);
+    for (int32_t p = 1; p < parts->num_parts; p++)
+        for (int64_t i = 0; i < count; i++)
+            out[i] += parts->parts[p][i];
+}
+
 enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
 {
-    return is_alone(comm) ? OK : comm->ops->all_reduce_f64(comm, x, count);
+    struct comm_parts sum;
+
+    if (is_alone(comm))
+        return OK;
+    if (comm->ops->all_reduce_f64)
+        return comm->ops->all_reduce_f64(comm, x, count);
+    for (int64_t piece; count > 0; count -= piece, x += piece) {
+        piece = MIN(count, comm->sum_max);
+        memcpy(comm_sum_buffer(comm), x, (size_t)piece * sizeof *x);
+        TRY(comm_sum(comm, piece, &sum));
+        comm_add_parts(&sum, piece, x);
+    }
+    return OK;
 }
 
 enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)

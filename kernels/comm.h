@@ -16,7 +16,7 @@ struct comm_ops {
     void (*abort)(struct comm *comm);
     bool (*is_aborted)(const struct comm *comm);
     int32_t (*waits_for)(const struct comm *comm); /* NULL: it is `awaited` */
-    enum status (*all_reduce_f64)(struct comm *comm, double *x, int64_t count);
+    enum status (*all_reduce_f64)(struct comm *comm, double *x, int64_t count); /* NULL: it is made of sums */
     enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
     double *(*sum_buffer)(struct comm *comm);
     enum status (*sum)(struct comm *comm, int64_t count, struct comm_parts *out);
@@ -32,5 +32,8 @@ struct comm {
     void *shared;    /* NULL: none */
     _Atomic int32_t awaited; /* 1 + the rank that this one waits for; 0: none */
 };
+
+/* Adds the parts of a sum in their order. out: [count] */
+void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out);
 
 #endif

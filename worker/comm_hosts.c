@@ -192,14 +192,6 @@ static double *hosts_sum_buffer(struct comm *comm)
     return comm_sum_buffer(hosts->local ? hosts->local : hosts->net);
 }
 
-static void add_parts(const struct comm_parts *parts, int64_t count, double *out)
-{
-    memcpy(out, parts->parts[0], (size_t)count * sizeof *out);
-    for (int32_t p = 1; p < parts->num_parts; p++)
-        for (int64_t i = 0; i < count; i++)
-            out[i] += parts->parts[p][i];
-}
-
 static enum status hosts_sum(struct comm *comm, int64_t count, struct comm_parts *out)
 {
     struct comm_hosts *hosts = of(comm);
@@ -213,34 +205,13 @@ static enum status hosts_sum(struct comm *comm, int64_t count, struct comm_parts
         return OK;
     }
     if (hosts->net) {
-        add_parts(&parts, count, comm_sum_buffer(hosts->net));
+        comm_add_parts(&parts, count, comm_sum_buffer(hosts->net));
         TRY(lead(hosts, comm_sum(hosts->net, count, &parts)));
-        add_parts(&parts, count, (double *)hosts->shared);
+        comm_add_parts(&parts, count, (double *)hosts->shared);
     }
     TRY(tell(hosts));
     hosts->part = (const double *)hosts->shared;
     *out = (struct comm_parts){&hosts->part, 1};
-    return OK;
-}
-
-static enum status hosts_all_reduce_f64(struct comm *comm, double *x, int64_t count)
-{
-    struct comm_hosts *hosts = of(comm);
-
-    for (int64_t piece; count > 0; count -= piece, x += piece) {
-        size_t bytes;
-
-        piece = MIN(count, comm->sum_max);
-        bytes = (size_t)piece * sizeof *x;
-        TRY(within(hosts, comm_all_reduce_f64(hosts->local, x, piece)));
-        if (hosts->net) {
-            TRY(lead(hosts, comm_all_reduce_f64(hosts->net, x, piece)));
-            memcpy(hosts->shared, x, bytes);
-        }
-        TRY(tell(hosts));
-        if (hosts->num_hosts > 1)
-            memcpy(x, hosts->shared, bytes);
-    }
     return OK;
 }
 
@@ -368,7 +339,6 @@ static const struct comm_ops hosts_ops = {
     .abort = hosts_abort,
     .is_aborted = hosts_is_aborted,
     .waits_for = hosts_waits_for,
-    .all_reduce_f64 = hosts_all_reduce_f64,
     .all_reduce_f32_disjoint = hosts_all_reduce_f32_disjoint,
     .sum_buffer = hosts_sum_buffer,
     .sum = hosts_sum,

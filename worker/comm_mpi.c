@@ -331,22 +331,6 @@ static enum status mpi_sum(struct comm *comm, int64_t count, struct comm_parts *
     return OK;
 }
 
-static enum status mpi_all_reduce_f64(struct comm *comm, double *x, int64_t count)
-{
-    for (int64_t piece; count > 0; count -= piece, x += piece) {
-        struct comm_parts sum;
-
-        piece = MIN(count, comm->sum_max);
-        memcpy(mpi_sum_buffer(comm), x, (size_t)piece * sizeof *x);
-        TRY(mpi_sum(comm, piece, &sum));
-        memcpy(x, sum.parts[0], (size_t)piece * sizeof *x);
-        for (int32_t r = 1; r < comm->world; r++)
-            for (int64_t i = 0; i < piece; i++)
-                x[i] += sum.parts[r][i];
-    }
-    return OK;
-}
-
 static enum status mpi_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)
 {
     for (int64_t piece; count > 0; count -= piece, x += piece) {
@@ -418,7 +402,6 @@ static const struct comm_ops mpi_ops = {
     .close = mpi_close,
     .abort = mpi_abort,
     .is_aborted = mpi_is_aborted,
-    .all_reduce_f64 = mpi_all_reduce_f64,
     .all_reduce_f32_disjoint = mpi_all_reduce_f32_disjoint,
     .sum_buffer = mpi_sum_buffer,
     .sum = mpi_sum,

@@ -923,24 +923,6 @@ static enum status exchange(struct comm_net *net, enum comm_kind kind, const voi
     return post(net, kind, bytes);
 }
 
-static enum status net_all_reduce_f64(struct comm *comm, double *x, int64_t count)
-{
-    struct comm_net *net = of(comm);
-
-    for (int64_t piece; count > 0; count -= piece, x += piece) {
-        piece = MIN(count, net->self.buffer_bytes / (int64_t)sizeof *x);
-        TRY(exchange(net, COMM_SUM, x, piece * (int64_t)sizeof *x));
-        memcpy(x, part_of(net, 0)->data, (size_t)piece * sizeof *x);
-        for (int32_t r = 1; r < comm->world; r++) {
-            const double *other = (const double *)part_of(net, r)->data;
-
-            for (int64_t i = 0; i < piece; i++)
-                x[i] += other[i];
-        }
-    }
-    return OK;
-}
-
 static enum status net_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)
 {
     struct comm_net *net = of(comm);
@@ -1038,7 +1020,6 @@ static const struct comm_ops net_ops = {
     .close = net_close,
     .abort = net_abort,
     .is_aborted = net_is_aborted,
-    .all_reduce_f64 = net_all_reduce_f64,
     .all_reduce_f32_disjoint = net_all_reduce_f32_disjoint,
     .sum_buffer = net_sum_buffer,
     .sum = net_sum,

@@ -274,25 +274,6 @@ static enum status exchange(struct comm_shm *shm, const void *data, size_t bytes
 
 /* ---- sums ----------------------------------------------------------------------------------- */
 
-static enum status shm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
-{
-    struct comm_shm *shm = of(comm);
-
-    for (int64_t piece, max = shm->buffer_bytes / (int64_t)sizeof *x; count > 0; count -= piece) {
-        piece = MIN(count, max);
-        TRY(exchange(shm, x, (size_t)piece * sizeof *x));
-        memcpy(x, buffer_of(shm, 0, shm->exchange), (size_t)piece * sizeof *x);
-        for (int32_t rank = 1; rank < shm->comm.world; rank++) {
-            const double *other = buffer_of(shm, rank, shm->exchange);
-
-            for (int64_t i = 0; i < piece; i++)
-                x[i] += other[i];
-        }
-        x += piece;
-    }
-    return OK;
-}
-
 static double *shm_sum_buffer(struct comm *comm)
 {
     struct comm_shm *shm = of(comm);
@@ -385,7 +366,6 @@ static const struct comm_ops shm_ops = {
     .close = shm_close,
     .abort = shm_abort,
     .is_aborted = shm_is_aborted,
-    .all_reduce_f64 = shm_all_reduce_f64,
     .all_reduce_f32_disjoint = shm_all_reduce_f32_disjoint,
     .sum_buffer = shm_sum_buffer,
     .sum = shm_sum,
