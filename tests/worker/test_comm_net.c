@@ -326,6 +326,18 @@ static void *wait_thread(void *argument)
     return NULL;
 }
 
+/* Two that have joined can exchange something. */
+static void meet_and_close(struct thread *first, struct comm *second)
+{
+    assert_int_equal(pthread_create(&first->thread, NULL, wait_thread, first), 0);
+    expect_ok(comm_barrier(second));
+    pthread_join(first->thread, NULL);
+    assert_int_equal(first->status, OK);
+    comm_abort(second);
+    comm_close(second);
+    comm_close(first->comm);
+}
+
 /* ---- hosts with several ranks ---------------------------------------------------------------- */
 
 struct layout {
@@ -666,13 +678,7 @@ static void a_rank_of_an_earlier_epoch_is_refused_and_the_others_meet(void **sta
     expect_ok(join_as(&second, net, &comm));
     pthread_join(first.thread, NULL);
     assert_int_equal(first.status, OK);
-    assert_int_equal(pthread_create(&first.thread, NULL, wait_thread, &first), 0);
-    expect_ok(comm_barrier(comm));
-    pthread_join(first.thread, NULL);
-    assert_int_equal(first.status, OK);
-    comm_abort(comm);
-    comm_close(comm);
-    comm_close(first.comm);
+    meet_and_close(&first, comm);
 }
 
 /* Can anybody connect to it? */
@@ -709,13 +715,7 @@ static void nobody_is_let_in_once_all_are_there(void **state)
     assert_int_equal(first.status, OK);
     for (int i = 0; i < 2; i++)
         assert_false(is_let_in(board->endpoints[i]));
-    assert_int_equal(pthread_create(&first.thread, NULL, wait_thread, &first), 0);
-    expect_ok(comm_barrier(comm));
-    pthread_join(first.thread, NULL);
-    assert_int_equal(first.status, OK);
-    comm_abort(comm);
-    comm_close(comm);
-    comm_close(first.comm);
+    meet_and_close(&first, comm);
 }
 
 /* How rank 1 differs, and what rank 0 tells it. */
