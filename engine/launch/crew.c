@@ -2,9 +2,10 @@
 
 #include "engine/cmd/exit_code.h"
 #include "proto/base/clock.h"
-#include "proto/base/file_read.h"
+#include "proto/base/log.h"
 #include "proto/base/notify.h"
 #include "proto/base/spawn.h"
+#include "proto/wire/rendezvous.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_LINE = 16 << 10, MAX_ADDRESS = 1023 };
+enum { MAX_LINE = 16 << 10 };
 
 struct stream { /* its stdout or stderr */
     int fd;     /* -1: it has ended */
@@ -85,17 +86,17 @@ enum status crew_set_address(struct crew *crew, struct text address)
 static void look_for_address(struct crew *crew)
 {
     AUTO_MEM char *path = mem_printf("%s/engine", crew->run_path);
-    AUTO_CLOSE(bytes) struct bytes text = {0};
-    char events[4096];
+    char address[RENDEZVOUS_MAX_ENDPOINT + 1], events[4096];
+    enum status status;
 
     while (read(crew->watch_fd, events, sizeof events) > 0)
         continue;
-    if (file_read(path, MAX_ADDRESS, &text) != OK || text.size == 0)
+    status = rendezvous_look_up(path, address);
+    if (status != OK && status != ERR_NOT_FOUND)
+        log_warn("the engine's address is not passed on: %s", fail_text());
+    if (status != OK)
         return;
-    if (text.data[text.size - 1] == '\n')
-        text.size--;
-    leash_send(crew->leash, &(struct parcel){.kind = PARCEL_ADDRESS,
-                                             .text = {(const char *)text.data, text.size}});
+    leash_send(crew->leash, &(struct parcel){.kind = PARCEL_ADDRESS, .text = text_of(address)});
     close(crew->watch_fd);
     crew->watch_fd = -1;
 }
