@@ -440,11 +440,9 @@ static enum status start(struct wire *wire)
 {
     const struct worker_main_options *options = &wire->options;
     const struct config *config = &wire->config;
-    struct injected_fault fault;
+    struct worker_options worker_options;
     enum log_level level;
-    int32_t tp;
 
-    TRY(injected_fault_parse(config->inject_fault, &fault));
     TRY(log_parse_level(config->log_level, &level));
     log_set_level(level);
     if (config->trace)
@@ -452,25 +450,16 @@ static enum status start(struct wire *wire)
     trace_name_thread("wire");
     notify("STATUS=open the model");
     TRY(config_open_model(config, &wire->model));
-    if (config->sim)
-        TRY(sim_file_read(config->sim, &wire->sim, &tp));
-    return worker_new(&(struct worker_options){.rank = options->rank,
-                                               .world = options->world,
-                                               .local_rank = options->local_rank,
-                                               .local_world = options->local_world,
-                                               .num_threads = num_threads(wire),
-                                               .binds_threads = strcmp(config->cpu_bind, "none") != 0,
-                                               .inexact_sums = !config->exact_sums,
-                                               .over_mpi = strcmp(config->comm, "mpi") == 0,
-                                               .isa = config->isa,
-                                               .sim = config->sim ? &wire->sim : NULL,
-                                               .fault = fault,
-                                               .max_num_seqs = config->max_num_seqs,
-                                               .max_batched_tokens = config->max_num_batched_tokens,
-                                               .max_model_len = config->max_model_len,
-                                               .progress = tell_load,
-                                               .user = &wire->load_percent},
-                      wire->model, &wire->worker);
+    TRY(worker_options_read(config, &wire->sim, &worker_options));
+    worker_options.rank = options->rank;
+    worker_options.world = options->world;
+    worker_options.local_rank = options->local_rank;
+    worker_options.local_world = options->local_world;
+    worker_options.num_threads = num_threads(wire);
+    worker_options.over_mpi = strcmp(config->comm, "mpi") == 0;
+    worker_options.progress = tell_load;
+    worker_options.user = &wire->load_percent;
+    return worker_new(&worker_options, wire->model, &wire->worker);
 }
 
 /* Parks until the engine, the device or the clock has something to say. */

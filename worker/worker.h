@@ -21,6 +21,7 @@
 #include "proto/model/sim.h"
 #include "proto/wire/messages.h"
 
+struct config;
 struct worker;
 
 struct worker_options {
@@ -40,6 +41,11 @@ struct worker_options {
     void (*progress)(void *user, double fraction);
     void *user;
 };
+
+/* What a config says of any rank, and zeros for the rest: which one it is, its threads, how ranks meet. *sim takes the
+ * device of --sim and is borrowed by *out, as the config's texts are. ERR_INVALID, and those of sim_file_read. */
+MUST_USE enum status worker_options_read(const struct config *config, struct sim_device *sim,
+                                         struct worker_options *out);
 
 /* What a loaded worker tells the engine. */
 struct worker_memory {

@@ -32,30 +32,20 @@ static enum status uniproc_open(const struct executor_options *options, struct e
     AUTO_FREE(executor) struct executor *executor = &mem_new(struct uniproc)->executor;
     const struct config *config = options->config;
     struct executor_info *info = &executor->info;
+    struct worker_options worker_options;
     struct worker_memory memory;
-    struct injected_fault fault;
-    int32_t tp;
 
     executor->ops = &executor_uniproc;
     if (config->tp != 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, not --tp %d; use multiproc",
                     config->tp);
-    TRY(injected_fault_parse(config->inject_fault, &fault));
     info->num_ranks = 1;
     TRY(executor_max_model_len(config, model_file_config(options->model), &info->max_model_len));
-    if (config->sim)
-        TRY(sim_file_read(config->sim, &of(executor)->sim, &tp));
-    TRY(worker_new(&(struct worker_options){.world = 1,
-                                            .num_threads = executor_threads(config),
-                                            .binds_threads = strcmp(config->cpu_bind, "none") != 0,
-                                            .inexact_sums = !config->exact_sums,
-                                            .isa = config->isa,
-                                            .sim = config->sim ? &of(executor)->sim : NULL,
-                                            .fault = fault,
-                                            .max_num_seqs = config->max_num_seqs,
-                                            .max_batched_tokens = config->max_num_batched_tokens,
-                                            .max_model_len = info->max_model_len},
-                   options->model, &of(executor)->worker));
+    TRY(worker_options_read(config, &of(executor)->sim, &worker_options));
+    worker_options.world = 1;
+    worker_options.num_threads = executor_threads(config);
+    worker_options.max_model_len = info->max_model_len;
+    TRY(worker_new(&worker_options, options->model, &of(executor)->worker));
     TRY(worker_wait_loaded(of(executor)->worker, &memory));
     info->memory = (struct engine_memory){memory.weight_bytes, memory.step_weight_bytes,
                                           memory.kv_block_bytes};

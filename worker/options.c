@@ -1,0 +1,26 @@
+#include "worker/worker.h"
+
+#include "proto/config/config.h"
+
+#include <string.h>
+
+enum status worker_options_read(const struct config *config, struct sim_device *sim,
+                                struct worker_options *out)
+{
+    struct worker_options options = {
+        .binds_threads = strcmp(config->cpu_bind, "none") != 0,
+        .inexact_sums = !config->exact_sums,
+        .isa = config->isa,
+        .sim = config->sim ? sim : NULL,
+        .max_num_seqs = config->max_num_seqs,
+        .max_batched_tokens = config->max_num_batched_tokens,
+        .max_model_len = config->max_model_len,
+    };
+    int32_t tp;
+
+    TRY(injected_fault_parse(config->inject_fault, &options.fault));
+    if (config->sim)
+        TRY(sim_file_read(config->sim, sim, &tp));
+    *out = options;
+    return OK;
+}
