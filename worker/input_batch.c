@@ -132,14 +132,6 @@ static bool mark(const struct input_batch *batch, int32_t slot, enum mark mark)
     return is_first;
 }
 
-static const struct new_request *find_new(const struct scheduler_output *plan, int32_t slot)
-{
-    for (int32_t i = 0; i < plan->num_new_requests; i++)
-        if (plan->new_requests[i].slot == slot)
-            return &plan->new_requests[i];
-    return NULL;
-}
-
 static enum status check_ids(const int32_t *ids, int32_t n, int32_t limit, const char *what,
                              int32_t slot)
 {
@@ -211,7 +203,7 @@ static enum status check_row(const struct input_batch *batch, const struct sched
 {
     int32_t id = plan->slots[row];
     const struct slot *slot = &batch->slots[id];
-    const struct new_request *request = find_new(plan, id);
+    const struct new_request *request = scheduler_output_find_new(plan, id);
     int32_t num_blocks = request ? request->num_block_ids : slot->num_blocks;
     int64_t end = (int64_t)plan->num_computed_tokens[row] + plan->num_scheduled_tokens[row];
 
@@ -244,7 +236,7 @@ static enum status check_prompt_row(const struct input_batch *batch,
                                     const struct scheduler_output *plan, int32_t i)
 {
     int32_t row = plan->prompt_logprob_rows[i], slot = plan->slots[row];
-    const struct new_request *request = find_new(plan, slot);
+    const struct new_request *request = scheduler_output_find_new(plan, slot);
     const struct sampling_params *params =
         request ? &request->sampling_params : &batch->slots[slot].params;
     int32_t num_prompt = request ? request->num_prompt_token_ids : batch->slots[slot].num_prompt;

@@ -1387,14 +1387,6 @@ int32_t scheduler_num_in_flight(const struct scheduler *scheduler)
     return scheduler->num_in_flight;
 }
 
-static bool is_new_in(const struct scheduler_output *plan, int32_t slot)
-{
-    for (int32_t i = 0; i < plan->num_new_requests; i++)
-        if (plan->new_requests[i].slot == slot)
-            return true;
-    return false;
-}
-
 /* Its blocks so far as its KV reaches: a request that has left since has dropped them, but its table
  * is not written to again while a step in flight has a row for it. */
 static struct new_request describe_before(const struct scheduler *scheduler,
@@ -1425,7 +1417,8 @@ void scheduler_describe_in_flight(const struct scheduler *scheduler,
     for (int32_t i = 0; i < num_plans; i++)
         for (int32_t row = 0; row < plans[i]->num_rows; row++) {
             int32_t slot = plans[i]->slots[row], num_computed = plans[i]->num_computed_tokens[row];
-            bool is_known = is_new_in(plans[i], slot) || (i > 0 && is_new_in(plans[0], slot));
+            bool is_known = scheduler_output_find_new(plans[i], slot) ||
+                            (i > 0 && scheduler_output_find_new(plans[0], slot));
 
             for (int32_t other = 0; other < n && !is_known; other++)
                 is_known = slots[other] == slot;

@@ -160,14 +160,6 @@ static enum status write_whole(const json_t *json, const struct flight_recorder 
     return OK;
 }
 
-static bool brings(const struct scheduler_output *plan, int32_t slot)
-{
-    for (int32_t i = 0; i < plan->num_new_requests; i++)
-        if (plan->new_requests[i].slot == slot)
-            return true;
-    return false;
-}
-
 void step_dump_forget_strangers(struct step_dump *dump)
 {
     for (int32_t i = 0; i < dump->num_steps; i++) {
@@ -177,7 +169,8 @@ void step_dump_forget_strangers(struct step_dump *dump)
         for (int32_t j = 0; j < plan->num_finished_slots; j++) {
             int32_t slot = plan->finished_slots[j];
 
-            if (brings(&dump->before, slot) || (i > 0 && brings(&dump->steps[0].plan, slot)))
+            if (scheduler_output_find_new(&dump->before, slot) ||
+                (i > 0 && scheduler_output_find_new(&dump->steps[0].plan, slot)))
                 slots[n++] = slot;
         }
         plan->finished_slots = slots;

@@ -58,14 +58,6 @@ static void *zeroed(struct arena *arena, int32_t count, size_t size)
     return memset(arena_alloc(arena, (size_t)count * size), 0, (size_t)count * size);
 }
 
-static const struct new_request *find_new(const struct scheduler_output *plan, int32_t slot)
-{
-    for (int32_t i = 0; i < plan->num_new_requests; i++)
-        if (plan->new_requests[i].slot == slot)
-            return &plan->new_requests[i];
-    return NULL;
-}
-
 /* The next step; false: all is computed. */
 static bool next_warm_up_step(struct warm_up *warm_up, struct scheduler_output *out)
 {
@@ -91,7 +83,7 @@ static bool next_warm_up_step(struct warm_up *warm_up, struct scheduler_output *
         num_computed[n] = warm_up->num_done;
         num_scheduled[n] = count;
         if (warm_up->num_done == 0)
-            requests[out->num_new_requests++] = *find_new(before, slots[n]);
+            requests[out->num_new_requests++] = *scheduler_output_find_new(before, slots[n]);
         budget -= count;
         out->total_num_scheduled_tokens += count;
         warm_up->num_done += count;
@@ -126,7 +118,7 @@ static enum status check_before(const struct scheduler_output *before, int32_t m
 {
     TRY(scheduler_output_check(before, max_slots, INT32_MAX));
     for (int32_t row = 0; row < before->num_rows; row++)
-        if (!find_new(before, before->slots[row]))
+        if (!scheduler_output_find_new(before, before->slots[row]))
             return fail(ERR_MISMATCH, "slot %d, row %d of what was known before, is not described",
                         before->slots[row], row);
     return OK;

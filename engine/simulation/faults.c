@@ -145,14 +145,6 @@ static void set(const int32_t *list, int32_t i, int32_t value)
     ((int32_t *)(uintptr_t)list)[i] = value;
 }
 
-static bool is_new(const struct scheduler_output *plan, int32_t slot)
-{
-    for (int32_t i = 0; i < plan->num_new_requests; i++)
-        if (plan->new_requests[i].slot == slot)
-            return true;
-    return false;
-}
-
 /* A plan has many columns, and each says something that its receiver can check. */
 static bool spoil_plan(struct scheduler_output *plan, struct random *random)
 {
@@ -164,7 +156,7 @@ static bool spoil_plan(struct scheduler_output *plan, struct random *random)
         return true;
     case 1: /* computed further than it is */
         set(plan->num_computed_tokens, row, plan->num_computed_tokens[row] + 1);
-        return !is_new(plan, plan->slots[row]);
+        return !scheduler_output_find_new(plan, plan->slots[row]);
     case 2: /* more tokens than the step has */
         set(plan->num_scheduled_tokens, row, plan->num_scheduled_tokens[row] + 1);
         return true;

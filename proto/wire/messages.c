@@ -272,6 +272,14 @@ enum status scheduler_output_check(const struct scheduler_output *plan, int32_t 
     return OK;
 }
 
+const struct new_request *scheduler_output_find_new(const struct scheduler_output *plan, int32_t slot)
+{
+    for (int32_t i = 0; i < plan->num_new_requests; i++)
+        if (plan->new_requests[i].slot == slot)
+            return &plan->new_requests[i];
+    return NULL;
+}
+
 enum status grammar_output_check(const struct grammar_output *grammar, int32_t first_token,
                                  int32_t num_tokens)
 {

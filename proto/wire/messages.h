@@ -113,6 +113,8 @@ static inline int32_t num_slots_for(int32_t max_num_seqs)
  * max_tokens scheduled. Says nothing about what a worker knows of its slots. */
 MUST_USE enum status scheduler_output_check(const struct scheduler_output *plan, int32_t max_slots,
                                             int32_t max_tokens);
+/* The request that is new in this plan under this slot; NULL: none is. */
+const struct new_request *scheduler_output_find_new(const struct scheduler_output *plan, int32_t slot);
 
 /*
  * Which tokens a row may sample: 1 bits of little-endian 32-bit words, a row of words for each mask
