@@ -362,8 +362,8 @@ static void pause_scheduler(struct core *core, struct order *order)
     list_push_back(&core->pauses, &order->link);
 }
 
-static void answer_pause(struct core *core, struct order *order, enum status status,
-                         const char *text)
+static void end_order(struct core *core, struct order *order, enum status status,
+                      const char *text)
 {
     list_remove(&order->link);
     answer(core, order, status, text);
@@ -375,7 +375,7 @@ static void end_pauses(struct core *core, enum status status, const char *text)
     struct order *order;
 
     LIST_FOR_EACH (order, &core->pauses, link)
-        answer_pause(core, order, status, text);
+        end_order(core, order, status, text);
 }
 
 /* The pauses that are complete. */
@@ -390,7 +390,7 @@ static void settle_pauses(struct core *core)
             continue;
         if (order->clear_cache && order->mode != PAUSE_KEEP)
             ASSERT(scheduler_reset_prefix_cache(core->scheduler, false));
-        answer_pause(core, order, OK, "");
+        end_order(core, order, OK, "");
     }
 }
 
@@ -414,14 +414,6 @@ static void reset_prefix_cache(struct core *core, const struct order *order)
     answer(core, order, ERR_FULL, text);
 }
 
-static void answer_call(struct core *core, struct order *order, enum status status,
-                        const char *text)
-{
-    list_remove(&order->link);
-    answer(core, order, status, text);
-    free_order(order);
-}
-
 static void end_calls(struct core *core, enum status status, const char *text)
 {
     struct order *order;
@@ -429,7 +421,7 @@ static void end_calls(struct core *core, enum status status, const char *text)
     if (core->reload)
         list_push_back(&core->calls, &give(core->reload)->link);
     LIST_FOR_EACH (order, &core->calls, link)
-        answer_call(core, order, status, text);
+        end_order(core, order, status, text);
 }
 
 /* ---- failure -------------------------------------------------------------------------------- */
@@ -512,7 +504,7 @@ static void restart_worker(struct core *core, struct order *order)
     enum status status = recover(core, order->rank, "an operator asked for it");
 
     if (status == OK) {
-        answer_call(core, order, OK, "");
+        end_order(core, order, OK, "");
         return;
     }
     log_error("%s", fail_text());
@@ -552,7 +544,7 @@ static void end_call(struct core *core, struct order *order, enum status status,
 {
     AUTO_MEM char *cause = mem_strdup(text);
 
-    answer_call(core, order, status, cause);
+    end_order(core, order, status, cause);
     if (status == OK || is_refused)
         return;
     log_error("%s", cause);
