@@ -9,9 +9,9 @@
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 #include "proto/base/memory.h"
+#include "proto/base/module.h"
 #include "worker/mpi/module.h"
 
-#include <dlfcn.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,27 +64,17 @@ static struct comm_mpi *of(struct comm *comm)
 
 /* ---- start ----------------------------------------------------------------------------------- */
 
-static char *path_beside_program(void)
+static enum status open_module(const char *path, const struct mpi_module **out)
 {
-    char path[4096];
-    ssize_t size = readlink("/proc/self/exe", path, sizeof path);
-    char *slash = size > 0 ? memrchr(path, '/', (size_t)size) : NULL;
+    const void *table;
+    enum status status = module_open(path, TANDEM_MPI, sizeof(struct mpi_module), &table);
 
-    return mem_printf("%.*s/tandem_mpi.so", slash ? (int)(slash - path) : 1, slash ? path : ".");
-}
-
-static enum status open_module(const char *named, const struct mpi_module **out)
-{
-    AUTO_MEM char *path = named ? mem_strdup(named) : path_beside_program();
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-    const struct mpi_module *module = library ? dlsym(library, TANDEM_MPI) : NULL;
-
-    if (!module)
+    if (status == ERR_MISSING)
         return fail(ERR_INVALID, "--comm mpi wants tandem_mpi.so beside the program, which is built where there is "
-                                 "Open MPI: %s", dlerror());
-    if (module->table_bytes != sizeof *module)
-        return fail(ERR_INVALID, "%s is of another build than the program", path);
-    *out = module;
+                                 "Open MPI: %s", fail_text());
+    if (status != OK)
+        return fail(ERR_INVALID, "%s", fail_text());
+    *out = table;
     return OK;
 }
 
