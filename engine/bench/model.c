@@ -20,7 +20,7 @@
 enum { DEFAULT_BATCHED_TOKENS = 2048, MAX_ROUNDS = 1000 };
 
 struct model_settings {
-    char *model, *isa, *executor, *cpu_bind;
+    char *model, *load_format, *dummy_type, *isa, *executor, *cpu_bind;
     int32_t prefill, decode, batch, threads, tp, rounds;
     bool exact_sums, async_scheduling;
 };
@@ -53,10 +53,14 @@ static enum status parse_config(const struct model_settings *settings, struct co
 {
     AUTO_MEM char *tp = mem_printf("%d", settings->tp);
     AUTO_MEM char *threads = mem_printf("%d", settings->threads);
-    char *argv[20] = {
+    char *argv[24] = {
         (char *)"model",
         (char *)"--model",
         settings->model,
+        (char *)"--load-format",
+        settings->load_format,
+        (char *)"--dummy-type",
+        settings->dummy_type,
         (char *)"--tp",
         tp,
         (char *)"--threads",
@@ -70,7 +74,7 @@ static enum status parse_config(const struct model_settings *settings, struct co
         (char *)"0",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
     };
-    int argc = 15;
+    int argc = 19;
 
     if (!settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE");
@@ -392,6 +396,8 @@ static enum status run(const void *user, double *figures_out)
 #define ROW(member, ...) OPTION(struct model_settings, member, __VA_ARGS__)
 static const struct option options[] = {
     ROW(model, OPTION_TEXT, NULL, "to run on this machine", .value = "FILE"),
+    ROW(load_format, OPTION_WORD, "auto", "as of the engine", .words = "auto dummy"),
+    ROW(dummy_type, OPTION_TEXT, "bf16", "as of the engine", .value = "TYPE"),
     ROW(prefill, OPTION_I32, "512", "random tokens of each prompt, up to the model's context",
         .least = 1, .most = 1 << 24),
     ROW(decode, OPTION_I32, "128",

@@ -54,12 +54,17 @@ static enum status open_template(const struct config *config, const struct model
     return OK;
 }
 
-/* "SmolLM2-135M-Instruct.Q4_1" of a path that ends in that and .gguf. */
+/* "SmolLM2-135M-Instruct.Q4_1" of a path that ends in that and .gguf; of a folder its name. */
 static char *name_of_file(const char *path)
 {
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t end = strlen(path);
+
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+
+    const char *slash = memrchr(path, '/', end), *name = slash ? slash + 1 : path;
     const char *dot = strrchr(name, '.');
-    size_t size = dot && strcasecmp(dot, ".gguf") == 0 ? (size_t)(dot - name) : strlen(name);
+    size_t size = dot && strcasecmp(dot, ".gguf") == 0 ? (size_t)(dot - name) : (size_t)(path + end - name);
 
     return mem_strndup(name, size);
 }

@@ -2,6 +2,7 @@
 
 #include "proto/base/log.h"
 #include "proto/config/injected_fault.h"
+#include "proto/model/dummy.h"
 #include "proto/model/sim.h"
 #include "proto/wire/channel.h"
 
@@ -10,6 +11,11 @@
 #define ROW(member, ...) OPTION(struct config, member, __VA_ARGS__)
 static const struct option options[] = {
     ROW(model, OPTION_TEXT, NULL, "the model to run", .value = "FILE", .group = "Model"),
+    ROW(load_format, OPTION_WORD, "auto",
+        "dummy: --model is a config.json or its folder, and the weights are random", .words = "auto dummy"),
+    ROW(dummy_type, OPTION_WORD, "bf16", "of such weights",
+        .words = "f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k"),
+    ROW(dummy_seed, OPTION_I64, "0", "of such weights: the same one makes the same"),
     ROW(sim, OPTION_TEXT, NULL,
         "a device that only takes time, and a model's shape; of --model there are only the words",
         .value = "FILE"),
@@ -43,6 +49,10 @@ static const struct option options[] = {
     ROW(cpu_bind, OPTION_WORD, "auto",
         "auto: threads that fill all cores have one each, ranks on several NUMA nodes a node each",
         .words = "auto none"),
+    ROW(device, OPTION_WORD, "cpu", "what ranks compute on; cuda: GPUs, dealt out in order; auto: GPUs if there are any; "
+        "the tokens are the same", .words = "cpu cuda auto"),
+    ROW(cuda_module, OPTION_TEXT, NULL, "the part that drives them; tandem_cuda.so beside the program",
+        .value = "FILE"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
         .words = "ref sse2 avx2 avx512"),
     ROW(exact_sums, OPTION_BOOL, "true",
@@ -142,11 +152,28 @@ const char *config_model_path(const struct config *config)
     return config->sim ? config->sim : config->model;
 }
 
+static bool is_dummy(const struct config *config)
+{
+    return config->load_format && strcmp(config->load_format, "dummy") == 0;
+}
+
+static enum status open_dummy(const struct config *config, struct model_file **out)
+{
+    struct dummy_options dummy = {.seed = (uint64_t)config->dummy_seed};
+
+    if (!config->dummy_type || !tensor_type_find(config->dummy_type, &dummy.type))
+        return fail(ERR_INVALID, "--load-format dummy needs a --dummy-type");
+    return dummy_open(config->model, &dummy, out);
+}
+
 enum status config_open_model(const struct config *config, struct model_file **out)
 {
     AUTO_FREE(model_file) struct model_file *file = NULL;
 
-    TRY(model_file_open(config_model_path(config), &file));
+    if (is_dummy(config))
+        TRY(open_dummy(config, &file));
+    else
+        TRY(model_file_open(config_model_path(config), &file));
     if (model_file_is_simulated(file) && !config->sim)
         return fail(ERR_INVALID, "%s describes a simulated device: give it to --sim", config->model);
     if (config->sim && config->model)
@@ -191,6 +218,8 @@ static enum status check_answer_size(const struct config *config)
 enum status config_check(const struct config *config)
 {
     TRY(check_answer_size(config));
+    if (is_dummy(config) && config->sim)
+        return fail(ERR_INVALID, "--load-format dummy is for --model alone; --sim has no weights");
     if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, --tp is %d; use multiproc",
                     config->tp);

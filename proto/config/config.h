@@ -16,7 +16,10 @@ enum { KV_BLOCK_SIZE = 16, MAX_RANKS = 256 }; /* tokens in a KV block */
 
 struct config {
     /* model */
-    char *model;             /* a file */
+    char *model;             /* a file; dummy: a config.json or its folder */
+    char *load_format;       /* "auto"; "dummy": weights are random */
+    char *dummy_type;        /* of those; see dummy.h */
+    int64_t dummy_seed;
     char *sim;               /* a file: a device that only takes time, with a model; NULL: a real one */
     char *served_model_name; /* NULL: the file's name */
     char *chat_template;     /* a file; NULL: the model's own */
@@ -36,6 +39,8 @@ struct config {
     bool exact_sums; /* row-parallel sums do not depend on the number of ranks */
     char *cpu_bind;  /* "auto": threads have cores, or nodes, of their own where that helps; "none" */
     char *isa;       /* NULL: the best of this machine */
+    char *device;
+    char *cuda_module; /* NULL: beside the program */
 
     /* scheduling */
     int32_t max_num_seqs;

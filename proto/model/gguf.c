@@ -388,6 +388,7 @@ static const struct architecture {
     int32_t sliding_pattern; /* used when the file has a window; 0: no layer is left without one */
 } architectures[] = {
     {"llama", 10000, 0, 0},
+    {"qwen3", 10000, 0, 0},
     {"gemma3", 1000000, 10000, 6},
 };
 

@@ -12,8 +12,9 @@ static enum status map_whole(struct model_file *file, const char *path)
     return status;
 }
 
-static enum status read_as_its_format(struct model_file *file)
+static enum status read_as_its_format(struct model_file *file, const void *user)
 {
+    (void)user;
     if (file->map.data[0] == '{')
         return sim_read(file);
     if (file->map.bytes < 4 || memcmp(file->map.data, "GGUF", 4) != 0)
@@ -50,24 +51,31 @@ static void name_model(struct model_config *config, const char *path)
         strncpy(config->name, slash ? slash + 1 : path, sizeof config->name - 1);
 }
 
-static enum status open_model(struct model_file *file, const char *path)
+static enum status open_model(struct model_file *file, const char *path, model_reader *read,
+                              const void *user)
 {
     TRY(map_whole(file, path));
-    TRY(read_as_its_format(file));
+    TRY(read(file, user));
     TRY(index_tensors(file));
     name_model(&file->config, path);
     return OK;
 }
 
-enum status model_file_open(const char *path, struct model_file **out)
+enum status model_file_open_by(const char *path, model_reader *read, const void *user,
+                               struct model_file **out)
 {
     AUTO_FREE(model_file) struct model_file *file = mem_new(struct model_file);
-    enum status status = open_model(file, path);
+    enum status status = open_model(file, path, read, user);
 
     if (status != OK)
         return fail(status, "%s: %s", path, fail_text());
     *out = give(file);
     return OK;
+}
+
+enum status model_file_open(const char *path, struct model_file **out)
+{
+    return model_file_open_by(path, read_as_its_format, NULL, out);
 }
 
 enum status model_file_take_vocabulary(struct model_file *file, const char *path)

@@ -1,6 +1,7 @@
 #include "proto/model/quant.h"
 
 #include <string.h>
+#include <strings.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "model files are read in place");
 
@@ -263,6 +264,17 @@ const struct tensor_type_info *tensor_type_info(enum tensor_type type)
 {
     ASSERT((unsigned)type < NUM_TENSOR_TYPES, "tensor type %d", (int)type);
     return &types[type].info;
+}
+
+bool tensor_type_find(const char *name, enum tensor_type *out)
+{
+    for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+        if (strcasecmp(types[type].info.name, name) != 0)
+            continue;
+        *out = (enum tensor_type)type;
+        return true;
+    }
+    return false;
 }
 
 int64_t tensor_row_bytes(enum tensor_type type, int64_t n)

@@ -28,6 +28,8 @@ struct tensor_type_info {
 };
 
 const struct tensor_type_info *tensor_type_info(enum tensor_type type);
+/* By its name, in letters of either case; false: there is none. */
+bool tensor_type_find(const char *name, enum tensor_type *out);
 
 /* Bytes of a row of `n` elements, n a multiple of block_elements. */
 int64_t tensor_row_bytes(enum tensor_type type, int64_t n);

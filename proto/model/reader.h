@@ -24,7 +24,12 @@ struct model_file {
     struct model_file *words; /* whose vocabulary this file has taken; NULL: it has its own */
 };
 
-/* Sentences lack the path, which model_file_open puts in front. */
+/* Fills in what the map has. Sentences lack the path, which model_file_open_by puts in front. */
+typedef enum status model_reader(struct model_file *file, const void *user);
+/* model_file_open for one kind of file. */
+MUST_USE enum status model_file_open_by(const char *path, model_reader *read, const void *user,
+                                        struct model_file **out);
+
 MUST_USE enum status gguf_read(struct model_file *file);
 /* Puts a mapping of zeros in the place of the file's, and marks it as simulated. */
 MUST_USE enum status sim_read(struct model_file *file);

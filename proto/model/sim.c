@@ -1,7 +1,7 @@
 #include "proto/model/sim.h"
 
 #include "proto/base/memory.h"
-#include "proto/model/reader.h"
+#include "proto/model/shape.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -10,8 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { MAX_FILE_BYTES = 64 << 10, NUM_BYTES = 256, END_ID = NUM_BYTES, MIN_VOCAB = NUM_BYTES + 1 };
-enum { MAX_TP = 256 };
+enum { MAX_FILE_BYTES = 64 << 10, MAX_TP = 256 };
 
 /* What the file may say of each number. */
 struct sim_key {
@@ -52,7 +51,7 @@ static const struct sim_key shape_keys[] = {
     KEY(num_heads, 1, 1024),
     KEY(num_kv_heads, 1, 1024),
     KEY(head_dim, 16, 256),
-    KEY(vocab_size, MIN_VOCAB, 1 << 20),
+    KEY(vocab_size, SHAPE_MIN_VOCAB, 1 << 20),
     KEY(max_position, 16, 1 << 20),
 };
 #undef KEY
@@ -180,14 +179,8 @@ static enum status find_weight_type(const json_t *model, enum tensor_type *out)
 {
     const char *name = json_string_value(json_object_get(model, "weight_type"));
 
-    for (int type = 0; name && type < NUM_TENSOR_TYPES; type++) {
-        const struct tensor_type_info *info = tensor_type_info((enum tensor_type)type);
-
-        if (info && strcmp(info->name, name) == 0) {
-            *out = (enum tensor_type)type;
-            return OK;
-        }
-    }
+    if (name && tensor_type_find(name, out))
+        return OK;
     return fail(ERR_CORRUPT, "model.weight_type is %s%s%s; it must be a type like BF16 or Q8_0",
                 name ? "\"" : "", name ? name : "missing", name ? "\"" : "");
 }
@@ -215,65 +208,13 @@ static void fill_config(const json_t *model, const struct sim_shape *shape,
     snprintf(config->name, sizeof config->name, "%s", name ? name : "sim");
 }
 
-/* A column count that the weights' type does not divide is refused by name. */
-static enum status add_tensor(struct model_file *file, enum tensor_type type, int64_t num_rows,
-                              int64_t num_columns, const char *name)
-{
-    const struct tensor_type_info *info = tensor_type_info(type);
-
-    if (num_columns % info->block_elements != 0)
-        return fail(ERR_CORRUPT, "%s has %lld columns; %s has blocks of %d", name,
-                    (long long)num_columns, info->name, info->block_elements);
-    file->tensors[file->num_tensors++] = (struct tensor){
-        .name = arena_strndup(&file->arena, name, strlen(name)),
-        .type = type,
-        .num_dims = num_rows > 1 ? 2 : 1,
-        .num_columns = num_columns,
-        .num_rows = num_rows,
-    };
-    return OK;
-}
-
-static enum status add_layer(struct model_file *file, enum tensor_type type, int32_t layer)
-{
-    const struct model_config *c = &file->config;
-    int64_t q = (int64_t)c->num_heads * c->head_dim, kv = (int64_t)c->num_kv_heads * c->head_dim;
-    const struct {
-        const char *name;
-        int64_t num_rows, num_columns;
-    } rows[] = {
-        {"attn_norm", 1, c->hidden_size},
-        {"attn_q", q, c->hidden_size},
-        {"attn_k", kv, c->hidden_size},
-        {"attn_v", kv, c->hidden_size},
-        {"attn_output", c->hidden_size, q},
-        {"ffn_norm", 1, c->hidden_size},
-        {"ffn_gate", c->intermediate_size, c->hidden_size},
-        {"ffn_up", c->intermediate_size, c->hidden_size},
-        {"ffn_down", c->hidden_size, c->intermediate_size},
-    };
-
-    for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        char name[48];
-
-        snprintf(name, sizeof name, "blk.%d.%s.weight", layer, rows[i].name);
-        TRY(add_tensor(file, rows[i].num_rows == 1 ? TYPE_F32 : type, rows[i].num_rows,
-                       rows[i].num_columns, name));
-    }
-    return OK;
-}
-
 /* Zeros without memory behind them: all tensors are the beginning of one mapping. */
 static enum status map_zeros(struct model_file *file)
 {
     size_t most = 0;
 
-    for (int32_t i = 0; i < file->num_tensors; i++) {
-        const struct tensor *tensor = &file->tensors[i];
-        int64_t row_bytes = tensor_row_bytes(tensor->type, tensor->num_columns);
-
-        most = MAX(most, (size_t)(row_bytes * tensor->num_rows));
-    }
+    for (int32_t i = 0; i < file->num_tensors; i++)
+        most = MAX(most, shape_tensor_bytes(&file->tensors[i]));
 
     void *zeros = mmap(NULL, most, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -284,80 +225,6 @@ static enum status map_zeros(struct model_file *file)
     for (int32_t i = 0; i < file->num_tensors; i++)
         file->tensors[i].data = zeros;
     return OK;
-}
-
-static enum status add_tensors(struct model_file *file, enum tensor_type type)
-{
-    const struct model_config *config = &file->config;
-    int32_t most = 3 + 9 * config->num_layers;
-
-    file->tensors = arena_alloc(&file->arena, (size_t)most * sizeof *file->tensors);
-    TRY(add_tensor(file, type, config->vocab_size, config->hidden_size, "token_embd.weight"));
-    TRY(add_tensor(file, TYPE_F32, 1, config->hidden_size, "output_norm.weight"));
-    TRY(add_tensor(file, type, config->vocab_size, config->hidden_size, "output.weight"));
-    for (int32_t i = 0; i < config->num_layers; i++)
-        TRY(add_layer(file, type, i));
-    ASSERT(file->num_tensors == most);
-    return map_zeros(file);
-}
-
-/* GPT-2's letters for bytes: those that can be seen stand for themselves, others for U+0100 on. */
-static int letter_of(int byte, int *num_unseen)
-{
-    bool is_seen = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
-
-    return is_seen ? byte : 0x100 + (*num_unseen)++;
-}
-
-static struct text_view view_of(struct arena *arena, const char *text)
-{
-    size_t size = strlen(text);
-
-    return (struct text_view){.data = arena_strndup(arena, text, size), .size = size};
-}
-
-static struct text_view byte_token(struct arena *arena, int byte, int *num_unseen)
-{
-    int letter = letter_of(byte, num_unseen);
-    char utf8[3] = {(char)letter};
-
-    if (letter >= 0x80) {
-        utf8[0] = (char)(0xc0 | letter >> 6);
-        utf8[1] = (char)(0x80 | (letter & 0x3f));
-    }
-    return view_of(arena, utf8);
-}
-
-/* The bytes, an end, and words that nobody writes: "\u0120w300" reads " w300". */
-static void fill_vocabulary(struct model_file *file)
-{
-    struct vocabulary *vocabulary = &file->vocabulary;
-    int32_t n = file->config.vocab_size;
-    struct text_view *tokens = arena_alloc(&file->arena, (size_t)n * sizeof *tokens);
-    int32_t *types = arena_alloc(&file->arena, (size_t)n * sizeof *types);
-    int num_unseen = 0;
-
-    for (int32_t id = 0; id < n; id++) {
-        char word[24];
-
-        types[id] = id == END_ID ? TOKEN_CONTROL : TOKEN_NORMAL;
-        snprintf(word, sizeof word, "\xc4\xa0w%d", id);
-        tokens[id] = id < NUM_BYTES ? byte_token(&file->arena, id, &num_unseen)
-                     : id == END_ID ? view_of(&file->arena, "<|end|>")
-                                    : view_of(&file->arena, word);
-    }
-    *vocabulary = (struct vocabulary){
-        .model = "gpt2",
-        .pre = "gpt-2",
-        .num_tokens = n,
-        .tokens = tokens,
-        .types = types,
-        .bos_id = -1,
-        .eos_id = END_ID,
-        .eot_id = -1,
-        .unknown_id = -1,
-        .padding_id = -1,
-    };
 }
 
 static enum status read_model(struct model_file *file, const json_t *root)
@@ -372,8 +239,9 @@ static enum status read_model(struct model_file *file, const json_t *root)
     TRY(read_whole_numbers(root, "model", shape_keys, COUNT_OF(shape_keys), model_texts, &shape));
     TRY(find_weight_type(model, &type));
     fill_config(model, &shape, &file->config);
-    fill_vocabulary(file);
-    return add_tensors(file, type);
+    shape_fill_vocabulary(file);
+    TRY(shape_add_tensors(file, type, false));
+    return map_zeros(file);
 }
 
 enum status sim_read(struct model_file *file)

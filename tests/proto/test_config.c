@@ -2,6 +2,7 @@
 
 #include "proto/config/config.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 
 struct own {
@@ -114,6 +115,22 @@ static void an_unknown_variable_is_no_obstacle_and_a_wrong_value_is(void **state
     expect_fails(status, ERR_INVALID, "TANDEM_MAX_NUM_SEQS must be an integer, not 'many'");
 }
 
+/* Each word of the row is a type, and each type a word. */
+static void every_type_can_be_that_of_random_weights(void **state)
+{
+    (void)state;
+    for (int i = 0; i < NUM_TENSOR_TYPES; i++) {
+        AUTO_MEM char *name = mem_strdup(tensor_type_info((enum tensor_type)i)->name);
+        AUTO_CLOSE(config) struct config config;
+        struct model_file *file;
+
+        for (char *c = name; *c; c++)
+            *c = (char)tolower((unsigned char)*c);
+        expect_ok(PARSE(&config, NULL, "--model", "/nowhere", "--load-format", "dummy", "--dummy-type", name));
+        expect_fails(config_open_model(&config, &file), ERR_NOT_FOUND, "/nowhere");
+    }
+}
+
 static void settings_that_do_not_go_together_are_refused(void **state)
 {
     (void)state;
@@ -155,6 +172,9 @@ static void settings_survive_json(void **state)
                  "the setting prot is unknown; did you mean port?");
     expect_fails(config_from_json("{\"port\": true}", &again), ERR_INVALID, "port has a value of");
     expect_fails(config_from_json("{\"port\": 1.5}", &again), ERR_INVALID, "port must be an integer");
+    expect_ok(config_from_json("{\"load_format\": null}", &again));
+    expect_fails(config_from_json("{\"load_format\": \"dummy\", \"sim\": \"f\"}", &again), ERR_INVALID,
+                 "--load-format dummy is for --model alone; --sim has no weights");
     expect_fails(config_from_json("{\"port\"", &again), ERR_INVALID, "settings, line 1, column 7");
 }
 
@@ -177,6 +197,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_flag_is_understood_in_every_spelling),
     cmocka_unit_test(a_mistake_is_named_with_what_would_fit),
     cmocka_unit_test(an_unknown_variable_is_no_obstacle_and_a_wrong_value_is),
+    cmocka_unit_test(every_type_can_be_that_of_random_weights),
     cmocka_unit_test(settings_that_do_not_go_together_are_refused),
     cmocka_unit_test(settings_survive_json),
     cmocka_unit_test(help_has_a_line_for_every_row_in_groups),

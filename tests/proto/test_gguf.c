@@ -134,6 +134,26 @@ static void a_llama_shows_its_shape_its_tensors_and_its_vocabulary(void **state)
     assert_true(token_is(&vocabulary->chat_template, "{{ x }}"));
 }
 
+static void a_qwen3_has_norms_on_its_heads_and_a_vocabulary_of_bytes(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(bytes) struct bytes bytes = {0};
+    AUTO_FREE(model_file) struct model_file *file = NULL;
+
+    tiny_model_build(&(struct tiny_model_options){.architecture = "qwen3", .head_dim = 64}, &bytes);
+    expect_ok(open_bytes(&bytes, &file));
+
+    const struct model_config *config = model_file_config(file);
+
+    assert_string_equal(config->architecture, "qwen3");
+    assert_int_equal(config->head_dim, 64); /* hidden_size / num_heads is 16 */
+    assert_int_equal(config->rope_dim, 64);
+    assert_int_equal(config->sliding_window, 0);
+    assert_int_equal(model_file_tensor(file, "blk.1.attn_k_norm.weight")->num_columns, 64);
+    assert_null(model_file_tensor(file, "output.weight"));
+    assert_string_equal(model_file_vocabulary(file)->model, "gpt2");
+}
+
 static void a_gemma3_has_its_window_its_two_bases_and_its_scores(void **state)
 {
     (void)state;
@@ -302,7 +322,7 @@ static void nonsense_metadata_is_refused_by_key(void **state)
         {"general.architecture", ABSENT, .status = ERR_CORRUPT,
          .sentence = "the metadata lacks general.architecture"},
         {"general.architecture", TEXT, .text = "mamba", .status = ERR_UNSUPPORTED,
-         .sentence = "architecture 'mamba' is not supported; these are: llama, gemma3"},
+         .sentence = "architecture 'mamba' is not supported; these are: llama, qwen3, gemma3"},
         {"general.architecture", U32, 5, .status = ERR_CORRUPT,
          .sentence = "general.architecture is UINT32, a STRING is needed"},
         {"general.alignment", U32, 24, .status = ERR_CORRUPT,
@@ -630,6 +650,7 @@ static void a_flipped_bit_is_refused_or_does_no_harm(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_llama_shows_its_shape_its_tensors_and_its_vocabulary),
+    cmocka_unit_test(a_qwen3_has_norms_on_its_heads_and_a_vocabulary_of_bytes),
     cmocka_unit_test(a_gemma3_has_its_window_its_two_bases_and_its_scores),
     cmocka_unit_test(tensors_of_every_type_are_found_with_sane_values),
     cmocka_unit_test(the_fingerprint_is_of_the_model_and_not_of_its_file),

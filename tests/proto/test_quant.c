@@ -121,6 +121,20 @@ static void every_type_dequantises_to_the_bits_of_gguf_py(void **state)
     assert_int_equal(type, NUM_TENSOR_TYPES);
 }
 
+static void a_type_is_found_by_its_name(void **state)
+{
+    enum tensor_type type;
+
+    (void)state;
+    for (int i = 0; i < NUM_TENSOR_TYPES; i++) {
+        assert_true(tensor_type_find(tensor_type_info((enum tensor_type)i)->name, &type));
+        assert_int_equal(type, i);
+    }
+    assert_true(tensor_type_find("q4_k", &type));
+    assert_int_equal(type, TYPE_Q4_K);
+    assert_false(tensor_type_find("q4", &type) || tensor_type_find("", &type));
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_half_has_the_value_of_its_sign_exponent_and_fraction),
     cmocka_unit_test(every_half_survives_the_way_to_float_and_back),
@@ -128,5 +142,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_nan_stays_a_nan_and_what_is_too_large_becomes_infinity),
     cmocka_unit_test(rows_have_the_bytes_of_their_blocks),
     cmocka_unit_test(every_type_dequantises_to_the_bits_of_gguf_py),
+    cmocka_unit_test(a_type_is_found_by_its_name),
 };
 TEST_MAIN(tests)

@@ -1,5 +1,6 @@
 #include "tests/support/tiny_model.h"
 
+#include "proto/model/random_weights.h"
 #include "tests/support/gguf_writer.h"
 
 #include <math.h>
@@ -14,97 +15,15 @@ struct builder {
     uint64_t random_state;
 };
 
-/* ---- random weights -------------------------------------------------------------------------- */
-
-static uint64_t next_random(struct builder *builder) /* splitmix64 */
-{
-    uint64_t z = builder->random_state += 0x9e3779b97f4a7c15;
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-}
-
-/* Uniform in (-1, 1): exact in a float, so alike on every machine. */
-static float next_float(struct builder *builder)
-{
-    return (float)((int32_t)(next_random(builder) >> 40) - (1 << 23)) / (float)(1 << 23);
-}
-
-/* Random bits are weights of mean 0 in every quantised type, if the block's minimum is `min_ratio`
- * times its scale. Then d = 1 gives them about the deviation in `deviation`. */
-static const struct {
-    int d_at, min_at; /* -1: the type has no minimum */
-    float min_ratio, deviation;
-} block_types[NUM_TENSOR_TYPES] = {
-    [TYPE_Q4_0] = {0, -1, 0, 4.6f},        [TYPE_Q4_1] = {0, 2, -7.5f, 4.6f},
-    [TYPE_Q5_0] = {0, -1, 0, 9.2f},        [TYPE_Q5_1] = {0, 2, -15.5f, 9.2f},
-    [TYPE_Q8_0] = {0, -1, 0, 74},          [TYPE_Q2_K] = {80, 82, 1.5f, 10},
-    [TYPE_Q3_K] = {108, -1, 0, 42},        [TYPE_Q4_K] = {0, 2, 7.5f, 168},
-    [TYPE_Q5_K] = {0, 2, 15.5f, 337},      [TYPE_Q6_K] = {208, -1, 0, 1370},
-};
-
-/* The K types with minimums scale these by group: each with the same number as the scale. */
-static void match_minimums_to_scales(enum tensor_type type, uint8_t *block)
-{
-    if (type == TYPE_Q2_K)
-        for (int i = 0; i < 16; i++)
-            block[i] = (uint8_t)((block[i] & 0xf) * 0x11);
-    if (type != TYPE_Q4_K && type != TYPE_Q5_K)
-        return;
-    memcpy(block + 8, block + 4, 4);
-    for (int i = 12; i < 16; i++)
-        block[i] = (uint8_t)((block[i] & 0xf) * 0x11);
-}
-
-static void put_half(uint8_t *at, float value)
-{
-    uint16_t half = float_to_half(value);
-
-    memcpy(at, &half, 2);
-}
-
-static void fill_block(struct builder *builder, enum tensor_type type, float deviation,
-                       uint8_t *block)
-{
-    float d = deviation / block_types[type].deviation * (1 + next_float(builder) / 2);
-
-    for (int32_t i = 0; i < tensor_type_info(type)->block_bytes; i++)
-        block[i] = (uint8_t)(next_random(builder) >> 56);
-    match_minimums_to_scales(type, block);
-    put_half(block + block_types[type].d_at, d);
-    if (block_types[type].min_at >= 0)
-        put_half(block + block_types[type].min_at, d * block_types[type].min_ratio);
-}
-
-static void fill_number(struct builder *builder, enum tensor_type type, float deviation,
-                        uint8_t *out)
-{
-    float value = next_float(builder) * deviation * 1.732f;
-    uint16_t high;
-
-    memcpy(&high, (uint8_t *)&value + 2, 2);
-    if (type == TYPE_F32)
-        memcpy(out, &value, 4);
-    else if (type == TYPE_F16)
-        put_half(out, value);
-    else
-        memcpy(out, &high, 2);
-}
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 static void add_matrix(struct builder *builder, const char *name, enum tensor_type type,
                        int32_t columns, int32_t rows, float deviation)
 {
     size_t bytes = (size_t)tensor_row_bytes(type, columns) * (size_t)rows;
-    size_t step = (size_t)tensor_type_info(type)->block_bytes;
     AUTO_MEM uint8_t *data = mem_alloc(bytes);
 
-    for (size_t at = 0; at < bytes; at += step) {
-        if (tensor_type_info(type)->block_elements == 1)
-            fill_number(builder, type, deviation, data + at);
-        else
-            fill_block(builder, type, deviation, data + at);
-    }
+    random_weights_fill(&builder->random_state, type, deviation, data, bytes);
     gguf_add_tensor(&builder->writer, name, type, columns, rows, data);
 }
 
@@ -113,11 +32,9 @@ static void add_norm(struct builder *builder, const char *name, int32_t n)
     AUTO_MEM float *data = mem_new_array(float, (size_t)n);
 
     for (int32_t i = 0; i < n; i++)
-        data[i] = 1 + next_float(builder) / 4;
+        data[i] = 1 + random_weights_float(&builder->random_state) / 4;
     gguf_add_tensor(&builder->writer, name, TYPE_F32, n, 0, data);
 }
-
-/* ---- tensors --------------------------------------------------------------------------------- */
 
 static const char *in_layer(int32_t layer, const char *name, char *out)
 {
@@ -149,10 +66,12 @@ static void add_layer(struct builder *builder, int32_t layer)
                    matrices[i].columns, matrices[i].rows, 1 / sqrtf((float)matrices[i].columns));
     add_norm(builder, in_layer(layer, "attn_norm", name), o->hidden_size);
     add_norm(builder, in_layer(layer, "ffn_norm", name), o->hidden_size);
-    if (strcmp(o->architecture, "gemma3") != 0)
+    if (strcmp(o->architecture, "llama") == 0)
         return;
     add_norm(builder, in_layer(layer, "attn_q_norm", name), o->head_dim);
     add_norm(builder, in_layer(layer, "attn_k_norm", name), o->head_dim);
+    if (strcmp(o->architecture, "qwen3") == 0)
+        return;
     add_norm(builder, in_layer(layer, "post_attention_norm", name), o->hidden_size);
     add_norm(builder, in_layer(layer, "post_ffw_norm", name), o->hidden_size);
 }

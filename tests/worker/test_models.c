@@ -4,6 +4,8 @@
  * test_model_reference.c.
  */
 #include "tests/support/expect.h"
+
+#include "proto/model/dummy.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/ranks.h"
 #include "tests/support/tiny_model.h"
@@ -50,6 +52,21 @@ static const struct tiny_model_options models[] = {
         .embedding_type = TYPE_Q8_0,
         .attention_type = TYPE_Q4_1,
         .ffn_type = TYPE_Q4_1,
+    },
+    {
+        .architecture = "qwen3",
+        .num_heads = 6,
+        .num_kv_heads = 2,
+        .untied = true,
+        .embedding_type = TYPE_BF16,
+        .attention_type = TYPE_BF16,
+        .ffn_type = TYPE_Q8_0,
+    },
+    {
+        .architecture = "qwen3",
+        .num_heads = 5,
+        .num_kv_heads = 1,
+        .head_dim = 64,
     },
     {
         .architecture = "gemma3",
@@ -228,6 +245,41 @@ static void a_request_has_one_answer(void **state)
     }
 }
 
+/* ---- without weights --------------------------------------------------------------------------
+ */
+
+/* The tensors that proto/model/shape.c gives to an architecture are those that it reads. */
+static void a_dummy_of_every_architecture_gives_sensible_answers(void **state)
+{
+    static const char *const architectures[] = {
+        "\"LlamaForCausalLM\"],\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
+        "\"high_freq_factor\":4,\"original_max_position_embeddings\":64}",
+        "\"Qwen3ForCausalLM\"]",
+        "\"Gemma3ForCausalLM\"],\"sliding_window\":16,\"query_pre_attn_scalar\":64",
+    };
+    char path[] = "/tmp/tandem-test-XXXXXX.json";
+
+    (void)state;
+    close(mkstemps(path, 5));
+    for (size_t i = 0; i < COUNT_OF(architectures); i++) {
+        AUTO_FREE(model_file) struct model_file *file = NULL;
+        FILE *f = fopen(path, "w");
+
+        assert_non_null(f);
+        fprintf(f, "{\"architectures\":[%s,\"hidden_size\":256,\"intermediate_size\":512,"
+                   "\"num_hidden_layers\":7,\"num_attention_heads\":4,\"head_dim\":64,\"vocab_size\":1000,"
+                   "\"max_position_embeddings\":512}", architectures[i]);
+        assert_int_equal(fclose(f), 0);
+        expect_ok(dummy_open(path, &(struct dummy_options){TYPE_Q4_K, 0}, &file));
+
+        struct answer answer = answer_of(file, device_isas()[0], &variants[0]);
+
+        expect_sensible(&answer);
+        mem_free(answer.logits);
+    }
+    unlink(path);
+}
+
 /* ---- what is refused --------------------------------------------------------------------------
  */
 
@@ -324,6 +376,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[1]),
     cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[2]),
     cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[3]),
+    cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[4]),
+    cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[5]),
+    cmocka_unit_test(a_dummy_of_every_architecture_gives_sensible_answers),
     cmocka_unit_test(a_missing_tensor_is_named),
     cmocka_unit_test(a_misshaped_tensor_is_named_with_both_shapes),
     cmocka_unit_test(an_unknown_tensor_is_ignored_but_not_a_bias),

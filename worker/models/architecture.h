@@ -15,7 +15,11 @@ struct architecture {
     enum status (*forward)(struct pass *pass);
 };
 
+/* With norms on heads where layers have them: for whatever else is like it. */
+MUST_USE enum status llama_forward(struct pass *pass);
+
 extern const struct architecture llama;
+extern const struct architecture qwen3;
 extern const struct architecture gemma3;
 
 /* ERR_UNSUPPORTED names the architecture and those there are. */

@@ -33,7 +33,7 @@ static const struct tensor_row of_layer[] = {
 };
 #undef PLACE
 
-static enum status forward(struct pass *pass)
+enum status llama_forward(struct pass *pass)
 {
     const struct model_config *config = pass->config;
     float scale = 1.0f / sqrtf((float)config->head_dim);
@@ -66,5 +66,5 @@ const struct architecture llama = {
     .name = "llama",
     .tensors = {of_model, of_layer},
     .rope_adjacent = true,
-    .forward = forward,
+    .forward = llama_forward,
 };

@@ -6,6 +6,7 @@
 static const struct architecture *const architectures[] = {
     &gemma3,
     &llama,
+    &qwen3,
 };
 
 enum status architecture_find(const char *name, const struct architecture **out)
