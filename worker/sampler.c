@@ -142,21 +142,16 @@ static struct drawn draw_from_slice(struct sampler *sampler, const struct row_st
     return slice_draw(&slice, state->cut, (uint64_t)state->row->params->seed, state->row->position);
 }
 
-/* min_p keeps what is at least so many times as likely as the likeliest. */
 static void take_max(struct row_state *state, float max)
 {
-    double least = max + log(state->row->params->min_p);
-    float rounded = (float)least;
-
     state->max = max;
     if (state->has_min_p)
-        state->cut = keep_from((double)rounded < least ? nextafterf(rounded, INFINITY) : rounded);
+        state->cut = keep_from(least_of_min_p(state->row->params->min_p, max));
 }
 
-/* Has top_p enough when so much is kept? */
-static bool is_enough(const struct row_state *state, uint64_t kept, uint64_t weight)
+static bool has_enough(const struct row_state *state, uint64_t kept, uint64_t weight)
 {
-    return (double)kept >= (double)state->row->params->top_p * (double)weight;
+    return is_enough(state->row->params->top_p, kept, weight);
 }
 
 /* ---- exchanges ------------------------------------------------------------------------------ */
@@ -439,9 +434,9 @@ static void drop_behind_top_p(struct sampler *sampler, const struct row_state *s
     uint64_t larger = 0;
 
     candidates_heapify(candidates, n);
-    while (kept < n && (kept == 0 || !is_enough(state, larger, state->weight)))
+    while (kept < n && (kept == 0 || !has_enough(state, larger, state->weight)))
         larger += weigh(sampler, state, candidates_pop(candidates, n - kept++));
-    if (kept > 0 && is_enough(state, larger, state->weight))
+    if (kept > 0 && has_enough(state, larger, state->weight))
         out->unsent = -INFINITY;
     memmove(candidates, candidates + n - kept, sizeof *candidates * (size_t)kept);
     out->count = kept;
@@ -511,7 +506,7 @@ static int32_t keep_top_p(const struct sampler *sampler, struct row_state *state
     state->weight = 0;
     for (int32_t j = 1; j <= kept; j++)
         state->weight += weigh(sampler, state, end[-j]);
-    for (; i < kept && (i == 0 || !is_enough(state, larger, state->weight)); i++)
+    for (; i < kept && (i == 0 || !has_enough(state, larger, state->weight)); i++)
         larger += weigh(sampler, state, end[-1 - i]);
     state->cut = end[-i];
     return i;
@@ -544,7 +539,7 @@ static int32_t resolve_top_p(const struct sampler *sampler, struct row_state *st
     while (kept < n && heap[0].logit > all->unsent) {
         state->cut = candidates_pop(heap, n - kept++);
         larger += weigh(sampler, state, state->cut);
-        if (is_enough(state, larger, state->weight))
+        if (has_enough(state, larger, state->weight))
             return kept;
     }
     if (kept == n && all->unsent == -INFINITY)
@@ -603,7 +598,7 @@ static bool cuts_in(const struct row_state *state, const struct bin *bin, bool b
 {
     if (bin->count == 0)
         return false;
-    return by_weight ? is_enough(state, state->above + bin->weight, state->weight)
+    return by_weight ? has_enough(state, state->above + bin->weight, state->weight)
                      : state->num_above + bin->count >= state->row->params->top_k;
 }
 
@@ -681,7 +676,7 @@ static void end_top_p(struct row_state *state)
     do {
         kept += each;
         state->num_at_cut++;
-    } while (state->num_at_cut < state->at.count && !is_enough(state, kept, state->weight));
+    } while (state->num_at_cut < state->at.count && !has_enough(state, kept, state->weight));
 }
 
 static enum status run_rounds(struct sampler *sampler, int32_t num_rows, bool by_weight)

@@ -5,13 +5,9 @@
 #include "worker/wide.h"
 
 #include <math.h>
-#include <string.h>
 
 /* Tokens [64 b, 64 b + 64) are block b, wherever slices begin. */
 enum { BLOCK = 64 };
-
-/* The largest noise there is: -log(-log(1 - 2^-33)), rounded up. */
-static const double MAX_GUMBEL = 22.9;
 
 /* The tokens of a slice in one block, at their places; -inf elsewhere and where there is no number.
  */
@@ -244,70 +240,6 @@ int32_t slice_top(const struct slice *slice, struct candidate cut, int32_t k, st
 
 /* ---- weights -------------------------------------------------------------------------------- */
 
-int32_t grid_bits_for(int32_t vocab_size)
-{
-    int32_t bits = 62;
-
-    while (bits > 31 && (int64_t)vocab_size > (int64_t)1 << (62 - bits))
-        bits--;
-    return MIN(bits, 51); /* what a double's fraction has for whole numbers, see on_grid */
-}
-
-/* exp(x), x <= 0; below -40, where nothing is left on any grid, exp(-40). */
-__attribute__((always_inline)) static inline double exp_down(double x)
-{
-    /* Adding it rounds to a whole number, which the low bits then are. */
-    const double round = 0x1.8p52;
-
-    x = x > -40 ? x : -40; /* NaN too */
-    double shifted = x * 0x1.71547652b82fep0 + round, n = shifted - round;
-    /* ln 2 in two parts: n times the first is exact. */
-    double r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
-    double p = 1.0 / 39916800; /* Taylor's series to r^11: below 1e-14 for |r| <= ln 2 / 2 */
-    int64_t power;
-
-    p = p * r + 1.0 / 3628800;
-    p = p * r + 1.0 / 362880;
-    p = p * r + 1.0 / 40320;
-    p = p * r + 1.0 / 5040;
-    p = p * r + 1.0 / 720;
-    p = p * r + 1.0 / 120;
-    p = p * r + 1.0 / 24;
-    p = p * r + 1.0 / 6;
-    p = p * r + 0.5;
-    p = p * r + 1;
-    p = p * r + 1;
-    memcpy(&power, &shifted, sizeof power);
-    power = (int64_t)((uint64_t)(power + 1023) << 52); /* 2^n: the low bits of `shifted` are n */
-
-    double scale;
-
-    memcpy(&scale, &power, sizeof scale);
-    return p * scale;
-}
-
-/* x in [0, 1] in units of the grid, rounded to the nearest, half to even: 1.5 * 2^52 units, where a
- * double counts in them, and then the difference of the bits. */
-__attribute__((always_inline)) static inline uint64_t on_grid(double x, double magic)
-{
-    double sum = x + magic;
-    uint64_t bits, magic_bits;
-
-    memcpy(&bits, &sum, sizeof bits);
-    memcpy(&magic_bits, &magic, sizeof magic_bits);
-    return bits - magic_bits;
-}
-
-static double magic_of(int32_t grid_bits)
-{
-    return ldexp(1.5, 52 - grid_bits);
-}
-
-uint64_t weight_of(float logit, float max, int32_t grid_bits)
-{
-    return on_grid(exp_down((double)logit - max), magic_of(grid_bits));
-}
-
 /* out[i] = the weight of x[i]; returns the sum of those that are `least` or larger. */
 WIDE static uint64_t weigh(const float *x, float least, float max, double magic, uint64_t *out)
 {
@@ -355,19 +287,10 @@ int32_t slice_count_above(const struct slice *slice, float logit)
     return n;
 }
 
-float logit_of_key(uint32_t key)
-{
-    uint32_t bits = key >> 31 ? key & 0x7fffffffu : ~key;
-    float logit;
-
-    memcpy(&logit, &bits, sizeof logit);
-    return logit;
-}
-
 WIDE static void make_keys(const float *x, uint32_t *out)
 {
     for (int i = 0; i < BLOCK; i++)
-        out[i] = key_of(x[i]);
+        out[i] = key_of_logit(x[i]);
 }
 
 void slice_count_bins(const struct slice *slice, float least, uint32_t prefix, int32_t shift,
@@ -378,11 +301,11 @@ void slice_count_bins(const struct slice *slice, float least, uint32_t prefix, i
     uint32_t keys[BLOCK];
     struct block block;
 
-    first = MAX(first, (uint64_t)key_of(least));
-    first = MAX(first, (uint64_t)key_of(-INFINITY) + 1);
+    first = MAX(first, (uint64_t)key_of_logit(least));
+    first = MAX(first, (uint64_t)key_of_logit(-INFINITY) + 1);
     for (int32_t b = first_block(slice); b < end_block(slice); b++) {
         load(slice, b, &block);
-        if (key_of(block.max) < first)
+        if (key_of_logit(block.max) < first)
             continue;
         make_keys(block.x, keys);
         weigh(block.x, -INFINITY, max, magic, weights);
@@ -411,30 +334,6 @@ int32_t slice_nth_equal(const struct slice *slice, float logit, int32_t count)
 }
 
 /* ---- the draw ------------------------------------------------------------------------------- */
-
-/* -log(-log(u)), u in (0, 1) from 32 random bits. */
-static double gumbel(uint32_t bits)
-{
-    return -log(-log(((double)bits + 0.5) * 0x1p-32));
-}
-
-/*
- * Bits of which the noise is at least `lift` are no fewer than this. -log(u) >= 1 - u, so noise of
- * lift needs 1 - u <= exp(-lift), which is at most exp(-floor(lift)).
- */
-static uint32_t least_bits(double lift)
-{
-    static const uint32_t exps[] = {
-        /* exp(-n) * 2^32, rounded up, and one more */
-        4294967295u, 1580030170u, 581260617u, 213833832u, 78665072u, 28939264u, 10646161u, 3916505u,
-        1440803u,    530043u,     194993u,    71735u,     26391u,    9710u,     3573u,     1315u,
-        485u,        179u,        67u,        26u,        10u,       5u,        3u,
-    };
-
-    if (!(lift > 0))
-        return 0;
-    return UINT32_MAX - exps[(int32_t)MIN(lift, (double)COUNT_OF(exps) - 1)];
-}
 
 struct draw {
     uint64_t seed;

@@ -3,8 +3,8 @@
  *
  * What a pass finds does not depend on where the slices begin, and what several ranks find can be
  * put together exactly: the best of bests, the sum of sums. Sums are of whole numbers: a token
- * whose logit is x weighs exp(x - max) in units of 2^-grid_bits, rounded. The exponential is our
- * own, of additions and multiplications alone, so it has the same bits on every machine.
+ * whose logit is x weighs exp(x - max) in units of 2^-grid_bits, rounded. The arithmetic of single
+ * tokens is in proto/base/sampling_law.h.
  *
  * Order of tokens: the larger logit first, the lower id of two equals. Logits that are -inf or not
  * a number belong to tokens that can't come.
@@ -14,9 +14,7 @@
 #ifndef WORKER_SLICE_H
 #define WORKER_SLICE_H
 
-#include <stdbool.h>
-#include <stdint.h>
-#include <string.h>
+#include "proto/base/sampling_law.h"
 
 struct slice {
     const float *logits; /* [num_tokens] */
@@ -66,24 +64,10 @@ struct candidate candidates_pop(struct candidate *heap, int32_t n);
 
 /* ---- weights -------------------------------------------------------------------------------- */
 
-/* The finest grid on which the weights of so many tokens add up in 62 bits. */
-int32_t grid_bits_for(int32_t vocab_size);
-uint64_t weight_of(float logit, float max, int32_t grid_bits);
 /* Of the tokens whose logit is `least` or larger. */
 uint64_t slice_sum(const struct slice *slice, float least, float max, int32_t grid_bits);
 /* Tokens with a larger logit. */
 int32_t slice_count_above(const struct slice *slice, float logit);
-
-/* A float as a number of the same order; -0 is 0. */
-static inline uint32_t key_of(float logit)
-{
-    uint32_t bits;
-
-    logit += 0.0f; /* -0 */
-    memcpy(&bits, &logit, sizeof bits);
-    return bits ^ (bits >> 31 ? UINT32_MAX : 0x80000000u);
-}
-float logit_of_key(uint32_t key);
 
 enum { NUM_BINS = 256 };
 

@@ -10,6 +10,7 @@
 #ifndef PROTO_WIRE_SAMPLING_PARAMS_H
 #define PROTO_WIRE_SAMPLING_PARAMS_H
 
+#include "proto/base/sampling_law.h"
 #include "proto/wire/message.h"
 
 enum {
@@ -24,11 +25,6 @@ enum {
     MAX_BAD_WORDS = 128, /* texts; and lists of tokens, of which a text may become two */
     MAX_BAD_WORDS_TOKENS = 1 << 16,
 };
-
-/* Below this temperature the likeliest token is taken. */
-#define GREEDY_TEMPERATURE 1e-5f
-/* Temperatures between greedy and this one are raised to it: their logits would overflow. */
-#define LEAST_TEMPERATURE 1e-2f
 
 struct sampling_params {
     int32_t n;

@@ -45,10 +45,10 @@ static void keys_are_in_the_order_of_floats(void **state)
 
     (void)state;
     for (size_t i = 0; i < COUNT_OF(ascending); i++) {
-        assert_true(logit_of_key(key_of(ascending[i])) == ascending[i]);
-        assert_true(i == 0 || key_of(ascending[i - 1]) < key_of(ascending[i]));
+        assert_true(logit_of_key(key_of_logit(ascending[i])) == ascending[i]);
+        assert_true(i == 0 || key_of_logit(ascending[i - 1]) < key_of_logit(ascending[i]));
     }
-    assert_int_equal(key_of(-0.0f), key_of(0));
+    assert_int_equal(key_of_logit(-0.0f), key_of_logit(0));
 }
 
 /* ---- the first in order -----------------------------------------------------------------------
@@ -138,6 +138,20 @@ static void a_slices_first_are_those_of_its_tokens(void **state)
 
 /* ---- the draw ------------------------------------------------------------------------------- */
 
+/* Who knows a lift as a float alone leaves out nothing that would have won. */
+static void bits_that_are_left_out_fall_short_of_the_lift(void **state)
+{
+    (void)state;
+    assert_true(gumbel(UINT32_MAX) < MAX_GUMBEL && gumbel(0) > MIN_GUMBEL);
+    assert_int_equal(least_bits(0), 0);
+    assert_int_equal(least_bits(NAN), 0);
+    for (int lift = 1; lift < 30; lift++) {
+        assert_true(gumbel(least_bits(lift) - 1) < fmin(lift, 22) - 3e-5);
+        assert_int_equal(least_bits(lift + 0.999), least_bits(lift));
+    }
+    assert_int_equal(least_bits(INFINITY), least_bits(22));
+}
+
 static struct drawn draw_plainly(const struct slice *slice, struct candidate cut, uint64_t seed,
                                  int64_t position)
 {
@@ -201,6 +215,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(keys_are_in_the_order_of_floats),
     cmocka_unit_test(the_first_k_are_found_in_any_order),
     cmocka_unit_test(a_slices_first_are_those_of_its_tokens),
+    cmocka_unit_test(bits_that_are_left_out_fall_short_of_the_lift),
     cmocka_unit_test(a_draw_is_the_arg_max_of_logits_and_noise),
 };
 TEST_MAIN(tests)
