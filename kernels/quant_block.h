@@ -16,6 +16,8 @@
  *
  * Every integer sum is below 2^24, so its float is exact; every product of d and a scale is exact.
  *
+ * Kept readable by C++ and nvcc.
+ *
  * Thread: any (no state).
  */
 #ifndef KERNELS_QUANT_BLOCK_H
@@ -24,6 +26,19 @@
 #include "proto/model/quant.h"
 
 #include <stdint.h>
+
+/* What is a constant for a constant type; in C++ it may be an argument of a template. */
+#if defined(__CUDACC__)
+#define QUANT_CONSTANT __host__ __device__ constexpr
+#elif defined(__cplusplus)
+#define QUANT_CONSTANT constexpr
+#else
+#define QUANT_CONSTANT inline
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 enum { QUANT_BLOCK = 32, SUPER_BLOCKS = 8 }; /* elements of a block; blocks of a K type's 256 */
 
@@ -43,18 +58,21 @@ struct quant_block {
 };
 
 /* Constant for a constant type, so a kernel compiled for one type has no branches on it. */
-static inline struct quant_form quant_form(enum tensor_type type)
+static QUANT_CONSTANT struct quant_form quant_form(enum tensor_type type)
 {
-    static const struct quant_form forms[NUM_TENSOR_TYPES] = {
-        [TYPE_Q4_0] = {SCALE_PLAIN, 4, 8, false}, [TYPE_Q4_1] = {SCALE_PLAIN, 4, 0, true},
-        [TYPE_Q5_0] = {SCALE_PLAIN, 5, 16, false}, [TYPE_Q5_1] = {SCALE_PLAIN, 5, 0, true},
-        [TYPE_Q8_0] = {SCALE_PLAIN, 8, 0, false},
-        [TYPE_Q2_K] = {SCALE_HALVES, 4, 0, true}, [TYPE_Q3_K] = {SCALE_HALVES, 4, 4, false},
-        [TYPE_Q4_K] = {SCALE_SUPER, 4, 0, true}, [TYPE_Q5_K] = {SCALE_SUPER, 5, 0, true},
-        [TYPE_Q6_K] = {SCALE_HALVES, 6, 32, false},
-    };
-
-    return forms[type];
+    switch (type) {
+    case TYPE_Q4_0: return (struct quant_form){SCALE_PLAIN, 4, 8, false};
+    case TYPE_Q4_1: return (struct quant_form){SCALE_PLAIN, 4, 0, true};
+    case TYPE_Q5_0: return (struct quant_form){SCALE_PLAIN, 5, 16, false};
+    case TYPE_Q5_1: return (struct quant_form){SCALE_PLAIN, 5, 0, true};
+    case TYPE_Q8_0: return (struct quant_form){SCALE_PLAIN, 8, 0, false};
+    case TYPE_Q2_K: return (struct quant_form){SCALE_HALVES, 4, 0, true};
+    case TYPE_Q3_K: return (struct quant_form){SCALE_HALVES, 4, 4, false};
+    case TYPE_Q4_K: return (struct quant_form){SCALE_SUPER, 4, 0, true};
+    case TYPE_Q5_K: return (struct quant_form){SCALE_SUPER, 5, 0, true};
+    case TYPE_Q6_K: return (struct quant_form){SCALE_HALVES, 6, 32, false};
+    default: return (struct quant_form){SCALE_NONE, 0, 0, false};
+    }
 }
 
 /* The weight of code i, as the matmul sees it. */
@@ -79,4 +97,7 @@ static inline float quant_block_weight(struct quant_form form, const struct quan
 void quant_block_read(enum tensor_type type, const void *row, int64_t index,
                       struct quant_block *out);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -21,6 +21,8 @@
  * So bits a weight: Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6, Q8_0 8.5, Q2_K 5.125, Q3_K 4.5625, Q4_K 4.625,
  * Q5_K 5.625, Q6_K 6.5625.
  *
+ * Kept readable by C++ and nvcc: CUDA kernels read the same layout.
+ *
  * Thread: any (no state).
  */
 #ifndef KERNELS_CPU_PACKED_H
@@ -29,9 +31,13 @@
 #include "kernels/kernels.h"
 #include "kernels/quant_block.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { PANEL = 32, GROUP_BYTES = PANEL * 4 };
 
-static inline int packed_code_bytes(enum tensor_type type)
+static QUANT_CONSTANT int packed_code_bytes(enum tensor_type type)
 {
     int bits = quant_form(type).code_bits;
 
@@ -39,17 +45,17 @@ static inline int packed_code_bytes(enum tensor_type type)
 }
 
 /* Of a record, or of one k of a float type. */
-static inline int packed_record_bytes(enum tensor_type type)
+static QUANT_CONSTANT int packed_record_bytes(enum tensor_type type)
 {
     struct quant_form form = quant_form(type);
 
     if (form.scales == SCALE_NONE)
-        return PANEL * tensor_type_info(type)->block_bytes;
+        return PANEL * (type == TYPE_F32 ? 4 : 2);
     return packed_code_bytes(type) +
            (form.scales == SCALE_SUPER || !form.has_min ? 2 * PANEL : 4 * PANEL);
 }
 
-static inline int packed_super_bytes(enum tensor_type type)
+static QUANT_CONSTANT int packed_super_bytes(enum tensor_type type)
 {
     struct quant_form form = quant_form(type);
 
@@ -59,7 +65,7 @@ static inline int packed_super_bytes(enum tensor_type type)
 }
 
 /* Bytes of all super scales of a panel, wherever in a 256 the shard begins. */
-static inline int64_t packed_supers_bytes(enum tensor_type type, int32_t k)
+static QUANT_CONSTANT int64_t packed_supers_bytes(enum tensor_type type, int32_t k)
 {
     int64_t most = (k / QUANT_BLOCK + 2 * (SUPER_BLOCKS - 1)) / SUPER_BLOCKS;
 
@@ -67,12 +73,12 @@ static inline int64_t packed_supers_bytes(enum tensor_type type, int32_t k)
 }
 
 /* Records are per element of k for float types. */
-static inline int32_t packed_num_records(enum tensor_type type, int32_t k)
+static QUANT_CONSTANT int32_t packed_num_records(enum tensor_type type, int32_t k)
 {
     return quant_form(type).scales == SCALE_NONE ? k : k / QUANT_BLOCK;
 }
 
-static inline int64_t packed_panel_bytes(enum tensor_type type, int32_t k)
+static QUANT_CONSTANT int64_t packed_panel_bytes(enum tensor_type type, int32_t k)
 {
     return packed_supers_bytes(type, k) +
            (int64_t)packed_num_records(type, k) * packed_record_bytes(type);
@@ -84,4 +90,7 @@ void matrix_pack_cpu(struct device *dev, struct matrix *w, int32_t at, int32_t n
 void embedding_cpu(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                    const struct matrix *w, int32_t first_id, float scale);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

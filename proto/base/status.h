@@ -14,6 +14,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum status {
     OK = 0,
     ERR_INVALID,     /* the caller's input is wrong: HTTP 400, exit 2 */
@@ -71,7 +75,10 @@ const char *fail_text(void);
             assert_failed(__FILE__, __LINE__, #condition, " " __VA_ARGS__);                        \
     } while (0)
 
-_Noreturn void assert_failed(const char *file, int line, const char *condition, const char *format,
-                             ...) __attribute__((format(printf, 4, 5)));
+void assert_failed(const char *file, int line, const char *condition, const char *format, ...)
+    __attribute__((noreturn, format(printf, 4, 5)));
 
+#ifdef __cplusplus
+}
+#endif
 #endif
