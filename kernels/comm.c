@@ -1,4 +1,5 @@
 #include "kernels/comm.h"
+#include "kernels/device.h"
 
 #include "proto/base/memory.h"
 
@@ -39,6 +40,15 @@ void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out)
     for (int32_t p = 1; p < parts->num_parts; p++)
         for (int64_t i = 0; i < count; i++)
             out[i] += parts->parts[p][i];
+}
+
+enum status comm_open_device(struct device *dev, struct comm *host, int32_t rank, bool is_one_host, struct comm **out)
+{
+    enum status status = ERR_UNSUPPORTED;
+
+    if (is_one_host && dev->ops->open_comm)
+        status = dev->ops->open_comm(dev, host, rank, out);
+    return status == ERR_UNSUPPORTED ? comm_open_staged(dev, host, out) : status;
 }
 
 enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count)

@@ -36,4 +36,7 @@ struct comm {
 /* Adds the parts of a sum in their order. out: [count] */
 void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out);
 
+/* Through the hosts: see comm_open_device. */
+MUST_USE enum status comm_open_staged(struct device *dev, struct comm *host, struct comm **out);
+
 #endif

@@ -14,6 +14,22 @@ struct device_ops {
     void (*free)(struct device *dev, void *p, int64_t bytes);
     void (*expect_full)(struct device *dev, void *p, int64_t bytes); /* NULL: nothing to do */
     int64_t (*available_bytes)(const struct device *dev);
+    /* Of a device with memory of its own; NULL: it has none. */
+    enum status (*write)(struct device *dev, void *to, const void *from, int64_t bytes);
+    enum status (*read)(struct device *dev, void *to, const void *from, int64_t bytes);
+    enum status (*push)(struct device *dev, void *to, const void *from, int64_t bytes); /* from alloc_host */
+    enum status (*check)(struct device *dev); /* failures of what was launched, as far as they are known */
+    /* Page-locked; kernels may write to it too. */
+    enum status (*alloc_host)(struct device *dev, int64_t bytes, const char *what, void **out);
+    void (*free_host)(struct device *dev, void *p);
+    enum status (*limit_read_gb_s)(struct device *dev, double *gb_s_out); /* see bench/limits.h */
+    /* NULL: it can't. A recording that fails is over. */
+    enum status (*record)(struct device *dev);
+    enum status (*end_record)(struct device *dev, struct device_recording **out);
+    enum status (*replay)(struct device *dev, struct device_recording *recording);
+    void (*recording_free)(struct device *dev, struct device_recording *recording);
+    /* Sums among ranks whose devices reach each other, of one host; ERR_UNSUPPORTED, for all alike: they don't. */
+    enum status (*open_comm)(struct device *dev, struct comm *host, int32_t rank, struct comm **out);
     /* NULL: kernels have run when their calls return. */
     void (*mark)(struct device *dev, struct device_mark *mark_out);
     bool (*has_passed)(const struct device *dev, const struct device_mark *mark, int64_t *ns_out);

@@ -101,6 +101,7 @@ struct batch_view {
     const int32_t *positions;    /* [rows] */
     const int32_t *block_tables; /* [num_requests, block_table_stride]: block of position p is [p / 16] */
     int32_t block_table_stride;
+    int32_t max_position; /* the largest of positions; wanted where the device has memory of its own */
 };
 
 /* Between the projection of q, k and v and attention: see rope_store. */
@@ -153,6 +154,29 @@ struct draw_args {
     int32_t previous;        /* the token before */
     int32_t position;        /* of the token that is drawn */
     const uint32_t *bitmask; /* bit t % 32 of word t / 32 set: token t is allowed; NULL: all are */
+};
+
+/* A row whose token is drawn where its logits lie. What each means is the sampler's law, proto/base/sampling_law.h. */
+struct draw_row {
+    float temperature; /* divides the logits; 0: the likeliest token */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    int32_t top_k;     /* 0: off */
+    uint64_t seed;
+    int64_t position;  /* of the token */
+    int32_t mask;      /* which of masks says what is allowed; -1: all is */
+    int32_t slot;      /* of last_tokens */
+};
+
+struct draw_rows_args {
+    int32_t rows;
+    int32_t num_tokens;          /* the whole vocabulary */
+    const float *logits;         /* [rows, num_tokens] */
+    const struct draw_row *draws; /* [rows] */
+    const uint32_t *masks;       /* [.., words]: bit t % 32 of word t / 32 set: token t is allowed */
+    int32_t words;
+    int32_t *drawn;              /* [rows]: tokens; -1: none can come */
+    int32_t *last_tokens;        /* [slots]: the same by slot; 0 where none can come */
 };
 
 struct kernels {
@@ -214,6 +238,12 @@ struct kernels {
     void (*gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
                      const float *up, int64_t stride); /* tanh form */
 
+    /* Where a device has memory of its own; NULL elsewhere: the host samples. The tokens are those that the host would
+     * draw. */
+    void (*draw_rows)(struct device *dev, const struct draw_rows_args *args);
+    /* ids: [rows]: each that is negative becomes last_tokens[-1 - id]. */
+    void (*take_last_tokens)(struct device *dev, int32_t *ids, int32_t rows, const int32_t *last_tokens);
+
     /* A token without logits; -1: the mask allows none. NULL where there are logits to sample from. */
     int32_t (*draw)(struct device *dev, const struct draw_args *args);
 };
@@ -224,16 +254,19 @@ struct kernels {
 /* ---- devices ---------------------------------------------------------------------------------- */
 
 struct device_options {
-    const char *name;    /* "cpu", "sim", later "cuda" */
+    const char *name;    /* "cpu", "sim", "cuda" */
     const char *isa;     /* NULL: the best this CPU has; "ref", "sse2", "avx2", "avx512" force one */
-    int32_t num_threads; /* CPU: threads of one op, the caller included; >= 1 */
+    int32_t num_threads; /* CPU: threads of one op, the caller included; >= 1. CUDA: that pack weights */
     /* CPU: [num_threads], where each runs; NULL: anywhere. Thread 0 is the caller, and stays bound. */
     const cpu_set_t *cpus;
     const struct sim_device *sim; /* "sim": what it is like; copied */
+    int32_t ordinal;     /* CUDA: which of the GPUs that the process may see; counted round where there are fewer */
+    int32_t num_users;   /* CUDA: ordinals in use on this host, from 0 on; they share the memory of a GPU. 0: this one alone */
+    const char *module;  /* CUDA: its file; NULL: tandem_cuda.so beside the program */
 };
 
-/* ERR_UNSUPPORTED says which instruction sets there are. TANDEM_ISA in the environment is read
- * by the caller (a configuration row), not here. */
+/* ERR_UNSUPPORTED says which instruction sets there are, ERR_MISSING that this machine has no such device or no module
+ * for it. TANDEM_ISA in the environment is read by the caller (a configuration row), not here. */
 MUST_USE enum status device_open(const struct device_options *options, struct device **out);
 void device_close(struct device *dev); /* NULL is fine */
 const struct kernels *device_kernels(const struct device *dev);
@@ -244,19 +277,57 @@ void device_free(struct device *dev, void *p, int64_t bytes);
 /* All of it is about to be written; memory that is not is better taken page by page, as it is touched. */
 void device_expect_full(struct device *dev, void *p, int64_t bytes);
 
-/* Memory that is left, for KV. On a CPU it is the machine's, which all ranks share. */
+/* Memory that is left, for KV. On a CPU it is the machine's, which all ranks share; on a GPU what is this one's. */
 int64_t device_available_bytes(const struct device *dev);
+
+/*
+ * A device with memory of its own: the host reads and writes none of what device_alloc gave, and kernels nothing else.
+ * What they tell each other is copied, in the order of execution. Failures are also those of kernels before.
+ */
+bool device_has_own_memory(const struct device *dev);
+/* From any memory of the host, which is free when it returns. */
+MUST_USE enum status device_write(struct device *dev, void *to, const void *from, int64_t bytes);
+/* To any memory of the host. Returns when it is there, and all that was launched before has run. */
+MUST_USE enum status device_read(struct device *dev, void *to, const void *from, int64_t bytes);
+
+/* What has gone wrong with kernels, as far as that is known by now: then no mark will be passed any more. */
+MUST_USE enum status device_check(struct device *dev);
+
+/* Memory of the host's and the device's of the same meaning, zeroed: one and the same where they share memory. */
+struct device_mirror {
+    char *host, *device; /* kernels may write to the host's too: there when the device has passed a mark */
+    int64_t bytes;
+};
+MUST_USE enum status device_mirror_open(struct device *dev, int64_t bytes, const char *what,
+                                        struct device_mirror *out);
+void device_mirror_close(struct device *dev, struct device_mirror *mirror); /* a zeroed one is fine */
+/* The first `bytes`, from the host to the device. The host leaves them alone until the device has passed here. */
+MUST_USE enum status device_mirror_push(struct device *dev, const struct device_mirror *mirror, int64_t bytes);
+/* The first `bytes`, from the device to the host; as device_read. */
+MUST_USE enum status device_mirror_pull(struct device *dev, const struct device_mirror *mirror, int64_t bytes);
+
+/*
+ * What is launched may be recorded instead of run, and then be launched as often as one likes, at the cost of one launch:
+ * with the same arguments, so with other inputs in the same arrays. Nothing is read, written or marked in between.
+ */
+struct device_recording;
+bool device_can_record(const struct device *dev);
+MUST_USE enum status device_record(struct device *dev); /* from here on */
+MUST_USE enum status device_end_record(struct device *dev, struct device_recording **out);
+MUST_USE enum status device_replay(struct device *dev, struct device_recording *recording);
+void device_recording_free(struct device *dev, struct device_recording *recording); /* NULL is fine */
 
 /*
  * A place in the order of what was launched. A device may run behind its caller: what is launched runs
  * later, and a mark tells when the device gets there. A CPU's kernels have run when their calls return.
  */
 struct device_mark {
-    int64_t ns; /* the device's own */
+    int64_t ns;   /* the device's own */
+    int32_t slot; /* likewise */
 };
 void device_mark(struct device *dev, struct device_mark *mark_out);
 /* true: everything before the mark has run; ns_out: when the last of it ended, CLOCK_MONOTONIC. false: not
- * yet; ns_out: when to ask again. */
+ * yet; ns_out: when to ask again. A mark is told of until 32 others were made. */
 bool device_has_passed(const struct device *dev, const struct device_mark *mark, int64_t *ns_out);
 
 /* ISA names this CPU can run, best first, NULL-terminated. Always ends with "ref". */
@@ -278,6 +349,12 @@ MUST_USE enum status comm_create(const char *path, int32_t world, int64_t buffer
 MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm **out);
 /* Ranks whose devices only take time: nothing is exchanged, and sums stay as they are. */
 MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct comm **out);
+/*
+ * Ranks whose devices have memory of their own: sums are of arrays there. Between devices where all are on one host and
+ * reach each other, else through the hosts. host: that of their hosts, borrowed; its exchanges are used to meet.
+ */
+MUST_USE enum status comm_open_device(struct device *dev, struct comm *host, int32_t rank, bool is_one_host,
+                                      struct comm **out);
 void comm_close(struct comm *comm); /* NULL is fine */
 void comm_abort(struct comm *comm);
 bool comm_is_aborted(const struct comm *comm); /* by any rank that this one has heard of */

@@ -1,5 +1,6 @@
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/table.h"
+#include "kernels/cuda/cuda.h"
 #include "kernels/ref/ref.h"
 #include "kernels/sim/sim.h"
 
@@ -103,6 +104,7 @@ static const struct {
     enum status (*open)(const struct device_options *options, struct device **out);
 } kinds[] = {
     {"cpu", open_cpu},
+    {"cuda", cuda_device_new},
     {"sim", open_sim},
 };
 
@@ -111,5 +113,5 @@ enum status device_open(const struct device_options *options, struct device **ou
     for (size_t i = 0; i < COUNT_OF(kinds); i++)
         if (strcmp(kinds[i].name, options->name) == 0)
             return kinds[i].open(options, out);
-    return fail(ERR_UNSUPPORTED, "no device \"%s\" in this build: there is cpu", options->name);
+    return fail(ERR_UNSUPPORTED, "no device \"%s\" in this build: there are cpu and cuda", options->name);
 }

@@ -445,6 +445,15 @@ void input_batch_fill_ids(struct input_batch *batch, struct staged_step *staged)
                     tokens_of(batch, staged->row_slots[i])[staged->batch.positions[row]];
 }
 
+void input_batch_name_slots(struct input_batch *batch, struct staged_step *staged)
+{
+    (void)batch;
+    for (int32_t i = 0; i < staged->batch.num_requests; i++)
+        for (int32_t row = staged->batch.row_start[i]; row < staged->batch.row_start[i + 1]; row++)
+            if (staged->ids[row] < 0)
+                staged->ids[row] = -1 - staged->row_slots[i];
+}
+
 void input_batch_append_token(struct input_batch *batch, const struct staged_sample *sample,
                               int32_t token)
 {

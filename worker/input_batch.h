@@ -7,7 +7,7 @@
  * tokens from num_known on were sampled here and are the device thread's. The engine gives a request
  * slot away only when no step in flight names it.
  *
- * Thread: wire, but for input_batch_fill_ids and input_batch_append_token: device.
+ * Thread: wire, but for input_batch_fill_ids, input_batch_name_slots and input_batch_append_token: device.
  */
 #ifndef WORKER_INPUT_BATCH_H
 #define WORKER_INPUT_BATCH_H
@@ -76,6 +76,8 @@ struct staged_step *input_batch_staged(struct input_batch *batch, int64_t step);
 
 /* Puts the tokens that the step before sampled where the staged step lacks them. */
 void input_batch_fill_ids(struct input_batch *batch, struct staged_step *staged);
+/* The same where the device still has them: -1 - slot, by which it finds them. */
+void input_batch_name_slots(struct input_batch *batch, struct staged_step *staged);
 /* A token was drawn for this row; -1: there was none to draw. */
 void input_batch_append_token(struct input_batch *batch, const struct staged_sample *sample,
                               int32_t token);

@@ -165,12 +165,12 @@ static void apply_penalties(struct logit_edits *edits, const struct sampler_row 
     penalise(edits, row->output, row->num_output, row->params);
 }
 
-static bool changes_anything(const struct sampler_row *row)
+bool logit_edits_are_more_than_a_mask(const struct sampler_row *row)
 {
     const struct sampling_params *params = row->params;
 
-    return row->bitmask || params->num_allowed_token_ids > 0 || params->num_bad_words_counts > 0 ||
-           forbids_stops(row) || params->num_logit_bias > 0 || has_penalties(params);
+    return params->num_allowed_token_ids > 0 || params->num_bad_words_counts > 0 || forbids_stops(row) ||
+           params->num_logit_bias > 0 || has_penalties(params);
 }
 
 const float *logit_edits_apply(struct logit_edits *edits, const float *logits,
@@ -178,7 +178,7 @@ const float *logit_edits_apply(struct logit_edits *edits, const float *logits,
 {
     const struct sampling_params *params = row->params;
 
-    if (!changes_anything(row))
+    if (!row->bitmask && !logit_edits_are_more_than_a_mask(row))
         return logits;
     memcpy(edits->edited, logits, sizeof *logits * (size_t)edits->num_tokens);
     if (row->bitmask)

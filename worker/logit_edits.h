@@ -29,6 +29,9 @@ struct sampler_row {
 
 struct logit_edits;
 
+/* Would anything be changed but by the bitmask? The tokens of the row need not be known. */
+bool logit_edits_are_more_than_a_mask(const struct sampler_row *row);
+
 struct logit_edits *logit_edits_new(int32_t first_token, int32_t num_tokens);
 void logit_edits_free(struct logit_edits *edits); /* NULL is fine */
 DEFINE_AUTO_FREE(logit_edits)

@@ -11,6 +11,8 @@ enum status worker_options_read(const struct config *config, struct sim_device *
         .binds_threads = strcmp(config->cpu_bind, "none") != 0,
         .inexact_sums = !config->exact_sums,
         .isa = config->isa,
+        .device = config->device,
+        .cuda_module = config->cuda_module,
         .sim = config->sim ? sim : NULL,
         .max_num_seqs = config->max_num_seqs,
         .max_batched_tokens = config->max_num_batched_tokens,

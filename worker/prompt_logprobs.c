@@ -97,12 +97,15 @@ static enum status run_piece(struct prompt_logprobs *scorer, struct columns *col
 
     scorer->num_rows = 0;
     scorer->num_logprobs = 0;
-    model_logits(options->model, scorer->rows, n, options->logits);
+    TRY(model_logits(options->model, scorer->rows, n, (float *)options->logits->device));
     for (int32_t i = 0; i < n && !options->sampler; i++)
         scorer->results[i] = (struct sampler_result){.token = scorer->queries[i].token, .rank = 1};
-    if (options->sampler)
-        TRY(sampler_logprobs(options->sampler, options->logits, scorer->queries, n,
+    if (options->sampler) {
+        TRY(device_mirror_pull(options->device, options->logits,
+                               n * (int64_t)sizeof(float) * model_shard(options->model)->num_tokens));
+        TRY(sampler_logprobs(options->sampler, (float *)options->logits->host, scorer->queries, n,
                              scorer->results));
+    }
     for (int32_t i = 0; i < n && columns; i++)
         add_token(columns, &scorer->results[i]);
     return OK;

@@ -22,7 +22,8 @@ struct prompt_logprobs_options { /* all borrowed */
     struct model *model;
     struct sampler *sampler; /* NULL: the device has no logits, and every token is certain */
     struct input_batch *batch;
-    float *logits; /* [max_rows, the rank's slice of the vocabulary] */
+    struct device *device;
+    const struct device_mirror *logits; /* [max_rows, the rank's slice of the vocabulary] */
     int32_t max_rows;
     int32_t vocab_size;
 };

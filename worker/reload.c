@@ -166,7 +166,11 @@ static enum status open_and_load(struct reload *reload)
 
     TRY(model_file_open(reload->path, &reload->loaded.file)); /* its sentence has the path */
     TRY(device_open(&(struct device_options){
-                        .name = "cpu", .isa = reload->options.isa, .num_threads = 1},
+                        .name = device_has_own_memory(reload->options.device) ? "cuda" : "cpu",
+                        .isa = reload->options.isa,
+                        .num_threads = 1,
+                        .ordinal = reload->options.ordinal,
+                        .module = reload->options.cuda_module},
                     &dev));
     status = load(reload, dev);
     if (status == OK)

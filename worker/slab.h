@@ -5,8 +5,7 @@
  * and only their sizes are added up, then on the opened one. So what is allocated and what is used
  * cannot differ, and a large model gets large pages.
  *
- * The pieces are written by plain stores: a device whose memory the host cannot reach needs a copy
- * kernel first.
+ * What the host puts into them goes by device_write.
  *
  * Thread: the device thread.
  */

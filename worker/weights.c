@@ -176,13 +176,18 @@ static enum status check_all(const struct loader *loader)
 
 /* ---- reading ------------------------------------------------------------------------------ */
 
-static const float *load_vector(struct loader *loader, const struct tensor *tensor)
+static enum status load_vector(struct loader *loader, const struct tensor *tensor, const float **out)
 {
-    float *vector = slab_take_array(&loader->weights->slab, float, tensor->num_columns);
+    float *place = slab_take_array(&loader->weights->slab, float, tensor->num_columns);
 
-    if (!slab_is_measuring(&loader->weights->slab))
-        tensor_dequantize(tensor->type, tensor->data, 0, tensor->num_columns, vector);
-    return vector;
+    *out = place;
+    if (slab_is_measuring(&loader->weights->slab))
+        return OK;
+
+    AUTO_MEM float *vector = mem_new_array(float, tensor->num_columns);
+
+    tensor_dequantize(tensor->type, tensor->data, 0, tensor->num_columns, vector);
+    return device_write(loader->dev, place, vector, tensor->num_columns * (int64_t)sizeof *vector);
 }
 
 static struct linear_part part_of(const struct loader *loader, const struct tensor_row *row,
@@ -195,8 +200,8 @@ static struct linear_part part_of(const struct loader *loader, const struct tens
     return part;
 }
 
-static void load_table(struct loader *loader, const struct tensor_row *table, int32_t layer,
-                       void *places)
+static enum status load_table(struct loader *loader, const struct tensor_row *table, int32_t layer,
+                              void *places)
 {
     for (const struct tensor_row *row = table, *next; row->name; row = next) {
         struct linear_part parts[LINEAR_MAX_PARTS];
@@ -208,7 +213,7 @@ static void load_table(struct loader *loader, const struct tensor_row *table, in
         if (!tensor)
             continue;
         if (row->rows == DIM_ONE) {
-            *(const float **)place = load_vector(loader, tensor);
+            TRY(load_vector(loader, tensor, place));
             continue;
         }
         parts[num_parts++] = part_of(loader, row, tensor);
@@ -218,6 +223,7 @@ static void load_table(struct loader *loader, const struct tensor_row *table, in
         }
         linear_load(place, &loader->weights->slab, loader->dev, parts, num_parts);
     }
+    return OK;
 }
 
 static enum status load_all(struct loader *loader, const struct model_options *options)
@@ -225,12 +231,12 @@ static enum status load_all(struct loader *loader, const struct model_options *o
     struct weights *weights = loader->weights;
     int32_t num_layers = loader->config->num_layers;
 
-    load_table(loader, loader->tables->of_model, OF_MODEL, weights);
+    TRY(load_table(loader, loader->tables->of_model, OF_MODEL, weights));
     for (int32_t i = 0; i < num_layers; i++) {
         if (options->is_given_up &&
             atomic_load_explicit(options->is_given_up, memory_order_relaxed))
             return fail(ERR_ABORTED, "loading was given up at layer %d of %d", i, num_layers);
-        load_table(loader, loader->tables->of_layer, i, &weights->layers[i]);
+        TRY(load_table(loader, loader->tables->of_layer, i, &weights->layers[i]));
         work_count_add(options->work);
         if (options->progress && !slab_is_measuring(&weights->slab))
             options->progress(options->user, (i + 1.0) / num_layers);

@@ -9,6 +9,7 @@
 #include "worker/comm_hosts.h"
 #include "worker/comm_mpi.h"
 #include "worker/comm_net.h"
+#include "worker/device_draw.h"
 #include "worker/input_batch.h"
 #include "worker/models/model.h"
 #include "worker/prompt_logprobs.h"
@@ -75,6 +76,7 @@ struct step_slot {
     struct command execute, sample;
     struct answer answer;
     struct device_mark begin, executed, sample_begin; /* the device thread's */
+    bool is_drawn_there; /* on the device, which has its tokens until it has passed answer.due */
     struct arena grammar_arena;
     const uint32_t **bitmasks; /* [max_num_seqs] by sample: NULL where none is due */
 };
@@ -112,14 +114,16 @@ struct worker {
 
     /* the device thread's */
     struct device *device;
-    struct comm *comm; /* the wire thread may abort it while it is connected */
+    struct comm *comm; /* of the hosts; the wire thread may abort it while it is connected */
+    struct comm *device_comm; /* of what lies in devices with memory of their own; NULL: none, or comm is */
     struct model *model; /* NULL: asleep without weights */
     struct model *spare; /* beside it; NULL: none */
     struct origin origin, spare_origin; /* the wire thread's while nothing changes */
     struct sampler *sampler; /* NULL: the device draws without logits */
     struct prompt_logprobs *prompt_logprobs;
-    float *logits;           /* [max_num_seqs, tokens of this rank's shard] */
-    size_t logits_bytes;
+    struct device_draw *device_draw; /* NULL: the sampler draws all */
+    int32_t *slots;                  /* [max_num_seqs]: scratch */
+    struct device_mirror logits; /* float: [max_num_seqs, tokens of this rank's shard] */
     struct sampler_row *rows;          /* [max_num_seqs] */
     struct sampler_result *results;    /* [max_num_seqs] */
     struct answer *pending[NUM_STEPS]; /* launched, in order of steps, and not answered */
@@ -146,19 +150,20 @@ static void find_slice(const struct worker *worker, int32_t *first_token_out,
         has_logits ? shard->num_tokens : model_file_vocabulary(worker->file)->num_tokens;
 }
 
+static int64_t logits_row_bytes(const struct worker *worker)
+{
+    return model_shard(worker->model)->num_tokens * (int64_t)sizeof(float);
+}
+
 static enum status make_logits(struct worker *worker)
 {
-    size_t max_rows = (size_t)worker->options.max_num_seqs;
-    void *p;
+    int64_t max_rows = worker->options.max_num_seqs;
 
     worker->rows = mem_new_array(struct sampler_row, max_rows);
     worker->results = mem_new_array(struct sampler_result, max_rows);
     if (device_kernels(worker->device)->draw)
         return OK;
-    worker->logits_bytes = sizeof(float) * max_rows * (size_t)model_shard(worker->model)->num_tokens;
-    TRY(mem_map(worker->logits_bytes, "the logits", &p));
-    worker->logits = p;
-    return OK;
+    return device_mirror_open(worker->device, max_rows * logits_row_bytes(worker), "the logits", &worker->logits);
 }
 
 static void make_sampler(struct worker *worker)
@@ -181,10 +186,26 @@ static void make_sampler(struct worker *worker)
         .model = worker->model,
         .sampler = worker->sampler,
         .batch = worker->batch,
-        .logits = worker->logits,
+        .device = worker->device,
+        .logits = &worker->logits,
         .max_rows = options->max_num_seqs,
         .vocab_size = model_file_config(worker->file)->vocab_size,
     });
+}
+
+/* Where a rank is alone; others' logits would have to be known. */
+static enum status make_device_draw(struct worker *worker)
+{
+    int32_t max_rows = worker->options.max_num_seqs;
+
+    worker->slots = mem_new_array(int32_t, max_rows);
+    if (worker->options.world > 1 || !device_kernels(worker->device)->draw_rows)
+        return OK;
+    return device_draw_new(worker->device,
+                           &(struct device_draw_limits){.rows = max_rows,
+                                                        .slots = num_slots_for(max_rows),
+                                                        .num_tokens = model_shard(worker->model)->num_tokens},
+                           &worker->device_draw);
 }
 
 static struct model_comm_bytes comm_bytes(const struct worker *worker)
@@ -296,12 +317,25 @@ static enum status open_comm(struct worker *worker, const struct worker_meeting 
     return status;
 }
 
+static bool is_on_one_host(const struct worker *worker, const struct worker_meeting *meeting)
+{
+    return !meeting->over_mpi && find_local(&worker->options, meeting->hosts).count == worker->options.world;
+}
+
+static void connect_model(struct worker *worker)
+{
+    model_connect(worker->model, worker->device_comm ? worker->device_comm : worker->comm);
+}
+
 /* Whatever reaches the other ranks, or knows of requests. */
 static enum status connect_ranks(struct worker *worker, const struct command *command)
 {
     if (worker->options.world > 1)
         TRY(open_comm(worker, &command->meeting));
-    model_connect(worker->model, worker->comm);
+    if (worker->comm && device_has_own_memory(worker->device))
+        TRY(comm_open_device(worker->device, worker->comm, worker->options.rank, is_on_one_host(worker, &command->meeting),
+                             &worker->device_comm));
+    connect_model(worker);
     make_sampler(worker);
     return OK;
 }
@@ -317,6 +351,7 @@ static void disconnect_ranks(struct worker *worker)
     drop_sampler(worker);
     if (worker->model)
         model_connect(worker->model, NULL);
+    comm_close(give(worker->device_comm));
     comm_close(give(worker->comm));
 }
 
@@ -334,19 +369,34 @@ static bool find_place(const struct worker_options *options, cpu_set_t *sets)
     return cpus_place(cpus, options->local_rank, options->local_world, options->num_threads, sets);
 }
 
+static bool is_device(const struct worker_options *options, const char *name)
+{
+    return options->device && strcmp(options->device, name) == 0;
+}
+
 /* Before anything is allocated, so that memory is on the node of the threads that write it first. */
 static enum status open_device(const struct worker_options *options, struct device **out)
 {
     AUTO_MEM cpu_set_t *sets = mem_new_array(cpu_set_t, (size_t)options->num_threads);
     bool is_placed = find_place(options, sets);
+    struct device_options device = {.name = options->sim ? "sim" : "cuda",
+                                    .isa = options->isa,
+                                    .num_threads = options->num_threads,
+                                    .cpus = is_placed ? sets : NULL,
+                                    .sim = options->sim,
+                                    .ordinal = options->local_rank,
+                                    .num_users = options->local_world,
+                                    .module = options->cuda_module};
 
     log_debug("%d threads, %s", options->num_threads, is_placed ? "bound" : "not bound");
-    return device_open(&(struct device_options){.name = options->sim ? "sim" : "cpu",
-                                                .isa = options->isa,
-                                                .num_threads = options->num_threads,
-                                                .cpus = is_placed ? sets : NULL,
-                                                .sim = options->sim},
-                       out);
+    if (options->sim || is_device(options, "cuda"))
+        return device_open(&device, out);
+    if (is_device(options, "auto") && device_open(&device, out) == OK)
+        return OK;
+    if (is_device(options, "auto"))
+        log_warn("the CPU is used: %s", fail_text());
+    device.name = "cpu";
+    return device_open(&device, out);
 }
 
 static struct model_options model_options_of(struct worker *worker)
@@ -386,6 +436,7 @@ static enum status load(struct worker *worker)
     worker->origin.fingerprint = model_file_fingerprint(worker->file);
     model_file_drop_pages(worker->file);
     TRY(make_logits(worker));
+    TRY(make_device_draw(worker));
     if (options->world == 1)
         TRY(connect_ranks(worker, &worker->connect));
     worker->memory = (struct worker_memory){
@@ -404,9 +455,12 @@ static void unload(struct worker *worker)
     disconnect_ranks(worker);
     mem_free(worker->rows);
     mem_free(worker->results);
-    mem_unmap(worker->logits, worker->logits_bytes);
     model_free(worker->model);
     model_free(worker->spare);
+    mem_free(worker->slots);
+    device_draw_free(worker->device_draw);
+    if (worker->device)
+        device_mirror_close(worker->device, &worker->logits);
     device_close(worker->device);
 }
 
@@ -422,6 +476,15 @@ static void reply(struct worker *worker, struct answer *answer, int64_t step, en
         ASSERT(false, "%s", fail_text()); /* it holds as many as there are answers */
 }
 
+/* Of this step, on the device alone? */
+static bool are_tokens_there(const struct worker *worker, int64_t step)
+{
+    for (int32_t i = 0; i < worker->num_pending; i++)
+        if (worker->pending[i]->step == step)
+            return worker->steps[step & 1].is_drawn_there;
+    return false;
+}
+
 static enum status execute_model(struct worker *worker, int64_t step)
 {
     struct staged_step *staged = input_batch_staged(worker->batch, step);
@@ -429,13 +492,21 @@ static enum status execute_model(struct worker *worker, int64_t step)
     struct step_slot *slot = &worker->steps[step & 1];
 
     ASSERT(staged->step == step);
-    input_batch_fill_ids(worker->batch, staged);
+    if (are_tokens_there(worker, step - 1))
+        input_batch_name_slots(worker->batch, staged);
+    else
+        input_batch_fill_ids(worker->batch, staged);
     device_mark(worker->device, &slot->begin);
+    if (worker->device_draw)
+        model_read_last_tokens(worker->model, device_draw_last_tokens(worker->device_draw));
     TRY(model_forward(worker->model, &staged->batch, staged->ids, staged->sample_rows,
-                      staged->num_samples, worker->logits));
+                      staged->num_samples, (float *)worker->logits.device));
     device_mark(worker->device, &slot->executed);
     return OK;
 }
+
+static int64_t answer_finished_steps(struct worker *worker);
+static void note_device_step(struct worker *worker, int64_t step);
 
 /* The columns of the answer while it grows. */
 struct output_columns {
@@ -497,19 +568,38 @@ static struct sampler_row row_of(const struct worker *worker, const struct stage
     };
 }
 
+static void make_rows(struct worker *worker, const struct staged_step *staged, const struct step_slot *slot)
+{
+    for (int32_t i = 0; i < staged->num_samples; i++)
+        worker->rows[i] = row_of(worker, &staged->samples[i], slot->bitmasks[i]);
+}
+
+static bool is_to_be_drawn_there(const struct worker *worker, const struct staged_step *staged)
+{
+    return worker->device_draw && staged->num_prompt_runs == 0 && device_draw_can(worker->rows, staged->num_samples);
+}
+
+static enum status launch_draw(struct worker *worker, const struct staged_step *staged)
+{
+    for (int32_t i = 0; i < staged->num_samples; i++)
+        worker->slots[i] = staged->samples[i].slot;
+    return device_draw_launch(worker->device_draw, staged->step, (float *)worker->logits.device, worker->rows,
+                              worker->slots, staged->num_samples);
+}
+
 /* Every rank draws every row's token: the same. */
-static enum status draw_tokens(struct worker *worker, const struct staged_step *staged,
-                               const struct step_slot *slot)
+static enum status draw_tokens(struct worker *worker, const struct staged_step *staged)
 {
     int32_t n = staged->num_samples;
 
-    for (int32_t i = 0; i < n; i++) {
-        worker->rows[i] = row_of(worker, &staged->samples[i], slot->bitmasks[i]);
-        if (!worker->sampler)
-            worker->results[i] = draw_row(worker, &staged->samples[i], &worker->rows[i]);
+    for (int32_t i = 0; i < n && !worker->sampler; i++)
+        worker->results[i] = draw_row(worker, &staged->samples[i], &worker->rows[i]);
+    if (worker->sampler) {
+        TRY(device_mirror_pull(worker->device, &worker->logits, n * logits_row_bytes(worker)));
+        /* The step before may have been drawn on the device, and its tokens count here. */
+        answer_finished_steps(worker);
+        return sampler_run(worker->sampler, (float *)worker->logits.host, worker->rows, n, worker->results);
     }
-    if (worker->sampler)
-        return sampler_run(worker->sampler, worker->logits, worker->rows, n, worker->results);
     /* What the sampler's exchange would take. */
     return worker->comm ? comm_all_gather(worker->comm, NULL, 32 * n, 32 * n, NULL, NULL) : OK;
 }
@@ -548,7 +638,7 @@ static void write_answer(const struct worker *worker, const struct staged_step *
         columns.positions[i] = staged->samples[i].position;
         columns.tokens[i] = result->token;
         columns.logprob_counts[i] = columns.ranks[i] = 0;
-        if (worker->rows[i].params->logprobs >= 0)
+        if (input_batch_params(worker->batch, staged->samples[i].slot)->logprobs >= 0)
             add_logprobs(&columns, i, result);
     }
     answer->output.slots = columns.slots;
@@ -560,6 +650,12 @@ static void write_answer(const struct worker *worker, const struct staged_step *
     answer->output.logprob_token_ids = columns.logprob_tokens;
     answer->output.logprobs = columns.logprobs;
     answer->output.num_logprobs = columns.num_logprobs;
+}
+
+static void append_tokens(struct worker *worker, const struct staged_step *staged)
+{
+    for (int32_t i = 0; i < staged->num_samples; i++)
+        input_batch_append_token(worker->batch, &staged->samples[i], worker->results[i].token);
 }
 
 static enum status sample(struct worker *worker, int64_t step)
@@ -574,15 +670,33 @@ static enum status sample(struct worker *worker, int64_t step)
         .num_rows = staged->batch.num_requests,
     };
     device_mark(worker->device, &slot->sample_begin);
-    TRY(draw_tokens(worker, staged, slot));
+    make_rows(worker, staged, slot);
+    slot->is_drawn_there = is_to_be_drawn_there(worker, staged);
+    if (slot->is_drawn_there) {
+        TRY(launch_draw(worker, staged));
+        device_mark(worker->device, &slot->answer.due);
+        return OK;
+    }
+    TRY(draw_tokens(worker, staged));
     if (worker->options.rank == 0)
         write_answer(worker, staged, &slot->answer);
     TRY(prompt_logprobs_run(worker->prompt_logprobs, staged, &slot->answer.arena,
                             worker->options.rank == 0 ? &slot->answer.output : NULL));
-    for (int32_t i = 0; i < staged->num_samples; i++)
-        input_batch_append_token(worker->batch, &staged->samples[i], worker->results[i].token);
+    append_tokens(worker, staged);
     device_mark(worker->device, &slot->answer.due);
     return OK;
+}
+
+/* The device has passed the end of the step: its tokens are there. */
+static void take_drawn_tokens(struct worker *worker, struct step_slot *slot)
+{
+    const struct staged_step *staged = input_batch_staged(worker->batch, slot->answer.step);
+    const int32_t *tokens = device_draw_tokens(worker->device_draw, slot->answer.step);
+
+    for (int32_t i = 0; i < staged->num_samples; i++)
+        worker->results[i] = (struct sampler_result){.token = tokens[i]};
+    write_answer(worker, staged, &slot->answer);
+    append_tokens(worker, staged);
 }
 
 /* Rank 0's answers have tokens, so they wait for the device; the others only say that they are in step. */
@@ -593,23 +707,34 @@ static bool is_due(const struct worker *worker, const struct answer *answer, int
     return has_passed || worker->options.rank > 0;
 }
 
+/* When the device got to a mark that it has passed. */
+static int64_t passed_ns(const struct worker *worker, const struct device_mark *mark)
+{
+    int64_t ns;
+
+    device_has_passed(worker->device, mark, &ns);
+    return ns;
+}
+
 /* Where the time of a step went, by the device's own clock. */
 static void note_times(struct worker *worker, struct step_slot *slot, int64_t end_ns)
 {
     const struct staged_step *staged = input_batch_staged(worker->batch, slot->answer.step);
     struct model_runner_output *output = &slot->answer.output;
+    int64_t begin_ns = passed_ns(worker, &slot->begin), executed_ns = passed_ns(worker, &slot->executed),
+            sample_begin_ns = passed_ns(worker, &slot->sample_begin);
 
     output->prepare_ns = staged->prepare_ns;
-    output->execute_ns = slot->executed.ns - slot->begin.ns;
-    output->sample_ns = end_ns - slot->sample_begin.ns;
-    output->idle_ns = slot->sample_begin.ns - slot->executed.ns;
+    output->execute_ns = executed_ns - begin_ns;
+    output->sample_ns = end_ns - sample_begin_ns;
+    output->idle_ns = sample_begin_ns - executed_ns;
     if (worker->last_end_ns > 0)
-        output->idle_ns += slot->begin.ns - worker->last_end_ns;
+        output->idle_ns += begin_ns - worker->last_end_ns;
     worker->last_end_ns = end_ns;
     if (!trace_is_on())
         return;
-    trace_add("execute_model", slot->begin.ns, slot->executed.ns, staged->step);
-    trace_add("sample", slot->sample_begin.ns, end_ns, staged->step);
+    trace_add("execute_model", begin_ns, executed_ns, staged->step);
+    trace_add("sample", sample_begin_ns, end_ns, staged->step);
 }
 
 /* Gives the answers of steps that the device has finished; says when to look for the next one. */
@@ -619,14 +744,32 @@ static int64_t answer_finished_steps(struct worker *worker)
 
     while (worker->num_pending > 0 && is_due(worker, worker->pending[0], &ns)) {
         struct answer *answer = worker->pending[0];
+        struct step_slot *slot = &worker->steps[answer->step & 1];
 
         worker->pending[0] = worker->pending[1];
         worker->num_pending--;
-        note_times(worker, &worker->steps[answer->step & 1], ns);
+        note_times(worker, slot, ns);
+        if (slot->is_drawn_there)
+            take_drawn_tokens(worker, slot);
+        if (atomic_load_explicit(&worker->device_step, memory_order_relaxed) == answer->step)
+            note_device_step(worker, -1); /* nothing behind it was launched */
         reply(worker, answer, answer->step, OK);
         ns = INT64_MAX;
     }
+    if (worker->num_pending > 0 && device_check(worker->device) != OK) {
+        reply(worker, worker->pending[0], worker->pending[0]->step, ERR_INTERNAL);
+        worker->num_pending = 0;
+        return INT64_MAX;
+    }
     return ns;
+}
+
+/* For heartbeats: the step that is on the device, -1: none. */
+static void note_device_step(struct worker *worker, int64_t step)
+{
+    if (atomic_load_explicit(&worker->device_step, memory_order_relaxed) != step)
+        atomic_store_explicit(&worker->device_since_ns, clock_now_ns(), memory_order_relaxed);
+    atomic_store_explicit(&worker->device_step, step, memory_order_relaxed);
 }
 
 /* Runs the step, or launches it where the device runs behind. */
@@ -638,13 +781,13 @@ static void run_step(struct worker *worker, const struct command *command)
 
     if (worker->has_failed)
         return; /* the engine has been told: it ends this rank, or has it reset */
-    atomic_store_explicit(&worker->device_since_ns, clock_now_ns(), memory_order_relaxed);
-    atomic_store_explicit(&worker->device_step, command->step, memory_order_relaxed);
+    note_device_step(worker, command->step);
     status = injected_fault_strike(&worker->options.fault, worker->options.rank, command->step,
                                    executes ? FAULT_IN_EXECUTE_MODEL : FAULT_IN_SAMPLE);
     if (status == OK)
         status = executes ? execute_model(worker, command->step) : sample(worker, command->step);
-    atomic_store_explicit(&worker->device_step, -1, memory_order_relaxed);
+    if (!device_has_own_memory(worker->device) || status != OK)
+        note_device_step(worker, -1);
     if (status != OK) {
         reply(worker, &slot->answer, command->step, status);
     } else if (!executes) {
@@ -692,7 +835,7 @@ static enum status load_weights_again(struct worker *worker)
                     fingerprint, worker->origin.fingerprint);
     TRY(load_weights(worker));
     model_file_drop_pages(worker->origin.file);
-    model_connect(worker->model, worker->comm);
+    connect_model(worker);
     worker->weights.weight_bytes = model_weight_bytes(worker->model);
     return OK;
 }
@@ -714,9 +857,9 @@ static void swap_weights_now(struct worker *worker)
 
     drop_sampler(worker);
     model_take_kv(worker->spare, replaced);
-    model_connect(worker->spare, worker->comm);
     model_connect(replaced, NULL);
     worker->model = worker->spare;
+    connect_model(worker);
     worker->origin = worker->spare_origin;
     worker->spare = replaced;
     worker->spare_origin = origin;
@@ -1192,6 +1335,8 @@ enum status worker_load_weights(struct worker *worker, const char *path)
                                               .running = worker->file,
                                               .model = model_options_of(worker),
                                               .isa = worker->options.isa,
+                                              .cuda_module = worker->options.cuda_module,
+                                              .ordinal = worker->options.local_rank,
                                               .device = worker->device},
                      &worker->answers, &worker->reload));
     worker->weights.spare = SPARE_LOADING;

@@ -32,6 +32,8 @@ struct worker_options {
     bool over_mpi;              /* ranks will meet by MPI: they join it before they load, as it takes its time */
     bool binds_threads;         /* where proto/base/cpus.h has places for them; never the wire thread */
     const char *isa;            /* NULL: the best there is */
+    const char *device;         /* "cpu", "cuda", or "auto": cuda if it can be had; NULL: cpu */
+    const char *cuda_module;    /* see device_options; NULL: beside the program */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
     struct injected_fault fault; /* zeroed: none */
     int32_t max_num_seqs;

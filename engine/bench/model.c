@@ -20,7 +20,7 @@
 enum { DEFAULT_BATCHED_TOKENS = 2048, MAX_ROUNDS = 1000 };
 
 struct model_settings {
-    char *model, *load_format, *dummy_type, *isa, *executor, *cpu_bind;
+    char *model, *load_format, *dummy_type, *device, *cuda_module, *isa, *executor, *cpu_bind;
     int32_t prefill, decode, batch, threads, tp, rounds;
     bool exact_sums, async_scheduling;
 };
@@ -53,7 +53,7 @@ static enum status parse_config(const struct model_settings *settings, struct co
 {
     AUTO_MEM char *tp = mem_printf("%d", settings->tp);
     AUTO_MEM char *threads = mem_printf("%d", settings->threads);
-    char *argv[24] = {
+    char *argv[28] = {
         (char *)"model",
         (char *)"--model",
         settings->model,
@@ -61,6 +61,8 @@ static enum status parse_config(const struct model_settings *settings, struct co
         settings->load_format,
         (char *)"--dummy-type",
         settings->dummy_type,
+        (char *)"--device",
+        settings->device,
         (char *)"--tp",
         tp,
         (char *)"--threads",
@@ -74,7 +76,7 @@ static enum status parse_config(const struct model_settings *settings, struct co
         (char *)"0",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
     };
-    int argc = 19;
+    int argc = 21;
 
     if (!settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE");
@@ -83,6 +85,10 @@ static enum status parse_config(const struct model_settings *settings, struct co
     if (settings->isa) {
         argv[argc++] = (char *)"--isa";
         argv[argc++] = settings->isa;
+    }
+    if (settings->cuda_module) {
+        argv[argc++] = (char *)"--cuda-module";
+        argv[argc++] = settings->cuda_module;
     }
     if (settings->executor) {
         argv[argc++] = (char *)"--executor";
@@ -332,6 +338,16 @@ static double best_isa(const char *wanted)
     return i;
 }
 
+/* Of what all ranks read. GPUs: as if each rank had one of its own. */
+static enum status measure_bandwidth(const struct config *config, int32_t threads, double *gb_s_out)
+{
+    if (strcmp(config->device, "cuda") != 0)
+        return limit_read_gb_s(threads * config->tp, gb_s_out);
+    TRY(limit_gpu_read_gb_s(config->cuda_module, gb_s_out));
+    *gb_s_out *= config->tp;
+    return OK;
+}
+
 static enum status measure(const struct model_settings *settings, struct config *config,
                            const struct model_file *file, double *figures_out)
 {
@@ -345,12 +361,12 @@ static enum status measure(const struct model_settings *settings, struct config 
 
     TRY(find_shape(settings, model->max_position, &bench.shape));
     fit(config, &bench.shape);
-    TRY(limit_read_gb_s(threads * config->tp, &before));
+    TRY(measure_bandwidth(config, threads, &before));
     TRY(engine_new(config, file, NULL, NULL, &bench.engine));
     bench.prompts = mem_new_array(token_id, (size_t)bench.shape.batch * (size_t)bench.shape.prompt);
     TRY(run_rounds(&bench, settings->rounds, &rates));
     engine_memory(bench.engine, &memory);
-    TRY(limit_read_gb_s(threads * config->tp, &after));
+    TRY(measure_bandwidth(config, threads, &after));
 
     double kv_bytes = kv_bytes_per_step(model, &memory, &bench.shape);
     double bandwidth = MAX(before, after);
@@ -409,6 +425,8 @@ static const struct option options[] = {
     ROW(threads, OPTION_I32, "0", "of a rank; 0: as the engine chooses", .most = 1024),
     ROW(cpu_bind, OPTION_WORD, "auto", "as of the engine", .words = "auto none"),
     ROW(tp, OPTION_I32, "1", "ranks that share the model", .least = 1, .most = MAX_RANKS),
+    ROW(device, OPTION_WORD, "cpu", "as of the engine", .words = "cpu cuda"),
+    ROW(cuda_module, OPTION_TEXT, NULL, "as of the engine", .value = "FILE"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avx512"),
     ROW(executor, OPTION_WORD, NULL, "where the ranks run; uniproc for one",
         .words = "uniproc multiproc"),

@@ -90,7 +90,7 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
     ASSERT(block_bytes > 0, "%lld bytes a block", (long long)block_bytes);
     if (num_blocks == 0) {
         if (budget == 0)
-            budget = config->sim ? available_bytes / 10 * 9
+            budget = config->sim || strcmp(config->device, "cuda") == 0 ? available_bytes / 10 * 9
                                  : MIN(available_bytes / 2, DEFAULT_KV_BYTES_MAX);
         num_blocks = budget / block_bytes;
         if (num_blocks < needed)

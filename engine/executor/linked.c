@@ -94,7 +94,8 @@ static enum status size_kv_cache(struct linked_executor *linked,
         info->memory.step_weight_bytes += ranks[rank].ready.step_weights_bytes;
         info->memory.kv_block_bytes += ranks[rank].ready.kv_block_bytes;
     }
-    if (options->config->sim) /* each rank has a device's memory to itself */
+    /* Each rank tells of memory that it has to itself. */
+    if (options->config->sim || strcmp(options->config->device, "cuda") == 0)
         available *= linked->link.world;
     TRY(executor_plan_kv(options->config, info->max_model_len, info->num_ranks, block_bytes,
                          available, &info->num_kv_blocks));

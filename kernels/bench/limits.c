@@ -1,7 +1,7 @@
 #include "kernels/bench/limits.h"
 
 #include "kernels/cpu/team.h"
-#include "kernels/kernels.h"
+#include "kernels/device.h"
 
 #include "proto/base/clock.h"
 #include "proto/base/memory.h"
@@ -254,6 +254,17 @@ enum status limit_float_gop_s(const char *isa, int32_t num_threads, double *gop_
 
     *gop_s_out = 0;
     return row->isa ? measure(row->floats, row->float_ops, num_threads, gop_s_out) : OK;
+}
+
+enum status limit_gpu_read_gb_s(const char *module, double *gb_s_out)
+{
+    struct device *dev;
+    enum status status;
+
+    TRY(device_open(&(struct device_options){.name = "cuda", .num_threads = 1, .module = module}, &dev));
+    status = dev->ops->limit_read_gb_s(dev, gb_s_out);
+    device_close(dev);
+    return status;
 }
 
 const char *limit_isa(const char *wanted)

@@ -20,6 +20,9 @@ int64_t limit_clock_ns(int32_t num_threads);
  * the free memory where that is less): more than caches hold. ERR_NO_MEMORY, ERR_IO: no threads. */
 MUST_USE enum status limit_read_gb_s(int32_t num_threads, double *gb_s_out);
 
+/* The same of the first GPU and its memory. module: see device_options; failures as device_open. */
+MUST_USE enum status limit_gpu_read_gb_s(const char *module, double *gb_s_out);
+
 /* Microseconds until all threads have begun and ended an operation in which there is nothing to do: what
  * a kernel that runs on several threads can't go below. 1 thread: 0. */
 MUST_USE enum status limit_barrier_us(int32_t num_threads, double *us_out);

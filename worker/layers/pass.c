@@ -140,6 +140,14 @@ enum status pass_add_linear(struct pass *pass, const struct linear *linear, int3
 
 void pass_observe(struct pass *pass, int32_t layer)
 {
-    if (pass->observer)
-        pass->observer(pass->observer_user, layer, pass->residual);
+    int64_t count = (int64_t)pass->batch->rows * pass->config->hidden_size;
+
+    if (!pass->observer)
+        return;
+
+    AUTO_MEM float *residual = mem_new_array(float, count);
+    enum status status = device_read(pass->dev, residual, pass->residual, count * (int64_t)sizeof *residual);
+
+    ASSERT(status == OK, "%s", fail_text());
+    pass->observer(pass->observer_user, layer, residual);
 }

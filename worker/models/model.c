@@ -1,5 +1,8 @@
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
 #include "worker/layers/embedding.h"
 #include "worker/models/architecture.h"
+#include "worker/models/step_inputs.h"
 
 /* From this many rows on, what adding and norming them on every rank costs is more than one more wait for
  * the other ranks. */
@@ -16,7 +19,10 @@ struct model {
     struct slab workspaces;
     struct slab kv_cache;
     struct kv_layer *kv;     /* [num_layers] */
-    int32_t *kv_head_of;     /* [shard.num_heads] */
+    struct step_inputs inputs;
+    struct batch_view batch; /* of the step, as kernels read it */
+    const int32_t *last_tokens; /* see model_read_last_tokens */
+    struct recordings *recordings; /* NULL: the device can't */
     const double **parts;    /* [world] */
     int64_t *gathered_bytes; /* [world] */
     struct pass pass;
@@ -42,14 +48,16 @@ static enum status check_rope(const struct model *model)
     return OK;
 }
 
-static void deal_heads(struct model *model)
+static enum status deal_heads(struct model *model)
 {
     const struct shard *shard = &model->shard;
     int32_t heads_per_kv_head = model->config.num_heads / model->config.num_kv_heads;
+    AUTO_MEM int32_t *kv_head_of = mem_new_array(int32_t, shard->num_heads);
 
-    model->kv_head_of = mem_new_array(int32_t, shard->num_heads);
     for (int32_t i = 0; i < shard->num_heads; i++)
-        model->kv_head_of[i] = (shard->first_head + i) / heads_per_kv_head - shard->first_kv_head;
+        kv_head_of[i] = (shard->first_head + i) / heads_per_kv_head - shard->first_kv_head;
+    return device_write(model->pass.dev, (int32_t *)model->pass.kv_head_of, kv_head_of,
+                        shard->num_heads * (int64_t)sizeof *kv_head_of);
 }
 
 static bool reads_floats(const struct linear *linear)
@@ -111,6 +119,7 @@ static void take_workspaces(struct model *model)
     else
         pass->gathered = slab_take_array(
             slab, float, (int64_t)(SUM_ROWS + shard->world) * config->hidden_size);
+    pass->kv_head_of = slab_take_array(slab, int32_t, shard->num_heads);
     pass->rope.cos_sin = slab_take_array(slab, float, rope_floats);
     if (config->sliding_window > 0)
         pass->rope_local.cos_sin = slab_take_array(slab, float, rope_floats);
@@ -146,34 +155,50 @@ void model_connect(struct model *model, struct comm *comm)
     model->pass.common = take_common(&slab, &model->config, model->max_rows);
 }
 
-static void fill_rope(struct model *model, struct rope_table *table,
-                      const struct rope_frequencies *frequencies)
+static enum status fill_rope(struct model *model, struct rope_table *table,
+                             const struct rope_frequencies *frequencies)
 {
+    int64_t count = (int64_t)model->max_position * frequencies->dim;
+    float *place = (float *)table->cos_sin;
+
     table->dim = frequencies->dim;
     table->adjacent = model->architecture->rope_adjacent;
-    rope_fill((float *)table->cos_sin, model->max_position, frequencies);
+    if (!device_has_own_memory(model->pass.dev)) {
+        rope_fill(place, model->max_position, frequencies);
+        return OK;
+    }
+
+    AUTO_MEM float *cos_sin = mem_new_array(float, count);
+
+    rope_fill(cos_sin, model->max_position, frequencies);
+    return device_write(model->pass.dev, place, cos_sin, count * (int64_t)sizeof *cos_sin);
 }
 
 /* Sliding-window layers look so near that scaling never applies to them. */
-static void fill_ropes(struct model *model)
+static enum status fill_ropes(struct model *model)
 {
     const struct model_config *config = &model->config;
+    AUTO_MEM float *factors = mem_new_array(float, config->rope_dim / 2 + 1);
 
-    fill_rope(
+    if (model->weights.rope_factors)
+        TRY(device_read(model->pass.dev, factors, model->weights.rope_factors,
+                        config->rope_dim / 2 * (int64_t)sizeof *factors));
+    TRY(fill_rope(
         model, &model->pass.rope,
         &(struct rope_frequencies){
             .dim = config->rope_dim,
             .base = config->rope_theta,
             .factor = config->rope_scaling == ROPE_SCALING_LINEAR ? config->rope_scaling_factor : 1,
-            .factors = model->weights.rope_factors,
-        });
+            .factors = model->weights.rope_factors ? factors : NULL,
+        }));
     if (config->sliding_window > 0)
-        fill_rope(model, &model->pass.rope_local,
-                  &(struct rope_frequencies){
-                      .dim = config->rope_dim,
-                      .base = config->rope_theta_local,
-                      .factor = 1,
-                  });
+        TRY(fill_rope(model, &model->pass.rope_local,
+                      &(struct rope_frequencies){
+                          .dim = config->rope_dim,
+                          .base = config->rope_theta_local,
+                          .factor = 1,
+                      }));
+    return OK;
 }
 
 static void make_pass(struct model *model, struct device *dev)
@@ -185,7 +210,6 @@ static void make_pass(struct model *model, struct device *dev)
     pass->config = &model->config;
     pass->shard = &model->shard;
     pass->weights = &model->weights;
-    pass->kv_head_of = model->kv_head_of;
     pass->parts = model->parts = mem_new_array(const double *, model->shard.world);
     pass->gathered_bytes = model->gathered_bytes = mem_new_array(int64_t, model->shard.world);
 }
@@ -211,11 +235,19 @@ enum status model_load(struct device *dev, const struct model_file *file,
     take_workspaces(model); /* measures */
     TRY(slab_open(&model->workspaces, dev, "the workspaces of a step"));
     take_workspaces(model);
-    deal_heads(model);
     make_pass(model, dev);
     model->pass.inexact_sums = options->inexact_sums;
     model->pass.work = options->work;
-    fill_ropes(model);
+    TRY(deal_heads(model));
+    TRY(fill_ropes(model));
+    TRY(step_inputs_open(&model->inputs, dev,
+                         &(struct step_inputs_limits){.rows = model->max_rows,
+                                                      .requests = MIN(model->max_rows, model->max_logit_rows),
+                                                      .logit_rows = model->max_logit_rows,
+                                                      .position = model->max_position}));
+
+    if (device_can_record(dev))
+        model->recordings = recordings_new(dev, MIN(model->max_rows, model->max_logit_rows), model->max_position);
 
     *out = give(model);
     return OK;
@@ -225,11 +257,12 @@ void model_free(struct model *model)
 {
     if (!model)
         return;
+    recordings_free(model->recordings);
     slab_close(&model->kv_cache);
     slab_close(&model->workspaces);
+    step_inputs_close(&model->inputs);
     weights_close(&model->weights);
     mem_free(model->kv);
-    mem_free(model->kv_head_of);
     mem_free(model->parts);
     mem_free(model->gathered_bytes);
     mem_free(model);
@@ -271,6 +304,8 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
 {
     ASSERT(!model->kv && num_blocks > 0);
     model->kv = mem_new_array(struct kv_layer, model->config.num_layers);
+    model->inputs.spare_block = num_blocks;
+    num_blocks += model->recordings != NULL;
     slab_take(&model->kv_cache, num_blocks * model_kv_block_bytes(model)); /* measures */
 
     enum status status = slab_open(&model->kv_cache, model->pass.dev, "the KV cache");
@@ -287,8 +322,15 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
     return OK;
 }
 
+static void forget_recordings(struct model *model)
+{
+    if (model->recordings)
+        recordings_forget(model->recordings);
+}
+
 void model_free_kv(struct model *model)
 {
+    forget_recordings(model);
     slab_close(&model->kv_cache);
     mem_free(give(model->kv));
     model->pass.kv = NULL;
@@ -302,13 +344,18 @@ int64_t model_kv_bytes(const struct model *model)
 void model_adopt(struct model *model, struct device *dev, struct work_count *work)
 {
     ASSERT(!model->kv && device_kernels(dev) == model->pass.kernels);
-    model->weights.slab.dev = model->workspaces.dev = model->pass.dev = dev;
+    model->weights.slab.dev = model->workspaces.dev = model->inputs.dev = model->pass.dev = dev;
     model->pass.work = work;
+    if (model->recordings)
+        recordings_adopt(model->recordings, dev);
 }
 
 void model_take_kv(struct model *model, struct model *from)
 {
     ASSERT(!model->kv && model_kv_block_bytes(model) == model_kv_block_bytes(from));
+    forget_recordings(model);
+    forget_recordings(from);
+    model->inputs.spare_block = from->inputs.spare_block;
     model->kv = give(from->kv);
     model->kv_cache = from->kv_cache;
     model->pass.kv = model->kv;
@@ -316,18 +363,82 @@ void model_take_kv(struct model *model, struct model *from)
     from->pass.kv = NULL;
 }
 
+void model_read_last_tokens(struct model *model, const int32_t *last_tokens)
+{
+    model->last_tokens = last_tokens;
+}
+
 /* ---- a step --------------------------------------------------------------------------------- */
+
+static int32_t last_position(const struct batch_view *batch)
+{
+    int32_t last = 0;
+
+    for (int32_t i = 0; i < batch->rows; i++)
+        last = MAX(last, batch->positions[i]);
+    return last;
+}
+
+/* Does every request have one row, which samples? And is there nobody to meet or to show the residual to on the way? */
+static bool can_be_recorded(const struct model *model, const struct batch_view *batch, int32_t num_logit_rows,
+                            struct recording_sizes *sizes)
+{
+    if (!model->recordings || model->pass.comm || model->pass.observer || batch->rows != batch->num_requests ||
+        batch->rows != num_logit_rows)
+        return false;
+    return recordings_round_up(model->recordings, batch->rows, last_position(batch), sizes);
+}
+
+static enum status record(struct model *model, struct device_recording **out)
+{
+    struct device *dev = model->pass.dev;
+    enum status status, ended;
+
+    TRY(device_record(dev));
+    status = model->architecture->forward(&model->pass);
+    ended = device_end_record(dev, out);
+    if (status == OK || ended != OK)
+        return ended;
+    device_recording_free(dev, *out);
+    return status;
+}
+
+static enum status replay(struct model *model, const struct recording_sizes *sizes)
+{
+    struct device_recording *recording = recordings_find(model->recordings, sizes);
+
+    if (!recording) {
+        int64_t start_ns = clock_now_ns();
+
+        TRY(record(model, &recording));
+        recordings_add(model->recordings, sizes, recording);
+        log_debug("a pass of %d rows up to position %d is recorded, in %.1f ms", sizes->rows, sizes->position,
+                  clock_ms(clock_now_ns() - start_ns));
+    }
+    work_count_add(model->pass.work);
+    return device_replay(model->pass.dev, recording);
+}
 
 enum status model_forward(struct model *model, const struct batch_view *batch, const int32_t *ids,
                           const int32_t *logit_rows, int32_t num_logit_rows, float *logits_out)
 {
     struct pass *pass = &model->pass;
+    struct recording_sizes sizes;
+    bool is_recorded;
 
     ASSERT(pass->kv, "model_alloc_kv comes first");
     ASSERT(batch->rows > 0 && batch->rows <= model->max_rows, "%d rows", batch->rows);
     ASSERT(num_logit_rows >= 0 && num_logit_rows <= model->max_logit_rows, "%d logit rows",
            num_logit_rows);
-    pass->batch = batch;
+    if (logits_out != pass->logits_out && model->recordings)
+        recordings_forget(model->recordings); /* they write to where it was */
+    model->batch = *batch;
+    is_recorded = can_be_recorded(model, batch, num_logit_rows, &sizes);
+    if (is_recorded)
+        num_logit_rows = sizes.rows;
+    TRY(step_inputs_put(&model->inputs, &model->batch, &ids, model->last_tokens, is_recorded ? &sizes : NULL));
+    TRY(step_inputs_put_rows(&model->inputs, &logit_rows, MIN(num_logit_rows, batch->rows), num_logit_rows));
+    pass->batch = &model->batch;
     pass->ids = ids;
     pass->logit_rows = logit_rows;
     pass->num_logit_rows = num_logit_rows;
@@ -335,20 +446,22 @@ enum status model_forward(struct model *model, const struct batch_view *batch, c
     /* An observer wants all rows of the residual on every rank. */
     pass->shares_rows = pass->common.q && batch->rows >= SHARED_ROWS && !pass->observer;
     pass->normed = pass->shares_rows ? pass->common : pass->own;
-    return model->architecture->forward(pass);
+    return is_recorded ? replay(model, &sizes) : model->architecture->forward(pass);
 }
 
-void model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,
-                  float *logits_out)
+enum status model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,
+                         float *logits_out)
 {
     struct pass *pass = &model->pass;
 
     ASSERT(num_logit_rows >= 0 && num_logit_rows <= model->max_logit_rows, "%d logit rows",
            num_logit_rows);
+    TRY(step_inputs_put_rows(&model->inputs, &logit_rows, num_logit_rows, num_logit_rows));
     pass->logit_rows = logit_rows;
     pass->num_logit_rows = num_logit_rows;
     pass->logits_out = logits_out;
     embedding_logits(pass);
+    return OK;
 }
 
 void model_observe(struct model *model, model_observer *observer, void *user)

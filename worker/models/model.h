@@ -74,11 +74,15 @@ void model_adopt(struct model *model, struct device *dev, struct work_count *wor
 /* Gets the KV cache of `from`, a model of the same shape, which has none then. */
 void model_take_kv(struct model *model, struct model *from);
 
+/* Ids of a step that are negative are last_tokens[-1 - id] from now on, memory of a device of its own; NULL: there are
+ * none. */
+void model_read_last_tokens(struct model *model, const int32_t *last_tokens);
+
 /*
  * One step. ids: [batch->rows] tokens. logit_rows: [num_logit_rows] ascending rows of the batch
  * whose logits are wanted. logits_out: [num_logit_rows, shard->num_tokens], this rank's slice of
- * the vocabulary. Every rank of the group calls this with the same batch. ERR_ABORTED when a peer
- * is gone.
+ * the vocabulary, memory of the device; all else is the host's. Every rank of the group calls this with
+ * the same batch. ERR_ABORTED when a peer is gone; failures of the device.
  */
 MUST_USE enum status model_forward(struct model *model, const struct batch_view *batch,
                                    const int32_t *ids, const int32_t *logit_rows,
@@ -86,8 +90,8 @@ MUST_USE enum status model_forward(struct model *model, const struct batch_view 
 
 /* The logits of other rows of the last step, or of the same once more: as for model_forward, but that
  * no other rank need do the same. */
-void model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,
-                  float *logits_out);
+MUST_USE enum status model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,
+                                  float *logits_out);
 
 /* Lets tests see the residual stream, [rows, hidden], after the embedding (layer -1) and after each
  * layer. NULL: no more. */

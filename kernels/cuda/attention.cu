@@ -1,0 +1,281 @@
+/*
+ * Attention, with the bits of ref/attention.c.
+ *
+ * Blocks of threads take few queries or many (attention_work.cuh says what a query is). Few: each key and value is
+ * read once for the heads that share it, which is what takes time where requests have a row each; requests that are
+ * long, or so few that processors would be idle, are shared out in groups of tiles. Many: prompts, where it is
+ * arithmetic that takes time; a block goes through all that its queries see. The host knows no more than counts, so
+ * it launches enough blocks for any rows of that number; those that find nothing to do end at once.
+ */
+#include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/state.h"
+
+template <typename S>
+static __device__ __forceinline__ void attend_queries(const struct attention_task &task,
+                                                      const struct shared_arrays &arrays, struct work *work)
+{
+    struct slabs slabs = begin_slabs<S>(task, *work, arrays.slabs);
+    struct place place = find_place<S>(*work, arrays.weights, task.kv.head_dim);
+    struct softmax<S> rows, tile;
+
+    load_queries<S>(task, *work, arrays.q);
+    clear<S>(&rows);
+    for (int32_t t = work->first / KV_TILE_TOKENS; t * KV_TILE_TOKENS < work->end; t++) {
+        attend_tile<S>(place, arrays, work, &slabs, t, &tile);
+        put_tile<S>(task, place, t, &rows, tile);
+    }
+    put_rows<S>(task, place, rows);
+}
+
+template <typename S>
+static __global__ void __launch_bounds__(THREADS, S::QUERIES > 8 ? 2 : 4) attend(const struct attention_task task)
+{
+    __shared__ struct work work;
+    char *memory = dynamic_shared();
+    struct shared_arrays arrays;
+
+    arrays.slabs = memory;
+    arrays.weights = (float *)(memory + S::STAGES * SLAB_BYTES);
+    arrays.q = arrays.weights + THREADS * S::WEIGHTS;
+    arrays.heads = (int32_t *)(arrays.q + task.kv.head_dim * S::Q_STRIDE);
+    if (threadIdx.x < WARP)
+        work.unit = find_unit(task);
+    else if (threadIdx.x < 2 * WARP)
+        work.num_heads = list_heads(task, kv_head_of_block(task), arrays.heads);
+    __syncthreads();
+    for (int32_t chunk = work.unit.slot; chunk * S::QUERIES < work.unit.num_rows * work.num_heads;
+         chunk += work.unit.num_slots) {
+        if (threadIdx.x < WARP)
+            list_queries(task, arrays.heads, chunk * S::QUERIES, S::QUERIES, &work);
+        __syncthreads();
+        if (work.end)
+            attend_queries<S>(task, arrays, &work);
+        __syncthreads();
+    }
+}
+
+/* A block of threads to a row and head: a thread has two dimensions, and one of the sums, which others have too. */
+static __global__ void __launch_bounds__(THREADS) merge_parts(const struct attention_task task)
+{
+    int32_t row = (int32_t)(blockIdx.x / (unsigned)task.num_heads);
+    int32_t head = (int32_t)(blockIdx.x % (unsigned)task.num_heads);
+    int32_t dim = task.kv.head_dim, at = threadIdx.x * 2, position = task.batch.positions[row];
+    int32_t first_tile = first_seen(task, position) / KV_TILE_TOKENS, end_tile = position / KV_TILE_TOKENS + 1;
+
+    if (!is_shared(task, position))
+        return;
+
+    int32_t request = request_of_row(task.batch, row), first_row = task.batch.row_start[request];
+    struct room room = find_room(task, request);
+
+    if (!is_of_launch(task, task.batch.row_start[request + 1] - first_row) || !room.is_there)
+        return;
+
+    int64_t first_part = part_of_tile(task, room, row - first_row, first_tile, first_tile) + head;
+    const float *part = task.parts + first_part * part_floats(dim);
+    float max = NO_SCORE, sum = 0;
+    float2 out = make_float2(0, 0);
+
+#pragma unroll 4
+    for (int32_t t = first_tile; t < end_tile; t++) {
+        struct factors factors = merge_max(&max, part[dim + SUM_LANES]);
+        float2 x = at < dim ? *(const float2 *)(part + at) : out;
+
+        sum = merge(factors, sum, part[dim + threadIdx.x % SUM_LANES]);
+        out.x = merge(factors, out.x, x.x);
+        out.y = merge(factors, out.y, x.y);
+        part += (int64_t)task.num_heads * part_floats(dim);
+    }
+#pragma unroll
+    for (int width = SUM_LANES / 2; width; width /= 2)
+        sum += __shfl_xor_sync(ALL_LANES, sum, width);
+
+    float inverse = 1.0f / sum;
+
+    if (at < dim)
+        *(float2 *)(task.out + ((int64_t)row * task.num_heads + head) * dim + at) =
+            make_float2(out.x * inverse, out.y * inverse);
+}
+
+/* ---- the host ------------------------------------------------------------------------------------------------ */
+
+/* Queries of a block, by how many there are of a KV head; teams and dimensions as shape says. */
+typedef struct shape<1, 1, 2, 4> one_query;
+typedef struct shape<2, 1, 2, 4> two_queries;
+typedef struct shape<4, 1, 2, 4> four_queries;
+typedef struct shape<8, 2, 2, 4> eight_queries_128; /* head_dim at most; likewise below */
+typedef struct shape<8, 2, 4, 4> eight_queries_256;
+typedef struct shape<32, 4, 2, 3> many_queries_64;
+typedef struct shape<32, 4, 4, 3> many_queries_128;
+typedef struct shape<32, 4, 8, 3> many_queries_256;
+
+enum {
+    FEW_QUERIES = 8,
+    MANY_QUERIES = 32,
+    SMALL_REQUEST_QUERIES = 16, /* of a KV head: more are worth a block of many */
+    BLOCKS_WANTED = 16,         /* for a processor, some of them at the same time */
+    MOST_GROUP_TILES = 16,
+};
+
+static int32_t divide_up(int64_t x, int64_t by)
+{
+    return (int32_t)((x + by - 1) / by);
+}
+
+template <typename S> static size_t shared_bytes(int32_t head_dim, int32_t num_heads)
+{
+    return S::STAGES * SLAB_BYTES + (THREADS * S::WEIGHTS + head_dim * S::Q_STRIDE) * sizeof(float) +
+           (size_t)num_heads * sizeof(int32_t);
+}
+
+template <typename S> static cudaError_t prepare(const struct cuda_state *state)
+{
+    return allow_shared(attend<S>, state->max_shared - (int32_t)sizeof(struct work));
+}
+
+cudaError_t attention_prepare(const struct cuda_state *state)
+{
+    cudaError_t errors[] = {prepare<one_query>(state),         prepare<two_queries>(state),
+                            prepare<four_queries>(state),      prepare<eight_queries_128>(state),
+                            prepare<eight_queries_256>(state), prepare<many_queries_64>(state),
+                            prepare<many_queries_128>(state),  prepare<many_queries_256>(state)};
+
+    for (cudaError_t error : errors)
+        if (error != cudaSuccess)
+            return error;
+    return cudaSuccess;
+}
+
+/* Groups of tiles that the rows of a block see at most, max_rows that follow each other. */
+static int32_t groups_of_block(const struct attention_task &task, int32_t max_rows)
+{
+    int32_t groups = task.batch.max_position / KV_TILE_TOKENS / task.group_tiles + 1;
+    int64_t positions = (int64_t)task.window + max_rows - 1;
+
+    if (!task.window)
+        return groups;
+    return (int32_t)min((int64_t)groups, (positions + KV_TILE_TOKENS - 2) / KV_TILE_TOKENS / task.group_tiles + 2);
+}
+
+template <typename S>
+static void launch_attend(struct cuda_state *state, const struct attention_task &task, int32_t groups)
+{
+    dim3 grid((unsigned)task.num_slots * (unsigned)task.kv.num_kv_heads, (unsigned)groups);
+
+    launch(attend<S>, grid, dim3(THREADS), shared_bytes<S>(task.kv.head_dim, task.num_heads), state->stream, task);
+    note_launch(state);
+}
+
+static void launch_merge(struct cuda_state *state, const struct attention_task &task)
+{
+    int32_t threads = divide_up(task.kv.head_dim, 2 * WARP) * WARP;
+
+    launch(merge_parts, dim3((unsigned)task.batch.rows * (unsigned)task.num_heads), dim3((unsigned)threads), 0,
+           state->stream, task);
+    note_launch(state);
+}
+
+/* Tiles of a group: so few that there are blocks for all processors and no block takes long, and not fewer. */
+static int32_t choose_group_tiles(const struct cuda_state *state, const struct attention_task &task)
+{
+    int64_t blocks = (int64_t)task.num_slots * task.kv.num_kv_heads,
+            tiles = most_tiles(task, task.batch.max_position);
+    int64_t most = blocks * tiles / ((int64_t)BLOCKS_WANTED * state->num_processors);
+
+    most = min(max(most, (int64_t)1), (int64_t)MOST_GROUP_TILES);
+    return divide_up(tiles, divide_up(tiles, most)); /* the last group is about as long as the others */
+}
+
+/* Blocks of few queries, which share long requests among them. */
+static void attend_few(struct cuda_state *state, struct attention_task task, int32_t queries)
+{
+    task.num_slots = task.slots_each ? task.slots_each * task.batch.num_requests
+                                     : (int32_t)first_place(task.slots, task.batch.num_requests, task.batch.rows);
+    task.group_tiles = choose_group_tiles(state, task);
+
+    int32_t groups = groups_of_block(task, queries);
+
+    if (queries == 1)
+        launch_attend<one_query>(state, task, groups);
+    else if (queries == 2)
+        launch_attend<two_queries>(state, task, groups);
+    else if (queries == 4)
+        launch_attend<four_queries>(state, task, groups);
+    else if (task.kv.head_dim <= 128)
+        launch_attend<eight_queries_128>(state, task, groups);
+    else
+        launch_attend<eight_queries_256>(state, task, groups);
+    if (groups > 1)
+        launch_merge(state, task);
+}
+
+/* Blocks of many queries, each of which goes through all that these see. */
+static void attend_many(struct cuda_state *state, struct attention_task task)
+{
+    task.num_slots = (int32_t)first_place(task.slots, task.batch.num_requests, task.batch.rows);
+    task.group_tiles = ALL_TILES;
+    if (task.kv.head_dim <= 64)
+        launch_attend<many_queries_64>(state, task, 1);
+    else if (task.kv.head_dim <= 128)
+        launch_attend<many_queries_128>(state, task, 1);
+    else
+        launch_attend<many_queries_256>(state, task, 1);
+}
+
+static struct attention_task task_of(const struct cuda_state *state, const struct attention_args *args)
+{
+    struct attention_task task = {};
+
+    task.out = args->out;
+    task.q = args->q;
+    task.q_stride = args->q_stride;
+    task.kv = *args->kv;
+    task.batch = *args->batch;
+    task.num_heads = args->num_heads;
+    task.kv_head_of = args->kv_head_of;
+    task.window = args->window;
+    task.scale = args->scale;
+    task.max_rows = INT32_MAX;
+    task.parts = (float *)state->scratch;
+    task.max_parts = state->scratch_bytes /
+                     ((int64_t)args->num_heads * part_floats(args->kv->head_dim) * (int64_t)sizeof(float));
+    return task;
+}
+
+void attention_cuda(struct device *dev, const struct attention_args *args)
+{
+    struct cuda_state *state = state_of(dev);
+    int32_t rows = args->batch->rows, num_requests = args->batch->num_requests;
+    int32_t num_kv_heads = args->kv->num_kv_heads;
+
+    if (rows == 0 || args->num_heads == 0)
+        return;
+
+    /* About how many heads read a KV head. Where they are uneven, a rank has some of the first's and the last's. */
+    int32_t heads = divide_up(args->num_heads, num_kv_heads) + (args->num_heads % num_kv_heads != 0);
+    int32_t small = max(SMALL_REQUEST_QUERIES / heads, 1); /* rows of a small request, at most */
+    struct attention_task task = task_of(state, args);
+
+    if (rows <= num_requests) { /* one each, as good as ever */
+        int32_t queries = heads > 4 ? FEW_QUERIES : heads > 2 ? 4 : heads;
+
+        task.slots_each = divide_up(heads, queries);
+        attend_few(state, task, queries);
+        return;
+    }
+    if ((int64_t)rows * args->num_heads < (int64_t)MANY_QUERIES * state->num_processors) {
+        task.slots = request_places{heads, FEW_QUERIES, 1};
+        attend_few(state, task, FEW_QUERIES);
+        return;
+    }
+    task.slots = request_places{heads, MANY_QUERIES, 1};
+    if (num_requests > 1) {
+        struct attention_task small_ones = task;
+
+        small_ones.max_rows = small;
+        small_ones.slots_each = divide_up((int64_t)small * heads, FEW_QUERIES);
+        attend_few(state, small_ones, FEW_QUERIES);
+        task.min_rows = small + 1;
+    }
+    attend_many(state, task);
+}

@@ -1,0 +1,274 @@
+#include "kernels/cuda/cuda.h"
+
+#include "kernels/cpu/packed.h"
+#include "kernels/cuda/host.h"
+
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+#include "proto/base/memory.h"
+#include "proto/base/module.h"
+
+enum { MARKS = 64, LOOK_NS = 20 * 1000 };
+
+struct cuda {
+    struct cuda_device base;
+    int32_t num_users; /* of its memory */
+    int64_t *marks;    /* [MARKS]: page-locked, when the device got there; 0: it has not yet */
+    int32_t next_mark; /* counts up */
+};
+
+/* One a process: it is opened once. */
+static const struct cuda_module *module;
+static struct kernels kernels_cuda;
+
+static struct cuda *cuda_of(const struct device *dev)
+{
+    return (struct cuda *)dev; /* the first member of its first member */
+}
+
+struct cuda_state *cuda_state_of(const struct device *dev)
+{
+    return cuda_of(dev)->base.state;
+}
+
+const struct cuda_module *cuda_module(void)
+{
+    return module;
+}
+
+/* ---- memory -------------------------------------------------------------------------------------- */
+
+static enum status cuda_alloc(struct device *dev, int64_t bytes, const char *what, void **out)
+{
+    const char *error = module->alloc(cuda_state_of(dev), bytes, out);
+
+    return error ? fail(ERR_NO_MEMORY, "%s: %s", what, error) : OK;
+}
+
+static void cuda_free(struct device *dev, void *p, int64_t bytes)
+{
+    (void)bytes;
+    module->free(cuda_state_of(dev), p);
+}
+
+static enum status cuda_alloc_host(struct device *dev, int64_t bytes, const char *what, void **out)
+{
+    const char *error = module->alloc_host(cuda_state_of(dev), bytes, out);
+
+    return error ? fail(ERR_NO_MEMORY, "%s: %s", what, error) : OK;
+}
+
+static void cuda_free_host(struct device *dev, void *p)
+{
+    module->free_host(cuda_state_of(dev), p);
+}
+
+static int64_t cuda_available_bytes(const struct device *dev)
+{
+    return module->available_bytes(cuda_state_of(dev)) / cuda_of(dev)->num_users;
+}
+
+static enum status told(const char *error)
+{
+    return error ? fail(ERR_INTERNAL, "the GPU: %s", error) : OK;
+}
+
+static enum status cuda_write(struct device *dev, void *to, const void *from, int64_t bytes)
+{
+    return told(module->write(cuda_state_of(dev), to, from, bytes));
+}
+
+static enum status cuda_read(struct device *dev, void *to, const void *from, int64_t bytes)
+{
+    return told(module->read(cuda_state_of(dev), to, from, bytes));
+}
+
+static enum status cuda_check(struct device *dev)
+{
+    return told(module->check(cuda_state_of(dev)));
+}
+
+static enum status cuda_push(struct device *dev, void *to, const void *from, int64_t bytes)
+{
+    return told(module->push(cuda_state_of(dev), to, from, bytes));
+}
+
+static enum status cuda_record(struct device *dev)
+{
+    return told(module->record(cuda_state_of(dev)));
+}
+
+static enum status cuda_end_record(struct device *dev, struct device_recording **out)
+{
+    return told(module->end_record(cuda_state_of(dev), out));
+}
+
+static enum status cuda_replay(struct device *dev, struct device_recording *recording)
+{
+    return told(module->replay(cuda_state_of(dev), recording));
+}
+
+static void cuda_recording_free(struct device *dev, struct device_recording *recording)
+{
+    module->recording_free(cuda_state_of(dev), recording);
+}
+
+static enum status cuda_limit_read_gb_s(struct device *dev, double *gb_s_out)
+{
+    return told(module->limit_read(cuda_state_of(dev), gb_s_out));
+}
+
+/* ---- time ---------------------------------------------------------------------------------------- */
+
+static void cuda_mark(struct device *dev, struct device_mark *mark_out)
+{
+    struct cuda *cuda = cuda_of(dev);
+    int32_t slot = cuda->next_mark++ % MARKS;
+
+    __atomic_store_n(&cuda->marks[slot], 0, __ATOMIC_RELAXED);
+    *mark_out = (struct device_mark){.slot = slot};
+    module->mark(cuda_state_of(dev), &cuda->marks[slot]);
+}
+
+static bool cuda_has_passed(const struct device *dev, const struct device_mark *mark, int64_t *ns_out)
+{
+    *ns_out = __atomic_load_n(&cuda_of(dev)->marks[mark->slot], __ATOMIC_ACQUIRE);
+    if (*ns_out)
+        return true;
+    *ns_out = clock_now_ns() + LOOK_NS;
+    return false;
+}
+
+/* ---- weights ------------------------------------------------------------------------------------- */
+
+static int64_t matrix_bytes_cuda(enum tensor_type type, int32_t n, int32_t k)
+{
+    return matrix_bytes_cpu(type, n, k);
+}
+
+/* A few panels at a time, so that the host needs little memory beside the file. */
+static void matrix_pack_cuda(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
+                             int64_t src_row_bytes, int64_t k0)
+{
+    enum { PIECE_BYTES = 16 << 20 };
+    int64_t panel_bytes = packed_panel_bytes(w->type, w->k);
+    int32_t piece = (int32_t)MAX((int64_t)PANEL, PIECE_BYTES / panel_bytes * PANEL);
+    AUTO_MEM void *packed = mem_new_array(char, matrix_bytes_cpu(w->type, MIN(piece, n), w->k));
+
+    ASSERT(at >= 0 && n >= 0 && at + n <= w->n, "rows %d + %d of %d", at, n, w->n);
+    ASSERT(at % PANEL == 0 || n == w->n, "column %d is inside a panel", at);
+    for (int32_t first = 0; first < n; first += piece) {
+        struct matrix part = {.type = w->type, .n = MIN(piece, n - first), .k = w->k, .data = packed};
+        enum status status;
+
+        matrix_pack_cpu(cuda_of(dev)->base.host, &part, 0, part.n, (const char *)src + first * src_row_bytes,
+                        src_row_bytes, k0);
+        w->first_block = part.first_block;
+        status = cuda_write(dev, (char *)w->data + (at + first) / PANEL * panel_bytes, packed,
+                            matrix_bytes_cpu(w->type, part.n, w->k));
+        if (status != OK) /* the next read tells it again */
+            log_error("weights were not written: %s", fail_text());
+    }
+}
+
+/* ---- life ---------------------------------------------------------------------------------------- */
+
+static enum status open_module(const char *path)
+{
+    const void *table;
+    enum status status;
+
+    if (module)
+        return OK;
+    status = module_open(path, TANDEM_CUDA, sizeof(struct cuda_module), &table);
+    if (status == ERR_MISSING)
+        return fail(ERR_MISSING, "--device cuda wants tandem_cuda.so beside the program, which is built where there is "
+                                 "a CUDA Toolkit: %s", fail_text());
+    TRY(status);
+    module = table;
+    kernels_cuda = module->kernels;
+    kernels_cuda.matrix_bytes = matrix_bytes_cuda;
+    kernels_cuda.matrix_pack = matrix_pack_cuda;
+    return OK;
+}
+
+static void cuda_close(struct device *dev)
+{
+    struct cuda *cuda = cuda_of(dev);
+
+    if (cuda->marks)
+        module->free_host(cuda->base.state, cuda->marks);
+    if (cuda->base.state)
+        module->close(cuda->base.state);
+    device_close(cuda->base.host);
+    mem_free(cuda);
+}
+
+static const struct device_ops cuda_ops = {
+    .close = cuda_close,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .available_bytes = cuda_available_bytes,
+    .write = cuda_write,
+    .read = cuda_read,
+    .push = cuda_push,
+    .check = cuda_check,
+    .alloc_host = cuda_alloc_host,
+    .free_host = cuda_free_host,
+    .limit_read_gb_s = cuda_limit_read_gb_s,
+    .record = cuda_record,
+    .end_record = cuda_end_record,
+    .replay = cuda_replay,
+    .recording_free = cuda_recording_free,
+    .open_comm = comm_ipc_open,
+    .mark = cuda_mark,
+    .has_passed = cuda_has_passed,
+};
+
+/* Of the host's ordinals those that come to the same GPU. */
+static int32_t count_users(const struct device_options *options, int32_t num_devices)
+{
+    int32_t count = 0;
+
+    for (int32_t ordinal = 0; ordinal < options->num_users; ordinal++)
+        count += ordinal % num_devices == options->ordinal % num_devices;
+    return MAX(count, 1);
+}
+
+static enum status init(struct cuda *cuda, const struct device_options *options)
+{
+    struct device_options host = {.name = "cpu", .isa = options->isa, .num_threads = options->num_threads,
+                                  .cpus = options->cpus};
+    struct cuda_properties gpu;
+    enum status failure = ERR_MISSING;
+    const char *error = module->open(options->ordinal, &cuda->base.state, &gpu, &failure);
+    void *marks;
+
+    if (error)
+        return fail(failure, "%s", error);
+    cuda->num_users = count_users(options, gpu.num_devices);
+    TRY(device_open(&host, &cuda->base.host));
+    TRY(cuda_alloc_host(&cuda->base.device, MARKS * (int64_t)sizeof(int64_t), "times of the device", &marks));
+    cuda->marks = marks;
+    log_info("GPU %d is %s, compute capability %d.%d, %.1f GiB, of a driver for CUDA %d.%d", options->ordinal, gpu.name,
+             gpu.major, gpu.minor, (double)gpu.memory_bytes / (1 << 30), gpu.driver_version / 1000,
+             gpu.driver_version % 1000 / 10);
+    return OK;
+}
+
+enum status cuda_device_new(const struct device_options *options, struct device **out)
+{
+    struct cuda *cuda;
+    enum status status;
+
+    TRY(open_module(options->module));
+    cuda = mem_new(struct cuda);
+    cuda->base.device = (struct device){.ops = &cuda_ops, .kernels = &kernels_cuda};
+    status = init(cuda, options);
+    if (status != OK) {
+        cuda_close(&cuda->base.device);
+        return status;
+    }
+    *out = &cuda->base.device;
+    return OK;
+}

@@ -1,0 +1,230 @@
+/*
+ * Sums among ranks that reach each other's memory by CUDA IPC: on one GPU, or on several that are linked.
+ *
+ * A rank's part lies in its own memory. When it has told the others by a flag in theirs, and they have told it, what
+ * comes next on each stream reads all parts. There are two parts, taken in turn: that of exchange e is written over in
+ * e + 2, and the others have told of e + 1 behind their reading of e.
+ */
+#include "kernels/cuda/exchange.h"
+#include "kernels/cuda/state.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FLAGS_BYTES = 4096, MAX_WORLD = FLAGS_BYTES / sizeof(uint32_t), THREADS = 256 };
+
+struct cuda_exchange {
+    struct cuda_state *state;
+    int32_t world, rank;
+    int64_t sum_max; /* doubles of a part */
+    uint32_t count;  /* exchanges so far */
+    char *peers[MAX_WORLD]; /* each rank's memory, at this process's addresses: flags, by rank, and two parts */
+    uint32_t *is_aborted;   /* page-locked */
+    uint32_t **flags;       /* the device's: [world], peers' */
+    const double **parts;   /* the device's: [2, world] */
+    const double *host_parts[2 * MAX_WORLD]; /* the same */
+};
+
+static double *part_of(const struct cuda_exchange *exchange, int32_t rank, uint32_t which)
+{
+    return (double *)(exchange->peers[rank] + FLAGS_BYTES) + (which & 1) * exchange->sum_max;
+}
+
+/* ---- kernels -------------------------------------------------------------------------------------- */
+
+/* One thread a rank, MAX_WORLD at most. */
+static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank, uint32_t count,
+                            const uint32_t *is_aborted)
+{
+    int32_t peer = (int32_t)threadIdx.x;
+    bool is_peer = peer < world && peer != rank;
+
+    __threadfence_system();
+    if (is_peer)
+        store_release_system(flags[peer] + rank, count);
+    __syncthreads(); /* all are told before any is waited for */
+    while (is_peer && (int32_t)(load_acquire_system(flags[rank] + peer) - count) < 0)
+        if (load_acquire_system(is_aborted))
+            break;
+}
+
+/* Of each element one rank has something, the others zero. */
+static __global__ void add_disjoint(float *x, const double *const *parts, int32_t world, int64_t count)
+{
+    int64_t stride = (int64_t)gridDim.x * THREADS;
+
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += stride) {
+        float sum = ((const float *)parts[0])[i];
+
+        for (int32_t rank = 1; rank < world; rank++)
+            sum += ((const float *)parts[rank])[i];
+        x[i] = sum;
+    }
+}
+
+/* ---- life ----------------------------------------------------------------------------------------- */
+
+static const char *say(struct cuda_state *state, const char *what, cudaError_t error)
+{
+    snprintf(state->text, sizeof state->text, "%s: %s", what, cudaGetErrorString(error));
+    return state->text;
+}
+
+void exchange_close(struct cuda_exchange *exchange)
+{
+    if (!exchange)
+        return;
+    cudaStreamSynchronize(exchange->state->stream);
+    for (int32_t rank = 0; rank < exchange->world; rank++)
+        if (exchange->peers[rank] && rank != exchange->rank)
+            cudaIpcCloseMemHandle(exchange->peers[rank]);
+    if (exchange->peers[exchange->rank])
+        cudaFree(exchange->peers[exchange->rank]);
+    if (exchange->flags)
+        cudaFree(exchange->flags);
+    if (exchange->parts)
+        cudaFree(exchange->parts);
+    if (exchange->is_aborted)
+        cudaFreeHost(exchange->is_aborted);
+    free(exchange);
+}
+
+static const char *make(struct cuda_exchange *exchange, void *handle_out)
+{
+    struct cuda_state *state = exchange->state;
+    int64_t bytes = FLAGS_BYTES + 2 * exchange->sum_max * (int64_t)sizeof(double);
+    cudaIpcMemHandle_t handle;
+    cudaError_t error;
+    void *p;
+
+    error = cudaMalloc(&p, (size_t)bytes);
+    if (error != cudaSuccess)
+        return say(state, "memory for sums among ranks", error);
+    exchange->peers[exchange->rank] = (char *)p;
+    error = cudaMemsetAsync(p, 0, FLAGS_BYTES, state->stream);
+    if (error == cudaSuccess)
+        error = cudaStreamSynchronize(state->stream); /* before any other rank may write to it */
+    if (error == cudaSuccess)
+        error = cudaIpcGetMemHandle(&handle, p);
+    if (error != cudaSuccess)
+        return say(state, "memory that other processes are to reach", error);
+    memcpy(handle_out, &handle, sizeof handle);
+
+    error = cudaMallocHost(&p, sizeof(uint32_t));
+    if (error != cudaSuccess)
+        return say(state, "page-locked memory", error);
+    exchange->is_aborted = (uint32_t *)p;
+    *exchange->is_aborted = 0;
+    return NULL;
+}
+
+const char *exchange_open(struct cuda_state *state, int32_t world, int32_t rank, int64_t sum_max, void *handle_out,
+                          struct cuda_exchange **out)
+{
+    struct cuda_exchange *exchange;
+    const char *text;
+
+    static_assert(sizeof(cudaIpcMemHandle_t) == CUDA_HANDLE_BYTES, "a handle is as long as module.h says");
+    if (world > MAX_WORLD)
+        return "sums of so many ranks";
+    exchange = (struct cuda_exchange *)calloc(1, sizeof *exchange);
+    if (!exchange)
+        return "no memory";
+    exchange->state = state;
+    exchange->world = world;
+    exchange->rank = rank;
+    exchange->sum_max = sum_max;
+    text = make(exchange, handle_out);
+    if (text) {
+        exchange_close(exchange);
+        return text;
+    }
+    *out = exchange;
+    return NULL;
+}
+
+static cudaError_t upload(struct cuda_state *state, const void *host, size_t bytes, void **out)
+{
+    cudaError_t error = cudaMalloc(out, bytes);
+
+    if (error == cudaSuccess)
+        error = cudaMemcpyAsync(*out, host, bytes, cudaMemcpyHostToDevice, state->stream);
+    if (error == cudaSuccess)
+        error = cudaStreamSynchronize(state->stream);
+    return error;
+}
+
+const char *exchange_connect(struct cuda_exchange *exchange, const void *handles)
+{
+    int32_t world = exchange->world;
+    cudaError_t error = cudaSuccess;
+    void *flags = NULL, *both = NULL;
+
+    for (int32_t rank = 0; rank < world; rank++) {
+        cudaIpcMemHandle_t handle;
+        void *p;
+
+        if (rank == exchange->rank)
+            continue;
+        memcpy(&handle, (const char *)handles + rank * CUDA_HANDLE_BYTES, sizeof handle);
+        error = cudaIpcOpenMemHandle(&p, handle, cudaIpcMemLazyEnablePeerAccess);
+        if (error != cudaSuccess)
+            return say(exchange->state, "another rank's memory", error);
+        exchange->peers[rank] = (char *)p;
+    }
+    for (int32_t rank = 0; rank < world; rank++)
+        for (uint32_t which = 0; which < 2; which++)
+            exchange->host_parts[which * (uint32_t)world + (uint32_t)rank] = part_of(exchange, rank, which);
+    error = upload(exchange->state, exchange->peers, (size_t)world * sizeof(char *), &flags);
+    exchange->flags = (uint32_t **)flags;
+    if (error == cudaSuccess)
+        error = upload(exchange->state, exchange->host_parts, 2 * (size_t)world * sizeof(double *), &both);
+    exchange->parts = (const double **)both;
+    return error == cudaSuccess ? NULL : say(exchange->state, "sums among ranks", error);
+}
+
+void exchange_abort(struct cuda_exchange *exchange)
+{
+    __atomic_store_n(exchange->is_aborted, 1, __ATOMIC_RELEASE);
+}
+
+/* ---- exchanges ------------------------------------------------------------------------------------ */
+
+double *exchange_buffer(struct cuda_exchange *exchange)
+{
+    return part_of(exchange, exchange->rank, exchange->count + 1);
+}
+
+const double *const *exchange_sum(struct cuda_exchange *exchange)
+{
+    struct cuda_state *state = exchange->state;
+
+    exchange->count++;
+    launch(meet, dim3(1), dim3((unsigned)(exchange->world + WARP - 1) / WARP * WARP), 0, state->stream, exchange->flags,
+           exchange->world, exchange->rank, exchange->count, exchange->is_aborted);
+    note_launch(state);
+    return exchange->host_parts + (exchange->count & 1) * (uint32_t)exchange->world;
+}
+
+const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int64_t count)
+{
+    struct cuda_state *state = exchange->state;
+    int64_t most = 2 * exchange->sum_max;
+
+    for (int64_t at = 0; at < count; at += most) {
+        int64_t n = count - at < most ? count - at : most;
+        int64_t blocks = (n + THREADS - 1) / THREADS;
+        cudaError_t error = cudaMemcpyAsync(exchange_buffer(exchange), x + at, (size_t)n * sizeof *x,
+                                            cudaMemcpyDeviceToDevice, state->stream);
+
+        if (error != cudaSuccess)
+            return say(state, "a part of a sum", error);
+        exchange_sum(exchange);
+        launch(add_disjoint, dim3((unsigned)(blocks < 4 * state->num_processors ? blocks : 4 * state->num_processors)),
+               dim3(THREADS), 0, state->stream, x + at,
+               exchange->parts + (exchange->count & 1) * (uint32_t)exchange->world, exchange->world, n);
+        note_launch(state);
+    }
+    return NULL;
+}

@@ -1,0 +1,94 @@
+/*
+ * cuda/module: what tandem_cuda.so gives the program that opens it: this table, by the name TANDEM_CUDA. It knows
+ * CUDA and the shapes of kernels.h, and calls nothing of tandem's, so the program needs no CUDA and the module no
+ * program.
+ *
+ * A `const char *` that is returned is NULL, or says what went wrong, and is valid until the next call.
+ *
+ * Thread: one device's calls from one thread; `open` from any.
+ */
+#ifndef KERNELS_CUDA_MODULE_H
+#define KERNELS_CUDA_MODULE_H
+
+#include "kernels/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TANDEM_CUDA "tandem_cuda"
+
+struct cuda_state;    /* the module's */
+struct cuda_exchange; /* likewise */
+
+enum { CUDA_HANDLE_BYTES = 64 }; /* by which another process reaches memory */
+
+struct cuda_device {
+    struct device device;
+    struct cuda_state *state;
+    struct device *host; /* that packs weights */
+};
+
+struct cuda_properties {
+    char name[64];
+    int32_t major, minor;   /* compute capability */
+    int32_t runtime_version; /* 1000 * major + 10 * minor */
+    int32_t driver_version;
+    int64_t memory_bytes;
+    int32_t num_devices; /* that this process may see */
+};
+
+struct cuda_module {
+    size_t table_bytes;    /* another build's module is told by it */
+    struct kernels kernels; /* without matrix_bytes and matrix_pack, which are the host's work */
+
+    /* ordinal: of the GPUs that this process may see, counted round where there are fewer. failure_out:
+     * ERR_MISSING, no driver or no GPU; ERR_UNSUPPORTED, none that this module has code for; ERR_NO_MEMORY. */
+    const char *(*open)(int32_t ordinal, struct cuda_state **out, struct cuda_properties *properties_out,
+                        enum status *failure_out);
+    void (*close)(struct cuda_state *state);
+    const char *(*alloc)(struct cuda_state *state, int64_t bytes, void **out); /* zeroed */
+    void (*free)(struct cuda_state *state, void *p);
+    const char *(*alloc_host)(struct cuda_state *state, int64_t bytes, void **out); /* page-locked, zeroed;
+                                                                                               * kernels reach it */
+    void (*free_host)(struct cuda_state *state, void *p);
+    int64_t (*available_bytes)(struct cuda_state *state);
+    /* Host to device, in order of execution. push: from page-locked memory, which stays as it is until the device
+     * has got there; write: from any, which is free when it returns. */
+    const char *(*push)(struct cuda_state *state, void *device, const void *host, int64_t bytes);
+    const char *(*write)(struct cuda_state *state, void *device, const void *host, int64_t bytes);
+    /* Device to any memory of the host, best page-locked; returns when it is there, and everything before has run.
+     * What kernels met comes out here. */
+    const char *(*read)(struct cuda_state *state, void *host, const void *device, int64_t bytes);
+    /* What kernels met so far. */
+    const char *(*check)(struct cuda_state *state);
+    /* Launches are recorded, until end_record; one that fails is over. */
+    const char *(*record)(struct cuda_state *state);
+    const char *(*end_record)(struct cuda_state *state, struct device_recording **out);
+    const char *(*replay)(struct cuda_state *state, struct device_recording *recording);
+    void (*recording_free)(struct cuda_state *state, struct device_recording *recording);
+    /* 1e9 bytes a second that a kernel reads from its memory. */
+    const char *(*limit_read)(struct cuda_state *state, double *gb_s_out);
+    /* The time when the device gets here will be put at *ns, page-locked: nanoseconds of CLOCK_MONOTONIC. */
+    void (*mark)(struct cuda_state *state, int64_t *ns);
+
+    /*
+     * Sums among ranks of one host. Each opens its own and tells all its handle, and connects to all when it has theirs,
+     * handles: [world]. The part of the next sum, sum_max doubles at most, goes to exchange_buffer; exchange_sum lets
+     * what comes after it read all ranks' parts, [world]. abort, from any thread: nothing waits any more.
+     */
+    const char *(*exchange_open)(struct cuda_state *state, int32_t world, int32_t rank, int64_t sum_max,
+                                 void *handle_out, struct cuda_exchange **out);
+    const char *(*exchange_connect)(struct cuda_exchange *exchange, const void *handles);
+    void (*exchange_abort)(struct cuda_exchange *exchange);
+    double *(*exchange_buffer)(struct cuda_exchange *exchange);
+    const double *const *(*exchange_sum)(struct cuda_exchange *exchange);
+    /* x: the sum of all ranks' x, of which one alone is not zero. */
+    const char *(*exchange_add_disjoint)(struct cuda_exchange *exchange, float *x, int64_t count);
+    void (*exchange_close)(struct cuda_exchange *exchange); /* NULL is fine */
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,142 @@
+/*
+ * simt: the words of CUDA that kernels here are written in, beyond those of the language itself.
+ *
+ * Everything that is not CUDA C++ proper (PTX, launches, dynamic shared memory) is here and nowhere else, so that
+ * the kernels are also ordinary C++ in which tests run them without a GPU: there, <emulated_simt.h> is found in
+ * the place of the toolkit (tests/cuda).
+ *
+ * Words used from the toolkit: __global__, __device__, __shared__, __restrict__, __launch_bounds__, threadIdx,
+ * blockIdx, blockDim, gridDim, dim3, float2, float4, int2, int4, uint2, uint4 and their make_, __syncthreads,
+ * __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync, __ballot_sync, __any_sync, __ldg, __threadfence,
+ * __threadfence_system, atomicAdd, atomicMax, __float_as_uint, __uint_as_float, __float_as_int, __int_as_float,
+ * fmaf, sqrtf, rintf, fabsf, fmaxf, fminf, log, nextafterf, memcpy, __popc, __ffs, __clz, min, max, INFINITY, and __host__
+ * beside __device__. No others, without adding them
+ * to both sides.
+ *
+ * One answer: nothing is fused or approximated unless a kernel says so (-fmad=false, no fast math), and all lanes of a
+ * warp take part in every _sync word.
+ */
+#ifndef KERNELS_CUDA_SIMT_H
+#define KERNELS_CUDA_SIMT_H
+
+#include <stdint.h>
+
+#ifdef __CUDACC__
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+/* Of the block; 16-byte aligned, as many bytes as its launch said. */
+static __device__ __forceinline__ char *dynamic_shared()
+{
+    extern __shared__ __align__(16) char tandem_dynamic_shared[];
+
+    return tandem_dynamic_shared;
+}
+
+static __device__ __forceinline__ float float_of_half(uint16_t h)
+{
+    return __half2float(__ushort_as_half(h));
+}
+
+/* Nearest, ties to even. */
+static __device__ __forceinline__ uint16_t half_of_float(float f)
+{
+    return __half_as_ushort(__float2half_rn(f));
+}
+
+static __device__ __forceinline__ float float_of_bf16(uint16_t b)
+{
+    return __uint_as_float((uint32_t)b << 16);
+}
+
+/*
+ * One warp's d = a · b + d of whole numbers, exact (PTX ISA, "Matrix Fragments for mma.m16n8k32"). With
+ * g = lane / 4 and t = lane % 4, a lane holds
+ *  a[0] row g,     k 4t..4t+3        b[0] column g, k 4t..4t+3         d[0], d[1] row g,     columns 2t, 2t + 1
+ *  a[1] row g + 8, k 4t..4t+3        b[1] column g, k 16+4t..16+4t+3   d[2], d[3] row g + 8, columns 2t, 2t + 1
+ *  a[2] row g,     k 16+4t..16+4t+3
+ *  a[3] row g + 8, k 16+4t..16+4t+3
+ * the lowest byte first, all signed.
+ */
+static __device__ __forceinline__ void mma_s8_k32(int32_t d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* The same over k 0..15 alone: a[0], a[1] and b. */
+static __device__ __forceinline__ void mma_s8_k16(int32_t d[4], const uint32_t a[2], uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+                 "{%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+/* 16 bytes from global to shared memory, both 16-byte aligned; there after cp_async_wait and a barrier of those
+ * who read it. */
+static __device__ __forceinline__ void cp_async_16(void *shared, const void *global)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global));
+}
+
+static __device__ __forceinline__ void cp_async_commit()
+{
+    asm volatile("cp.async.commit_group;");
+}
+
+/* Until at most `pending` of this thread's commits are still on their way. */
+template <int pending> static __device__ __forceinline__ void cp_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending));
+}
+
+/* Flags in memory that other devices, processes or the host see. */
+static __device__ __forceinline__ void store_release_system(uint32_t *p, uint32_t value)
+{
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+
+static __device__ __forceinline__ uint32_t load_acquire_system(const uint32_t *p)
+{
+    uint32_t value;
+
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+    return value;
+}
+
+/* Nanoseconds of the device's clock. */
+static __device__ __forceinline__ uint64_t global_timer()
+{
+    uint64_t ns;
+
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
+    return ns;
+}
+
+/* kernel<<<grid, block, shared_bytes, stream>>>(args): what goes wrong is cudaGetLastError's. */
+template <typename... Params, typename... Args>
+static void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   Args... args)
+{
+    kernel<<<grid, block, shared_bytes, stream>>>(args...);
+}
+
+/* Before the first launch of a kernel with more dynamic shared memory than 48 KiB. */
+template <typename... Params> static cudaError_t allow_shared(void (*kernel)(Params...), int bytes)
+{
+    return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+#else
+#include <emulated_simt.h>
+#endif
+
+enum { WARP = 32 };
+static const unsigned ALL_LANES = 0xffffffffu;
+
+#endif
