@@ -1,5 +1,6 @@
 #include "tests/kernels/arrays.h"
 
+#include "tests/kernels/copying_device.h"
 #include "tests/support/expect.h"
 
 #include "kernels/cpu/device.h"
@@ -34,6 +35,8 @@ const char *const *tested_isas(void)
     }
     if (has_avx2)
         isas[n++] = "emu512"; /* compiled for it */
+    if (getenv("TANDEM_TEST_CUDA_MODULE"))
+        isas[n++] = "cuda";
     return isas;
 }
 
@@ -47,6 +50,13 @@ struct device *open_device(const char *isa, int32_t num_threads)
         return dev;
     }
 #endif
+    if (isa && strcmp(isa, "cuda") == 0) {
+        expect_ok(device_open(&(struct device_options){.name = "cuda",
+                                                       .num_threads = num_threads,
+                                                       .module = getenv("TANDEM_TEST_CUDA_MODULE")},
+                              &dev));
+        return copying_device_new(dev);
+    }
     expect_ok(device_open(&(struct device_options){"cpu", isa, num_threads}, &dev));
     return dev;
 }

@@ -11,7 +11,8 @@ void matrix_init(struct matrix *w, struct device *dev, enum tensor_type type, co
                  int32_t tensor_k, int32_t n0, int32_t n, int32_t k0, int32_t k);
 void matrix_close(struct matrix *w, struct device *dev);
 
-/* Instruction sets to hold against ref: those of this CPU, and emu512 on x86. NULL-terminated. */
+/* Instruction sets to hold against ref: those of this CPU, and emu512 on x86; and "cuda" where the environment names
+ * a module, TANDEM_TEST_CUDA_MODULE: that of emulated GPUs, or the real one where a GPU is. NULL-terminated. */
 const char *const *tested_isas(void);
 struct device *open_device(const char *isa, int32_t num_threads);
 

@@ -1,0 +1,893 @@
+extern "C" {
+#include "tests/support/expect.h"
+}
+
+#include "kernels/cuda/simt.h"
+
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifdef __SANITIZE_ADDRESS__
+#define HAS_ASAN
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HAS_ASAN
+#endif
+#endif
+
+enum { THREADS = 256 };
+
+/* ---- what tests are made of ------------------------------------------------------------------ */
+
+static void *device_alloc(size_t bytes)
+{
+    void *p;
+
+    assert_int_equal(cudaMalloc(&p, bytes), cudaSuccess);
+    assert_int_equal(cudaMemset(p, 0, bytes), cudaSuccess);
+    return p;
+}
+
+static void to_device(void *to, const void *from, size_t bytes)
+{
+    assert_int_equal(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+}
+
+static void to_host(void *to, const void *from, size_t bytes)
+{
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    assert_int_equal(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), cudaSuccess);
+}
+
+static uint32_t random_state = 1;
+
+static uint32_t random_word()
+{
+    random_state = random_state * 1664525 + 1013904223;
+    return random_state >> 8 ^ random_state << 16;
+}
+
+static const char *const orders[] = {"forward", "backward", "1", "2", "3"};
+
+/* ---- threads that meet ----------------------------------------------------------------------- */
+
+struct words {
+    int *out;
+};
+
+/* Through static shared memory and back, THREADS times over. */
+static __global__ void turn_round(struct words args)
+{
+    __shared__ int values[THREADS];
+    int t = (int)threadIdx.x, sum = 0;
+
+    for (int i = 0; i < THREADS; i++) {
+        values[(t + i) % THREADS] = t + i;
+        __syncthreads();
+        sum += values[t]; /* of thread t - i */
+        __syncthreads();
+    }
+    args.out[blockIdx.x * THREADS + threadIdx.x] = sum;
+}
+
+static void barriers_hold_every_thread_in_every_order(void **)
+{
+    enum { BLOCKS = 7 };
+    int *out = (int *)device_alloc(BLOCKS * THREADS * sizeof(int)), got[BLOCKS * THREADS];
+
+    for (const char *order : orders) {
+        emulated_cuda_order(order);
+        launch(turn_round, BLOCKS, THREADS, 0, 0, words{out});
+        to_host(got, out, sizeof got);
+        for (int i = 0; i < BLOCKS * THREADS; i++) {
+            int wanted = 0, t = i % THREADS;
+
+            for (int step = 0; step < THREADS; step++)
+                wanted += (t - step + THREADS) % THREADS + step;
+            assert_int_equal(got[i], wanted);
+        }
+    }
+    emulated_cuda_order(NULL);
+    cudaFree(out);
+}
+
+static __global__ void reverse(int *out, int has_barrier)
+{
+    int *values = (int *)dynamic_shared();
+
+    values[threadIdx.x] = (int)threadIdx.x;
+    if (has_barrier)
+        __syncthreads();
+    out[threadIdx.x] = values[blockDim.x - 1 - threadIdx.x];
+}
+
+static __global__ void reverse_warp(int *out, int has_barrier)
+{
+    __shared__ int values[32];
+
+    values[threadIdx.x] = (int)threadIdx.x;
+    if (has_barrier)
+        __syncwarp();
+    out[threadIdx.x] = values[31 - threadIdx.x];
+}
+
+/* Of launches in a row, how many gave the right answer. */
+static int num_right(void (*kernel)(int *, int), int threads, int has_barrier)
+{
+    int *out = (int *)device_alloc(THREADS * sizeof(int)), got[THREADS], right = 0;
+
+    for (int i = 0; i < 30; i++) {
+        bool is_right = true;
+
+        launch(kernel, 1, threads, THREADS * sizeof(int), 0, out, has_barrier);
+        to_host(got, out, sizeof got);
+        for (int t = 0; t < threads; t++)
+            is_right = is_right && got[t] == threads - 1 - t;
+        right += is_right;
+    }
+    cudaFree(out);
+    return right;
+}
+
+static void a_missing_barrier_shows(void **)
+{
+    assert_int_equal(num_right(reverse, THREADS, 1), 30);
+    assert_int_equal(num_right(reverse, THREADS, 0), 0);
+    assert_int_equal(num_right(reverse_warp, 32, 1), 30);
+    assert_int_equal(num_right(reverse_warp, 32, 0), 0);
+}
+
+/* Values read, then overwritten: without the second barrier only some orders go wrong. */
+static __global__ void overwrite(int *out, int has_barrier)
+{
+    int *values = (int *)dynamic_shared(), t = (int)threadIdx.x, last = (int)blockDim.x - 1;
+
+    values[t] = t;
+    __syncthreads();
+
+    int got = values[last - t];
+
+    if (has_barrier)
+        __syncthreads();
+    values[t] = -1;
+    out[t] = got;
+}
+
+static void a_missing_barrier_after_reading_shows(void **)
+{
+    assert_int_equal(num_right(overwrite, THREADS, 1), 30);
+    assert_in_range(num_right(overwrite, THREADS, 0), 0, 29);
+}
+
+struct lane_words {
+    int own, xored, down, first_of_8;
+    unsigned even, any;
+    double half;
+};
+
+static __global__ void speak(struct lane_words *out)
+{
+    struct lane_words *w = &out[threadIdx.x];
+    int value = (int)threadIdx.x * 3;
+
+    w->own = __shfl_sync(ALL_LANES, value, (int)threadIdx.x % 32);
+    w->xored = __shfl_xor_sync(ALL_LANES, value, 5);
+    w->down = __shfl_down_sync(ALL_LANES, value, 7);
+    w->first_of_8 = __shfl_sync(ALL_LANES, value, 0, 8);
+    w->even = __ballot_sync(ALL_LANES, value % 2 == 0);
+    w->any = (unsigned)__any_sync(ALL_LANES, value == 96);
+    w->half = __shfl_xor_sync(ALL_LANES, value / 2.0, 16);
+}
+
+static void shuffles_and_ballots_go_between_lanes(void **)
+{
+    struct lane_words *out = (struct lane_words *)device_alloc(64 * sizeof *out), got[64];
+
+    for (const char *order : orders) {
+        emulated_cuda_order(order);
+        launch(speak, 1, 64, 0, 0, out);
+        to_host(got, out, sizeof got);
+        for (int t = 0; t < 64; t++) {
+            assert_int_equal(got[t].own, t * 3);
+            assert_int_equal(got[t].xored, (t ^ 5) * 3);
+            assert_int_equal(got[t].down, t % 32 < 25 ? (t + 7) * 3 : t * 3);
+            assert_int_equal(got[t].first_of_8, t / 8 * 8 * 3);
+            assert_int_equal(got[t].even, 0x55555555);
+            assert_int_equal(got[t].any, t >= 32);
+            assert_true(got[t].half == (t ^ 16) * 1.5);
+        }
+    }
+    emulated_cuda_order(NULL);
+    cudaFree(out);
+}
+
+/* ---- tensor cores ---------------------------------------------------------------------------- */
+
+struct product {
+    int32_t d[16][8];
+    int8_t a[16][32], b[8][32]; /* rows of a, columns of b */
+};
+
+/* Fragments as the PTX ISA draws them. */
+static __global__ void mma(struct product *p, int depth)
+{
+    int g = (int)threadIdx.x / 4, t = (int)threadIdx.x % 4;
+    uint32_t a[4], b[2];
+    int32_t d[4];
+
+    for (int i = 0; i < 4; i++) {
+        d[i] = p->d[g + i / 2 * 8][2 * t + i % 2];
+        memcpy(&a[i], &p->a[g + i % 2 * 8][i / 2 * 16 + 4 * t], 4);
+        memcpy(&b[i / 2], &p->b[g][i / 2 * 16 + 4 * t], 4);
+    }
+    if (depth == 32)
+        mma_s8_k32(d, a, b);
+    else
+        mma_s8_k16(d, a, b[0]);
+    for (int i = 0; i < 4; i++)
+        p->d[g + i / 2 * 8][2 * t + i % 2] = d[i];
+}
+
+static void mma_is_the_product_of_whole_numbers(void **)
+{
+    struct product *device = (struct product *)device_alloc(sizeof *device), p, got;
+
+    for (int trial = 0; trial < 200; trial++) {
+        int depth = trial % 2 ? 16 : 32;
+        uint8_t *bytes = (uint8_t *)&p;
+
+        for (size_t i = 0; i < sizeof p; i++)
+            bytes[i] = trial < 2 ? 0x80 : (uint8_t)random_word(); /* the largest products; d wraps */
+        to_device(device, &p, sizeof p);
+        launch(mma, 1, 32, 0, 0, device, depth);
+        to_host(&got, device, sizeof got);
+        for (int i = 0; i < 16; i++)
+            for (int j = 0; j < 8; j++) {
+                uint32_t sum = (uint32_t)p.d[i][j];
+
+                for (int k = 0; k < depth; k++)
+                    sum += (uint32_t)(p.a[i][k] * p.b[j][k]);
+                assert_int_equal((uint32_t)got.d[i][j], sum);
+            }
+    }
+    cudaFree(device);
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+static __global__ void copy_late(const int4 *in, int *seen)
+{
+    __shared__ int4 values[2];
+
+    values[0].x = values[1].x = -1;
+    cp_async_16(&values[0], &in[0]);
+    cp_async_commit();
+    cp_async_16(&values[1], &in[1]);
+    cp_async_commit();
+    seen[0] = values[0].x;
+    cp_async_wait<1>();
+    seen[1] = values[0].x;
+    seen[2] = values[1].x;
+    cp_async_wait<0>();
+    seen[3] = values[1].x;
+}
+
+static void cp_async_copies_when_it_is_waited_for(void **)
+{
+    int4 in[2] = {{1, 2, 3, 4}, {5, 6, 7, 8}}, *device = (int4 *)device_alloc(sizeof in);
+    int *seen = (int *)device_alloc(4 * sizeof(int)), got[4];
+
+    to_device(device, in, sizeof in);
+    launch(copy_late, 1, 1, 0, 0, device, seen);
+    to_host(got, seen, sizeof got);
+    assert_int_equal(got[0], -1);
+    assert_int_equal(got[1], 1);
+    assert_int_equal(got[2], -1);
+    assert_int_equal(got[3], 5);
+    cudaFree(device);
+    cudaFree(seen);
+}
+
+static __global__ void look(unsigned *out)
+{
+    __shared__ unsigned values[THREADS];
+    unsigned *dynamic = (unsigned *)dynamic_shared();
+
+    out[2 * threadIdx.x] = values[threadIdx.x];
+    out[2 * threadIdx.x + 1] = dynamic[threadIdx.x];
+    values[threadIdx.x] = dynamic[threadIdx.x] = 0;
+}
+
+static void memory_that_nobody_wrote_is_junk(void **)
+{
+    unsigned *out = (unsigned *)device_alloc(2 * THREADS * sizeof(unsigned)), got[2 * THREADS], *fresh;
+
+    for (int i = 0; i < 3; i++) {
+        launch(look, 1, THREADS, THREADS * sizeof(unsigned), 0, out);
+        to_host(got, out, sizeof got);
+        for (int t = 0; t < 2 * THREADS; t++)
+            assert_int_equal(got[t], 0xffffffff);
+    }
+    assert_int_equal(cudaMalloc(&fresh, sizeof got), cudaSuccess);
+    to_host(got, fresh, sizeof got);
+    assert_int_equal(got[7], 0xffffffff);
+    cudaFree(fresh);
+    cudaFree(out);
+}
+
+struct sums {
+    int i, highest;
+    float f;
+    double d;
+};
+
+static __global__ void add_up(struct sums *sums)
+{
+    atomicAdd(&sums->i, (int)threadIdx.x);
+    atomicMax(&sums->highest, (int)threadIdx.x);
+    atomicAdd(&sums->f, 0.5f);
+    atomicAdd(&sums->d, 0.25);
+}
+
+static void atomics_return_nothing_lost(void **)
+{
+    struct sums *sums = (struct sums *)device_alloc(sizeof *sums), got;
+
+    launch(add_up, 3, THREADS, 0, 0, sums);
+    to_host(&got, sums, sizeof got);
+    assert_int_equal(got.i, 3 * THREADS * (THREADS - 1) / 2);
+    assert_int_equal(got.highest, THREADS - 1);
+    assert_true(got.f == 1.5f * THREADS);
+    assert_true(got.d == 0.75 * THREADS);
+    cudaFree(sums);
+}
+
+static void halves_round_to_nearest_even(void **)
+{
+    for (uint32_t h = 0; h < 0x10000; h++) {
+        int exponent = (int)(h >> 10 & 31), mantissa = (int)(h & 1023);
+        float wanted = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                       : exponent     ? ldexpf((float)(1024 + mantissa), exponent - 25)
+                                      : ldexpf((float)mantissa, -24);
+        float got = float_of_half((uint16_t)h);
+
+        assert_true(h & 0x8000 ? signbit(got) : !signbit(got));
+        assert_true(isnan(wanted) ? isnan(got) : fabsf(got) == wanted);
+        assert_int_equal(half_of_float(got), isnan(wanted) ? 0x7fff : h);
+        if ((h & 0x7fff) >= 0x7c00)
+            continue;
+
+        /* Up to the middle between it and the next, which is even's, and not beyond. */
+        uint32_t next = h + 1;
+        float middle =
+            (h & 0x7fff) == 0x7bff ? copysignf(65520.0f, got) : (got + float_of_half((uint16_t)next)) / 2;
+
+        assert_int_equal(half_of_float(middle), h % 2 ? next : h);
+        assert_int_equal(half_of_float(nextafterf(middle, 0)), h);
+        assert_int_equal(half_of_float(nextafterf(middle, 2 * middle)), next);
+    }
+    assert_true(float_of_bf16(0x3fc0) == 1.5f);
+}
+
+static __global__ void write_indices(uint3 *out)
+{
+    unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+
+    out[block * blockDim.x + threadIdx.x] = blockIdx;
+}
+
+static void grids_have_three_dimensions(void **)
+{
+    uint3 *out = (uint3 *)device_alloc(2 * 3 * 4 * 5 * sizeof *out), got[2 * 3 * 4 * 5];
+
+    launch(write_indices, dim3(2, 3, 4), 5, 0, 0, out);
+    to_host(got, out, sizeof got);
+    for (unsigned i = 0; i < 2 * 3 * 4 * 5; i++) {
+        assert_int_equal(got[i].x, i / 5 % 2);
+        assert_int_equal(got[i].y, i / 10 % 3);
+        assert_int_equal(got[i].z, i / 30);
+    }
+    cudaFree(out);
+}
+
+/* ---- the runtime ----------------------------------------------------------------------------- */
+
+static void launches_beyond_the_limits_are_refused(void **)
+{
+    int *out = (int *)device_alloc(1024 * sizeof(int));
+
+    launch(reverse, 1, 1025, 0, 0, out, 1);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    launch(reverse, 0, 32, 0, 0, out, 1);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
+    launch(reverse, 1, 32, 48 * 1024 + 16, 0, out, 1);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
+    assert_int_equal(allow_shared(reverse, 164 * 1024), cudaErrorInvalidValue);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
+    assert_int_equal(allow_shared(reverse, 163 * 1024), cudaSuccess);
+    launch(reverse, 1, 32, 163 * 1024, 0, out, 1);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    cudaFree(out);
+}
+
+static void device_memory_is_counted_and_copies_stay_inside(void **)
+{
+    size_t before, after, total;
+    char *p, host[256] = {};
+
+    assert_int_equal(cudaMemGetInfo(&before, &total), cudaSuccess);
+    assert_int_equal(cudaMalloc(&p, 128), cudaSuccess);
+    assert_int_equal(cudaMemGetInfo(&after, &total), cudaSuccess);
+    assert_int_equal(before - after, 128);
+    assert_int_equal(cudaMemcpy(p, host, 128, cudaMemcpyHostToDevice), cudaSuccess);
+    assert_int_equal(cudaMemcpy(p, host, 129, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
+    assert_int_equal(cudaMemcpy(p, host, 128, cudaMemcpyDeviceToHost), cudaErrorInvalidValue);
+    assert_int_equal(cudaMemset(p + 1, 0, 128), cudaErrorInvalidValue);
+    assert_int_equal(cudaFree(p + 1), cudaErrorInvalidValue);
+    assert_int_equal(cudaFree(p), cudaSuccess);
+    assert_int_equal(cudaFree(p), cudaErrorInvalidValue);
+    assert_int_equal(cudaMalloc(&p, total + 1), cudaErrorMemoryAllocation);
+    assert_null(p);
+    assert_int_equal(cudaMemGetInfo(&after, &total), cudaSuccess);
+    assert_int_equal(after, before);
+    cudaGetLastError();
+}
+
+/* Fewer pages than addresses: zeroes take none. */
+static void gaps_are_used_again_and_zeroed(void **)
+{
+    enum { BYTES = 3 << 20 };
+    char *p[4], *middle, got[3];
+
+    for (char *&each : p)
+        each = (char *)device_alloc(BYTES);
+    cudaFree(p[1]);
+    middle = (char *)device_alloc(BYTES - 5);
+    assert_ptr_equal(middle, p[1]);
+    cudaMemset(middle + 3, 7, BYTES - 8);
+    cudaMemset(middle + 4, 0, BYTES - 10);
+    to_host(got, middle + 2, 3);
+    assert_memory_equal(got, "\0\7\0", 3);
+    to_host(got, middle + BYTES - 8, 3);
+    assert_memory_equal(got, "\0\0\7", 3);
+    for (char *each : p)
+        cudaFree(each);
+}
+
+struct flags {
+    uint32_t *mine, *other;
+    int rounds;
+};
+
+/* Two devices tell each other how far they are. */
+static __global__ void take_turns(struct flags flags)
+{
+    for (int i = 1; i <= flags.rounds; i++) {
+        if (threadIdx.x == 0)
+            store_release_system(flags.mine, (uint32_t)i);
+        if (threadIdx.x == blockDim.x - 1)
+            while (load_acquire_system(flags.other) < (uint32_t)i)
+                ;
+        __syncthreads();
+    }
+}
+
+static uint32_t *shared_flags[2];
+
+static void *run_device(void *ordinal)
+{
+    int own = (int)(intptr_t)ordinal;
+    struct flags flags = {shared_flags[own], shared_flags[1 - own], 300};
+    cudaStream_t stream;
+
+    if (cudaSetDevice(own) || cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking))
+        return NULL;
+    launch(take_turns, 1, 64, 0, stream, flags);
+    return (void *)(intptr_t)(cudaStreamSynchronize(stream) == cudaSuccess && cudaGetLastError() == cudaSuccess &&
+                              cudaStreamDestroy(stream) == cudaSuccess);
+}
+
+static void threads_of_the_host_run_devices_at_the_same_time(void **)
+{
+    pthread_t threads[2];
+    uint32_t *flags;
+
+    assert_int_equal(cudaMallocHost(&flags, 2 * sizeof *flags), cudaSuccess);
+    flags[0] = flags[1] = 0;
+    for (int i = 0; i < 2; i++)
+        shared_flags[i] = flags + i;
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, run_device, (void *)(intptr_t)i), 0);
+    for (int i = 0; i < 2; i++) {
+        void *went_well;
+
+        pthread_join(threads[i], &went_well);
+        assert_non_null(went_well);
+    }
+    assert_int_equal(flags[0], 300);
+    assert_int_equal(flags[1], 300);
+    assert_int_equal(cudaFreeHost(flags), cudaSuccess);
+}
+
+static void events_tell_time(void **)
+{
+    cudaEvent_t begin, end;
+    float ms;
+
+    cudaEventCreateWithFlags(&begin, cudaEventDefault);
+    cudaEventCreateWithFlags(&end, cudaEventDefault);
+    assert_int_equal(cudaEventElapsedTime(&ms, begin, end), cudaErrorInvalidResourceHandle);
+    assert_int_equal(cudaEventRecord(begin), cudaSuccess);
+    usleep(2000);
+    assert_int_equal(cudaEventRecord(end), cudaSuccess);
+    assert_int_equal(cudaEventQuery(end), cudaSuccess);
+    assert_int_equal(cudaEventElapsedTime(&ms, begin, end), cudaSuccess);
+    assert_true(ms >= 2 && ms < 1000);
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    cudaGetLastError();
+}
+
+/* ---- processes of their own: this program, given the name of one of these -------------------- */
+
+#define CHECK(condition)                                                                                           \
+    do {                                                                                                           \
+        if (!(condition)) {                                                                                        \
+            fprintf(stderr, "line %d: not %s\n", __LINE__, #condition);                                            \
+            exit(1);                                                                                               \
+        }                                                                                                          \
+    } while (0)
+
+static __global__ void store(int *out)
+{
+    out[threadIdx.x] = 1;
+}
+
+static void *quick_alloc(size_t bytes)
+{
+    void *p = NULL;
+
+    CHECK(cudaMalloc(&p, bytes) == cudaSuccess);
+    return p;
+}
+
+static void host_reads_device()
+{
+    volatile int *p = (int *)quick_alloc(64);
+
+    launch(store, 1, 1, 0, 0, (int *)p);
+    CHECK(*p == 1);
+}
+
+static void kernel_gets_heap()
+{
+    launch(store, 1, 1, 0, 0, (int *)malloc(1 << 20));
+}
+
+struct deep {
+    int n;
+    struct {
+        int *out[3];
+    } inner;
+};
+
+static __global__ void store_deep(struct deep args)
+{
+    *args.inner.out[0] = args.n;
+}
+
+static void kernel_gets_stack()
+{
+    int here = 0;
+    struct deep deep = {1, {{(int *)quick_alloc(64), NULL, &here}}};
+
+    launch(store_deep, 1, 1, 0, 0, deep);
+}
+
+static void kernel_gets_freed()
+{
+    int *p = (int *)quick_alloc(64);
+
+    cudaFree(p);
+    launch(store, 1, 1, 0, 0, p);
+}
+
+static void kernel_gets_other_device()
+{
+    int *p = (int *)quick_alloc(64);
+
+    CHECK(cudaSetDevice(1) == cudaSuccess);
+    CHECK(cudaDeviceEnablePeerAccess(0, 0) == cudaSuccess);
+    launch(store, 1, 1, 0, 0, p);
+    CHECK(cudaGetLastError() == cudaSuccess);
+    CHECK(cudaSetDevice(0) == cudaSuccess);
+    launch(store, 1, 1, 0, 0, p);
+    CHECK(cudaMalloc(&p, 64) == cudaSuccess);
+    CHECK(cudaSetDevice(1) == cudaSuccess && cudaMalloc(&p, 64) == cudaSuccess && cudaSetDevice(0) == cudaSuccess);
+    launch(store, 1, 1, 0, 0, p);
+}
+
+static __global__ void lanes_stay_away(int *out)
+{
+    if (threadIdx.x >= 40)
+        return;
+    out[threadIdx.x] = __shfl_xor_sync(ALL_LANES, 1, 1);
+}
+
+static __global__ void lanes_say_other_words(int *out)
+{
+    if (threadIdx.x < 7)
+        __syncwarp();
+    else
+        out[threadIdx.x] = (int)__ballot_sync(ALL_LANES, 1);
+}
+
+static __global__ void warps_wait_apart(int *)
+{
+    if (threadIdx.x < 32)
+        __syncthreads();
+    else if (threadIdx.x < 40)
+        __syncwarp();
+}
+
+static __global__ void writes_behind_shared(int *)
+{
+    ((volatile char *)dynamic_shared())[64] = 1;
+}
+
+static __global__ void copies_askew(int *out)
+{
+    __shared__ int4 values;
+
+    cp_async_16(&values, out + 1);
+}
+
+static __global__ void writes_behind_device(int *out)
+{
+    ((volatile int *)out)[64] = 1;
+}
+
+static __global__ void fills_its_stack(int *out)
+{
+    volatile int big[1 << 17];
+
+    for (int i = (1 << 17) - 1; i >= 0; i -= 64)
+        big[i] = i;
+    *out = big[*out];
+}
+
+template <void kernel(int *)> static void run_on_64()
+{
+    launch(kernel, 1, 64, 64, 0, (int *)quick_alloc(64 * sizeof(int)));
+}
+
+static void breaks_at_the_second_launch()
+{
+    int *p = (int *)quick_alloc(64), host;
+
+    launch(store, 1, 1, 0, 0, p);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    launch(store, 1, 1, 0, 0, p);
+    CHECK(cudaDeviceSynchronize() == cudaErrorIllegalAddress);
+    CHECK(cudaMemcpy(&host, p, 4, cudaMemcpyDeviceToHost) == cudaErrorIllegalAddress);
+    launch(store, 1, 1, 0, 0, p);
+    CHECK(cudaGetLastError() == cudaErrorIllegalAddress);
+    CHECK(cudaGetLastError() == cudaErrorIllegalAddress);
+    CHECK(cudaMalloc(&p, 4) == cudaErrorIllegalAddress);
+    CHECK(cudaSetDevice(1) == cudaSuccess && cudaMalloc(&p, 4) == cudaSuccess);
+}
+
+static void finds_no_device()
+{
+    int count = -1;
+
+    CHECK(cudaGetDeviceCount(&count) == cudaErrorNoDevice && count == 0);
+    CHECK(cudaSetDevice(0) == cudaErrorNoDevice);
+    CHECK(strcmp(cudaGetErrorString(cudaGetLastError()), "no CUDA-capable device is detected") == 0);
+}
+
+static void finds_no_driver()
+{
+    int count = -1, version = -1;
+
+    CHECK(cudaGetDeviceCount(&count) == cudaErrorInsufficientDriver);
+    CHECK(cudaDriverGetVersion(&version) == cudaSuccess && version < CUDART_VERSION);
+    CHECK(strcmp(cudaGetErrorName(cudaPeekAtLastError()), "cudaErrorInsufficientDriver") == 0);
+}
+
+static void finds_little_memory()
+{
+    size_t free_bytes, total;
+    void *p, *q;
+
+    CHECK(cudaMemGetInfo(&free_bytes, &total) == cudaSuccess && total == 100000);
+    CHECK(cudaMalloc(&p, 60000) == cudaSuccess && cudaMalloc(&q, 60000) == cudaErrorMemoryAllocation);
+    CHECK(cudaFree(p) == cudaSuccess && cudaMalloc(&q, 60000) == cudaSuccess);
+}
+
+static void forks()
+{
+    int *p = (int *)quick_alloc(64), status;
+    pid_t child = fork();
+
+    if (child == 0)
+        _exit(cudaMalloc(&p, 64) == cudaErrorInitializationError ? 0 : 1);
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+static void reads_open_memory()
+{
+    volatile int *p = (int *)quick_alloc(64);
+
+    *p = 5;
+    CHECK(*p == 5);
+}
+
+/* A handle comes in at 0; what it lends is multiplied by 3, and a byte goes out at 1. */
+static void borrows_memory();
+
+static const struct {
+    const char *name, *environment, *value;
+    void (*run)();
+    const char *said; /* in its last words; NULL: it ends well */
+} cases[] = {
+    {"host_reads_device", NULL, NULL, host_reads_device, ""},
+    {"kernel_gets_heap", NULL, NULL, kernel_gets_heap, "store(int*), argument 0, byte 0: "},
+    {"kernel_gets_stack", NULL, NULL, kernel_gets_stack, "store_deep(deep), argument 0, byte 24: "},
+    {"kernel_gets_freed", NULL, NULL, kernel_gets_freed, " is device memory that is free"},
+    {"kernel_gets_other_device", NULL, NULL, kernel_gets_other_device,
+     " is memory of a device that it cannot reach"},
+    {"lanes_stay_away", NULL, NULL, run_on_64<lanes_stay_away>,
+     "warp 1: lanes 000000ff in __shfl_xor_sync, 00000000 in __syncthreads, ffffff00 have returned"},
+    {"lanes_say_other_words", "EMULATED_CUDA_ORDER", "backward", run_on_64<lanes_say_other_words>,
+     "lanes_say_other_words(int*), block (0, 0, 0), thread 6: __syncwarp, where lanes ffffff80 of its warp are in "
+     "__ballot_sync"},
+    {"warps_wait_apart", NULL, NULL, run_on_64<warps_wait_apart>,
+     "warp 1: lanes 000000ff in __syncwarp, 00000000 in __syncthreads, ffffff00 have returned"},
+    {"writes_behind_shared", NULL, NULL, run_on_64<writes_behind_shared>, ""},
+    {"copies_askew", NULL, NULL, run_on_64<copies_askew>, "16-byte alignment"},
+    {"fills_its_stack", NULL, NULL, run_on_64<fills_its_stack>, ""},
+#ifdef HAS_ASAN
+    {"writes_behind_device", NULL, NULL, run_on_64<writes_behind_device>, "use-after-poison"},
+#else
+    {"writes_behind_device", NULL, NULL, run_on_64<writes_behind_device>, NULL},
+#endif
+    {"breaks_at_the_second_launch", "EMULATED_CUDA_FAULT", "launch:2", breaks_at_the_second_launch, NULL},
+    {"finds_no_device", "EMULATED_CUDA_FAULT", "no_device", finds_no_device, NULL},
+    {"finds_no_driver", "EMULATED_CUDA_FAULT", "no_driver", finds_no_driver, NULL},
+    {"finds_an_old_driver", "EMULATED_CUDA_FAULT", "old_driver", finds_no_driver, NULL},
+    {"finds_little_memory", "EMULATED_CUDA_FAULT", "no_memory:100000", finds_little_memory, NULL},
+    {"reads_open_memory", "EMULATED_CUDA_OPEN_MEMORY", "1", reads_open_memory, NULL},
+    {"forks", NULL, NULL, forks, NULL},
+    {"borrows_memory", NULL, NULL, borrows_memory, NULL},
+};
+
+/* Starts a case; its files 0, 1 and 2 are these, -1: as ours. */
+static pid_t start_case(const char *name, int in, int out, int err)
+{
+    pid_t child = fork();
+
+    if (child != 0)
+        return child;
+    if (in >= 0)
+        dup2(in, 0);
+    if (out >= 0)
+        dup2(out, 1);
+    if (err >= 0)
+        dup2(err, 2);
+    execl("/proc/self/exe", "test_emulated_simt", name, NULL);
+    _exit(127);
+}
+
+static void mistakes_end_the_process_and_faults_are_errors(void **)
+{
+    for (const auto &c : cases) {
+        char said[4096];
+        size_t length = 0;
+        int ends[2], status;
+        pid_t child;
+
+        if (c.run == borrows_memory)
+            continue;
+        assert_int_equal(pipe(ends), 0);
+        child = start_case(c.name, -1, -1, ends[1]);
+        close(ends[1]);
+        for (ssize_t n; (n = read(ends[0], said + length, sizeof said - 1 - length)) > 0;)
+            length += (size_t)n;
+        said[length] = 0;
+        close(ends[0]);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        if ((status == 0) != !c.said || (c.said && !strstr(said, c.said)) || strstr(said, ": not "))
+            fail_msg("%s: status %d: %s", c.name, status, said);
+    }
+}
+
+static __global__ void triple(int *values)
+{
+    values[threadIdx.x] *= 3;
+}
+
+static void borrows_memory()
+{
+    struct cudaIpcMemHandle_t handle;
+    int *p = NULL;
+
+    CHECK(read(0, &handle, sizeof handle) == sizeof handle);
+    quick_alloc(64); /* so that addresses differ */
+    CHECK(cudaIpcOpenMemHandle((void **)&p, handle, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess);
+    launch(triple, 1, 64, 0, 0, p);
+    CHECK(cudaGetLastError() == cudaSuccess);
+    CHECK(cudaIpcCloseMemHandle(p) == cudaSuccess);
+    CHECK(cudaIpcCloseMemHandle(p) == cudaErrorInvalidValue);
+    CHECK(write(1, "", 1) == 1);
+}
+
+static void processes_lend_each_other_memory(void **)
+{
+    int in[2], out[2], values[64], status, *before = (int *)device_alloc(5000),
+                                           *p = (int *)device_alloc(sizeof values);
+    struct cudaIpcMemHandle_t handle;
+    void *opened;
+    char byte;
+    pid_t child;
+
+    for (int i = 0; i < 64; i++)
+        values[i] = i;
+    to_device(p, values, sizeof values);
+    assert_int_equal(cudaIpcGetMemHandle(&handle, p + 1), cudaErrorInvalidValue);
+    assert_int_equal(cudaIpcGetMemHandle(&handle, p), cudaSuccess);
+    assert_int_equal(cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess),
+                     cudaErrorDeviceUninitialized);
+    cudaGetLastError();
+
+    assert_int_equal(pipe(in), 0);
+    assert_int_equal(pipe(out), 0);
+    child = start_case("borrows_memory", in[0], out[1], -1);
+    close(in[0]);
+    close(out[1]);
+    assert_int_equal(write(in[1], &handle, sizeof handle), sizeof handle);
+    assert_int_equal(read(out[0], &byte, 1), 1);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    close(in[1]);
+    close(out[0]);
+    to_host(values, p, sizeof values);
+    for (int i = 0; i < 64; i++)
+        assert_int_equal(values[i], 3 * i);
+    cudaFree(before);
+    cudaFree(p);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(barriers_hold_every_thread_in_every_order),
+        cmocka_unit_test(a_missing_barrier_shows),
+        cmocka_unit_test(a_missing_barrier_after_reading_shows),
+        cmocka_unit_test(shuffles_and_ballots_go_between_lanes),
+        cmocka_unit_test(mma_is_the_product_of_whole_numbers),
+        cmocka_unit_test(cp_async_copies_when_it_is_waited_for),
+        cmocka_unit_test(memory_that_nobody_wrote_is_junk),
+        cmocka_unit_test(atomics_return_nothing_lost),
+        cmocka_unit_test(halves_round_to_nearest_even),
+        cmocka_unit_test(grids_have_three_dimensions),
+        cmocka_unit_test(launches_beyond_the_limits_are_refused),
+        cmocka_unit_test(device_memory_is_counted_and_copies_stay_inside),
+        cmocka_unit_test(gaps_are_used_again_and_zeroed),
+        cmocka_unit_test(threads_of_the_host_run_devices_at_the_same_time),
+        cmocka_unit_test(events_tell_time),
+        cmocka_unit_test(mistakes_end_the_process_and_faults_are_errors),
+        cmocka_unit_test(processes_lend_each_other_memory),
+    };
+
+    for (const auto &c : cases)
+        if (argc > 1 && strcmp(argv[1], c.name) == 0) {
+            if (c.environment)
+                setenv(c.environment, c.value, 1);
+            c.run();
+            return 0;
+        }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
