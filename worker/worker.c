@@ -115,7 +115,7 @@ struct worker {
     /* the device thread's */
     struct device *device;
     struct comm *comm; /* of the hosts; the wire thread may abort it while it is connected */
-    struct comm *device_comm; /* of what lies in devices with memory of their own; NULL: none, or comm is */
+    struct comm *device_comm; /* over it, of what lies in devices with memory of their own; NULL: they share the host's */
     struct model *model; /* NULL: asleep without weights */
     struct model *spare; /* beside it; NULL: none */
     struct origin origin, spare_origin; /* the wire thread's while nothing changes */
@@ -322,9 +322,15 @@ static bool is_on_one_host(const struct worker *worker, const struct worker_meet
     return !meeting->over_mpi && find_local(&worker->options, meeting->hosts).count == worker->options.world;
 }
 
+/* By which the model's sums go; who aborts it, or asks it whom it waits for, means that of the hosts too. */
+static struct comm *layers_comm(const struct worker *worker)
+{
+    return worker->device_comm ? worker->device_comm : worker->comm;
+}
+
 static void connect_model(struct worker *worker)
 {
-    model_connect(worker->model, worker->device_comm ? worker->device_comm : worker->comm);
+    model_connect(worker->model, layers_comm(worker));
 }
 
 /* Whatever reaches the other ranks, or knows of requests. */
@@ -1548,7 +1554,7 @@ enum status worker_collect(struct worker *worker, bool wait, int64_t *step_out,
 void worker_abort(struct worker *worker)
 {
     if (worker->is_connected && worker->comm)
-        comm_abort(worker->comm);
+        comm_abort(layers_comm(worker));
 }
 
 struct worker_progress worker_progress(const struct worker *worker)
@@ -1558,7 +1564,7 @@ struct worker_progress worker_progress(const struct worker *worker)
         .num_done = work_count_read(&worker->work),
         /* One rank alone has no comm, and may be asked by any thread. */
         .waits_for = worker->options.world > 1 && worker->is_connected
-                         ? comm_waits_for(worker->comm)
+                         ? comm_waits_for(layers_comm(worker))
                          : -1,
     };
 

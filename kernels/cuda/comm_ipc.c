@@ -38,7 +38,9 @@ static bool ipc_is_aborted(const struct comm *comm)
 
 static int32_t ipc_waits_for(const struct comm *comm)
 {
-    return comm_waits_for(ipc_of(comm)->host);
+    int32_t rank = cuda_module()->exchange_waits_for(ipc_of(comm)->exchange);
+
+    return rank >= 0 ? rank : comm_waits_for(ipc_of(comm)->host);
 }
 
 static enum status check_abort(const struct comm *comm)

@@ -533,6 +533,7 @@ const struct cuda_module tandem_cuda = {
     .exchange_open = exchange_open,
     .exchange_connect = exchange_connect,
     .exchange_abort = exchange_abort,
+    .exchange_waits_for = exchange_waits_for,
     .exchange_buffer = exchange_buffer,
     .exchange_sum = exchange_sum,
     .exchange_add_disjoint = exchange_add_disjoint,

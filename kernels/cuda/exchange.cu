@@ -12,7 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FLAGS_BYTES = 4096, MAX_WORLD = FLAGS_BYTES / sizeof(uint32_t), THREADS = 256 };
+enum {
+    FLAGS_BYTES = 4096,
+    MAX_WORLD = FLAGS_BYTES / sizeof(uint32_t),
+    THREADS = 256,
+    LONG = 1 << 16, /* looks at a flag: some tens of milliseconds */
+};
+
+/* What host and kernels tell each other: aborted, or not; 1 + the rank that is waited for, if for long. */
+enum word { IS_ABORTED, WAITS_FOR, NUM_WORDS };
 
 struct cuda_exchange {
     struct cuda_state *state;
@@ -20,7 +28,7 @@ struct cuda_exchange {
     int64_t sum_max; /* doubles of a part */
     uint32_t count;  /* exchanges so far */
     char *peers[MAX_WORLD]; /* each rank's memory, at this process's addresses: flags, by rank, and two parts */
-    uint32_t *is_aborted;   /* page-locked */
+    uint32_t *words;        /* page-locked: by enum word */
     uint32_t **flags;       /* the device's: [world], peers' */
     const double **parts;   /* the device's: [2, world] */
     const double *host_parts[2 * MAX_WORLD]; /* the same */
@@ -35,18 +43,23 @@ static double *part_of(const struct cuda_exchange *exchange, int32_t rank, uint3
 
 /* One thread a rank, MAX_WORLD at most. */
 static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank, uint32_t count,
-                            const uint32_t *is_aborted)
+                            uint32_t *words)
 {
-    int32_t peer = (int32_t)threadIdx.x;
+    int32_t peer = (int32_t)threadIdx.x, looks = 0;
     bool is_peer = peer < world && peer != rank;
 
     __threadfence_system();
     if (is_peer)
         store_release_system(flags[peer] + rank, count);
     __syncthreads(); /* all are told before any is waited for */
-    while (is_peer && (int32_t)(load_acquire_system(flags[rank] + peer) - count) < 0)
-        if (load_acquire_system(is_aborted))
+    while (is_peer && (int32_t)(load_acquire_system(flags[rank] + peer) - count) < 0) {
+        if (load_acquire_system(&words[IS_ABORTED]))
             break;
+        if (++looks == LONG)
+            store_release_system(&words[WAITS_FOR], (uint32_t)peer + 1);
+    }
+    if (looks >= LONG)
+        store_release_system(&words[WAITS_FOR], 0);
 }
 
 /* Of each element one rank has something, the others zero. */
@@ -85,8 +98,8 @@ void exchange_close(struct cuda_exchange *exchange)
         cudaFree(exchange->flags);
     if (exchange->parts)
         cudaFree(exchange->parts);
-    if (exchange->is_aborted)
-        cudaFreeHost(exchange->is_aborted);
+    if (exchange->words)
+        cudaFreeHost(exchange->words);
     free(exchange);
 }
 
@@ -111,11 +124,11 @@ static const char *make(struct cuda_exchange *exchange, void *handle_out)
         return say(state, "memory that other processes are to reach", error);
     memcpy(handle_out, &handle, sizeof handle);
 
-    error = cudaMallocHost(&p, sizeof(uint32_t));
+    error = cudaMallocHost(&p, NUM_WORDS * sizeof(uint32_t));
     if (error != cudaSuccess)
         return say(state, "page-locked memory", error);
-    exchange->is_aborted = (uint32_t *)p;
-    *exchange->is_aborted = 0;
+    exchange->words = (uint32_t *)p;
+    memset(p, 0, NUM_WORDS * sizeof(uint32_t));
     return NULL;
 }
 
@@ -186,7 +199,12 @@ const char *exchange_connect(struct cuda_exchange *exchange, const void *handles
 
 void exchange_abort(struct cuda_exchange *exchange)
 {
-    __atomic_store_n(exchange->is_aborted, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&exchange->words[IS_ABORTED], 1, __ATOMIC_RELEASE);
+}
+
+int32_t exchange_waits_for(const struct cuda_exchange *exchange)
+{
+    return (int32_t)__atomic_load_n(&exchange->words[WAITS_FOR], __ATOMIC_ACQUIRE) - 1;
 }
 
 /* ---- exchanges ------------------------------------------------------------------------------------ */
@@ -202,7 +220,7 @@ const double *const *exchange_sum(struct cuda_exchange *exchange)
 
     exchange->count++;
     launch(meet, dim3(1), dim3((unsigned)(exchange->world + WARP - 1) / WARP * WARP), 0, state->stream, exchange->flags,
-           exchange->world, exchange->rank, exchange->count, exchange->is_aborted);
+           exchange->world, exchange->rank, exchange->count, exchange->words);
     note_launch(state);
     return exchange->host_parts + (exchange->count & 1) * (uint32_t)exchange->world;
 }

@@ -81,6 +81,7 @@ struct cuda_module {
                                  void *handle_out, struct cuda_exchange **out);
     const char *(*exchange_connect)(struct cuda_exchange *exchange, const void *handles);
     void (*exchange_abort)(struct cuda_exchange *exchange);
+    int32_t (*exchange_waits_for)(const struct cuda_exchange *exchange); /* the rank; -1: none, or not for long. Any thread */
     double *(*exchange_buffer)(struct cuda_exchange *exchange);
     const double *const *(*exchange_sum)(struct cuda_exchange *exchange);
     /* x: the sum of all ranks' x, of which one alone is not zero. */

@@ -50,6 +50,24 @@ static __device__ __forceinline__ float float_of_bf16(uint16_t b)
     return __uint_as_float((uint32_t)b << 16);
 }
 
+/* Two bf16 side by side, `low` in the low half. Nearest, ties to even. */
+static __device__ __forceinline__ uint32_t bf16_pair_of_floats(float low, float high)
+{
+    uint32_t pair;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+/* A float's 19 highest bits, the others 0. Nearest, ties away from zero. */
+static __device__ __forceinline__ uint32_t tf32_of_float(float f)
+{
+    uint32_t bits;
+
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(f));
+    return bits;
+}
+
 /*
  * One warp's d = a · b + d of whole numbers, exact (PTX ISA, "Matrix Fragments for mma.m16n8k32"). With
  * g = lane / 4 and t = lane % 4, a lane holds
@@ -74,6 +92,39 @@ static __device__ __forceinline__ void mma_s8_k16(int32_t d[4], const uint32_t a
                  "{%0,%1,%2,%3};"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+/*
+ * The same of floats, of bf16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"). How the
+ * products and d are rounded while they are added up is the device's affair; each of d in the same way, whichever it is,
+ * from its row of a and its column of b, in their order. With g and t as above, a lane holds
+ *  a[0] row g,     k 2t, 2t + 1        b[0] column g, k 2t, 2t + 1         d as above
+ *  a[1] row g + 8, k 2t, 2t + 1        b[1] column g, k 8 + 2t, 9 + 2t
+ *  a[2] row g,     k 8 + 2t, 9 + 2t
+ *  a[3] row g + 8, k 8 + 2t, 9 + 2t
+ * the lower k in the low half.
+ */
+static __device__ __forceinline__ void mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/*
+ * And of tf32, which are floats whose lowest 13 bits are not looked at ("mma.m16n8k8"). A lane holds
+ *  a[0] row g,     k t          b[0] column g, k t         d as above
+ *  a[1] row g + 8, k t          b[1] column g, k t + 4
+ *  a[2] row g,     k t + 4
+ *  a[3] row g + 8, k t + 4
+ */
+static __device__ __forceinline__ void mma_tf32_k8(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /* 16 bytes from global to shared memory, both 16-byte aligned; there after cp_async_wait and a barrier of those
