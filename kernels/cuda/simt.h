@@ -68,6 +68,14 @@ static __device__ __forceinline__ uint32_t tf32_of_float(float f)
     return bits;
 }
 
+/* The same, but what follows from it is found out where it stands: a compiler that does so ahead of a loop, for what is
+ * rarely wanted, has no registers left for the rest. */
+static __device__ __forceinline__ int32_t unforeseen(int32_t x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 /*
  * One warp's d = a · b + d of whole numbers, exact (PTX ISA, "Matrix Fragments for mma.m16n8k32"). With
  * g = lane / 4 and t = lane % 4, a lane holds
@@ -125,6 +133,17 @@ static __device__ __forceinline__ void mma_tf32_k8(float d[4], const uint32_t a[
                  "{%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/*
+ * Fragments of an mma from shared memory: 8 x 8 matrices of words of 16 bits, whose rows are 16 bytes, 16-byte aligned.
+ * Lane 8 i + j knows where row j of matrix i is, and gets of each matrix, in order, elements 2t, 2t + 1 of row g.
+ */
+static __device__ __forceinline__ void ldmatrix_x4(uint32_t words[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)));
 }
 
 /* 16 bytes from global to shared memory, both 16-byte aligned; there after cp_async_wait and a barrier of those

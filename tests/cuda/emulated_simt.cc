@@ -1,8 +1,7 @@
-#include "tests/cuda/emulated_simt.h"
+#include "tests/cuda/emulated_parts.h"
 
 #include <cxxabi.h>
 #include <elf.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <link.h>
 #include <pthread.h>
@@ -11,7 +10,6 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #if defined(__has_feature)
@@ -20,283 +18,15 @@
 #endif
 #endif
 #ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(p, bytes)   ((void)(p), (void)(bytes))
-#define ASAN_UNPOISON_MEMORY_REGION(p, bytes) ((void)(p), (void)(bytes))
 #endif
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
 
-enum { LANES = 32, MAX_WARPS = 32, MAX_THREADS = LANES * MAX_WARPS, MAX_DEVICES = 16 };
-enum { PAGE = 4096, SHARED_BYTES = 48 << 10, MAX_SHARED_BYTES = 163 << 10 };
 static const uint32_t EVERY_LANE = 0xffffffff;
-static const size_t PEERS_BYTES = (size_t)64 << 30; /* of addresses, for what other processes lend */
-static const int JUNK = 0xff;                       /* floats: NaN; indices: -1 */
 
 __thread struct uint3 threadIdx, blockIdx, blockDim, gridDim;
-
-/* ---- what the environment says --------------------------------------------------------------- */
-
-enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, LAUNCH };
-enum order { FORWARD, BACKWARD, RANDOM, IN_TURN };
-
-static struct {
-    enum fault fault;
-    int64_t fault_number;
-    enum order order;
-    uint64_t seed;
-    int num_devices;
-    size_t memory_bytes; /* of a device */
-    bool open;           /* the host may touch it */
-} settings;
-
-static int64_t number_from(const char *name, int64_t otherwise)
-{
-    const char *text = getenv(name);
-
-    return text && *text ? strtoll(text, NULL, 10) : otherwise;
-}
-
-void emulated_cuda_order(const char *order)
-{
-    settings.seed = order ? strtoull(order, NULL, 10) : 0;
-    settings.order = !order || !*order            ? IN_TURN
-                     : !strcmp(order, "forward")  ? FORWARD
-                     : !strcmp(order, "backward") ? BACKWARD
-                                                  : RANDOM;
-}
-
-static void read_settings()
-{
-    static const char *const names[] = {"", "no_device", "no_driver", "old_driver", "no_memory", "launch"};
-    const char *fault = getenv("EMULATED_CUDA_FAULT");
-
-    for (int i = 1; fault && i <= LAUNCH; i++) {
-        size_t length = strlen(names[i]);
-
-        if (strncmp(fault, names[i], length) == 0 && (fault[length] == ':' || !fault[length])) {
-            settings.fault = (enum fault)i;
-            settings.fault_number = fault[length] ? strtoll(fault + length + 1, NULL, 10) : 0;
-        }
-    }
-    emulated_cuda_order(getenv("EMULATED_CUDA_ORDER"));
-    settings.num_devices = min((int)number_from("EMULATED_CUDA_DEVICES", 2), (int)MAX_DEVICES);
-    settings.memory_bytes = (size_t)number_from("EMULATED_CUDA_MEMORY", 1 << 30);
-    if (settings.fault == NO_MEMORY)
-        settings.memory_bytes = (size_t)settings.fault_number;
-    settings.open = number_from("EMULATED_CUDA_OPEN_MEMORY", 0);
-}
-
-/* ---- memory ---------------------------------------------------------------------------------- */
-
-enum kind { OF_DEVICE, OF_PEER, PAGE_LOCKED, REGISTERED };
-
-struct range {
-    char *begin;
-    size_t bytes;
-    enum kind kind;
-    int device;
-    int fd;             /* what is behind it, where other processes were lent it; else -1 */
-    struct range *next; /* at a higher address */
-};
-
-static struct {
-    char *begin; /* devices side by side, then what peers lend */
-    size_t bytes;
-    size_t device_bytes; /* of addresses */
-    int users;           /* launches and copies that are on their way: 0, nobody may touch it */
-    struct range *ranges;
-} memory;
-
-static struct {
-    size_t used;
-    cudaError_t broken; /* by a kernel, for good */
-    bool reaches[MAX_DEVICES];
-} devices[MAX_DEVICES];
-
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static pthread_mutex_t mutex = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
-static pid_t process;
-static int64_t num_launches;
-static __thread int current_device;
-static __thread cudaError_t last_error;
-
-/* In a scope, memory's and devices' fields are this thread's. */
-struct lock {
-    lock()
-    {
-        pthread_mutex_lock(&mutex);
-    }
-
-    ~lock()
-    {
-        pthread_mutex_unlock(&mutex);
-    }
-};
-
-static size_t round_up(size_t n, size_t unit)
-{
-    return (n + unit - 1) / unit * unit;
-}
-
-/* Puts a file, or with -1 pages of zeroes, behind these addresses. In huge pages, for access to them changes with
- * every launch. */
-static bool map_pages(char *at, size_t bytes, int fd)
-{
-    int access = memory.users || settings.open ? PROT_READ | PROT_WRITE : PROT_NONE;
-    int type = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-
-    bytes = round_up(bytes, PAGE);
-    if (mmap(at, bytes, access, type | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED)
-        return false;
-    madvise(at, bytes, MADV_HUGEPAGE);
-    return true;
-}
-
-static void start()
-{
-    process = getpid();
-    read_settings();
-    memory.device_bytes = round_up(2 * settings.memory_bytes, PAGE) + ((size_t)1 << 30);
-    memory.bytes = (size_t)settings.num_devices * memory.device_bytes + PEERS_BYTES;
-    memory.begin = (char *)mmap(NULL, memory.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory.begin == MAP_FAILED || !map_pages(memory.begin, memory.bytes, -1)) {
-        perror("emulated_cuda: device memory");
-        abort();
-    }
-}
-
-/* Between the two, this thread may touch device memory. */
-static void open_memory()
-{
-    struct lock lock;
-
-    if (memory.users++ == 0 && !settings.open)
-        mprotect(memory.begin, memory.bytes, PROT_READ | PROT_WRITE);
-}
-
-static void close_memory()
-{
-    struct lock lock;
-
-    if (--memory.users == 0 && !settings.open)
-        mprotect(memory.begin, memory.bytes, PROT_NONE);
-}
-
-static bool is_device_address(const void *p)
-{
-    return (uintptr_t)p - (uintptr_t)memory.begin < memory.bytes;
-}
-
-/* The range that `bytes` from p on lie in, or NULL. Of no bytes: p may be its end. */
-static struct range *find_range(const void *p, size_t bytes)
-{
-    struct lock lock;
-
-    for (struct range *r = memory.ranges; r; r = r->next) {
-        size_t offset = (size_t)((const char *)p - r->begin);
-
-        if ((const char *)p >= r->begin && offset <= r->bytes && bytes <= r->bytes - offset)
-            return r;
-    }
-    return NULL;
-}
-
-static void add_range(void *begin, size_t bytes, enum kind kind)
-{
-    struct lock lock;
-    struct range **at = &memory.ranges, *r = (struct range *)malloc(sizeof *r);
-
-    while (*at && (*at)->begin < begin)
-        at = &(*at)->next;
-    *r = {(char *)begin, bytes, kind, current_device, -1, *at};
-    *at = r;
-}
-
-/* False: none of the kind begins here. Device memory goes back. */
-static bool remove_range(void *begin, enum kind kind)
-{
-    struct lock lock;
-
-    for (struct range **at = &memory.ranges; *at; at = &(*at)->next) {
-        struct range *r = *at;
-
-        if (r->begin != begin || r->kind != kind)
-            continue;
-        if (kind == OF_DEVICE)
-            devices[r->device].used -= r->bytes;
-        if (kind == OF_DEVICE || kind == OF_PEER) {
-            map_pages(r->begin, r->bytes, -1);
-            ASAN_POISON_MEMORY_REGION(r->begin, r->bytes);
-        }
-        if (r->fd >= 0)
-            close(r->fd);
-        *at = r->next;
-        free(r);
-        return true;
-    }
-    return false;
-}
-
-/* Pages that it takes, and one more that nothing is in. */
-static size_t space_of(size_t bytes)
-{
-    return round_up(bytes, PAGE) + PAGE;
-}
-
-/* The first gap for `bytes` in `size` addresses from `begin` on; NULL: there is none. */
-static char *find_gap(char *begin, size_t size, size_t bytes)
-{
-    char *end = begin + size;
-
-    for (struct range *r = memory.ranges; r; r = r->next) {
-        if (r->begin < begin || r->begin >= end)
-            continue;
-        if ((size_t)(r->begin - begin) >= space_of(bytes))
-            break;
-        size -= (size_t)(r->begin + space_of(r->bytes) - begin);
-        begin = r->begin + space_of(r->bytes);
-    }
-    return (size_t)(end - begin) >= space_of(bytes) ? begin : NULL;
-}
-
-/* ---- errors ---------------------------------------------------------------------------------- */
-
-static cudaError_t note(cudaError_t error)
-{
-    if (error != cudaSuccess)
-        last_error = error;
-    return error;
-}
-
-/* Before anything that concerns a device. */
-static cudaError_t enter()
-{
-    pthread_once(&once, start);
-    if (getpid() != process)
-        return note(cudaErrorInitializationError); /* a fork of one that used CUDA */
-    if (settings.fault == NO_DRIVER || settings.fault == OLD_DRIVER)
-        return note(cudaErrorInsufficientDriver);
-    if (settings.fault == NO_DEVICE || settings.num_devices < 1)
-        return note(cudaErrorNoDevice);
-    return note(devices[current_device].broken);
-}
-
-#define ENTER()                                                                                                    \
-    do {                                                                                                           \
-        cudaError_t error_ = enter();                                                                              \
-        if (error_ != cudaSuccess)                                                                                 \
-            return error_;                                                                                         \
-    } while (0)
-
-#define REFUSE_IF(condition, error)                                                                                \
-    do {                                                                                                           \
-        if (condition)                                                                                             \
-            return note(error);                                                                                    \
-    } while (0)
 
 /* ---- symbols: names of kernels, and where their __shared__ variables are --------------------- */
 
@@ -359,7 +89,7 @@ static struct module find_module(const void *address)
     return module;
 }
 
-static void print_kernel(const void *kernel)
+void emulated_print_kernel(const void *kernel)
 {
     struct module module = find_module(kernel);
 
@@ -494,7 +224,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static void die(const char *form
 
     fprintf(stderr, "emulated_cuda: ");
     if (machine && machine->launch) {
-        print_kernel(machine->launch->kernel);
+        emulated_print_kernel(machine->launch->kernel);
         fprintf(stderr, ", block (%u, %u, %u), thread %d: ", blockIdx.x, blockIdx.y, blockIdx.z, machine->current);
     }
     va_start(args, format);
@@ -831,6 +561,104 @@ void mma_s8_k16(int32_t d[4], const uint32_t a[2], uint32_t b)
     meet("mma_s8_k16", EVERY_LANE, (uintptr_t)&f, multiply<16>);
 }
 
+struct float_fragments {
+    float *d;
+    const uint32_t *a, *b;
+};
+
+/* c + a · b, of `count` products: at most 8. */
+static float add_products(float c, const double *a, const double *b, int count)
+{
+    enum { KEPT_BITS = 26 };
+    double terms[9], largest = fabs((double)c), sum = c;
+    int64_t cut = 0;
+    int exponent;
+
+    terms[8] = c;
+    for (int i = 0; i < 8; i++) {
+        terms[i] = i < count ? a[i] * b[i] : 0;
+        largest = fmax(largest, fabs(terms[i]));
+        sum += terms[i];
+    }
+    if (largest == 0 || !(fabs(sum) <= (double)INFINITY) || largest == (double)INFINITY)
+        return (float)sum;
+    exponent = (int)(emulated_bits<uint64_t>(largest) >> 52) - 1023;
+
+    double unit = emulated_bits<double>((uint64_t)(1023 + exponent + 1 - KEPT_BITS) << 52);
+    double units = emulated_bits<double>((uint64_t)(1023 - exponent - 1 + KEPT_BITS) << 52);
+
+    for (int i = 0; i < 9; i++)
+        cut += (int64_t)(terms[i] * units);
+    sum = (double)cut * unit;
+    return (float)emulated_bits<double>(emulated_bits<uint64_t>(sum) >> 29 << 29); /* 24 bits, cut off too */
+}
+
+/* K: of them STEP at a time. */
+template <int K, int STEP> static void multiply_floats(uint64_t *values)
+{
+    double a[16][K], b[8][K];
+
+    for (int lane = 0; lane < LANES; lane++) {
+        const struct float_fragments *f = (const struct float_fragments *)values[lane];
+        int g = lane / 4, t = lane % 4;
+
+        for (int part = 0; part < 2; part++)
+            for (int i = 0; i < K / 8; i++) {
+                int k = part * (K / 2) + K / 8 * t + i;
+                /* tf32 is a bf16 with more bits. */
+                uint32_t mask = K == 8 ? 0xffffe000 : 0xffff0000, shift = K == 8 ? 0 : 16 - 16 * i;
+
+                a[g][k] = __uint_as_float(f->a[2 * part] << shift & mask);
+                a[g + 8][k] = __uint_as_float(f->a[2 * part + 1] << shift & mask);
+                b[g][k] = __uint_as_float(f->b[part] << shift & mask);
+            }
+    }
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 8; column++) {
+            const struct float_fragments *f = (const struct float_fragments *)values[row % 8 * 4 + column / 2];
+            float *d = &f->d[row / 8 * 2 + column % 2];
+
+            for (int k = 0; k < K; k += STEP)
+                *d = add_products(*d, &a[row][k], &b[column][k], STEP);
+        }
+}
+
+void mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    struct float_fragments f = {d, a, b};
+
+    meet("mma_bf16_k16", EVERY_LANE, (uintptr_t)&f, multiply_floats<16, 8>);
+}
+
+void mma_tf32_k8(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    struct float_fragments f = {d, a, b};
+
+    meet("mma_tf32_k8", EVERY_LANE, (uintptr_t)&f, multiply_floats<8, 4>);
+}
+
+struct matrix_rows {
+    uint32_t *words;
+    const char *row;
+};
+
+static void load_matrices(uint64_t *values)
+{
+    for (int lane = 0; lane < LANES; lane++)
+        for (int i = 0; i < 4; i++)
+            memcpy(&((const struct matrix_rows *)values[lane])->words[i],
+                   ((const struct matrix_rows *)values[8 * i + lane / 4])->row + lane % 4 * 4, 4);
+}
+
+void ldmatrix_x4(uint32_t words[4], const void *row)
+{
+    struct matrix_rows rows = {words, (const char *)row};
+
+    if ((uintptr_t)row % 16 || emulated_is_device_address(row))
+        die("ldmatrix_x4 from %p: not shared memory with 16-byte alignment", row);
+    meet("ldmatrix_x4", EVERY_LANE, (uintptr_t)&rows, load_matrices);
+}
+
 /* ---- memory, as kernels see it --------------------------------------------------------------- */
 
 char *dynamic_shared()
@@ -845,7 +673,7 @@ void cp_async_16(void *shared, const void *global)
 
     if ((uintptr_t)shared % 16 || (uintptr_t)global % 16)
         die("cp_async_16 to %p from %p, which want 16-byte alignment", shared, global);
-    if (is_device_address(shared) || !(is_device_address(global) || find_range(global, 16)))
+    if (emulated_is_device_address(shared) || !emulated_is_reachable(global, 16))
         die("cp_async_16 to %p from %p: not from global to shared memory", shared, global);
     if (thread->num_copies == MAX_COPIES)
         die("more than %d cp_async_16 are on their way", (int)MAX_COPIES);
@@ -887,14 +715,6 @@ uint32_t load_acquire_system(const uint32_t *p)
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
 
-static int64_t time_of(clockid_t clock)
-{
-    struct timespec now;
-
-    clock_gettime(clock, &now);
-    return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
-}
-
 uint64_t global_timer()
 {
     return (uint64_t)time_of(CLOCK_REALTIME);
@@ -926,88 +746,30 @@ uint16_t half_of_float(float f)
     return (uint16_t)(sign | (magnitude - (112 << 23)) >> 13);
 }
 
+static uint32_t bf16_of_float(float f)
+{
+    uint32_t bits = __float_as_uint(f);
+
+    if (f != f)
+        return 0x7fff; /* the device's one NaN */
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+uint32_t bf16_pair_of_floats(float low, float high)
+{
+    return bf16_of_float(low) | bf16_of_float(high) << 16;
+}
+
+uint32_t tf32_of_float(float f)
+{
+    uint32_t bits = __float_as_uint(f);
+
+    if (f != f)
+        return 0x7fffffff;
+    return (bits + 0x1000) & 0xffffe000;
+}
+
 /* ---- launches -------------------------------------------------------------------------------- */
-
-/* An address of the host's, and not a number that looks like one: it is high and mapped. */
-static bool is_host_address(uint64_t word)
-{
-    unsigned char resident;
-
-#if !__has_builtin(__builtin_clear_padding)
-    if ((uint32_t)word >> 16 == 0)
-        return false; /* a small number, and what its padding held */
-#endif
-    /* Below lie small numbers side by side, and what looks like one of them to ASan. */
-    return word >> 48 == 0 && word >= 0x10007fff8000 && mincore((void *)(word / PAGE * PAGE), 1, &resident) == 0;
-}
-
-void emulated_check_argument(const void *kernel, int index, const void *argument, size_t bytes)
-{
-    const char *wrong = NULL;
-
-    if (enter() != cudaSuccess)
-        return;
-    for (size_t at = 0; at + 8 <= bytes && !wrong; at += 8) {
-        uint64_t word;
-
-        memcpy(&word, (const char *)argument + at, 8);
-
-        struct lock lock;
-        const struct range *r = find_range((const void *)word, 0);
-
-        if (!r && is_device_address((const void *)word))
-            wrong = "device memory that is free";
-        else if (r && r->kind == OF_DEVICE && r->device != current_device &&
-                 !devices[current_device].reaches[r->device])
-            wrong = "memory of a device that it cannot reach";
-        else if (!r && is_host_address(word))
-            wrong = "memory of the host";
-        if (wrong) {
-            fprintf(stderr, "emulated_cuda: ");
-            print_kernel(kernel);
-            fprintf(stderr, ", argument %d, byte %zu: %p is %s\n", index, at, (void *)word, wrong);
-            abort();
-        }
-    }
-}
-
-enum { MAX_OPTED_IN = 256 };
-
-/* Kernels that may have more shared memory than the usual. */
-static struct {
-    const void *kernel;
-    int device, bytes;
-} opted_in[MAX_OPTED_IN];
-static int num_opted_in;
-
-static int shared_of(const void *kernel)
-{
-    struct lock lock;
-    int bytes = SHARED_BYTES;
-
-    for (int i = 0; i < num_opted_in; i++)
-        if (opted_in[i].kernel == kernel && opted_in[i].device == current_device)
-            bytes = opted_in[i].bytes;
-    return bytes;
-}
-
-cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value)
-{
-    struct lock lock;
-    int i = 0;
-
-    ENTER();
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize)
-        return cudaSuccess;
-    while (i < num_opted_in && (opted_in[i].kernel != kernel || opted_in[i].device != current_device))
-        i++;
-    REFUSE_IF(value < 0 || value > MAX_SHARED_BYTES || i == MAX_OPTED_IN, cudaErrorInvalidValue);
-    opted_in[i].kernel = kernel;
-    opted_in[i].device = current_device;
-    opted_in[i].bytes = value;
-    num_opted_in = max(num_opted_in, i + 1);
-    return cudaSuccess;
-}
 
 /* Those of the kernel's module: variables that are a function's and a thread's. */
 static void find_static_shared(struct machine *m)
@@ -1046,17 +808,8 @@ static void run_block(struct machine *m)
     switch_to(m, take_fiber(m));
 }
 
-static cudaError_t check_launch(const struct emulated_launch *launch, cudaStream_t stream);
-
-void emulated_run(const struct emulated_launch *launch, cudaStream_t stream)
+void emulated_run_blocks(const struct emulated_launch *launch, struct emulated_turns turns)
 {
-    if (enter() != cudaSuccess || note(check_launch(launch, stream)) != cudaSuccess)
-        return;
-    if (__atomic_add_fetch(&num_launches, 1, __ATOMIC_RELAXED) == settings.fault_number &&
-        settings.fault == LAUNCH) {
-        devices[current_device].broken = cudaErrorIllegalAddress; /* told by the next call: it takes time */
-        return;
-    }
     if (!machine)
         make_machine();
 
@@ -1066,10 +819,9 @@ void emulated_run(const struct emulated_launch *launch, cudaStream_t stream)
     m->launch = launch;
     m->num_threads = (int)launch->block.x;
     m->shared = m->shared_end - round_up(launch->shared_bytes, 16);
-    m->random = (settings.seed + (uint64_t)m->num_launches) * 0x9e3779b97f4a7c15 | 1;
+    m->random = (turns.seed + (uint64_t)m->num_launches) * 0x9e3779b97f4a7c15 | 1;
     blockDim = {launch->block.x, 1, 1};
     gridDim = {launch->grid.x, launch->grid.y, launch->grid.z};
-    open_memory();
     if ((uintptr_t)launch->kernel - m->module.base >= m->module.bytes)
         find_static_shared(m);
     for (int i = 0; i < m->num_shareds; i++)
@@ -1077,441 +829,8 @@ void emulated_run(const struct emulated_launch *launch, cudaStream_t stream)
     for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
         for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
             for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) {
-                m->order = settings.order == IN_TURN ? (enum order)(block++ % IN_TURN) : settings.order;
+                m->order = turns.order == IN_TURN ? (enum order)(block++ % IN_TURN) : turns.order;
                 run_block(m);
             }
-    close_memory();
     m->launch = NULL;
 }
-
-/* ---- the runtime: devices -------------------------------------------------------------------- */
-
-struct emulated_stream {
-    int device;
-};
-
-struct emulated_event {
-    int device;
-    int64_t ns; /* 0: not recorded */
-};
-
-static cudaError_t check_launch(const struct emulated_launch *launch, cudaStream_t stream)
-{
-    const struct dim3 *grid = &launch->grid;
-
-    if (stream && stream->device != current_device)
-        return cudaErrorInvalidResourceHandle;
-    if (grid->x < 1 || grid->x > 0x7fffffff || grid->y < 1 || grid->y > 65535 || grid->z < 1 || grid->z > 65535)
-        return cudaErrorInvalidConfiguration;
-    if (launch->block.x < 1 || launch->block.x > MAX_THREADS || launch->block.y != 1 || launch->block.z != 1)
-        return cudaErrorInvalidConfiguration;
-    return launch->shared_bytes > (size_t)shared_of(launch->kernel) ? cudaErrorInvalidValue : cudaSuccess;
-}
-
-#define EMULATED_ERROR_CASE(name, number, text)                                                                    \
-    case name:                                                                                                     \
-        return WANTED(name, text);
-
-const char *cudaGetErrorName(cudaError_t error)
-{
-#define WANTED(name, text) #name
-    switch (error) {
-        EMULATED_ERRORS(EMULATED_ERROR_CASE)
-    }
-#undef WANTED
-    return "unrecognized error code";
-}
-
-const char *cudaGetErrorString(cudaError_t error)
-{
-#define WANTED(name, text) text
-    switch (error) {
-        EMULATED_ERRORS(EMULATED_ERROR_CASE)
-    }
-#undef WANTED
-    return "unrecognized error code";
-}
-
-cudaError_t cudaPeekAtLastError()
-{
-    return last_error;
-}
-
-cudaError_t cudaGetLastError()
-{
-    cudaError_t error = last_error;
-
-    if (error != devices[current_device].broken)
-        last_error = cudaSuccess;
-    return error;
-}
-
-cudaError_t cudaRuntimeGetVersion(int *out)
-{
-    *out = CUDART_VERSION;
-    return cudaSuccess;
-}
-
-cudaError_t cudaDriverGetVersion(int *out)
-{
-    pthread_once(&once, start);
-    *out = settings.fault == NO_DRIVER ? 0 : settings.fault == OLD_DRIVER ? 11040 : CUDART_VERSION;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceCount(int *out)
-{
-    *out = 0;
-    ENTER();
-    *out = settings.num_devices;
-    return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int ordinal)
-{
-    enter();
-    REFUSE_IF(ordinal < 0 || ordinal >= settings.num_devices, cudaErrorInvalidDevice);
-    current_device = ordinal;
-    return enter();
-}
-
-cudaError_t cudaGetDevice(int *out)
-{
-    ENTER();
-    *out = current_device;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int ordinal)
-{
-    ENTER();
-    REFUSE_IF(ordinal < 0 || ordinal >= settings.num_devices, cudaErrorInvalidDevice);
-    memset(out, 0, sizeof *out);
-    strcpy(out->name, "emulated");
-    out->totalGlobalMem = settings.memory_bytes;
-    out->sharedMemPerBlock = SHARED_BYTES;
-    out->sharedMemPerBlockOptin = MAX_SHARED_BYTES;
-    out->sharedMemPerMultiprocessor = MAX_SHARED_BYTES + 1024;
-    out->major = 8;
-    out->multiProcessorCount = 4;
-    out->warpSize = LANES;
-    out->maxThreadsPerBlock = MAX_THREADS;
-    out->maxThreadsPerMultiProcessor = 2048;
-    out->regsPerBlock = 65536;
-    out->l2CacheSize = 1 << 20;
-    out->memoryBusWidth = 256;
-    out->unifiedAddressing = 1;
-    out->pciBusID = ordinal + 1;
-    return cudaSuccess;
-}
-
-#define EMULATED_ATTRIBUTE_CASE(name, number, member)                                                              \
-    case name:                                                                                                     \
-        *out = (int)p.member;                                                                                      \
-        return cudaSuccess;
-
-cudaError_t cudaDeviceGetAttribute(int *out, enum cudaDeviceAttr attribute, int ordinal)
-{
-    struct cudaDeviceProp p;
-    cudaError_t error = cudaGetDeviceProperties(&p, ordinal);
-
-    if (error != cudaSuccess)
-        return error;
-    switch (attribute) {
-        EMULATED_ATTRIBUTES(EMULATED_ATTRIBUTE_CASE)
-    }
-    return note(cudaErrorInvalidValue);
-}
-
-cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned)
-{
-    ENTER();
-    REFUSE_IF(peer < 0 || peer >= settings.num_devices || peer == current_device, cudaErrorInvalidDevice);
-    REFUSE_IF(devices[current_device].reaches[peer], cudaErrorPeerAccessAlreadyEnabled);
-    devices[current_device].reaches[peer] = true;
-    return cudaSuccess;
-}
-
-/* ---- the runtime: memory --------------------------------------------------------------------- */
-
-cudaError_t cudaMemGetInfo(size_t *free_out, size_t *total_out)
-{
-    struct lock lock;
-
-    ENTER();
-    *total_out = settings.memory_bytes;
-    *free_out = settings.memory_bytes - devices[current_device].used;
-    return cudaSuccess;
-}
-
-cudaError_t cudaMalloc(void **out, size_t bytes)
-{
-    enum { SPOILT_BYTES = 8 << 20 };
-    struct lock lock;
-    char *p = NULL;
-
-    ENTER();
-    *out = NULL;
-    if (bytes == 0)
-        return cudaSuccess;
-    if (bytes <= settings.memory_bytes - devices[current_device].used)
-        p = find_gap(memory.begin + (size_t)current_device * memory.device_bytes, memory.device_bytes, bytes);
-    REFUSE_IF(!p, cudaErrorMemoryAllocation);
-    add_range(p, bytes, OF_DEVICE);
-    devices[current_device].used += bytes;
-    ASAN_UNPOISON_MEMORY_REGION(p, bytes);
-    ASAN_POISON_MEMORY_REGION(p + bytes, space_of(bytes) - bytes);
-    open_memory();
-    memset(p, JUNK, min(bytes, (size_t)SPOILT_BYTES));
-    close_memory();
-    *out = p;
-    return cudaSuccess;
-}
-
-cudaError_t cudaFree(void *p)
-{
-    ENTER();
-    REFUSE_IF(p && !remove_range(p, OF_DEVICE), cudaErrorInvalidValue);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMallocHost(void **out, size_t bytes)
-{
-    ENTER();
-    *out = NULL;
-    if (bytes == 0)
-        return cudaSuccess;
-    REFUSE_IF(posix_memalign(out, PAGE, bytes) != 0, cudaErrorMemoryAllocation);
-    memset(*out, JUNK, bytes);
-    add_range(*out, bytes, PAGE_LOCKED);
-    return cudaSuccess;
-}
-
-cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned)
-{
-    return cudaMallocHost(out, bytes);
-}
-
-cudaError_t cudaFreeHost(void *p)
-{
-    ENTER();
-    REFUSE_IF(p && !remove_range(p, PAGE_LOCKED), cudaErrorInvalidValue);
-    free(p);
-    return cudaSuccess;
-}
-
-cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned)
-{
-    ENTER();
-    REFUSE_IF(!p || bytes == 0, cudaErrorInvalidValue);
-    REFUSE_IF(find_range(p, 1), cudaErrorHostMemoryAlreadyRegistered);
-    add_range(p, bytes, REGISTERED);
-    return cudaSuccess;
-}
-
-cudaError_t cudaHostUnregister(void *p)
-{
-    ENTER();
-    REFUSE_IF(!remove_range(p, REGISTERED), cudaErrorHostMemoryNotRegistered);
-    return cudaSuccess;
-}
-
-/* Memory of a device, all of it allocated; or of the host. */
-static bool fits(const void *p, size_t bytes, bool of_device)
-{
-    return is_device_address(p) == of_device && (!of_device || find_range(p, bytes));
-}
-
-cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind)
-{
-    ENTER();
-    if (bytes == 0)
-        return cudaSuccess;
-    if (kind == cudaMemcpyDefault)
-        kind = (enum cudaMemcpyKind)(is_device_address(to) + 2 * is_device_address(from));
-    REFUSE_IF(!fits(to, bytes, kind & 1) || !fits(from, bytes, kind & 2), cudaErrorInvalidValue);
-    open_memory();
-    memmove(to, from, bytes);
-    close_memory();
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t)
-{
-    return cudaMemcpy(to, from, bytes, kind);
-}
-
-/* All of a range, of many pages: zeroes take no memory until they are written. */
-static bool forget(void *p, size_t bytes)
-{
-    const struct range *r = find_range(p, bytes);
-
-    return bytes > 1 << 20 && r->begin == p && r->bytes == bytes && r->kind == OF_DEVICE && r->fd < 0 &&
-           madvise(p, bytes, MADV_DONTNEED) == 0;
-}
-
-cudaError_t cudaMemset(void *p, int byte, size_t bytes)
-{
-    ENTER();
-    if (bytes == 0)
-        return cudaSuccess;
-    REFUSE_IF(!fits(p, bytes, true), cudaErrorInvalidValue);
-    if (byte == 0 && forget(p, bytes))
-        return cudaSuccess;
-    open_memory();
-    memset(p, byte, bytes);
-    close_memory();
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void *p, int byte, size_t bytes, cudaStream_t)
-{
-    return cudaMemset(p, byte, bytes);
-}
-
-/* What a cudaIpcMemHandle_t holds. */
-struct lent {
-    pid_t process;
-    int fd;
-    size_t bytes;
-};
-
-/* Moves what is in a range to a file, which others can open. */
-static bool make_lendable(struct range *r)
-{
-    int fd = memfd_create("emulated_cuda", MFD_CLOEXEC);
-    size_t done = 0;
-
-    open_memory();
-    for (ssize_t n; done < r->bytes && (n = write(fd, r->begin + done, r->bytes - done)) > 0;)
-        done += (size_t)n;
-    close_memory();
-    if (done < r->bytes || ftruncate(fd, (off_t)round_up(r->bytes, PAGE)) || !map_pages(r->begin, r->bytes, fd)) {
-        close(fd);
-        return false;
-    }
-    r->fd = fd;
-    return true;
-}
-
-cudaError_t cudaIpcGetMemHandle(struct cudaIpcMemHandle_t *out, void *p)
-{
-    struct lock lock;
-    struct range *r = find_range(p, 1);
-
-    ENTER();
-    REFUSE_IF(!r || r->kind != OF_DEVICE || r->begin != p, cudaErrorInvalidValue);
-    REFUSE_IF(r->fd < 0 && !make_lendable(r), cudaErrorMemoryAllocation);
-
-    struct lent lent = {process, r->fd, r->bytes};
-
-    static_assert(sizeof lent <= sizeof *out, "");
-    memset(out, 0, sizeof *out);
-    memcpy(out, &lent, sizeof lent);
-    return cudaSuccess;
-}
-
-cudaError_t cudaIpcOpenMemHandle(void **out, struct cudaIpcMemHandle_t handle, unsigned flags)
-{
-    struct lock lock;
-    struct lent lent;
-    char path[64], *p;
-    int fd;
-
-    ENTER();
-    memcpy(&lent, &handle, sizeof lent);
-    REFUSE_IF(flags != cudaIpcMemLazyEnablePeerAccess, cudaErrorInvalidValue);
-    REFUSE_IF(lent.process == process, cudaErrorDeviceUninitialized);
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", lent.process, lent.fd);
-    fd = open(path, O_RDWR | O_CLOEXEC);
-    REFUSE_IF(fd < 0, cudaErrorInvalidResourceHandle);
-    p = find_gap(memory.begin + memory.bytes - PEERS_BYTES, PEERS_BYTES, lent.bytes);
-    if (p && !map_pages(p, lent.bytes, fd))
-        p = NULL;
-    close(fd);
-    REFUSE_IF(!p, cudaErrorMemoryAllocation);
-    add_range(p, lent.bytes, OF_PEER);
-    ASAN_UNPOISON_MEMORY_REGION(p, lent.bytes);
-    ASAN_POISON_MEMORY_REGION(p + lent.bytes, space_of(lent.bytes) - lent.bytes);
-    *out = p;
-    return cudaSuccess;
-}
-
-cudaError_t cudaIpcCloseMemHandle(void *p)
-{
-    ENTER();
-    REFUSE_IF(!remove_range(p, OF_PEER), cudaErrorInvalidValue);
-    return cudaSuccess;
-}
-
-/* ---- the runtime: streams and events; all has run when a call returns ------------------------ */
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
-{
-    ENTER();
-    *out = (cudaStream_t)malloc(sizeof **out);
-    (*out)->device = current_device;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream)
-{
-    free(stream);
-    return enter();
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned)
-{
-    ENTER();
-    *out = (cudaEvent_t)calloc(1, sizeof **out);
-    (*out)->device = current_device;
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
-{
-    ENTER();
-    REFUSE_IF(stream && stream->device != event->device, cudaErrorInvalidResourceHandle);
-    event->ns = time_of(CLOCK_MONOTONIC);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventElapsedTime(float *ms_out, cudaEvent_t start, cudaEvent_t end)
-{
-    ENTER();
-    REFUSE_IF(!start->ns || !end->ns, cudaErrorInvalidResourceHandle);
-    *ms_out = (float)(end->ns - start->ns) * 1e-6f;
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventDestroy(cudaEvent_t event)
-{
-    free(event);
-    return enter();
-}
-
-#define HAS_PASSED(name, ...)                                                                                      \
-    cudaError_t name(__VA_ARGS__)                                                                                  \
-    {                                                                                                              \
-        return enter();                                                                                            \
-    }
-
-HAS_PASSED(cudaDeviceSynchronize, void)
-HAS_PASSED(cudaStreamSynchronize, cudaStream_t)
-HAS_PASSED(cudaStreamQuery, cudaStream_t)
-HAS_PASSED(cudaStreamWaitEvent, cudaStream_t, cudaEvent_t, unsigned)
-HAS_PASSED(cudaEventQuery, cudaEvent_t)
-HAS_PASSED(cudaEventSynchronize, cudaEvent_t)
-
-#define NOT_SUPPORTED(name, ...)                                                                                   \
-    cudaError_t name(__VA_ARGS__)                                                                                  \
-    {                                                                                                              \
-        return note(cudaErrorNotSupported);                                                                        \
-    }
-
-NOT_SUPPORTED(cudaStreamBeginCapture, cudaStream_t, enum cudaStreamCaptureMode)
-NOT_SUPPORTED(cudaStreamEndCapture, cudaStream_t, cudaGraph_t *)
-NOT_SUPPORTED(cudaGraphInstantiate, cudaGraphExec_t *, cudaGraph_t, unsigned long long)
-NOT_SUPPORTED(cudaGraphLaunch, cudaGraphExec_t, cudaStream_t)
-NOT_SUPPORTED(cudaGraphExecDestroy, cudaGraphExec_t)
-NOT_SUPPORTED(cudaGraphDestroy, cudaGraph_t)

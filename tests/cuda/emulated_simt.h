@@ -2,15 +2,19 @@
  * emulated_simt: the words of kernels/cuda/simt.h, and as much of the CUDA runtime as a device needs, in ordinary
  * C++: the sources of kernels/cuda run in it on machines without a GPU, and what they do wrong shows.
  *
- *  - A launch has run when it returns, on the thread that called it. Blocks run one after another; a block's
- *    threads are fibers that yield where they wait for each other.
+ *  - The device runs behind its caller: each stream is a thread of the host, which does what it was given, in
+ *    order. A copy from page-locked memory reads it when the stream gets there, so that memory that is changed too
+ *    early shows; one from other memory has taken what it copies when the call returns.
+ *  - Blocks run one after another; a block's threads are fibers that yield where they wait for each other.
  *  - The order in which they run varies from block to block: forward, backward, at random. A barrier that is
  *    missing gives other results in one of them.
  *  - Shared memory holds junk when a block begins (`__shared__`: when a launch does), and memory that cudaMalloc
  *    gave. Behind dynamic shared memory lies an unreadable page; behind device memory, under ASan, poison.
  *  - cp_async_16 copies when it is waited for, not before.
- *  - The host cannot touch device memory but in cudaMemcpy, nor may a kernel's arguments point to memory of the
- *    host that is not page-locked (not even in fields that it does not use: give every field a value).
+ *  - The host cannot touch device memory but in cudaMemcpy. Where the CPU has protection keys (pku) that holds at
+ *    all times; where it has none, while no stream has work: EMULATED_CUDA_SYNCHRONOUS=1 is stricter there.
+ *  - A kernel's arguments may not point to memory of the host that is not page-locked (not even in fields that it
+ *    does not use: give every field a value).
  *  - A warp's words want all of its 32 lanes.
  *
  * What a kernel does wrong ends the process with a sentence; what a caller of the runtime does wrong is a
@@ -21,14 +25,17 @@
  *  EMULATED_CUDA_DEVICES      how many there are, 2
  *  EMULATED_CUDA_MEMORY       bytes of each, 1 GiB
  *  EMULATED_CUDA_OPEN_MEMORY  1: the host may touch device memory, for debuggers
+ *  EMULATED_CUDA_SYNCHRONOUS  1: what is launched or copied has been done when the call returns, by the thread that
+ *                             called
+ *  EMULATED_CUDA_LATE_US      microseconds that a kernel waits before it runs, so that the host gets far ahead
  *  EMULATED_CUDA_FAULT        no_device, no_driver, old_driver; no_memory:BYTES, a device has no more than these;
  *                             launch:N, the Nth launch of the process breaks its device (cudaErrorIllegalAddress)
  *
- * Not here: memory models weaker than the host's, blocks that run at the same time, streams that run behind the
- * host (what it changes too early is not noticed), registers, speed. Variables of a thread that are a function's
- * (`static thread_local`) are taken for __shared__ in the whole module that kernels are in.
+ * Not here: memory models weaker than the host's, blocks that run at the same time, registers, speed; captures that
+ * fork to other streams, or copy what is not page-locked. Variables of a thread that are a function's (`static
+ * thread_local`) are taken for __shared__ in the whole module that kernels are in.
  *
- * Thread: any; threads may use different devices at the same time.
+ * Thread: any.
  */
 #ifndef TESTS_CUDA_EMULATED_SIMT_H
 #define TESTS_CUDA_EMULATED_SIMT_H
@@ -164,6 +171,14 @@ static inline float float_of_bf16(uint16_t b)
     return __uint_as_float((uint32_t)b << 16);
 }
 
+static inline int32_t unforeseen(int32_t x)
+{
+    return x;
+}
+
+uint32_t bf16_pair_of_floats(float low, float high);
+uint32_t tf32_of_float(float f);
+
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 char *dynamic_shared();
@@ -222,6 +237,11 @@ void __syncwarp(unsigned mask = 0xffffffffu);
 unsigned __ballot_sync(unsigned mask, int predicate);
 void mma_s8_k32(int32_t d[4], const uint32_t a[4], const uint32_t b[2]);
 void mma_s8_k16(int32_t d[4], const uint32_t a[2], uint32_t b);
+/* As GPUs do it: products are exact, and some of them at a time are added to d, in order; none has bits that lie far below
+ * the highest of the largest, and what is lost is cut off. */
+void mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2]);
+void mma_tf32_k8(float d[4], const uint32_t a[4], const uint32_t b[2]);
+void ldmatrix_x4(uint32_t words[4], const void *row);
 
 /* What the lanes of the warp came to `word` with, in order. */
 const uint64_t *emulated_shuffle(const char *word, unsigned mask, uint64_t value);
@@ -268,29 +288,38 @@ template <typename T> static inline T __shfl_down_sync(unsigned mask, T value, u
 #define CUDART_VERSION 13000
 
 /* A row: name, number, what cudaGetErrorString says. */
+/* clang-format off */
 #define EMULATED_ERRORS(row)                                                                                       \
-    row(cudaSuccess, 0, "no error") row(cudaErrorInvalidValue, 1,                                                  \
-                                        "invalid argument") row(cudaErrorMemoryAllocation, 2, "out of memory")     \
-        row(cudaErrorInitializationError, 3, "initialization error") row(cudaErrorInvalidConfiguration, 9,         \
-                                                                         "invalid configuration argument")         \
-            row(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")   \
-                row(cudaErrorInvalidDeviceFunction, 98,                                                            \
-                    "invalid device function") row(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")   \
-                    row(cudaErrorInvalidDevice, 101, "invalid device ordinal") row(cudaErrorDeviceUninitialized,   \
-                                                                                   201, "invalid device context")  \
-                        row(cudaErrorNoKernelImageForDevice, 209,                                                  \
-                            "no kernel image is available for execution on the device")                            \
-                            row(cudaErrorInvalidResourceHandle, 400,                                               \
-                                "invalid resource handle") row(cudaErrorNotReady, 600, "device not ready")         \
-                                row(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")      \
-                                    row(cudaErrorPeerAccessAlreadyEnabled, 704, "peer access is already enabled")  \
-                                        row(cudaErrorHostMemoryAlreadyRegistered, 712,                             \
-                                            "part or all of the requested memory range is already mapped")         \
-                                            row(cudaErrorHostMemoryNotRegistered, 713,                             \
-                                                "pointer does not correspond to a registered memory region")       \
-                                                row(cudaErrorLaunchFailure, 719, "unspecified launch failure")     \
-                                                    row(cudaErrorNotSupported, 801, "operation not supported")     \
-                                                        row(cudaErrorUnknown, 999, "unknown error")
+    row(cudaSuccess, 0, "no error")                                                                                \
+    row(cudaErrorInvalidValue, 1, "invalid argument")                                                              \
+    row(cudaErrorMemoryAllocation, 2, "out of memory")                                                             \
+    row(cudaErrorInitializationError, 3, "initialization error")                                                   \
+    row(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                                        \
+    row(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")           \
+    row(cudaErrorInvalidDeviceFunction, 98, "invalid device function")                                             \
+    row(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                              \
+    row(cudaErrorInvalidDevice, 101, "invalid device ordinal")                                                     \
+    row(cudaErrorDeviceUninitialized, 201, "invalid device context")                                               \
+    row(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")          \
+    row(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                                            \
+    row(cudaErrorIllegalState, 401, "the operation cannot be performed in the present state")                      \
+    row(cudaErrorNotReady, 600, "device not ready")                                                                \
+    row(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")                                  \
+    row(cudaErrorPeerAccessAlreadyEnabled, 704, "peer access is already enabled")                                  \
+    row(cudaErrorHostMemoryAlreadyRegistered, 712, "part or all of the requested memory range is already mapped")  \
+    row(cudaErrorHostMemoryNotRegistered, 713, "pointer does not correspond to a registered memory region")        \
+    row(cudaErrorLaunchFailure, 719, "unspecified launch failure")                                                 \
+    row(cudaErrorNotSupported, 801, "operation not supported")                                                     \
+    row(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")                \
+    row(cudaErrorStreamCaptureInvalidated, 901, "operation failed due to a previous error during capture")         \
+    row(cudaErrorStreamCaptureIsolation, 905, "dependency created on uncaptured work in another stream")           \
+    row(cudaErrorStreamCaptureImplicit, 906,                                                                       \
+        "operation would make the legacy stream depend on a capturing blocking stream")                            \
+    row(cudaErrorCapturedEvent, 907, "operation not permitted on an event last recorded in a capturing stream")    \
+    row(cudaErrorStreamCaptureWrongThread, 908,                                                                    \
+        "attempt to terminate a thread-local capture sequence from another thread")                                \
+    row(cudaErrorUnknown, 999, "unknown error")
+/* clang-format on */
 
 #define EMULATED_ERROR_ENUM(name, number, text) name = number,
 enum cudaError_t { EMULATED_ERRORS(EMULATED_ERROR_ENUM) };
@@ -359,6 +388,12 @@ enum cudaStreamCaptureMode {
     cudaStreamCaptureModeRelaxed
 };
 
+enum cudaStreamCaptureStatus {
+    cudaStreamCaptureStatusNone,
+    cudaStreamCaptureStatusActive,
+    cudaStreamCaptureStatusInvalidated
+};
+
 struct cudaIpcMemHandle_t {
     char reserved[64];
 };
@@ -408,9 +443,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *ms_out, cudaEvent_t start, cudaEvent_t end);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 
-/* Not supported, and they say so. */
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *out);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags = 0);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
@@ -436,7 +471,7 @@ template <typename T> static inline cudaError_t cudaHostAlloc(T **out, size_t by
 
 /* ---- launches -------------------------------------------------------------------------------- */
 
-/* As EMULATED_CUDA_ORDER, from the next launch on; NULL: all in turn. */
+/* As EMULATED_CUDA_ORDER, for what is launched from here on; NULL: all in turn. */
 void emulated_cuda_order(const char *order);
 
 /* One launch: `call` is what each thread does. */
@@ -445,18 +480,27 @@ struct emulated_launch {
     struct dim3 grid, block;
     size_t shared_bytes;
     void (*call)(const void *closure);
-    const void *closure;
+    const void *closure; /* copied, and later launched again from a graph */
+    size_t closure_bytes;
 };
 
-/* argument, bytes: one of the kernel's, before any of them runs. */
+/* argument, bytes: one of the kernel's, before it is launched. */
 void emulated_check_argument(const void *kernel, int index, const void *argument, size_t bytes);
-void emulated_run(const struct emulated_launch *launch, cudaStream_t stream);
+void emulated_enqueue(const struct emulated_launch *launch, cudaStream_t stream);
+
+/* There addresses of long ago may be. */
+template <typename T> static void emulated_clear_padding(T *x)
+{
+#if __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(x);
+#else
+    (void)x;
+#endif
+}
 
 template <typename T> static void emulated_check(const void *kernel, int index, T *argument)
 {
-#if __has_builtin(__builtin_clear_padding)
-    __builtin_clear_padding(argument); /* where addresses of long ago may be */
-#endif
+    emulated_clear_padding(argument);
     emulated_check_argument(kernel, index, argument, sizeof *argument);
 }
 
@@ -469,14 +513,19 @@ template <typename... Params, typename... Args>
 static void launch(void (*kernel)(Params...), struct dim3 grid, struct dim3 block, size_t shared_bytes,
                    cudaStream_t stream, Args... args)
 {
-    auto closure = [&] { kernel(args...); };
-    struct emulated_launch launch = {
-        (const void *)kernel, grid, block, shared_bytes, emulated_call<decltype(closure)>, &closure};
     int index = 0;
-    const int checked[] = {0, (emulated_check(launch.kernel, index++, &args), 0)...};
+    const int checked[] = {0, (emulated_check((const void *)kernel, index++, &args), 0)...};
+    auto closure = [kernel, args...] { kernel(args...); };
 
+    static_assert(__is_trivially_copyable(decltype(closure)) && alignof(decltype(closure)) <= 16, "");
     (void)checked;
-    emulated_run(&launch, stream);
+    emulated_clear_padding(&closure);
+
+    struct emulated_launch launch = {
+        (const void *)kernel, grid, block, shared_bytes, emulated_call<decltype(closure)>, &closure,
+        sizeof closure};
+
+    emulated_enqueue(&launch, stream);
 }
 
 template <typename... Params> static cudaError_t allow_shared(void (*kernel)(Params...), int bytes)

@@ -5,6 +5,7 @@ extern "C" {
 #include "kernels/cuda/simt.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -252,6 +253,121 @@ static void mma_is_the_product_of_whole_numbers(void **)
             }
     }
     cudaFree(device);
+}
+
+struct float_product {
+    float d[16][8], a[16][16], b[8][16]; /* rows of a, columns of b */
+};
+
+static __global__ void mma_of_floats(struct float_product *p, int depth)
+{
+    int g = (int)threadIdx.x / 4, t = (int)threadIdx.x % 4;
+    uint32_t a[4], b[2];
+    float d[4];
+
+    for (int i = 0; i < 4; i++) {
+        const float *row = p->a[g + i % 2 * 8], *column = p->b[g];
+        int k = depth == 16 ? i / 2 * 8 + 2 * t : i / 2 * 4 + t;
+
+        d[i] = p->d[g + i / 2 * 8][2 * t + i % 2];
+        a[i] = depth == 16 ? bf16_pair_of_floats(row[k], row[k + 1]) : tf32_of_float(row[k]);
+        b[i / 2] = depth == 16 ? bf16_pair_of_floats(column[k], column[k + 1]) : tf32_of_float(column[k]);
+    }
+    if (depth == 16)
+        mma_bf16_k16(d, a, b);
+    else
+        mma_tf32_k8(d, a, b);
+    for (int i = 0; i < 4; i++)
+        p->d[g + i / 2 * 8][2 * t + i % 2] = d[i];
+}
+
+static float random_float(int bits)
+{
+    return ldexpf((float)((int)(random_word() % (2u << bits)) - (1 << bits)), (int)(random_word() % 12) - bits);
+}
+
+static void mma_is_nearly_the_product_of_floats(void **)
+{
+    struct float_product *device = (struct float_product *)device_alloc(sizeof *device), p, got;
+
+    for (int trial = 0; trial < 200; trial++) {
+        int depth = trial % 2 ? 16 : 8, bits = trial % 2 ? 8 : 11;
+
+        for (int i = 0; i < 16 * 16; i++) {
+            p.a[i / 16][i % 16] = random_float(bits);
+            p.b[i / 32][i % 16] = random_float(bits);
+            p.d[i / 16][i % 8] = trial < 2 ? 0 : random_float(24);
+        }
+        to_device(device, &p, sizeof p);
+        launch(mma_of_floats, 1, 32, 0, 0, device, depth);
+        to_host(&got, device, sizeof got);
+        for (int i = 0; i < 16; i++)
+            for (int j = 0; j < 8; j++) {
+                double sum = p.d[i][j], most = fabs(sum);
+
+                for (int k = 0; k < depth; k++) {
+                    sum += (double)p.a[i][k] * p.b[j][k];
+                    most += fabs((double)p.a[i][k] * p.b[j][k]);
+                }
+                assert_true(fabs(got.d[i][j] - sum) <= most * 0x1p-21);
+            }
+    }
+    /* Of what is infinite there is no whole. */
+    memset(&p, 0, sizeof p);
+    p.a[3][2] = INFINITY;
+    for (int j = 0; j < 8; j++)
+        p.b[j][2] = j ? (float)j : 0;
+    to_device(device, &p, sizeof p);
+    launch(mma_of_floats, 1, 32, 0, 0, device, 16);
+    to_host(&got, device, sizeof got);
+    assert_true(isnan(got.d[3][0]) && got.d[3][1] == INFINITY && got.d[2][1] == 0);
+    cudaFree(device);
+}
+
+static __global__ void load_matrices(uint32_t *out)
+{
+    __shared__ uint4 rows[64];
+
+    for (int i = 0; i < 2; i++) {
+        unsigned row = threadIdx.x + 32 * (unsigned)i;
+
+        rows[row] = make_uint4(4 * row, 4 * row + 1, 4 * row + 2, 4 * row + 3);
+    }
+    __syncwarp();
+    ldmatrix_x4(out + 4 * threadIdx.x, &rows[63 - 2 * threadIdx.x]);
+}
+
+static void ldmatrix_deals_rows_to_lanes(void **)
+{
+    uint32_t *out = (uint32_t *)device_alloc(128 * sizeof *out), got[128];
+
+    launch(load_matrices, 1, 32, 0, 0, out);
+    to_host(got, out, sizeof got);
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++)
+            assert_int_equal(got[4 * lane + i], 4 * (63 - 2 * (8 * i + lane / 4)) + lane % 4);
+    cudaFree(out);
+}
+
+static void floats_round_to_bf16_and_tf32(void **)
+{
+    assert_int_equal(bf16_pair_of_floats(1.5f, -2.0f), 0xc0003fc0);
+    for (uint32_t high = 0; high < 0x7f80; high++) {
+        uint32_t middle = high << 16 | 0x8000;
+        uint32_t pair = bf16_pair_of_floats(__uint_as_float(middle), -__uint_as_float(middle + 1));
+
+        assert_int_equal(pair & 0xffff, high + high % 2);
+        assert_int_equal(pair >> 16, 0x8000 | (high + 1));
+        assert_int_equal(bf16_pair_of_floats(__uint_as_float(middle - 1), 0), high);
+    }
+    assert_int_equal(bf16_pair_of_floats(NAN, INFINITY), 0x7f807fff);
+    for (uint32_t high = 0; high < 0x7f800000; high += 0x2000 * 77) {
+        assert_int_equal(tf32_of_float(__uint_as_float(high | 0xfff)), high);
+        assert_int_equal(tf32_of_float(__uint_as_float(high | 0x1000)), high + 0x2000);
+        assert_int_equal(tf32_of_float(-__uint_as_float(high | 0x1000)), 0x80000000 | (high + 0x2000));
+    }
+    assert_int_equal(tf32_of_float(INFINITY), 0x7f800000);
+    assert_int_equal(tf32_of_float(NAN), 0x7fffffff);
 }
 
 /* ---- memory ---------------------------------------------------------------------------------- */
@@ -520,14 +636,527 @@ static void events_tell_time(void **)
     cudaEventCreateWithFlags(&end, cudaEventDefault);
     assert_int_equal(cudaEventElapsedTime(&ms, begin, end), cudaErrorInvalidResourceHandle);
     assert_int_equal(cudaEventRecord(begin), cudaSuccess);
+    assert_int_equal(cudaEventSynchronize(begin), cudaSuccess);
     usleep(2000);
     assert_int_equal(cudaEventRecord(end), cudaSuccess);
+    assert_int_equal(cudaEventSynchronize(end), cudaSuccess);
     assert_int_equal(cudaEventQuery(end), cudaSuccess);
     assert_int_equal(cudaEventElapsedTime(&ms, begin, end), cudaSuccess);
     assert_true(ms >= 2 && ms < 1000);
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
     cudaGetLastError();
+}
+
+/* ---- streams that run behind the host -------------------------------------------------------- */
+
+/* Tests that close a gate before a stream would wait for ever where calls wait for what they launch. */
+static bool is_synchronous()
+{
+    const char *text = getenv("EMULATED_CUDA_SYNCHRONOUS");
+
+    return text && atoi(text) != 0;
+}
+
+#define SKIP_IF_SYNCHRONOUS()                                                                                      \
+    do {                                                                                                           \
+        if (is_synchronous())                                                                                      \
+            skip();                                                                                                \
+    } while (0)
+
+static __global__ void wait_at(const uint32_t *gate)
+{
+    while (!load_acquire_system(gate))
+        ;
+}
+
+static __global__ void add(int *x, int value)
+{
+    x[threadIdx.x] += value;
+}
+
+static __global__ void copy_ints(int *to, const int *from)
+{
+    to[threadIdx.x] = from[threadIdx.x];
+}
+
+static void *host_alloc(size_t bytes)
+{
+    void *p;
+
+    assert_int_equal(cudaMallocHost(&p, bytes), cudaSuccess);
+    memset(p, 0, bytes);
+    return p;
+}
+
+static cudaStream_t make_stream(unsigned flags)
+{
+    cudaStream_t stream;
+
+    assert_int_equal(cudaStreamCreateWithFlags(&stream, flags), cudaSuccess);
+    return stream;
+}
+
+static cudaEvent_t make_event(unsigned flags)
+{
+    cudaEvent_t event;
+
+    assert_int_equal(cudaEventCreateWithFlags(&event, flags), cudaSuccess);
+    return event;
+}
+
+static void expect_not_ready(cudaError_t error)
+{
+    assert_int_equal(error, cudaErrorNotReady);
+    assert_int_equal(cudaGetLastError(), cudaSuccess); /* it does not count as one */
+}
+
+/* A stream that stops at a gate, and what tests give it. */
+struct scene {
+    cudaStream_t stream;
+    uint32_t *gate;
+    int *device, *host; /* of 64; zeroes, the host's page-locked */
+};
+
+static struct scene make_scene()
+{
+    struct scene s = {make_stream(cudaStreamNonBlocking), (uint32_t *)host_alloc(sizeof *s.gate),
+                      (int *)device_alloc(64 * sizeof(int)), (int *)host_alloc(64 * sizeof(int))};
+
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess); /* device_alloc's zeroes come by another stream */
+    launch(wait_at, 1, 1, 0, s.stream, s.gate);
+    return s;
+}
+
+static void open_gate(const struct scene *s)
+{
+    __atomic_store_n(s->gate, 1, __ATOMIC_RELEASE);
+}
+
+static void end_scene(const struct scene *s)
+{
+    assert_int_equal(cudaStreamDestroy(s->stream), cudaSuccess);
+    assert_int_equal(cudaFree(s->device), cudaSuccess);
+    assert_int_equal(cudaFreeHost(s->host), cudaSuccess);
+    assert_int_equal(cudaFreeHost(s->gate), cudaSuccess);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+}
+
+static void launches_return_before_they_have_run(void **)
+{
+    SKIP_IF_SYNCHRONOUS();
+
+    struct scene s = make_scene();
+    cudaEvent_t event = make_event(cudaEventDisableTiming);
+
+    for (int i = 0; i < 20; i++)
+        launch(add, 1, 64, 0, s.stream, s.device, 1);
+    assert_int_equal(cudaMemcpyAsync(s.host, s.device, 64 * sizeof(int), cudaMemcpyDeviceToHost, s.stream),
+                     cudaSuccess);
+    assert_int_equal(cudaEventQuery(event), cudaSuccess); /* nothing was recorded */
+    assert_int_equal(cudaEventRecord(event, s.stream), cudaSuccess);
+    expect_not_ready(cudaStreamQuery(s.stream));
+    expect_not_ready(cudaEventQuery(event));
+    assert_int_equal(s.host[63], 0);
+    open_gate(&s);
+    assert_int_equal(cudaEventSynchronize(event), cudaSuccess);
+    assert_int_equal(s.host[63], 20);
+    assert_int_equal(cudaStreamQuery(s.stream), cudaSuccess);
+    cudaEventDestroy(event);
+    end_scene(&s);
+}
+
+/* Memory that is used again too early shows where the device would show it. */
+static void page_locked_memory_is_read_late_and_other_memory_at_once(void **)
+{
+    SKIP_IF_SYNCHRONOUS();
+
+    struct scene s = make_scene();
+    int other[16] = {}, *registered = (int *)calloc(16, sizeof(int)), got[48];
+
+    assert_int_equal(cudaHostRegister(registered, 16 * sizeof(int), cudaHostRegisterDefault), cudaSuccess);
+    cudaMemcpyAsync(s.device, s.host, sizeof other, cudaMemcpyHostToDevice, s.stream);
+    cudaMemcpyAsync(s.device + 16, other, sizeof other, cudaMemcpyHostToDevice, s.stream);
+    cudaMemcpyAsync(s.device + 32, registered, sizeof other, cudaMemcpyDefault, s.stream);
+    s.host[0] = other[0] = registered[0] = 7;
+    open_gate(&s);
+    assert_int_equal(cudaMemcpyAsync(got, s.device, sizeof got, cudaMemcpyDeviceToHost, s.stream), cudaSuccess);
+    assert_int_equal(got[0], 7); /* that copy waited: it is not to page-locked memory */
+    assert_int_equal(got[16], 0);
+    assert_int_equal(got[32], 7);
+    assert_int_equal(cudaHostUnregister(registered), cudaSuccess);
+    free(registered);
+    end_scene(&s);
+}
+
+static void an_event_holds_back_a_stream_of_another_device(void **)
+{
+    SKIP_IF_SYNCHRONOUS();
+
+    struct scene s = make_scene();
+    cudaEvent_t event = make_event(cudaEventDisableTiming);
+    cudaStream_t other;
+
+    launch(add, 1, 64, 0, s.stream, s.device, 5);
+    assert_int_equal(cudaEventRecord(event, s.stream), cudaSuccess);
+    assert_int_equal(cudaSetDevice(1), cudaSuccess);
+    cudaDeviceEnablePeerAccess(0, 0);
+    cudaGetLastError();
+    other = make_stream(cudaStreamNonBlocking);
+    assert_int_equal(cudaEventRecord(event, other), cudaErrorInvalidResourceHandle);
+    cudaGetLastError();
+    assert_int_equal(cudaStreamWaitEvent(other, event), cudaSuccess);
+    launch(copy_ints, 1, 64, 0, other, s.host, s.device);
+    assert_int_equal(cudaStreamDestroy(other), cudaSuccess); /* it does its work all the same */
+    assert_int_equal(cudaSetDevice(0), cudaSuccess);
+    assert_int_equal(cudaEventRecord(event, s.stream), cudaSuccess); /* it waits for the first */
+    usleep(1000);
+    assert_int_equal(s.host[63], 0);
+    open_gate(&s);
+    assert_int_equal(cudaSetDevice(1), cudaSuccess);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+    assert_int_equal(s.host[63], 5);
+    assert_int_equal(cudaSetDevice(0), cudaSuccess);
+    cudaEventDestroy(event);
+    end_scene(&s);
+}
+
+/* As exchange.cu's kernels do. */
+static void a_kernel_that_waits_for_another_stream_does_not_hold_it_back(void **)
+{
+    SKIP_IF_SYNCHRONOUS();
+
+    cudaStream_t same[2] = {make_stream(cudaStreamNonBlocking), make_stream(cudaStreamNonBlocking)}, ofs[2];
+    uint32_t *flags = (uint32_t *)host_alloc(4 * sizeof *flags);
+
+    for (int i = 0; i < 2; i++)
+        launch(take_turns, 1, 64, 0, same[i], (struct flags){flags + i, flags + 1 - i, 100});
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(cudaSetDevice(i), cudaSuccess);
+        ofs[i] = make_stream(cudaStreamNonBlocking);
+        launch(take_turns, 1, 64, 0, ofs[i], (struct flags){flags + 2 + i, flags + 3 - i, 100});
+    }
+    for (int i = 1; i >= 0; i--) {
+        assert_int_equal(cudaSetDevice(i), cudaSuccess);
+        assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+        assert_int_equal(cudaStreamDestroy(ofs[i]), cudaSuccess);
+        assert_int_equal(cudaStreamDestroy(same[i]), cudaSuccess);
+    }
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(flags[i], 100);
+    cudaFreeHost(flags);
+}
+
+static void the_default_stream_waits_for_those_that_block(void **)
+{
+    SKIP_IF_SYNCHRONOUS();
+
+    struct scene s = make_scene();
+    cudaStream_t blocking = make_stream(cudaStreamDefault);
+    uint32_t *gate = (uint32_t *)host_alloc(sizeof *gate);
+
+    /* Past the one that stands at its gate, */
+    launch(add, 1, 64, 0, 0, s.device, 1);
+    assert_int_equal(cudaStreamSynchronize(0), cudaSuccess);
+    assert_int_equal(cudaStreamQuery(0), cudaSuccess);
+    /* but not past this one, nor does that overtake. */
+    launch(wait_at, 1, 1, 0, blocking, gate);
+    launch(add, 1, 64, 0, 0, s.device, 2);
+    launch(copy_ints, 1, 64, 0, blocking, s.host, s.device);
+    expect_not_ready(cudaStreamQuery(0));
+    __atomic_store_n(gate, 1, __ATOMIC_RELEASE);
+    assert_int_equal(cudaStreamSynchronize(blocking), cudaSuccess);
+    assert_int_equal(s.host[63], 3);
+    expect_not_ready(cudaStreamQuery(s.stream));
+    open_gate(&s);
+    cudaStreamDestroy(blocking);
+    end_scene(&s);
+    cudaFreeHost(gate);
+}
+
+static void *open_soon(void *gate)
+{
+    usleep(5000);
+    __atomic_store_n((uint32_t *)gate, 1, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+static void memory_is_freed_when_the_device_is_done(void **)
+{
+    SKIP_IF_SYNCHRONOUS();
+
+    for (int way = 0; way < 4; way++) {
+        struct scene s = make_scene();
+        cudaStream_t idle = make_stream(cudaStreamNonBlocking);
+        pthread_t thread;
+        int got;
+
+        launch(add, 1, 64, 0, s.stream, s.device, 3);
+        pthread_create(&thread, NULL, open_soon, s.gate);
+        assert_int_equal(cudaStreamSynchronize(idle), cudaSuccess);
+        if (way == 0)
+            assert_int_equal(cudaFree(device_alloc(1)), cudaSuccess);
+        else if (way == 1)
+            assert_int_equal(cudaFreeHost(host_alloc(1)), cudaSuccess);
+        else if (way == 2)
+            assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+        else
+            assert_int_equal(cudaMemcpyAsync(&got, s.device, sizeof got, cudaMemcpyDeviceToHost, s.stream),
+                             cudaSuccess);
+        assert_int_equal(cudaStreamQuery(s.stream), cudaSuccess);
+        to_host(&got, s.device, sizeof got);
+        assert_int_equal(got, 3);
+        pthread_join(thread, NULL);
+        cudaStreamDestroy(idle);
+        end_scene(&s);
+    }
+}
+
+/* Two threads give one stream work, and wait for theirs. */
+static cudaStream_t shared_stream;
+static int *shared_sums;
+
+static void *add_often(void *ordinal)
+{
+    int own = (int)(intptr_t)ordinal, got = 0;
+
+    for (int i = 1; i <= 200; i++) {
+        launch(add, 1, 1, 0, shared_stream, shared_sums + own, 1);
+        if (i % 20 == 0 && (cudaMemcpyAsync(&got, shared_sums + own, sizeof got, cudaMemcpyDeviceToHost,
+                                            shared_stream) != cudaSuccess ||
+                            got != i))
+            return NULL;
+    }
+    return ordinal;
+}
+
+static void threads_share_a_stream(void **)
+{
+    pthread_t threads[2];
+    void *returned;
+
+    shared_sums = (int *)device_alloc(3 * sizeof(int));
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+    shared_stream = make_stream(cudaStreamNonBlocking);
+    for (int i = 0; i < 2; i++)
+        pthread_create(&threads[i], NULL, add_often, (void *)(intptr_t)(i + 1));
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], &returned);
+        assert_int_equal((intptr_t)returned, i + 1);
+    }
+    cudaStreamDestroy(shared_stream);
+    cudaFree(shared_sums);
+}
+
+/* ---- graphs ---------------------------------------------------------------------------------- */
+
+static cudaGraph_t end_capture(cudaStream_t stream)
+{
+    cudaGraph_t graph;
+
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    assert_non_null(graph);
+    return graph;
+}
+
+static enum cudaStreamCaptureStatus capture_status(cudaStream_t stream)
+{
+    enum cudaStreamCaptureStatus status;
+
+    assert_int_equal(cudaStreamIsCapturing(stream, &status), cudaSuccess);
+    return status;
+}
+
+static void a_graph_does_again_what_was_captured_with_what_is_there_now(void **)
+{
+    cudaStream_t stream = make_stream(cudaStreamNonBlocking);
+    int *in = (int *)host_alloc(64 * sizeof(int)), *out = (int *)host_alloc(64 * sizeof(int));
+    int *x = (int *)device_alloc(64 * sizeof(int)), *y = (int *)device_alloc(64 * sizeof(int)), by = 2;
+    int *sums = (int *)device_alloc(THREADS * sizeof(int));
+    cudaEvent_t event = make_event(cudaEventDefault);
+    cudaGraphExec_t exec;
+    cudaGraph_t graph;
+
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    assert_int_equal(capture_status(stream), cudaStreamCaptureStatusActive);
+    cudaMemcpyAsync(x, in, 64 * sizeof(int), cudaMemcpyHostToDevice, stream);
+    cudaMemsetAsync(y, 0, 64 * sizeof(int), stream);
+    launch(add, 1, 64, 0, stream, x, by);
+    by = 1000; /* arguments are values, and this comes too late */
+    launch(add, 1, 64, 0, stream, y, 1);
+    cudaEventRecord(event, stream);
+    cudaStreamWaitEvent(stream, event);
+    launch(turn_round, 1, THREADS, 0, stream, words{sums});
+    launch(copy_ints, 1, 32, 0, stream, x, (const int *)y);
+    cudaMemcpyAsync(out, x, 64 * sizeof(int), cudaMemcpyDeviceToHost, stream);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    graph = end_capture(stream);
+    assert_int_equal(capture_status(stream), cudaStreamCaptureStatusNone);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    assert_int_equal(out[40], 0); /* nothing has run */
+    assert_int_equal(cudaGraphInstantiate(&exec, graph), cudaSuccess);
+    assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+    for (int round = 1; round <= 3; round++) {
+        in[40] = 100 * round;
+        in[63] = round;
+        assert_int_equal(cudaGraphLaunch(exec, stream), cudaSuccess);
+        if (round == 3)
+            assert_int_equal(cudaGraphExecDestroy(exec), cudaSuccess); /* it ends all the same */
+        assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+        assert_int_equal(out[0], 1);
+        assert_int_equal(out[40], 100 * round + 2);
+        assert_int_equal(out[63], round + 2);
+    }
+    cudaEventDestroy(event);
+    cudaStreamDestroy(stream);
+    cudaFree(x);
+    cudaFree(y);
+    cudaFree(sums);
+    cudaFreeHost(in);
+    cudaFreeHost(out);
+}
+
+static void launches_of_a_graph_take_turns(void **)
+{
+    SKIP_IF_SYNCHRONOUS();
+
+    struct scene s = make_scene();
+    cudaStream_t other = make_stream(cudaStreamNonBlocking), third = make_stream(cudaStreamNonBlocking);
+    cudaGraphExec_t exec, twice;
+    cudaGraph_t graph;
+
+    assert_int_equal(cudaStreamBeginCapture(other, cudaStreamCaptureModeRelaxed), cudaSuccess);
+    launch(add, 1, 64, 0, other, s.device, 1);
+    graph = end_capture(other);
+    assert_int_equal(cudaGraphInstantiate(&exec, graph), cudaSuccess);
+    assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+
+    /* Of a graph, too. */
+    assert_int_equal(cudaStreamBeginCapture(other, cudaStreamCaptureModeRelaxed), cudaSuccess);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(cudaGraphLaunch(exec, other), cudaSuccess);
+    graph = end_capture(other);
+    assert_int_equal(cudaGraphInstantiate(&twice, graph), cudaSuccess);
+    assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+
+    assert_int_equal(cudaGraphLaunch(exec, s.stream), cudaSuccess); /* behind the gate */
+    assert_int_equal(cudaGraphLaunch(exec, other), cudaSuccess);    /* behind that one */
+    assert_int_equal(cudaGraphLaunch(twice, third), cudaSuccess);   /* another graph */
+    assert_int_equal(cudaStreamSynchronize(third), cudaSuccess);
+    expect_not_ready(cudaStreamQuery(other));
+    open_gate(&s);
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+    assert_int_equal(cudaMemcpy(s.host, s.device, 64 * sizeof(int), cudaMemcpyDeviceToHost), cudaSuccess);
+    assert_int_equal(s.host[63], 4);
+    cudaGraphExecDestroy(exec);
+    cudaGraphExecDestroy(twice);
+    cudaStreamDestroy(other);
+    cudaStreamDestroy(third);
+    end_scene(&s);
+}
+
+/* The capture is no good any more. */
+static void expect_invalidated(cudaStream_t stream, cudaError_t error, cudaError_t wanted)
+{
+    cudaEvent_t event = make_event(0);
+    cudaGraph_t graph;
+
+    assert_int_equal(error, wanted);
+    assert_int_equal(capture_status(stream), cudaStreamCaptureStatusInvalidated);
+    assert_int_equal(cudaEventRecord(event, stream), cudaErrorStreamCaptureInvalidated);
+    cudaEventDestroy(event);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaErrorStreamCaptureInvalidated);
+    assert_null(graph);
+    assert_int_equal(capture_status(stream), cudaStreamCaptureStatusNone);
+    cudaGetLastError();
+}
+
+static void *allocate(void *)
+{
+    void *p;
+
+    return (void *)(intptr_t)(cudaMalloc(&p, 4) == cudaSuccess && cudaFree(p) == cudaSuccess);
+}
+
+static void *end_capture_elsewhere(void *stream)
+{
+    cudaGraph_t graph;
+
+    return (void *)(intptr_t)(cudaStreamEndCapture((cudaStream_t)stream, &graph) ==
+                              cudaErrorStreamCaptureWrongThread);
+}
+
+static bool is_true_in_a_thread(void *(*run)(void *), void *arg)
+{
+    pthread_t thread;
+    void *returned;
+
+    pthread_create(&thread, NULL, run, arg);
+    pthread_join(thread, &returned);
+    return returned;
+}
+
+static void a_capture_refuses_what_waits(void **)
+{
+    static const enum cudaStreamCaptureMode own = cudaStreamCaptureModeThreadLocal,
+                                            relaxed = cudaStreamCaptureModeRelaxed;
+    cudaStream_t stream = make_stream(cudaStreamNonBlocking), blocking = make_stream(cudaStreamDefault);
+    cudaEvent_t event = make_event(0);
+    int *x = (int *)device_alloc(64 * sizeof(int)), here[64] = {};
+    cudaGraph_t graph;
+    void *p;
+
+    assert_int_equal(cudaStreamBeginCapture(0, own), cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), cudaErrorIllegalState);
+
+    /* Even where it is relaxed: */
+    cudaStreamBeginCapture(stream, relaxed);
+    assert_int_equal(cudaStreamBeginCapture(stream, relaxed), cudaErrorIllegalState);
+    expect_invalidated(stream, cudaStreamSynchronize(stream), cudaErrorStreamCaptureUnsupported);
+    cudaStreamBeginCapture(stream, relaxed);
+    expect_invalidated(stream, cudaStreamQuery(stream), cudaErrorStreamCaptureUnsupported);
+    cudaStreamBeginCapture(stream, relaxed);
+    expect_invalidated(stream, cudaDeviceSynchronize(), cudaErrorStreamCaptureUnsupported);
+    cudaStreamBeginCapture(stream, relaxed);
+    expect_invalidated(stream, cudaMemcpyAsync(here, x, sizeof here, cudaMemcpyDeviceToHost, stream),
+                       cudaErrorStreamCaptureUnsupported);
+    cudaStreamBeginCapture(stream, relaxed);
+    assert_int_equal(cudaEventRecord(event, blocking), cudaSuccess);
+    expect_invalidated(stream, cudaStreamWaitEvent(stream, event), cudaErrorStreamCaptureIsolation);
+    cudaStreamBeginCapture(stream, relaxed);
+    assert_int_equal(cudaEventRecord(event, stream), cudaSuccess);
+    assert_int_equal(cudaEventQuery(event), cudaErrorCapturedEvent);
+    assert_int_equal(cudaEventSynchronize(event), cudaErrorCapturedEvent);
+    assert_int_equal(cudaMalloc(&p, 64), cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(blocking), cudaSuccess);
+    assert_int_equal(cudaMemset(x, 0, 64), cudaSuccess);
+    cudaGraphDestroy(end_capture(stream));
+    assert_int_equal(cudaFree(p), cudaSuccess);
+    cudaStreamBeginCapture(blocking, relaxed);
+    expect_invalidated(blocking, cudaMemset(x, 0, 64), cudaErrorStreamCaptureImplicit);
+
+    /* Where it is not, what is done beside it as well, but by other threads: */
+    cudaStreamBeginCapture(stream, own);
+    expect_invalidated(stream, cudaMalloc(&p, 64), cudaErrorStreamCaptureUnsupported);
+    cudaStreamBeginCapture(stream, own);
+    expect_invalidated(stream, cudaStreamSynchronize(blocking), cudaErrorStreamCaptureUnsupported);
+    cudaStreamBeginCapture(stream, own);
+    expect_invalidated(stream, cudaMemcpy(x, here, sizeof here, cudaMemcpyHostToDevice),
+                       cudaErrorStreamCaptureUnsupported);
+    cudaStreamBeginCapture(stream, own);
+    assert_true(is_true_in_a_thread(allocate, NULL));
+    assert_true(is_true_in_a_thread(end_capture_elsewhere, stream));
+    cudaGraphDestroy(end_capture(stream));
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+    assert_false(is_true_in_a_thread(allocate, NULL));
+    expect_invalidated(stream, cudaSuccess, cudaSuccess);
+
+    cudaGetLastError();
+    cudaEventDestroy(event);
+    cudaStreamDestroy(stream);
+    cudaStreamDestroy(blocking);
+    cudaFree(x);
 }
 
 /* ---- processes of their own: this program, given the name of one of these -------------------- */
@@ -558,7 +1187,31 @@ static void host_reads_device()
     volatile int *p = (int *)quick_alloc(64);
 
     launch(store, 1, 1, 0, 0, (int *)p);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
     CHECK(*p == 1);
+}
+
+/* EMULATED_CUDA_SYNCHRONOUS=1: the stream has no work; or each thread has rights of its own. */
+static void host_reads_what_is_launched()
+{
+    volatile int *p = (int *)quick_alloc(64);
+
+    launch(store, 1, 1, 0, 0, (int *)p);
+    CHECK(*p == 1);
+}
+
+/* Where the CPU has protection keys, no other thread than the stream's reaches memory. */
+static void host_reads_while_a_kernel_runs()
+{
+    int *p = (int *)quick_alloc(64), key = pkey_alloc(0, 0);
+    uint32_t *gate;
+
+    if (key < 0)
+        abort(); /* it can not be told here */
+    CHECK(cudaMallocHost(&gate, 4) == cudaSuccess);
+    *gate = 0;
+    launch(wait_at, 1, 1, 0, 0, gate);
+    CHECK(*(volatile int *)p == -1);
 }
 
 static void kernel_gets_heap()
@@ -679,6 +1332,103 @@ static void breaks_at_the_second_launch()
     CHECK(cudaSetDevice(1) == cudaSuccess && cudaMalloc(&p, 4) == cudaSuccess);
 }
 
+static int64_t now_us()
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * (int64_t)1000000 + now.tv_nsec / 1000;
+}
+
+/* EMULATED_CUDA_LATE_US=5000 */
+static void runs_ahead()
+{
+    enum { LAUNCHES = 20, TIME_US = 5000 * LAUNCHES };
+
+    setenv("EMULATED_CUDA_SYNCHRONOUS", "0", 1);
+
+    int *p = (int *)quick_alloc(64);
+    cudaEvent_t begin, end;
+    int64_t start_us = now_us();
+    float ms;
+
+    CHECK(cudaEventCreateWithFlags(&begin, 0) == cudaSuccess && cudaEventCreateWithFlags(&end, 0) == cudaSuccess);
+    CHECK(cudaEventRecord(begin) == cudaSuccess);
+    for (int i = 0; i < LAUNCHES; i++)
+        launch(store, 1, 1, 0, 0, p);
+    CHECK(cudaEventRecord(end) == cudaSuccess);
+    CHECK(now_us() - start_us < TIME_US / 2);
+    CHECK(cudaEventElapsedTime(&ms, begin, end) == cudaErrorNotReady);
+    CHECK(cudaEventSynchronize(end) == cudaSuccess);
+    CHECK(now_us() - start_us >= TIME_US);
+    CHECK(cudaEventElapsedTime(&ms, begin, end) == cudaSuccess && ms * 1000 >= TIME_US);
+    CHECK(cudaEventDestroy(begin) == cudaSuccess && cudaEventDestroy(end) == cudaSuccess);
+}
+
+/* EMULATED_CUDA_FAULT=launch:2 */
+static void breaks_behind_the_host()
+{
+    setenv("EMULATED_CUDA_SYNCHRONOUS", "0", 1);
+
+    int *p = (int *)quick_alloc(64), host = 5;
+    uint32_t *gate;
+    cudaEvent_t event;
+
+    CHECK(cudaMallocHost(&gate, 4) == cudaSuccess && cudaEventCreateWithFlags(&event, 0) == cudaSuccess);
+    *gate = 0;
+    launch(wait_at, 1, 1, 0, 0, gate);
+    for (int i = 0; i < 3; i++) {
+        launch(store, 1, 1, 0, 0, p);
+        CHECK(cudaGetLastError() == cudaSuccess);
+    }
+    CHECK(cudaEventRecord(event) == cudaSuccess);
+    CHECK(cudaStreamQuery(0) == cudaErrorNotReady && cudaGetLastError() == cudaSuccess);
+    __atomic_store_n(gate, 1, __ATOMIC_RELEASE);
+    CHECK(cudaEventSynchronize(event) == cudaErrorIllegalAddress);
+    CHECK(cudaGetLastError() == cudaErrorIllegalAddress && cudaGetLastError() == cudaErrorIllegalAddress);
+    CHECK(cudaStreamQuery(0) == cudaErrorIllegalAddress && cudaEventQuery(event) == cudaErrorIllegalAddress);
+    CHECK(cudaMemcpy(&host, p, 4, cudaMemcpyDeviceToHost) == cudaErrorIllegalAddress && host == 5);
+    CHECK(cudaEventDestroy(event) == cudaErrorIllegalAddress);
+}
+
+static cudaGraphExec_t graph_that_stores(int *p, cudaStream_t *stream_out)
+{
+    cudaGraphExec_t exec;
+    cudaGraph_t graph;
+
+    CHECK(cudaStreamCreateWithFlags(stream_out, cudaStreamNonBlocking) == cudaSuccess);
+    CHECK(cudaStreamBeginCapture(*stream_out, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    launch(store, 1, 1, 0, *stream_out, p);
+    CHECK(cudaStreamEndCapture(*stream_out, &graph) == cudaSuccess);
+    CHECK(cudaGraphInstantiate(&exec, graph) == cudaSuccess);
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    return exec;
+}
+
+/* The same of a graph's kernels, which count when they are launched. */
+static void breaks_in_a_graph()
+{
+    int *p = (int *)quick_alloc(64);
+    cudaStream_t stream;
+    cudaGraphExec_t exec = graph_that_stores(p, &stream);
+
+    CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess && cudaStreamSynchronize(stream) == cudaSuccess);
+    CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+    CHECK(cudaStreamSynchronize(stream) == cudaErrorIllegalAddress);
+    CHECK(cudaGraphLaunch(exec, stream) == cudaErrorIllegalAddress);
+    CHECK(cudaGraphExecDestroy(exec) == cudaErrorIllegalAddress);
+}
+
+static void graph_gets_freed()
+{
+    int *p = (int *)quick_alloc(64);
+    cudaStream_t stream;
+    cudaGraphExec_t exec = graph_that_stores(p, &stream);
+
+    CHECK(cudaFree(p) == cudaSuccess);
+    cudaGraphLaunch(exec, stream);
+}
+
 static void finds_no_device()
 {
     int count = -1;
@@ -734,6 +1484,8 @@ static const struct {
     const char *said; /* in its last words; NULL: it ends well */
 } cases[] = {
     {"host_reads_device", NULL, NULL, host_reads_device, ""},
+    {"host_reads_what_is_launched", "EMULATED_CUDA_SYNCHRONOUS", "1", host_reads_what_is_launched, ""},
+    {"host_reads_while_a_kernel_runs", "EMULATED_CUDA_SYNCHRONOUS", "0", host_reads_while_a_kernel_runs, ""},
     {"kernel_gets_heap", NULL, NULL, kernel_gets_heap, "store(int*), argument 0, byte 0: "},
     {"kernel_gets_stack", NULL, NULL, kernel_gets_stack, "store_deep(deep), argument 0, byte 24: "},
     {"kernel_gets_freed", NULL, NULL, kernel_gets_freed, " is device memory that is free"},
@@ -755,6 +1507,10 @@ static const struct {
     {"writes_behind_device", NULL, NULL, run_on_64<writes_behind_device>, NULL},
 #endif
     {"breaks_at_the_second_launch", "EMULATED_CUDA_FAULT", "launch:2", breaks_at_the_second_launch, NULL},
+    {"breaks_behind_the_host", "EMULATED_CUDA_FAULT", "launch:3", breaks_behind_the_host, NULL},
+    {"breaks_in_a_graph", "EMULATED_CUDA_FAULT", "launch:2", breaks_in_a_graph, NULL},
+    {"graph_gets_freed", NULL, NULL, graph_gets_freed, "store(int*), in a graph: "},
+    {"runs_ahead", "EMULATED_CUDA_LATE_US", "5000", runs_ahead, NULL},
     {"finds_no_device", "EMULATED_CUDA_FAULT", "no_device", finds_no_device, NULL},
     {"finds_no_driver", "EMULATED_CUDA_FAULT", "no_driver", finds_no_driver, NULL},
     {"finds_an_old_driver", "EMULATED_CUDA_FAULT", "old_driver", finds_no_driver, NULL},
@@ -868,6 +1624,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_missing_barrier_after_reading_shows),
         cmocka_unit_test(shuffles_and_ballots_go_between_lanes),
         cmocka_unit_test(mma_is_the_product_of_whole_numbers),
+        cmocka_unit_test(mma_is_nearly_the_product_of_floats),
+        cmocka_unit_test(ldmatrix_deals_rows_to_lanes),
+        cmocka_unit_test(floats_round_to_bf16_and_tf32),
         cmocka_unit_test(cp_async_copies_when_it_is_waited_for),
         cmocka_unit_test(memory_that_nobody_wrote_is_junk),
         cmocka_unit_test(atomics_return_nothing_lost),
@@ -878,6 +1637,16 @@ int main(int argc, char **argv)
         cmocka_unit_test(gaps_are_used_again_and_zeroed),
         cmocka_unit_test(threads_of_the_host_run_devices_at_the_same_time),
         cmocka_unit_test(events_tell_time),
+        cmocka_unit_test(launches_return_before_they_have_run),
+        cmocka_unit_test(page_locked_memory_is_read_late_and_other_memory_at_once),
+        cmocka_unit_test(an_event_holds_back_a_stream_of_another_device),
+        cmocka_unit_test(a_kernel_that_waits_for_another_stream_does_not_hold_it_back),
+        cmocka_unit_test(the_default_stream_waits_for_those_that_block),
+        cmocka_unit_test(memory_is_freed_when_the_device_is_done),
+        cmocka_unit_test(threads_share_a_stream),
+        cmocka_unit_test(a_graph_does_again_what_was_captured_with_what_is_there_now),
+        cmocka_unit_test(launches_of_a_graph_take_turns),
+        cmocka_unit_test(a_capture_refuses_what_waits),
         cmocka_unit_test(mistakes_end_the_process_and_faults_are_errors),
         cmocka_unit_test(processes_lend_each_other_memory),
     };
@@ -887,6 +1656,7 @@ int main(int argc, char **argv)
             if (c.environment)
                 setenv(c.environment, c.value, 1);
             c.run();
+            cudaDeviceSynchronize(); /* what kernels do wrong comes to light */
             return 0;
         }
     return cmocka_run_group_tests(tests, NULL, NULL);

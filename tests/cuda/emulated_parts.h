@@ -1,0 +1,49 @@
+/*
+ * emulated_parts: what the machine, which runs kernels (emulated_simt.cc), and the runtime, which has devices,
+ * memory and streams (emulated_cuda.cc), are to each other.
+ */
+#ifndef TESTS_CUDA_EMULATED_PARTS_H
+#define TESTS_CUDA_EMULATED_PARTS_H
+
+#include "tests/cuda/emulated_simt.h"
+
+#include <time.h>
+
+enum { LANES = 32, MAX_WARPS = 32, MAX_THREADS = LANES * MAX_WARPS };
+enum { PAGE = 4096, SHARED_BYTES = 48 << 10, MAX_SHARED_BYTES = 163 << 10 };
+static const int JUNK = 0xff; /* floats: NaN; indices: -1 */
+
+/* ---- the machine ----------------------------------------------------------------------------- */
+
+enum order { FORWARD, BACKWARD, RANDOM, IN_TURN };
+
+struct emulated_turns {
+    enum order order; /* of threads */
+    uint64_t seed;
+};
+
+/* All blocks, on this thread of the host. */
+void emulated_run_blocks(const struct emulated_launch *launch, struct emulated_turns turns);
+/* Its name, to stderr. */
+void emulated_print_kernel(const void *kernel);
+
+/* ---- the runtime ----------------------------------------------------------------------------- */
+
+bool emulated_is_device_address(const void *p);
+/* Is it memory of a device, or of the host and page-locked? */
+bool emulated_is_reachable(const void *p, size_t bytes);
+
+static inline size_t round_up(size_t n, size_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
+static inline int64_t time_of(clockid_t clock)
+{
+    struct timespec now;
+
+    clock_gettime(clock, &now);
+    return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
+}
+
+#endif
