@@ -1,12 +1,15 @@
 #include "kernels/cuda/cuda.h"
 
 #include "kernels/cpu/packed.h"
+#include "kernels/cuda/half_layout.h"
 #include "kernels/cuda/host.h"
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
 #include "proto/base/memory.h"
 #include "proto/base/module.h"
+
+#include <string.h>
 
 enum { MARKS = 64, LOOK_NS = 20 * 1000 };
 
@@ -141,9 +144,35 @@ static bool cuda_has_passed(const struct device *dev, const struct device_mark *
 
 /* ---- weights ------------------------------------------------------------------------------------- */
 
-static int64_t matrix_bytes_cuda(enum tensor_type type, int32_t n, int32_t k)
+int64_t matrix_bytes_cuda(enum tensor_type type, int32_t n, int32_t k)
 {
-    return matrix_bytes_cpu(type, n, k);
+    return half_has_layout(type) ? half_matrix_bytes(n, k) : matrix_bytes_cpu(type, n, k);
+}
+
+/* Of PANEL columns. */
+static int64_t panel_bytes(const struct matrix *w)
+{
+    return matrix_bytes_cuda(w->type, PANEL, w->k);
+}
+
+static void pack_halves(const struct matrix *w, int32_t at, int32_t n, const char *src, int64_t src_row_bytes, int64_t k0)
+{
+    int64_t stride = half_row_stride(w->k) * HALF_BYTES, bytes = (int64_t)w->k * HALF_BYTES;
+    char *to = (char *)w->data + at * stride;
+
+    for (int32_t i = 0; i < n; i++, to += stride) {
+        memcpy(to, src + i * src_row_bytes + k0 * HALF_BYTES, (size_t)bytes);
+        memset(to + bytes, 0, (size_t)(stride - bytes));
+    }
+}
+
+void matrix_pack_cuda_host(struct device *host, struct matrix *w, int32_t at, int32_t n, const void *src,
+                           int64_t src_row_bytes, int64_t k0)
+{
+    if (half_has_layout(w->type))
+        pack_halves(w, at, n, src, src_row_bytes, k0);
+    else
+        matrix_pack_cpu(host, w, at, n, src, src_row_bytes, k0);
 }
 
 /* A few panels at a time, so that the host needs little memory beside the file. */
@@ -151,9 +180,8 @@ static void matrix_pack_cuda(struct device *dev, struct matrix *w, int32_t at, i
                              int64_t src_row_bytes, int64_t k0)
 {
     enum { PIECE_BYTES = 16 << 20 };
-    int64_t panel_bytes = packed_panel_bytes(w->type, w->k);
-    int32_t piece = (int32_t)MAX((int64_t)PANEL, PIECE_BYTES / panel_bytes * PANEL);
-    AUTO_MEM void *packed = mem_new_array(char, matrix_bytes_cpu(w->type, MIN(piece, n), w->k));
+    int32_t piece = (int32_t)MAX((int64_t)1, PIECE_BYTES / panel_bytes(w)) * PANEL;
+    AUTO_MEM void *packed = mem_new_array(char, matrix_bytes_cuda(w->type, MIN(piece, n), w->k));
 
     ASSERT(at >= 0 && n >= 0 && at + n <= w->n, "rows %d + %d of %d", at, n, w->n);
     ASSERT(at % PANEL == 0 || n == w->n, "column %d is inside a panel", at);
@@ -161,11 +189,11 @@ static void matrix_pack_cuda(struct device *dev, struct matrix *w, int32_t at, i
         struct matrix part = {.type = w->type, .n = MIN(piece, n - first), .k = w->k, .data = packed};
         enum status status;
 
-        matrix_pack_cpu(cuda_of(dev)->base.host, &part, 0, part.n, (const char *)src + first * src_row_bytes,
-                        src_row_bytes, k0);
+        matrix_pack_cuda_host(cuda_of(dev)->base.host, &part, 0, part.n, (const char *)src + first * src_row_bytes,
+                              src_row_bytes, k0);
         w->first_block = part.first_block;
-        status = cuda_write(dev, (char *)w->data + (at + first) / PANEL * panel_bytes, packed,
-                            matrix_bytes_cpu(w->type, part.n, w->k));
+        status = cuda_write(dev, (char *)w->data + (at + first) / PANEL * panel_bytes(w), packed,
+                            matrix_bytes_cuda(w->type, part.n, w->k));
         if (status != OK) /* the next read tells it again */
             log_error("weights were not written: %s", fail_text());
     }

@@ -430,6 +430,7 @@ static cudaError_t prepare(struct cuda_state *state)
     TRY_CUDA(add_norm_prepare(state));
     TRY_CUDA(attention_prepare(state));
     TRY_CUDA(matmul_prepare(state));
+    TRY_CUDA(matmul_half_prepare(state));
     return cudaSuccess;
 }
 

@@ -1,5 +1,7 @@
-/* Rows of a vocabulary are columns of the packed matrix: each is gathered from its panel, a quad a thread. */
+/* Rows of a vocabulary are columns of the packed matrix: each is gathered from its panel, a quad a thread. Those of 16
+ * bits lie as half_layout.h says. */
 #include "kernels/cpu/packed.h"
+#include "kernels/cuda/half_layout.h"
 #include "kernels/cuda/state.h"
 
 enum { MAX_THREADS = 256, QUAD = 4, BLOCK_QUADS = QUANT_BLOCK / QUAD };
@@ -11,6 +13,7 @@ struct embedding_task {
     int32_t n, k;
     int32_t first_id, first_block;
     int64_t panel_bytes, supers_bytes;
+    int64_t column_bytes; /* of 16 bits an element */
     float scale;
     int32_t pieces; /* blocks of threads to a row */
 };
@@ -149,11 +152,13 @@ static __global__ void __launch_bounds__(MAX_THREADS) embed_floats(struct embedd
         if (k >= task.k)
             break;
         out[k] = 0;
-        if (column >= 0) {
-            const uint8_t *panel = task.weights + column / PANEL * task.panel_bytes;
-
-            out[k] = load_float<type>(panel, (int64_t)k * PANEL + column % PANEL) * task.scale;
-        }
+        if (column < 0)
+            continue;
+        if constexpr (type == TYPE_F32)
+            out[k] = load_float<type>(task.weights + column / PANEL * task.panel_bytes,
+                                      (int64_t)k * PANEL + column % PANEL) * task.scale;
+        else
+            out[k] = load_float<type>(task.weights + column * task.column_bytes, k) * task.scale;
     }
 }
 
@@ -187,6 +192,7 @@ extern "C" void embedding_cuda(struct device *dev, float *out, const int32_t *id
     task.first_id = first_id;
     task.first_block = w->first_block;
     task.panel_bytes = packed_panel_bytes(w->type, w->k);
+    task.column_bytes = half_row_stride(w->k) * HALF_BYTES;
     task.supers_bytes = packed_supers_bytes(w->type, w->k);
     task.scale = scale;
     task.pieces = pieces;

@@ -1,4 +1,5 @@
 /* Which kernel a matmul goes to. */
+#include "kernels/cuda/half_layout.h"
 #include "kernels/cuda/matmul.h"
 
 enum {
@@ -31,7 +32,9 @@ static void run(struct device *dev, const struct matrix *w, struct matmul_task t
     task.first_block = w->first_block;
     task.panel_bytes = packed_panel_bytes(w->type, w->k);
     task.supers_bytes = packed_supers_bytes(w->type, w->k);
-    if (is_float)
+    if (half_has_layout(w->type))
+        matmul_half(state, w->type, &task);
+    else if (is_float)
         matmul_float(state, w->type, &task);
     else if (is_many(state, &task))
         matmul_many(state, w->type, &task);

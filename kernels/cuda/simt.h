@@ -68,8 +68,8 @@ static __device__ __forceinline__ uint32_t tf32_of_float(float f)
     return bits;
 }
 
-/* The same, but what follows from it is found out where it stands: a compiler that does so ahead of a loop, for what is
- * rarely wanted, has no registers left for the rest. */
+/* The same, but what follows from it is found out where it stands: a compiler that does so ahead of a loop, for what
+ * is rarely wanted, has no registers left for the rest. */
 static __device__ __forceinline__ int32_t unforeseen(int32_t x)
 {
     asm volatile("" : "+r"(x));
@@ -104,8 +104,8 @@ static __device__ __forceinline__ void mma_s8_k16(int32_t d[4], const uint32_t a
 
 /*
  * The same of floats, of bf16 (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"). How the
- * products and d are rounded while they are added up is the device's affair; each of d in the same way, whichever it is,
- * from its row of a and its column of b, in their order. With g and t as above, a lane holds
+ * products and d are rounded while they are added up is the device's affair: of each of d in the same way, from its
+ * row of a and its column of b, in their order. With g and t as above, a lane holds
  *  a[0] row g,     k 2t, 2t + 1        b[0] column g, k 2t, 2t + 1         d as above
  *  a[1] row g + 8, k 2t, 2t + 1        b[1] column g, k 8 + 2t, 9 + 2t
  *  a[2] row g,     k 8 + 2t, 9 + 2t
@@ -136,7 +136,7 @@ static __device__ __forceinline__ void mma_tf32_k8(float d[4], const uint32_t a[
 }
 
 /*
- * Fragments of an mma from shared memory: 8 x 8 matrices of words of 16 bits, whose rows are 16 bytes, 16-byte aligned.
+ * Fragments of an mma from shared memory: four matrices of 8 x 8 words of 16 bits, whose rows are 16-byte aligned.
  * Lane 8 i + j knows where row j of matrix i is, and gets of each matrix, in order, elements 2t, 2t + 1 of row g.
  */
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t words[4], const void *row)

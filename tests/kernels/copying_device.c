@@ -2,7 +2,7 @@
 
 #include "tests/support/expect.h"
 
-#include "kernels/cpu/packed.h"
+#include "kernels/cuda/cuda.h"
 #include "kernels/cuda/module.h"
 
 #include "proto/base/memory.h"
@@ -94,7 +94,7 @@ static struct matrix matrix(struct call *call, const struct matrix *w)
 {
     struct matrix copy = *w;
 
-    copy.data = in(call, w->data, matrix_bytes_cpu(w->type, w->n, w->k));
+    copy.data = in(call, w->data, matrix_bytes_cuda(w->type, w->n, w->k));
     copy.next = NULL;
     return copy;
 }
@@ -127,7 +127,7 @@ static struct batch_view batch_view(struct call *call, const struct batch_view *
 static void matrix_pack_copying(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
                                 int64_t src_row_bytes, int64_t k0)
 {
-    matrix_pack_cpu(copying_of(dev)->base.host, w, at, n, src, src_row_bytes, k0);
+    matrix_pack_cuda_host(copying_of(dev)->base.host, w, at, n, src, src_row_bytes, k0);
 }
 
 static void quantize_copying(struct device *dev, const struct activations *a)
@@ -267,7 +267,7 @@ static void gelu_mul_copying(struct device *dev, const struct activations *activ
 
 static const struct kernels kernels_copying = {
     .name = "cuda",
-    .matrix_bytes = matrix_bytes_cpu,
+    .matrix_bytes = matrix_bytes_cuda,
     .matrix_pack = matrix_pack_copying,
     .quantize = quantize_copying,
     .matmul = matmul_copying,

@@ -7,7 +7,7 @@
 
 #include "kernels/kernels.h"
 
-/* Takes the device. Weights are packed as cpu/packed.h says. */
+/* Takes the device, which is a "cuda" one. */
 struct device *copying_device_new(struct device *inner);
 
 #endif

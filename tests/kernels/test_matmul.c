@@ -3,6 +3,8 @@
 
 #include "proto/base/memory.h"
 
+#include <math.h>
+
 /* Everything a test compares with: the specification's outputs. */
 struct problem {
     enum tensor_type type;
@@ -82,12 +84,57 @@ static void check(struct problem *p, struct device *dev, const struct matrix *w,
     mem_free(sum);
 }
 
+/* GPUs add what weights of 16 bits give on tensor cores, in an order of the hardware's. */
+static bool has_bits_of_ref(const char *isa, enum tensor_type type)
+{
+    return strcmp(isa, "cuda") != 0 || (type != TYPE_F16 && type != TYPE_BF16);
+}
+
+/* What an output may be away from the specification where activations are rounded to 8 bits: their errors, of 2^-9
+ * at most, mostly cancel out, and weights are of about 1 / sqrt(k). */
+static double tolerance(const struct problem *p, int32_t row)
+{
+    double squares = 0;
+
+    for (int32_t i = 0; i < p->k; i++) {
+        double x = (double)p->a.x[(int64_t)row * p->k + i];
+
+        squares += x * x;
+    }
+    return ldexp(sqrt(squares / p->tensor_k), -6) + 1e-6;
+}
+
+/* Near the specification is what is wanted; what is got is what every other call is to give. */
+static void accept_near(struct problem *p, struct device *dev, const struct matrix *w)
+{
+    const struct kernels *kernels = device_kernels(dev);
+    float *out = mem_new_array(float, p->rows * p->n);
+    double *sum = mem_new_array(double, p->rows * p->n);
+
+    kernels->matmul(dev, out, p->n, &p->a, w);
+    if (p->group_k)
+        kernels->matmul_groups(dev, sum, &p->a, w, p->group_k);
+    for (int32_t r = 0; r < p->rows; r++)
+        for (int64_t i = (int64_t)r * p->n; i < (int64_t)(r + 1) * p->n; i++) {
+            assert_true(fabs((double)out[i] - (double)p->out[i]) < tolerance(p, r));
+            if (p->group_k)
+                assert_true(fabs(sum[i] - p->sum[i]) < tolerance(p, r));
+        }
+    memcpy(p->out, out, (size_t)p->rows * p->n * sizeof *out);
+    memcpy(p->sum, sum, (size_t)p->rows * p->n * sizeof *sum);
+    mem_free(out);
+    mem_free(sum);
+}
+
+/* "cuda" comes last: then the problem may change what it wants. */
 static void check_isa(struct problem *p, const char *isa)
 {
     struct device *dev = open_device(isa, 1), *two = open_device(isa, 2);
     struct matrix w;
 
     matrix_init(&w, dev, p->type, p->tensor, p->tensor_k, 0, p->n, p->k0, p->k);
+    if (!has_bits_of_ref(isa, p->type))
+        accept_near(p, dev, &w);
     check(p, dev, &w, 0, p->rows);
     check(p, two, &w, 0, p->rows);
     for (int32_t first = 0; first < p->rows; first += 1 + first * 2)
@@ -141,6 +188,11 @@ static void a_column_shard_has_the_bits_of_the_whole(void **state)
             float out[ROWS * N];
 
             problem_init(&p);
+            if (!has_bits_of_ref(*isa, type)) {
+                matrix_init(&w, dev, type, p.tensor, K, 0, N, 0, K);
+                accept_near(&p, dev, &w);
+                matrix_close(&w, dev);
+            }
             matrix_init(&w, dev, type, p.tensor, K, N0, N - N0, 0, K);
             device_kernels(dev)->matmul(dev, out, N, &p.a, &w);
             for (int r = 0; r < ROWS; r++)

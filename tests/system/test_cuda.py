@@ -7,6 +7,7 @@ import os
 import unittest
 
 import tandem
+from test_dummy import SHAPE, folder
 from test_one_answer import MODEL, requests
 
 MODULE = os.environ.get("TANDEM_TEST_CUDA_MODULE")
@@ -54,6 +55,16 @@ class Cuda(unittest.TestCase):
     def test_ranks_on_gpus_do_not_change_an_answer(self):
         path = tandem.write_lines("cuda-ranks.jsonl", requests(8, 30, 4))
         self.compare(MODEL, path, ["--tp 2", "--tp 3 --max-num-batched-tokens 16 --max-num-seqs 8"])
+
+    def test_weights_of_16_bits_give_one_answer_of_their_own(self):
+        """Tensor cores add them up: not as the CPU does, and yet the same for any batch, chunk and number of ranks."""
+        path = tandem.write_lines("cuda-half.jsonl", requests(8, 40, 5))
+        for kind in ("bf16", "f16"):
+            dummy = ["--load-format", "dummy", "--dummy-type", kind, "--max-model-len", "256", "--max-num-seqs", "8", *CUDA]
+            alone = self.ask(folder("half", SHAPE), path, *dummy)
+            for row in ("--max-num-seqs 1", "--max-num-batched-tokens 9", "--tp 2", "--tp 2 --max-num-batched-tokens 40"):
+                with self.subTest(kind=kind, row=row):
+                    self.assertEqual(self.ask(folder("half", SHAPE), path, *dummy, *row.split()), alone)
 
     @unittest.skipUnless("TANDEM_TEST_MODELS" in os.environ, "TANDEM_TEST_MODELS names no folder of weights")
     def test_real_weights_give_the_answers_of_the_cpu(self):
