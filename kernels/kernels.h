@@ -197,7 +197,8 @@ struct kernels {
     void (*quantize)(struct device *dev, const struct activations *a);
 
     /* out: [rows, n] with row stride out_stride (floats).  out = a · Wᵀ: per output, blocks of 32
-     * in order of k as quant_block.h says; float types acc = fma(x, w, acc) in order of k. */
+     * in order of k as quant_block.h says; float types acc = fma(x, w, acc) in order of k, but for those of 16 bits on
+     * GPUs, whose rule is in cuda/matmul_half.cu. */
     void (*matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                    const struct matrix *w);
 

@@ -35,7 +35,7 @@ static void run(struct device *dev, const struct matrix *w, struct matmul_task t
     if (half_has_layout(w->type))
         matmul_half(state, w->type, &task);
     else if (is_float)
-        matmul_float(state, w->type, &task);
+        matmul_float(state, &task);
     else if (is_many(state, &task))
         matmul_many(state, w->type, &task);
     else

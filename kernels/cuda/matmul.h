@@ -25,8 +25,8 @@ struct matmul_task {
     int32_t group;  /* records of a group; 0: none */
 };
 
-/* Float types. */
-void matmul_float(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task);
+/* F32. */
+void matmul_float(struct cuda_state *state, const struct matmul_task *task);
 /* Quantised ones. few: the warps of a block share out the k of a panel, so that a few rows keep all of a device
  * busy. many: a warp has 32 columns of many rows to itself. */
 void matmul_few(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task);

@@ -73,14 +73,9 @@ template <typename Shared> static __device__ __forceinline__ void store_x(Shared
 template <enum tensor_type type>
 static __device__ __forceinline__ float weight_at(const uint8_t *weights, int k)
 {
-    const int at = k * PANEL + (int)threadIdx.x % WARP;
+    static_assert(type == TYPE_F32, "those of 16 bits are matmul_half's");
 
-    if constexpr (type == TYPE_F16)
-        return float_of_half(((const uint16_t *)weights)[at]);
-    else if constexpr (type == TYPE_BF16)
-        return float_of_bf16(((const uint16_t *)weights)[at]);
-    else
-        return ((const float *)weights)[at];
+    return ((const float *)weights)[k * PANEL + (int)threadIdx.x % WARP];
 }
 
 /* Elements [k, k + STEP) of the stage. x: the warp's first row there. */
@@ -181,16 +176,13 @@ struct float_kernel {
 
 #define FLOAT(type, chains)                                                                                        \
     {float_rows<type, chains>, float_shared<type, chains>::ROWS, sizeof(struct float_shared<type, chains>)}
-#define FLOATS(type) {FLOAT(type, 1), FLOAT(type, 2), FLOAT(type, 8)}
+static const struct float_kernel kernels[3] = {FLOAT(TYPE_F32, 1), FLOAT(TYPE_F32, 2), FLOAT(TYPE_F32, 8)};
 
-/* In the order of enum tensor_type. */
-static const struct float_kernel kernels[][3] = {FLOATS(TYPE_F32), FLOATS(TYPE_F16), FLOATS(TYPE_BF16)};
-
-void matmul_float(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task)
+void matmul_float(struct cuda_state *state, const struct matmul_task *task)
 {
-    const struct float_kernel *k = kernels[type - TYPE_F32];
+    const struct float_kernel *k = kernels;
 
-    while (k->rows < task->a.rows && k < &kernels[type - TYPE_F32][2])
+    while (k->rows < task->a.rows && k < &kernels[2])
         k++;
 
     int32_t num_tiles = (task->a.rows + k->rows - 1) / k->rows;

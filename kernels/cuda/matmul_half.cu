@@ -8,7 +8,7 @@
  *  - A unit is one chain of mma in order of k that begins with 0: weights are a, rows are b, and of each block
  *        BF16  mma j = 0, 1  has k 16j..16j + 15
  *        F16   mma j = 0..3  has k 8j..8j + 7, at its place 4e + t that of 8j + 2t + e: e = 0, 1; t = 0..3
- *    so that of every 8 a lane has the two from 2t on.
+ *    so that of every 8 of k a lane has the two from 2t on, of both types.
  *  - The second half is added to the first, in float; groups are added as everywhere, exactly.
  * So bits depend on nothing but a row, a column and k. What an mma does inside is the GPU's affair: other models of
  * GPU may give other bits, and kernels/ref does.
@@ -55,7 +55,7 @@ template <enum tensor_type type> struct half_form {
     };
 };
 
-/* words: ldmatrix_x4's, of 16 columns and half a block. They are the fragment of one mma, or of F16's two, packed. */
+/* words: ldmatrix_x4's, of 16 columns and half a block: the fragment of one mma, or of F16's two, packed. */
 template <enum tensor_type type>
 static __device__ __forceinline__ void unpack_weights(uint32_t a[][4], const uint32_t words[4])
 {
@@ -353,9 +353,9 @@ template <enum tensor_type type, int COLUMN_WARPS, int MT, int NT> struct half_t
 };
 
 /*
- * Where the pieces of a row's stage lie, so that lanes find banks of their own: they read a block of two rows at once,
- * and those of odd rows change places with the other block's. Of tf32 a lane reads two pieces, one after the other:
- * these change places.
+ * Where the pieces of a row's stage lie, so that lanes find banks of their own: they read a block of two rows at a
+ * time, and those of odd rows change places with the other block's. Of tf32 a lane reads two pieces, one after the
+ * other: these change places.
  */
 template <enum tensor_type type> static __device__ __forceinline__ int x_piece_at(int row, int piece)
 {
@@ -436,16 +436,16 @@ static __device__ __forceinline__ bool is_inside(const struct place &place, int 
 }
 
 /*
- * A half of k. Where nobody else adds them up the first is found in `out` again: that of some rows is on its way before
- * any of it is wanted. ALL_INSIDE: all results are.
+ * A half of k. Where nobody else adds them up the first is found in `out` again: that of some rows is on its way
+ * before any of it is wanted. ALL_INSIDE: all results are.
  */
 template <int MT, int NT, bool ALL_INSIDE>
 static __device__ __forceinline__ void store_half_of_k(const float acc[MT][NT][4], const struct half_task &task,
                                                        const struct place &place, bool is_second)
 {
-    const int some = 4;
+    const int some = NT > 4 ? 2 : 4; /* as there are registers */
     const bool adds = is_second && !task.parts;
-    const int64_t stride = task.parts ? task.n : task.out_stride;
+    const int64_t stride = unforeseen(task.parts ? task.n : (int32_t)task.out_stride);
     float *to = task.parts ? (float *)task.parts + (is_second ? task.rows * (int64_t)task.n : 0) : task.out;
 
     to += place.row * stride + place.column;
@@ -509,19 +509,12 @@ static __device__ __forceinline__ void store_sums(const double sums[MT][NT][4], 
     }
 }
 
-/* Blocks that a multiprocessor has registers for, and an H100 shared memory. */
-template <enum tensor_type type, int MMAS, bool HAS_SUMS> static QUANT_CONSTANT int half_tile_blocks()
-{
-    return type == TYPE_BF16 && MMAS <= 16 && !HAS_SUMS ? 2 : 1;
-}
-
 /*
  * Blocks [tiles of rows in a band, tiles of columns, bands * splits]: those that run at the same time read few rows
  * and few columns. HAS_SUMS: there are registers for sums of groups.
  */
 template <enum tensor_type type, int COLUMN_WARPS, int MT, int NT, int STAGES, bool HAS_SUMS>
-static __global__ void __launch_bounds__(TILE_THREADS, (half_tile_blocks<type, MT * NT, HAS_SUMS>()))
-half_tiles(struct half_task task)
+static __global__ void __launch_bounds__(TILE_THREADS, 1) half_tiles(struct half_task task)
 {
     typedef struct half_tile<type, COLUMN_WARPS, MT, NT> Tile;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -696,8 +689,8 @@ static int32_t blocks_of_unit(int32_t num_blocks, int32_t group_k)
     return num_blocks * HALF_BLOCK < HALVED_K ? num_blocks : divide_up(num_blocks, 2 * STAGE_BLOCKS) * STAGE_BLOCKS;
 }
 
-/* A warp has so much on its way that a multiprocessor needs only a few; all share out the groups where there are not
- * enough columns for that. */
+/* A warp has so much on its way that a multiprocessor needs only a few. More share out groups where there are few
+ * columns. */
 static void launch_few(struct cuda_state *state, int type, const struct half_task *task)
 {
     int32_t num_tiles = divide_up(task->n, COLUMNS), warps = task->num_units;
@@ -750,7 +743,7 @@ static struct half_plan plan(const struct cuda_state *state, int type, const str
         for (int32_t splits = 1; splits <= min(task->num_units, (int32_t)MOST_SPLITS); splits++) {
             int64_t clocks = clocks_of(state, task, k, splits);
 
-            if (clocks < best.clocks && parts_bytes(task, splits) <= part_bytes)
+            if (clocks < best.clocks && (splits == 1 || parts_bytes(task, splits) <= part_bytes))
                 best = {k, splits, clocks};
         }
     }

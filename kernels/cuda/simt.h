@@ -68,8 +68,8 @@ static __device__ __forceinline__ uint32_t tf32_of_float(float f)
     return bits;
 }
 
-/* The same, but what follows from it is found out where it stands: a compiler that does so ahead of a loop, for what
- * is rarely wanted, has no registers left for the rest. */
+/* The same, but what follows from it is found out where it stands: a compiler that does so ahead of a loop, for
+ * what is rarely wanted, has no registers left for the rest. */
 static __device__ __forceinline__ int32_t unforeseen(int32_t x)
 {
     asm volatile("" : "+r"(x));

@@ -237,8 +237,8 @@ void __syncwarp(unsigned mask = 0xffffffffu);
 unsigned __ballot_sync(unsigned mask, int predicate);
 void mma_s8_k32(int32_t d[4], const uint32_t a[4], const uint32_t b[2]);
 void mma_s8_k16(int32_t d[4], const uint32_t a[2], uint32_t b);
-/* As GPUs do it: products are exact, and some of them at a time are added to d, in order; bits that lie far below the
- * highest of the largest are cut off. */
+/* As GPUs do it: products are exact, and some of them at a time are added to d, in order; bits that lie far below
+ * the highest of the largest are cut off. */
 void mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void mma_tf32_k8(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void ldmatrix_x4(uint32_t words[4], const void *row);
