@@ -179,6 +179,7 @@ exec nsenter -t "$pid" {' '.join(NAMESPACES)} env -i HOME="$HOME" PATH="$PATH" s
                     pass
             time.sleep(0.01)
         for process in self._started:
+            process.kill()  # it may not have come into its host yet
             process.wait()
         for holder in self._holders.values():
             holder.stdin.close()
