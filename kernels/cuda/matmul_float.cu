@@ -13,11 +13,11 @@ enum {
 };
 
 /* CHAINS: rows of a warp. */
-template <enum tensor_type type, int CHAINS> struct float_shared {
+template <int CHAINS> struct float_shared {
     enum {
         STAGES = CHAINS > 2 ? 4 : 8, /* of weights; all but one of them are on their way */
         STAGE_BYTES = CHAINS > 2 ? 2048 : 4096,
-        K = STAGE_BYTES / packed_record_bytes(type), /* of a stage */
+        K = STAGE_BYTES / packed_record_bytes(TYPE_F32), /* of a stage */
         RUN = K < QUANT_BLOCK ? K : QUANT_BLOCK,     /* so often a group may end */
         ROWS = CHAINS * FLOAT_WARPS,
         X_STEP = FLOAT_THREADS / K, /* a thread has an element of every so many rows */
@@ -29,11 +29,11 @@ template <enum tensor_type type, int CHAINS> struct float_shared {
 };
 
 /* The weights of a stage that begins with `first`, if there are any, set out for shared memory. */
-template <enum tensor_type type, int STAGE_BYTES>
+template <int STAGE_BYTES>
 static __device__ __forceinline__ void copy_weights(uint8_t *to, const struct matmul_task &task,
                                                     const uint8_t *panel, int32_t first)
 {
-    constexpr int record_bytes = packed_record_bytes(type);
+    constexpr int record_bytes = packed_record_bytes(TYPE_F32);
     const uint8_t *from = panel + (int64_t)first * record_bytes;
     const int32_t records = task.num_records - first;
 
@@ -70,24 +70,21 @@ template <typename Shared> static __device__ __forceinline__ void store_x(Shared
         shared->x[turn][row + i * Shared::X_STEP][k] = x[i];
 }
 
-template <enum tensor_type type>
 static __device__ __forceinline__ float weight_at(const uint8_t *weights, int k)
 {
-    static_assert(type == TYPE_F32, "those of 16 bits are matmul_half's");
-
     return ((const float *)weights)[k * PANEL + (int)threadIdx.x % WARP];
 }
 
 /* Elements [k, k + STEP) of the stage. x: the warp's first row there. */
-template <enum tensor_type type, int CHAINS>
+template <int CHAINS>
 static __device__ __forceinline__ void add_step(float acc[CHAINS], const uint8_t *weights, const float *x, int k)
 {
-    constexpr int x_stride = FLOAT_WARPS * float_shared<type, CHAINS>::K;
+    constexpr int x_stride = FLOAT_WARPS * float_shared<CHAINS>::K;
     float w[STEP];
 
 #pragma unroll
     for (int i = 0; i < STEP; i++)
-        w[i] = weight_at<type>(weights, k + i);
+        w[i] = weight_at(weights, k + i);
 #pragma unroll
     for (int j = 0; j < CHAINS; j++) {
         float4 xs = *(const float4 *)(x + j * x_stride + k);
@@ -100,10 +97,10 @@ static __device__ __forceinline__ void add_step(float acc[CHAINS], const uint8_t
 }
 
 /* Blocks [tiles of rows, panels]. */
-template <enum tensor_type type, int CHAINS>
+template <int CHAINS>
 static __global__ void __launch_bounds__(FLOAT_THREADS, FLOAT_BLOCKS) float_rows(struct matmul_task task)
 {
-    typedef struct float_shared<type, CHAINS> Shared;
+    typedef struct float_shared<CHAINS> Shared;
     const int warp = threadIdx.x / WARP;
     const int32_t row0 = (int32_t)blockIdx.x * Shared::ROWS;
     const uint8_t *panel = task.weights + blockIdx.y * task.panel_bytes;
@@ -118,7 +115,7 @@ static __global__ void __launch_bounds__(FLOAT_THREADS, FLOAT_BLOCKS) float_rows
         sum[j] = 0;
     }
     for (int s = 0; s < Shared::STAGES - 1; s++)
-        copy_weights<type, Shared::STAGE_BYTES>(shared->weights[s], task, panel, s * Shared::K);
+        copy_weights<Shared::STAGE_BYTES>(shared->weights[s], task, panel, s * Shared::K);
     load_x<Shared>(next_x, task, row0, 0);
     store_x<Shared>(shared, 0, next_x);
 #pragma unroll 1
@@ -130,14 +127,14 @@ static __global__ void __launch_bounds__(FLOAT_THREADS, FLOAT_BLOCKS) float_rows
 
         cp_async_wait<Shared::STAGES - 2>();
         __syncthreads(); /* this stage is there, and nobody needs the one before any more */
-        copy_weights<type, Shared::STAGE_BYTES>(shared->weights[(s + Shared::STAGES - 1) % Shared::STAGES], task,
+        copy_weights<Shared::STAGE_BYTES>(shared->weights[(s + Shared::STAGES - 1) % Shared::STAGES], task,
                                                 panel, first + (Shared::STAGES - 1) * Shared::K);
         load_x<Shared>(next_x, task, row0, first + Shared::K);
 #pragma unroll 1
         while (k + Shared::RUN <= count) {
 #pragma unroll
             for (int i = 0; i < Shared::RUN; i += STEP)
-                add_step<type, CHAINS>(acc, weights, x, k + i);
+                add_step<CHAINS>(acc, weights, x, k + i);
             k += Shared::RUN;
             left -= Shared::RUN;
             if (left == 0) {
@@ -153,7 +150,7 @@ static __global__ void __launch_bounds__(FLOAT_THREADS, FLOAT_BLOCKS) float_rows
         for (; k < count; k++) { /* no group ends here */
 #pragma unroll
             for (int j = 0; j < CHAINS; j++)
-                acc[j] = fmaf(x[j * FLOAT_WARPS * Shared::K + k], weight_at<type>(weights, k), acc[j]);
+                acc[j] = fmaf(x[j * FLOAT_WARPS * Shared::K + k], weight_at(weights, k), acc[j]);
         }
         store_x<Shared>(shared, (s + 1) % 2, next_x);
     }
@@ -174,9 +171,9 @@ struct float_kernel {
     size_t shared_bytes;
 };
 
-#define FLOAT(type, chains)                                                                                        \
-    {float_rows<type, chains>, float_shared<type, chains>::ROWS, sizeof(struct float_shared<type, chains>)}
-static const struct float_kernel kernels[3] = {FLOAT(TYPE_F32, 1), FLOAT(TYPE_F32, 2), FLOAT(TYPE_F32, 8)};
+#define FLOAT(chains)                                                                                        \
+    {float_rows<chains>, float_shared<chains>::ROWS, sizeof(struct float_shared<chains>)}
+static const struct float_kernel kernels[3] = {FLOAT(1), FLOAT(2), FLOAT(8)};
 
 void matmul_float(struct cuda_state *state, const struct matmul_task *task)
 {
