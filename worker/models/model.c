@@ -380,13 +380,14 @@ static int32_t last_position(const struct batch_view *batch)
 }
 
 /* Does every request have one row, which samples? And is there nobody to meet or to show the residual to on the way? */
-static bool can_be_recorded(const struct model *model, const struct batch_view *batch, int32_t num_logit_rows,
-                            struct recording_sizes *sizes)
+static bool can_be_recorded(const struct model *model, int32_t num_logit_rows, struct recording_sizes *sizes)
 {
+    const struct batch_view *batch = &model->batch;
+
     if (!model->recordings || model->pass.comm || model->pass.observer || batch->rows != batch->num_requests ||
         batch->rows != num_logit_rows)
         return false;
-    return recordings_round_up(model->recordings, batch->rows, last_position(batch), sizes);
+    return recordings_round_up(model->recordings, batch->rows, batch->max_position, sizes);
 }
 
 static enum status record(struct model *model, struct device_recording **out)
@@ -433,7 +434,9 @@ enum status model_forward(struct model *model, const struct batch_view *batch, c
     if (logits_out != pass->logits_out && model->recordings)
         recordings_forget(model->recordings); /* they write to where it was */
     model->batch = *batch;
-    is_recorded = can_be_recorded(model, batch, num_logit_rows, &sizes);
+    if (device_has_own_memory(pass->dev))
+        model->batch.max_position = last_position(batch);
+    is_recorded = can_be_recorded(model, num_logit_rows, &sizes);
     if (is_recorded)
         num_logit_rows = sizes.rows;
     TRY(step_inputs_put(&model->inputs, &model->batch, &ids, model->last_tokens, is_recorded ? &sizes : NULL));

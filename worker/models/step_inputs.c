@@ -89,15 +89,6 @@ static enum status push(struct step_inputs *inputs, const int32_t *from)
     return device_mirror_push(inputs->dev, &part, (char *)inputs->end - (char *)from);
 }
 
-static int32_t largest(const int32_t *positions, int32_t n)
-{
-    int32_t max = 0;
-
-    for (int32_t i = 0; i < n; i++)
-        max = MAX(max, positions[i]);
-    return max;
-}
-
 enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch, const int32_t **ids,
                             const int32_t *last_tokens, const struct recording_sizes *sizes)
 {
@@ -107,7 +98,8 @@ enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch
         return OK;
     inputs->which ^= 1;
     inputs->end = first = (int32_t *)inputs->mirrors[inputs->which].host;
-    batch->max_position = sizes ? sizes->position : largest(batch->positions, batch->rows);
+    if (sizes)
+        batch->max_position = sizes->position;
     put_rows(inputs, batch, ids, rows);
     put_block_tables(inputs, batch, batch->num_requests + added);
     batch->rows = rows;

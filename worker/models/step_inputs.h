@@ -29,7 +29,7 @@ MUST_USE enum status step_inputs_open(struct step_inputs *inputs, struct device 
                                       const struct step_inputs_limits *limits);
 void step_inputs_close(struct step_inputs *inputs); /* zeroed ones are fine */
 
-/* The arrays of the next step: *batch and *ids become the device's. An id that is negative is last_tokens[-1 - id], the
+/* The arrays of the next step, whose max_position is known: *batch and *ids become the device's. An id that is negative is last_tokens[-1 - id], the
  * device's; NULL: none is. sizes: NULL, or what a step of one row a request is rounded up to, with requests that are
  * nobody's. */
 MUST_USE enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch, const int32_t **ids,
