@@ -37,6 +37,20 @@ int64_t device_available_bytes(const struct device *dev)
     return dev->ops->available_bytes(dev);
 }
 
+int32_t device_num_threads(const struct device *dev)
+{
+    return dev->ops->num_threads ? dev->ops->num_threads(dev) : 1;
+}
+
+void device_share_out(struct device *dev, int64_t count,
+                      void (*part)(void *args, int64_t first, int64_t end, int32_t thread), void *args)
+{
+    if (dev->ops->share_out)
+        dev->ops->share_out(dev, count, part, args);
+    else if (count > 0)
+        part(args, 0, count, 0);
+}
+
 bool device_has_own_memory(const struct device *dev)
 {
     return dev->ops->write;

@@ -14,6 +14,10 @@ struct device_ops {
     void (*free)(struct device *dev, void *p, int64_t bytes);
     void (*expect_full)(struct device *dev, void *p, int64_t bytes); /* NULL: nothing to do */
     int64_t (*available_bytes)(const struct device *dev);
+    /* NULL: the device has no threads of the host's. */
+    int32_t (*num_threads)(const struct device *dev);
+    void (*share_out)(struct device *dev, int64_t count,
+                      void (*part)(void *args, int64_t first, int64_t end, int32_t thread), void *args);
     /* Of a device with memory of its own; NULL: it has none. */
     enum status (*write)(struct device *dev, void *to, const void *from, int64_t bytes);
     enum status (*read)(struct device *dev, void *to, const void *from, int64_t bytes);

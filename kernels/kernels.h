@@ -282,6 +282,15 @@ void device_expect_full(struct device *dev, void *p, int64_t bytes);
 int64_t device_available_bytes(const struct device *dev);
 
 /*
+ * Work of the host's own, beside kernels: part(args, first, end, thread) over items [0, count), each thread with a
+ * contiguous share. On a CPU device its threads do it, `thread` in [0, device_num_threads); elsewhere the caller alone is
+ * thread 0.
+ */
+int32_t device_num_threads(const struct device *dev);
+void device_share_out(struct device *dev, int64_t count,
+                      void (*part)(void *args, int64_t first, int64_t end, int32_t thread), void *args);
+
+/*
  * A device with memory of its own: the host reads and writes none of what device_alloc gave, and kernels nothing else.
  * What they tell each other is copied, in the order of execution. Failures are also those of kernels before.
  */

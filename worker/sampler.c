@@ -30,15 +30,23 @@ struct row_state {
     int64_t num_at_cut; /* of these, kept */
 };
 
+/* What a thread needs to look through a row. */
+struct workspace {
+    struct logit_edits *edits;
+    struct candidate *candidates; /* [num_candidates] */
+    struct candidate *blocks;     /* [slice_num_blocks] */
+};
+
 struct sampler {
     struct sampler_options options;
     int32_t grid_bits;
     int32_t max_candidates;
-    struct logit_edits *edits;
     struct row_state *states;     /* [max_rows] */
-    struct candidate *candidates; /* [num_candidates] one row's, at a time */
+    int32_t *needing;             /* [max_rows]: states that a stage is for */
+    struct workspace *workspaces; /* [num_workspaces]: a thread's each; the first is the caller's */
+    int32_t num_workspaces;
+    struct candidate *candidates; /* the first workspace's: of one row, at a time */
     int64_t num_candidates;
-    struct candidate *blocks; /* [slice_num_blocks] */
     struct bytes sent, received;
     int64_t *received_bytes; /* [world] */
     int64_t *places;         /* [world] in what was received, while it is read */
@@ -46,21 +54,35 @@ struct sampler {
     struct bytes top_tokens, top_logprobs;
 };
 
+static void open_workspaces(struct sampler *sampler)
+{
+    const struct sampler_options *options = &sampler->options;
+    int32_t num_blocks = slice_num_blocks(options->first_token, options->num_tokens);
+
+    sampler->num_workspaces = options->device ? device_num_threads(options->device) : 1;
+    sampler->workspaces = mem_new_array(struct workspace, sampler->num_workspaces);
+    for (int32_t i = 0; i < sampler->num_workspaces; i++)
+        sampler->workspaces[i] = (struct workspace){
+            .edits = logit_edits_new(options->first_token, options->num_tokens),
+            .candidates = mem_new_array(struct candidate, sampler->num_candidates),
+            .blocks = mem_new_array(struct candidate, num_blocks),
+        };
+    sampler->candidates = sampler->workspaces[0].candidates;
+}
+
 struct sampler *sampler_new(const struct sampler_options *options)
 {
     struct sampler *sampler = mem_new(struct sampler);
-    int32_t num_blocks = slice_num_blocks(options->first_token, options->num_tokens);
 
     ASSERT(options->num_tokens > 0 && options->max_rows > 0 && options->world > 0);
     sampler->options = *options;
     sampler->grid_bits = grid_bits_for(options->vocab_size);
     sampler->max_candidates = MAX_CANDIDATES;
-    sampler->edits = logit_edits_new(options->first_token, options->num_tokens);
     sampler->states = mem_new_array(struct row_state, options->max_rows);
+    sampler->needing = mem_new_array(int32_t, options->max_rows);
     /* Logprobs may be wanted of the whole vocabulary. */
     sampler->num_candidates = MAX(options->vocab_size, (int64_t)options->world * MAX_CANDIDATES);
-    sampler->candidates = mem_new_array(struct candidate, sampler->num_candidates);
-    sampler->blocks = mem_new_array(struct candidate, num_blocks);
+    open_workspaces(sampler);
     sampler->received_bytes = mem_new_array(int64_t, options->world);
     sampler->places = mem_new_array(int64_t, options->world);
     return sampler;
@@ -70,10 +92,14 @@ void sampler_free(struct sampler *sampler)
 {
     if (!sampler)
         return;
-    logit_edits_free(sampler->edits);
+    for (int32_t i = 0; i < sampler->num_workspaces; i++) {
+        logit_edits_free(sampler->workspaces[i].edits);
+        mem_free(sampler->workspaces[i].candidates);
+        mem_free(sampler->workspaces[i].blocks);
+    }
+    mem_free(sampler->workspaces);
     mem_free(sampler->states);
-    mem_free(sampler->candidates);
-    mem_free(sampler->blocks);
+    mem_free(sampler->needing);
     mem_free(sampler->received_bytes);
     mem_free(sampler->places);
     bytes_close(&sampler->sent);
@@ -114,11 +140,12 @@ static void begin_row(const struct sampler *sampler, struct row_state *state,
     };
 }
 
-/* Valid until the next one is made. */
-static struct slice slice_of(struct sampler *sampler, const struct row_state *state)
+/* Valid until the next one is made in this workspace. */
+static struct slice slice_of(const struct sampler *sampler, struct workspace *workspace,
+                             const struct row_state *state)
 {
     return (struct slice){
-        .logits = logit_edits_apply(sampler->edits, state->logits, state->row),
+        .logits = logit_edits_apply(workspace->edits, state->logits, state->row),
         .first_token = sampler->options.first_token,
         .num_tokens = sampler->options.num_tokens,
         .temperature = state->temperature,
@@ -135,9 +162,10 @@ static struct slice raw_slice_of(const struct sampler *sampler, const struct row
     };
 }
 
-static struct drawn draw_from_slice(struct sampler *sampler, const struct row_state *state)
+static struct drawn draw_from_slice(const struct sampler *sampler, struct workspace *workspace,
+                                    const struct row_state *state)
 {
-    struct slice slice = slice_of(sampler, state);
+    struct slice slice = slice_of(sampler, workspace, state);
 
     return slice_draw(&slice, state->cut, (uint64_t)state->row->params->seed, state->row->position);
 }
@@ -202,9 +230,11 @@ struct found {
     float max;
 };
 
+/* find: on any of the device's threads, several at a time. */
 struct stage {
     bool (*needs)(const struct row_state *state);
-    void (*find)(struct sampler *sampler, const struct row_state *state, struct found *out);
+    void (*find)(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                 struct found *out);
     void (*take)(struct row_state *state, const struct found *of_all);
 };
 
@@ -226,25 +256,58 @@ static struct found found_by_all(const struct sampler *sampler, int32_t n, int32
     return all;
 }
 
+/* Returns how many of the rows a stage is for: which, in sampler->needing. */
+static int32_t list_needing(struct sampler *sampler, int32_t num_rows, bool (*needs)(const struct row_state *state))
+{
+    int32_t n = 0;
+
+    for (int32_t i = 0; i < num_rows; i++)
+        if (needs(&sampler->states[i]))
+            sampler->needing[n++] = i;
+    return n;
+}
+
+static void share_out(struct sampler *sampler, int32_t count,
+                      void (*part)(void *args, int64_t first, int64_t end, int32_t thread), void *args)
+{
+    if (sampler->options.device)
+        device_share_out(sampler->options.device, count, part, args);
+    else
+        part(args, 0, count, 0);
+}
+
+struct finding {
+    const struct sampler *sampler;
+    const struct stage *stage;
+    struct found *found; /* of the rows that need the stage */
+};
+
+static void find_some(void *args, int64_t first, int64_t end, int32_t thread)
+{
+    const struct finding *finding = args;
+    const struct sampler *sampler = finding->sampler;
+
+    for (int64_t i = first; i < end; i++) {
+        finding->found[i] = NOTHING;
+        finding->stage->find(sampler, &sampler->workspaces[thread], &sampler->states[sampler->needing[i]],
+                             &finding->found[i]);
+    }
+}
+
 static enum status run_stage(struct sampler *sampler, int32_t num_rows, const struct stage *stage)
 {
     struct found *sent = make_room(&sampler->sent, sizeof *sent * (size_t)num_rows);
-    int32_t n = 0, taken = 0;
+    int32_t n = list_needing(sampler, num_rows, stage->needs);
 
-    for (int32_t i = 0; i < num_rows; i++)
-        if (stage->needs(&sampler->states[i])) {
-            sent[n] = NOTHING;
-            stage->find(sampler, &sampler->states[i], &sent[n++]);
-        }
     if (n == 0)
         return OK;
+    share_out(sampler, n, find_some, &(struct finding){sampler, stage, sent});
     TRY(exchange_records(sampler, n, sizeof *sent));
-    for (int32_t i = 0; i < num_rows; i++)
-        if (stage->needs(&sampler->states[i])) {
-            struct found all = found_by_all(sampler, n, taken++);
+    for (int32_t i = 0; i < n; i++) {
+        struct found all = found_by_all(sampler, n, i);
 
-            stage->take(&sampler->states[i], &all);
-        }
+        stage->take(&sampler->states[sampler->needing[i]], &all);
+    }
     return OK;
 }
 
@@ -254,9 +317,10 @@ static void finish(struct row_state *state, struct drawn drawn)
     state->is_done = true;
 }
 
-static void draw(struct sampler *sampler, const struct row_state *state, struct found *out)
+static void draw(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                 struct found *out)
 {
-    out->drawn = draw_from_slice(sampler, state);
+    out->drawn = draw_from_slice(sampler, workspace, state);
 }
 
 static void take_drawn(struct row_state *state, const struct found *of_all)
@@ -275,13 +339,14 @@ static bool is_plain(const struct row_state *state)
     return !state->has_top_k && !state->has_top_p && !state->has_min_p;
 }
 
-static void find_best(struct sampler *sampler, const struct row_state *state, struct found *out)
+static void find_best(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                      struct found *out)
 {
     if (is_plain(state) && !state->is_greedy) {
-        draw(sampler, state, out);
+        draw(sampler, workspace, state, out);
         return;
     }
-    struct slice slice = slice_of(sampler, state);
+    struct slice slice = slice_of(sampler, workspace, state);
     struct candidate best = slice_best(&slice);
 
     out->drawn = (struct drawn){best.logit, best.token};
@@ -301,13 +366,14 @@ static bool needs_weight(const struct row_state *state)
     return !state->is_done && !state->has_top_k;
 }
 
-static void find_weight(struct sampler *sampler, const struct row_state *state, struct found *out)
+static void find_weight(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                        struct found *out)
 {
     if (!state->has_top_p) {
-        draw(sampler, state, out);
+        draw(sampler, workspace, state, out);
         return;
     }
-    struct slice slice = slice_of(sampler, state);
+    struct slice slice = slice_of(sampler, workspace, state);
 
     out->weight = slice_sum(&slice, state->cut.logit, state->max, sampler->grid_bits);
 }
@@ -343,17 +409,60 @@ struct list_stage {
     bool (*needs)(const struct row_state *state);
     /* Candidates that a rank tells at most: the same on all. */
     int32_t (*limit)(const struct sampler *sampler, const struct row_state *state);
-    /* Fills in the head; the candidates are the first of sampler->candidates. */
-    void (*find)(struct sampler *sampler, const struct row_state *state, struct list *out);
+    /* Fills in the head; the candidates are the first of the workspace's. On any thread, as in struct stage. */
+    void (*find)(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                 struct list *out);
     /* All ranks' candidates are the first of sampler->candidates, in no order. */
     void (*take)(struct sampler *sampler, struct row_state *state, const struct list *of_all);
 };
 
-static void append_list(struct sampler *sampler, const struct list *list)
+static size_t list_bytes(int32_t count)
 {
-    bytes_append(&sampler->sent, list, sizeof *list);
-    bytes_append(&sampler->sent, sampler->candidates,
-                 sizeof *sampler->candidates * (size_t)list->count);
+    return sizeof(struct list) + sizeof(struct candidate) * (size_t)count;
+}
+
+struct listing {
+    struct sampler *sampler;
+    const struct list_stage *stage;
+    char *lists; /* each with as much room as its limit wants */
+};
+
+static void list_some(void *args, int64_t first, int64_t end, int32_t thread)
+{
+    const struct listing *listing = args;
+    const struct sampler *sampler = listing->sampler;
+    struct workspace *workspace = &sampler->workspaces[thread];
+    size_t at = 0;
+
+    for (int64_t i = 0; i < end; i++) {
+        const struct row_state *state = &sampler->states[sampler->needing[i]];
+
+        if (i >= first) {
+            struct list list = {.unsent = -INFINITY};
+
+            listing->stage->find(sampler, workspace, state, &list);
+            memcpy(listing->lists + at, &list, sizeof list);
+            memcpy(listing->lists + at + sizeof list, workspace->candidates, list_bytes(list.count) - sizeof list);
+        }
+        at += list_bytes(listing->stage->limit(sampler, state));
+    }
+}
+
+/* Moves n lists together; returns their bytes. */
+static int64_t close_up(const struct listing *listing, int32_t n)
+{
+    const struct sampler *sampler = listing->sampler;
+    size_t from = 0, to = 0;
+
+    for (int32_t i = 0; i < n; i++) {
+        struct list list;
+
+        memcpy(&list, listing->lists + from, sizeof list);
+        memmove(listing->lists + to, listing->lists + from, list_bytes(list.count));
+        from += list_bytes(listing->stage->limit(sampler, &sampler->states[sampler->needing[i]]));
+        to += list_bytes(list.count);
+    }
+    return (int64_t)to;
 }
 
 /* Reads every rank's next list and moves on. places: [world] bytes. */
@@ -369,7 +478,7 @@ static struct list lists_of_all(struct sampler *sampler, int64_t stride, int64_t
         ASSERT(all.count + list.count <= sampler->num_candidates);
         memcpy(sampler->candidates + all.count, from + sizeof list,
                sizeof *sampler->candidates * (size_t)list.count);
-        places[rank] += (int64_t)(sizeof list + sizeof *sampler->candidates * (size_t)list.count);
+        places[rank] += (int64_t)list_bytes(list.count);
         all.weight += list.weight;
         all.num_above += list.num_above;
         all.unsent = fmaxf(all.unsent, list.unsent);
@@ -381,31 +490,23 @@ static struct list lists_of_all(struct sampler *sampler, int64_t stride, int64_t
 static enum status run_list_stage(struct sampler *sampler, int32_t num_rows,
                                   const struct list_stage *stage)
 {
-    int64_t stride = 0;
+    int32_t n = list_needing(sampler, num_rows, stage->needs);
+    struct listing listing = {.sampler = sampler, .stage = stage};
+    size_t stride = 0;
 
-    for (int32_t i = 0; i < num_rows; i++)
-        if (stage->needs(&sampler->states[i]))
-            stride += (int64_t)(sizeof(struct list) +
-                                sizeof(struct candidate) *
-                                    (size_t)stage->limit(sampler, &sampler->states[i]));
-    if (stride == 0)
+    if (n == 0)
         return OK;
-    make_room(&sampler->sent, (size_t)stride);
-    for (int32_t i = 0; i < num_rows; i++)
-        if (stage->needs(&sampler->states[i])) {
-            struct list list = {.unsent = -INFINITY};
-
-            stage->find(sampler, &sampler->states[i], &list);
-            append_list(sampler, &list);
-        }
-    TRY(exchange(sampler, (int64_t)sampler->sent.size, stride));
+    for (int32_t i = 0; i < n; i++)
+        stride += list_bytes(stage->limit(sampler, &sampler->states[sampler->needing[i]]));
+    listing.lists = make_room(&sampler->sent, stride);
+    share_out(sampler, n, list_some, &listing);
+    TRY(exchange(sampler, close_up(&listing, n), (int64_t)stride));
     memset(sampler->places, 0, sizeof *sampler->places * (size_t)sampler->options.world);
-    for (int32_t i = 0; i < num_rows; i++)
-        if (stage->needs(&sampler->states[i])) {
-            struct list all = lists_of_all(sampler, stride, sampler->places);
+    for (int32_t i = 0; i < n; i++) {
+        struct list all = lists_of_all(sampler, (int64_t)stride, sampler->places);
 
-            stage->take(sampler, &sampler->states[i], &all);
-        }
+        stage->take(sampler, &sampler->states[sampler->needing[i]], &all);
+    }
     return OK;
 }
 
@@ -426,10 +527,9 @@ static uint64_t weigh(const struct sampler *sampler, const struct row_state *sta
 
 /* Of n candidates those that top_p may keep if all others are on other ranks and smaller; the first
  * of the array afterwards. Without them all, out->unsent stays as it is. */
-static void drop_behind_top_p(struct sampler *sampler, const struct row_state *state,
-                              struct list *out)
+static void drop_behind_top_p(const struct sampler *sampler, struct candidate *candidates,
+                              const struct row_state *state, struct list *out)
 {
-    struct candidate *candidates = sampler->candidates;
     int32_t n = out->count, kept = 0;
     uint64_t larger = 0;
 
@@ -443,34 +543,35 @@ static void drop_behind_top_p(struct sampler *sampler, const struct row_state *s
 }
 
 /* Of the first `limit`: what matters of them. */
-static void find_first_of(struct sampler *sampler, const struct row_state *state, int32_t limit,
-                          struct list *out)
+static void find_first_of(const struct sampler *sampler, struct workspace *workspace,
+                          const struct row_state *state, int32_t limit, struct list *out)
 {
-    struct slice slice = slice_of(sampler, state);
+    struct slice slice = slice_of(sampler, workspace, state);
 
     /* One more than is told: the largest of those that are not. */
-    out->count = slice_top(&slice, state->cut, limit + 1, sampler->candidates, sampler->blocks);
+    out->count = slice_top(&slice, state->cut, limit + 1, workspace->candidates, workspace->blocks);
     out->unsent = -INFINITY;
     if (out->count > limit) {
-        candidates_select(sampler->candidates, out->count, limit);
-        out->unsent = sampler->candidates[limit].logit;
+        candidates_select(workspace->candidates, out->count, limit);
+        out->unsent = workspace->candidates[limit].logit;
         out->count = limit;
     }
     if (!state->has_top_k)
-        drop_behind_top_p(sampler, state, out);
+        drop_behind_top_p(sampler, workspace->candidates, state, out);
 }
 
-static void find_first(struct sampler *sampler, const struct row_state *state, struct list *out)
+static void find_first(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                       struct list *out)
 {
     int32_t limit = limit_first(sampler, state);
 
     /* top_p mostly keeps few. */
     if (!state->has_top_k && limit > FEW_CANDIDATES) {
-        find_first_of(sampler, state, FEW_CANDIDATES, out);
+        find_first_of(sampler, workspace, state, FEW_CANDIDATES, out);
         if (out->unsent == -INFINITY)
             return;
     }
-    find_first_of(sampler, state, limit, out);
+    find_first_of(sampler, workspace, state, limit, out);
 }
 
 /* Pops what top_k leaves of a heap, ties with the k-th too; the last one becomes the cut. */
@@ -638,7 +739,7 @@ static enum status run_round(struct sampler *sampler, int32_t num_rows, bool by_
 
         if (!takes_rounds(state, by_weight))
             continue;
-        struct slice slice = slice_of(sampler, state);
+        struct slice slice = slice_of(sampler, &sampler->workspaces[0], state);
         struct bin *own = bins + (size_t)n * NUM_BINS;
 
         memset(own, 0, sizeof *own * NUM_BINS);
@@ -725,7 +826,7 @@ static enum status share_cuts(struct sampler *sampler, int32_t num_rows)
                 ((const int64_t *)received_from(sampler, rank, (int64_t)sizeof *sent * n))[at];
         at++;
         int64_t own = MAX(MIN(state->num_at_cut - before, state->num_own), (int64_t)0);
-        struct slice slice = slice_of(sampler, state);
+        struct slice slice = slice_of(sampler, &sampler->workspaces[0], state);
         float logit = logit_of_key(state->prefix);
 
         state->cut = (struct candidate){logit, slice_nth_equal(&slice, logit, (int32_t)own)};
@@ -749,11 +850,13 @@ static bool wants_logprobs(const struct row_state *state)
 }
 
 /* The max of all raw logits, and that of the token that was drawn, or asked about, which one rank knows. */
-static void find_raw(struct sampler *sampler, const struct row_state *state, struct found *out)
+static void find_raw(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                     struct found *out)
 {
     struct slice slice = raw_slice_of(sampler, state);
     int32_t at = state->drawn.token - sampler->options.first_token;
 
+    (void)workspace;
     out->max = slice_best(&slice).logit;
     if (state->drawn.token >= 0 && at >= 0 && at < sampler->options.num_tokens)
         out->drawn = (struct drawn){slice.logits[at], state->drawn.token};
@@ -770,7 +873,8 @@ static int32_t limit_top(const struct sampler *sampler, const struct row_state *
     return MIN(state->num_logprobs, sampler->options.vocab_size);
 }
 
-static void find_top(struct sampler *sampler, const struct row_state *state, struct list *out)
+static void find_top(const struct sampler *sampler, struct workspace *workspace, const struct row_state *state,
+                     struct list *out)
 {
     struct slice slice = raw_slice_of(sampler, state);
     int32_t limit = limit_top(sampler, state);
@@ -778,7 +882,7 @@ static void find_top(struct sampler *sampler, const struct row_state *state, str
     out->weight = slice_sum(&slice, -INFINITY, state->max, sampler->grid_bits);
     out->num_above = slice_count_above(&slice, (float)state->drawn.value);
     out->count =
-        limit > 0 ? slice_top(&slice, KEEP_ALL, limit, sampler->candidates, sampler->blocks) : 0;
+        limit > 0 ? slice_top(&slice, KEEP_ALL, limit, workspace->candidates, workspace->blocks) : 0;
 }
 
 static void take_top(struct sampler *sampler, struct row_state *state, const struct list *all)
@@ -869,7 +973,7 @@ enum status sampler_logprobs(struct sampler *sampler, const float *logits,
 void sampler_kept(struct sampler *sampler, int32_t i, float *out)
 {
     const struct row_state *state = &sampler->states[i];
-    struct slice slice = slice_of(sampler, state);
+    struct slice slice = slice_of(sampler, &sampler->workspaces[0], state);
 
     for (int32_t t = 0; t < slice.num_tokens; t++) {
         struct candidate c = {slice.logits[t] / slice.temperature, slice.first_token + t};

@@ -25,6 +25,9 @@
  * Counts and weights are whole numbers, so nothing depends on who adds up what: the tokens have the
  * same bits for any number of ranks and any batch, and by rounds as without.
  *
+ * What a rank looks for in its slice of a row is looked for by the threads of its device, several rows at a
+ * time; the rest is little.
+ *
  * A step allocates nothing, unless more logprobs are wanted than ever before.
  *
  * Thread: the device thread.
@@ -44,6 +47,7 @@ struct sampler_options {
     int32_t max_rows;
     int32_t rank, world;
     struct comm *comm; /* borrowed; NULL when alone */
+    struct device *device; /* borrowed; NULL: the caller's thread does all */
     struct work_count *work; /* borrowed; adds for each stage, before its exchange; may be NULL */
 };
 

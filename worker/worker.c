@@ -180,6 +180,7 @@ static void make_sampler(struct worker *worker)
             .rank = options->rank,
             .world = options->world,
             .comm = worker->comm,
+            .device = worker->device,
             .work = &worker->work,
         });
     worker->prompt_logprobs = prompt_logprobs_new(&(struct prompt_logprobs_options){

@@ -53,12 +53,46 @@ static int64_t cpu_available_bytes(const struct device *dev)
     return kib * 1024;
 }
 
+static int32_t cpu_num_threads(const struct device *dev)
+{
+    return team_num_threads(cpu_device_of((struct device *)dev)->team);
+}
+
+struct shares {
+    int64_t count;
+    int32_t num_threads; /* that have a share */
+    void (*part)(void *args, int64_t first, int64_t end, int32_t thread);
+    void *args;
+};
+
+static void do_share(void *arg, int32_t thread)
+{
+    const struct shares *shares = arg;
+
+    if (thread < shares->num_threads)
+        shares->part(shares->args, shares->count * thread / shares->num_threads,
+                     shares->count * (thread + 1) / shares->num_threads, thread);
+}
+
+static void cpu_share_out(struct device *dev, int64_t count,
+                          void (*part)(void *args, int64_t first, int64_t end, int32_t thread), void *args)
+{
+    struct shares shares = {count, (int32_t)MIN((int64_t)cpu_num_threads(dev), count), part, args};
+
+    if (shares.num_threads > 1)
+        team_run(cpu_device_of(dev)->team, do_share, &shares);
+    else if (count > 0)
+        part(args, 0, count, 0);
+}
+
 static const struct device_ops cpu_ops = {
     .close = cpu_close,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .expect_full = cpu_expect_full,
     .available_bytes = cpu_available_bytes,
+    .num_threads = cpu_num_threads,
+    .share_out = cpu_share_out,
 };
 
 static enum status cpu_init(struct cpu_device *cpu, int32_t num_threads, const cpu_set_t *cpus)

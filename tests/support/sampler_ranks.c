@@ -14,6 +14,7 @@ struct rank {
     struct sampler_ranks *ranks;
     int32_t rank, first_token, num_tokens;
     struct comm *comm;
+    struct device *device;
     struct sampler *sampler;
     float *logits; /* [max_rows, num_tokens] */
     struct sampler_row *rows;
@@ -54,6 +55,8 @@ struct sampler_ranks *sampler_ranks_new(int32_t world, const int32_t *cuts, int3
         rank->num_tokens = cuts[i + 1] - cuts[i];
         if (world > 1)
             ASSERT(comm_open(path, i, world, &rank->comm) == OK);
+        /* Of two threads, and of one. */
+        ASSERT(device_open(&(struct device_options){.name = "cpu", .num_threads = 2 - i % 2}, &rank->device) == OK);
         rank->sampler = sampler_new(&(struct sampler_options){
             .vocab_size = cuts[world],
             .first_token = rank->first_token,
@@ -62,6 +65,7 @@ struct sampler_ranks *sampler_ranks_new(int32_t world, const int32_t *cuts, int3
             .rank = i,
             .world = world,
             .comm = rank->comm,
+            .device = rank->device,
         });
         if (max_candidates > 0)
             sampler_limit_candidates(rank->sampler, max_candidates);
@@ -79,6 +83,7 @@ void sampler_ranks_free(struct sampler_ranks *ranks)
         return;
     for (int32_t i = 0; i < ranks->world; i++) {
         sampler_free(ranks->rank[i].sampler);
+        device_close(ranks->rank[i].device);
         comm_close(ranks->rank[i].comm);
         mem_free(ranks->rank[i].logits);
         mem_free(ranks->rank[i].rows);
