@@ -48,7 +48,7 @@ struct comm_shm {
     struct shared *shared;
     size_t shared_bytes;
     uint32_t exchange; /* the last one */
-    int32_t num_spins;
+    bool spins;
     const double *parts[MAX_WORLD]; /* of the last sum */
 };
 
@@ -183,7 +183,7 @@ enum status comm_open(const char *path, int32_t rank, int32_t world, struct comm
         .shared = shared,
         .shared_bytes = (size_t)stat.st_size,
         /* A rank that spins takes the core that another rank needs to catch up. */
-        .num_spins = world <= count_processors() ? FUTEX_SPINS : 0,
+        .spins = world <= count_processors(),
     };
     *out = &shm->comm;
     return OK;
@@ -225,11 +225,12 @@ static enum status wait_for(struct comm_shm *shm, int32_t rank)
     const struct timespec at_most = {.tv_nsec = 50 * 1000 * 1000};
     struct lane *lane = &shm->shared->lanes[rank];
 
-    for (int32_t spins = 0; spins < shm->num_spins; spins++) {
+    struct spin so_far = {0};
+
+    do
         if (has_posted(lane, shm->exchange))
             return OK;
-        cpu_relax();
-    }
+    while (shm->spins && spin(&so_far));
     atomic_store_explicit(&shm->comm.awaited, 1 + rank, memory_order_relaxed);
     atomic_fetch_add(&lane->num_waiting, 1);
     for (;;) {

@@ -6,6 +6,8 @@
 #ifndef KERNELS_CPU_FUTEX_H
 #define KERNELS_CPU_FUTEX_H
 
+#include "proto/base/clock.h"
+
 #include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -14,9 +16,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* About 50 microseconds of spinning: longer than a kernel of a running step, shorter than anybody
- * would notice. */
-enum { FUTEX_SPINS = 1000 };
+/* How long to spin: longer than what threads of a running step wait for each other, sampling and what lies between
+ * two steps included, since waking one costs 0.1 ms; shorter than anybody would notice. */
+enum { SPIN_NS = 200 * 1000 };
 
 static inline void cpu_relax(void)
 {
@@ -25,6 +27,24 @@ static inline void cpu_relax(void)
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
+}
+
+struct spin {
+    int64_t end_ns;
+    uint32_t pauses;
+};
+
+/* Pauses, and says whether to go on. A zeroed spin begins. How long a pause takes differs tenfold among CPUs. */
+static inline bool spin(struct spin *spin)
+{
+    enum { PAUSES_A_LOOK = 64 };
+
+    cpu_relax();
+    if (++spin->pauses % PAUSES_A_LOOK != 0)
+        return true;
+    if (spin->end_ns == 0)
+        spin->end_ns = clock_now_ns() + SPIN_NS;
+    return clock_now_ns() < spin->end_ns;
 }
 
 /* Sleeps while *word == value; may return early. `timeout` NULL: for ever. */

@@ -33,11 +33,12 @@ struct team {
 /* Returns when `round` is no longer `last`. */
 static void await_round(struct team *team, uint32_t last)
 {
-    for (int i = 0; i < FUTEX_SPINS; i++) {
+    struct spin so_far = {0};
+
+    do
         if (atomic_load_explicit(&team->round, memory_order_acquire) != last)
             return;
-        cpu_relax();
-    }
+    while (spin(&so_far));
     atomic_fetch_add(&team->parked, 1);
     while (atomic_load(&team->round) == last)
         futex_wait(&team->round, last, false, NULL);
@@ -69,11 +70,12 @@ static void begin_round(struct team *team)
 
 static void await_members(struct team *team)
 {
-    for (int i = 0; i < FUTEX_SPINS; i++) {
+    struct spin so_far = {0};
+
+    do
         if (atomic_load_explicit(&team->working, memory_order_acquire) == 0)
             return;
-        cpu_relax();
-    }
+    while (spin(&so_far));
     atomic_store(&team->waiting, 1);
     for (uint32_t left; (left = atomic_load(&team->working)) != 0;)
         futex_wait(&team->working, left, false, NULL);
