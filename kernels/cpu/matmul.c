@@ -3,8 +3,8 @@
  *
  * A tile is up to MAX_ROWS rows by one panel, through a chunk of k: the first tile of a chunk
  * unpacks the codes to bytes and leaves them in the second cache, the other rows' tiles read the
- * bytes. Few rows are not worth it: each of their tiles reads the packed codes, the first at the
- * speed of memory.
+ * bytes. Few rows are not worth it (most_packed_tiles): each of their tiles reads the packed codes, the
+ * first at the speed of memory.
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/packed.h"
@@ -25,7 +25,6 @@ enum {
     CHUNK_BLOCKS = 64,
     FLOAT_CHUNK = 128,
     PREFETCH_BYTES = 8192,
-    PACKED_TILES = 2, /* so many tiles or fewer read packed codes */
 };
 
 /* A block of 32 that a storing tile leaves for the others. */
@@ -50,6 +49,7 @@ struct tile {
     int32_t super_block;    /* the chunk's first block, counted from the start of supers[0] */
     const uint8_t *end;     /* of what this thread reads of the matrix, and where it goes on in the next */
     const uint8_t *next;
+    bool fetches; /* what comes later, for all tiles of the chunk */
     struct expanded *expanded;
 
     /* activations: the tile's first row at the chunk's start */
@@ -234,7 +234,7 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
         const uint8_t *packed_scales = record + packed_code_bytes(type);
         vi sum[MAX_ROWS][4], scales[4], mins[4];
 
-        if (source != EXPANDED && first_column == 0)
+        if (source != EXPANDED && first_column == 0 && t->fetches)
             fetch_ahead(t, record, record_bytes);
         if (halves) {
             UNROLL for (int c = 0; c < C; c++) {
@@ -465,6 +465,17 @@ static void finish_sums(const struct slice *slice, const double (*sums)[PANEL], 
     }
 }
 
+/* So many tiles or fewer cost less when each reads packed codes than when one leaves bytes for the others, measured for
+ * each type. AVX-512 unpacks on ports that dot products leave idle. */
+static int32_t most_packed_tiles(enum tensor_type type)
+{
+    struct quant_form form = quant_form(type);
+
+    if (LANES == 16)
+        return form.scales == SCALE_HALVES ? 3 : form.scales == SCALE_SUPER ? 5 : 8;
+    return form.code_bits == 4 ? 2 : 1;
+}
+
 /* Where the tiles of rows [first, end) of a slice begin: tile i of n. The first of those that share
  * unpacked codes is a whole one, since that is the one there is with PACKED_STORING. */
 static int32_t tile_start(int32_t rows, bool packed, int32_t i, int32_t n)
@@ -488,7 +499,7 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
     bool begins = at == 0, ends = at + count == packed_num_records(w->type, w->k);
     int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
     int32_t num_tiles = (slice->rows + MAX_ROWS - 1) / MAX_ROWS;
-    bool packed = num_tiles <= PACKED_TILES;
+    bool packed = is_float || num_tiles <= most_packed_tiles(w->type);
 
     for (int32_t i = 0; i < num_tiles; i++) {
         int32_t r0 = tile_start(slice->rows, packed, i, num_tiles);
@@ -501,6 +512,7 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             .super_block = w->first_block + at,
             .end = slice->end,
             .next = slice->next,
+            .fetches = i == 0,
             .expanded = scratch->expanded,
             .x = a->x + row * a->k + (int64_t)at * unit,
             .k = a->k,

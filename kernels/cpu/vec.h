@@ -120,24 +120,42 @@ INLINE vi vi_broadcast(const void *p)
     return vi_set(x);
 }
 
-/* LANES bytes, signed or not, and LANES 16-bit integers, as 32-bit integers. */
+/* LANES bytes, and LANES 16-bit integers, as 32-bit integers. gcc 12 would do this in eight steps. */
 INLINE vi vi_load_u8(const uint8_t *p)
 {
+#if defined(VEC_AVX512)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(VEC_AVX2)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
     typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
     return __builtin_convertvector(*(const bytes *)p, vi);
+#endif
 }
 
 INLINE vi vi_load_u16(const uint16_t *p)
 {
+#if defined(VEC_AVX512)
+    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(VEC_AVX2)
+    return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+#else
     typedef uint16_t words __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
     return __builtin_convertvector(*(const words *)p, vi);
+#endif
 }
 
 /* 2 * LANES signed bytes as 16-bit integers. */
 INLINE vi vs_load_s8(const int8_t *p)
 {
+#if defined(VEC_AVX512)
+    return (vi)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(VEC_AVX2)
+    return (vi)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+#else
     typedef int8_t bytes __attribute__((vector_size(LANES * 2), aligned(1), may_alias));
     return (vi)__builtin_convertvector(*(const bytes *)p, vs);
+#endif
 }
 
 /* ---- floats ------------------------------------------------------------------------------------ */
