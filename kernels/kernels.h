@@ -239,6 +239,13 @@ struct kernels {
     void (*gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
                      const float *up, int64_t stride); /* tanh form */
 
+    /* A matmul of gates and ups side by side (w: [2 * out->k, a->k], gates first) and what comes of them, in one: the
+     * bits of matmul, then silu_mul or gelu_mul, without their floats going through memory. NULL: these are to be called. */
+    void (*matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+                            const struct matrix *w);
+    void (*matmul_gelu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+                            const struct matrix *w);
+
     /* Where a device has memory of its own; NULL elsewhere: the host samples. The tokens are those that the host would
      * draw. */
     void (*draw_rows)(struct device *dev, const struct draw_rows_args *args);

@@ -21,5 +21,9 @@ void KERNEL(silu_mul)(struct device *dev, const struct activations *out, const f
                       const float *up, int64_t stride);
 void KERNEL(gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride);
+void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+                             const struct matrix *w);
+void KERNEL(matmul_gelu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+                             const struct matrix *w);
 
 #endif

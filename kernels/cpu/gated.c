@@ -1,42 +1,11 @@
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/quantize.h"
-
-INLINE void vf_exp_block(vf *x)
-{
-    enum { EACH = BLOCK_VECTORS < 4 ? BLOCK_VECTORS : 4 };
-
-    for (int v = 0; v < BLOCK_VECTORS; v += EACH)
-        vf_exp_each(EACH, x + v);
-}
+#include "kernels/cpu/gated.h"
 
 struct gated {
     const struct activations *out;
     const float *gate, *up;
     int64_t stride;
 };
-
-/* act of BLOCK_VECTORS vectors at once: the exponentials wait for themselves, not for each other. */
-INLINE void silu(vf *g)
-{
-    vf e[BLOCK_VECTORS];
-
-    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-        e[v] = -g[v];
-    vf_exp_block(e);
-    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-        g[v] = g[v] / (1.0f + e[v]);
-}
-
-INLINE void gelu(vf *g)
-{
-    vf e[BLOCK_VECTORS];
-
-    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-        e[v] = -2.0f * (GELU_SCALE * vf_fma(GELU_CUBE * g[v] * g[v], g[v], g[v]));
-    vf_exp_block(e);
-    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-        g[v] = g[v] / (1.0f + e[v]);
-}
 
 /* Blocks are counted over rows: one row's can be shared out, too. */
 INLINE void gate_blocks(void (*const act)(vf *), const struct gated *args, int64_t first, int64_t end)
@@ -45,14 +14,8 @@ INLINE void gate_blocks(void (*const act)(vf *), const struct gated *args, int64
 
     for (int64_t b = first; b < end; b++) {
         int64_t at = b / row_blocks * args->stride + b % row_blocks * QUANT_BLOCK;
-        vf x[BLOCK_VECTORS];
 
-        UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-            x[v] = vf_load(args->gate + at + v * LANES);
-        act(x);
-        UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-            x[v] *= vf_load(args->up + at + v * LANES);
-        put_block(args->out, b, x);
+        put_gated_block(act, args->out, b, args->gate + at, args->up + at);
     }
 }
 

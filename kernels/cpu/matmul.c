@@ -7,6 +7,7 @@
  * first at the speed of memory.
  */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gated.h"
 #include "kernels/cpu/packed.h"
 
 #include "proto/base/memory.h"
@@ -39,6 +40,7 @@ struct scratch {
     float partial[SLICE_ROWS][PANEL];   /* accumulators of groups, between chunks */
     double sums[SLICE_ROWS][PANEL];     /* of groups, between chunks */
     float edge[SLICE_ROWS][PANEL];      /* output of a panel with fewer than 32 columns */
+    float gated[2][SLICE_ROWS][PANEL];  /* output of a panel of gates, and of that of their ups */
 };
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch of a matmul");
 
@@ -432,6 +434,8 @@ struct slice {
     const struct job *job;
     int32_t panel;
     int32_t first_row, rows;
+    float *out; /* of the first row and column, at stride out_stride; NULL: doubles are wanted */
+    int64_t out_stride;
     struct scratch *scratch;
     const uint8_t *end, *next; /* as in struct tile */
 };
@@ -450,11 +454,11 @@ static void finish_sums(const struct slice *slice, const double (*sums)[PANEL], 
     for (int64_t r = 0; r < rows; r++) {
         int64_t row = slice->first_row + r0 + r, column = slice->panel * PANEL;
 
-        if (!job->out) {
+        if (!slice->out) {
             memcpy(job->sums + row * job->w->n + column, sums[r], (size_t)width * sizeof(double));
             continue;
         }
-        float *out = job->out + row * job->out_stride + column;
+        float *out = slice->out + (r0 + r) * slice->out_stride;
 
         if (width == PANEL)
             for (int c = 0; c < PANEL; c += LANES)
@@ -536,8 +540,8 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             if (begins)
                 memset(t.sum, 0, (size_t)rows * sizeof(scratch->sums[0]));
         } else if (slice_width(slice) == PANEL) {
-            t.acc = job->out + row * job->out_stride + slice->panel * PANEL;
-            t.acc_stride = job->out_stride;
+            t.acc = slice->out + r0 * slice->out_stride;
+            t.acc_stride = slice->out_stride;
         } else {
             t.acc = scratch->edge[r0];
         }
@@ -560,8 +564,7 @@ static void do_slice(const struct slice *slice)
         do_chunk(slice, at, MIN(chunk, num_records - at));
     if (!job->group && width < PANEL)
         for (int64_t r = 0; r < slice->rows; r++)
-            memcpy(job->out + (slice->first_row + r) * job->out_stride + slice->panel * PANEL,
-                   slice->scratch->edge[r], (size_t)width * sizeof(float));
+            memcpy(slice->out + r * slice->out_stride, slice->scratch->edge[r], (size_t)width * sizeof(float));
 }
 
 static int32_t num_panels(const struct matrix *w)
@@ -569,13 +572,17 @@ static int32_t num_panels(const struct matrix *w)
     return (w->n + PANEL - 1) / PANEL;
 }
 
+static const uint8_t *panel_start(const struct matrix *w, int64_t panel)
+{
+    return (const uint8_t *)w->data + panel * packed_panel_bytes(w->type, w->k);
+}
+
 /* Where a thread that begins with panel `first` of w begins in the next matrix, or about there. */
 static const uint8_t *next_start(const struct matrix *w, int64_t first)
 {
     const struct matrix *next = w->next ? w->next : w;
 
-    return (const uint8_t *)next->data +
-           first * num_panels(next) / num_panels(w) * packed_panel_bytes(next->type, next->k);
+    return panel_start(next, first * num_panels(next) / num_panels(w));
 }
 
 static void do_panels(const void *args, int64_t first, int64_t end, void *scratch)
@@ -584,14 +591,17 @@ static void do_panels(const void *args, int64_t first, int64_t end, void *scratc
     const struct matrix *w = job->w;
     struct slice slice = {
         .job = job,
+        .out_stride = job->out_stride,
         .scratch = scratch,
-        .end = (const uint8_t *)w->data + end * packed_panel_bytes(w->type, w->k),
+        .end = panel_start(w, end),
         .next = next_start(w, first),
     };
 
     for (slice.panel = (int32_t)first; slice.panel < end; slice.panel++)
         for (slice.first_row = 0; slice.first_row < job->a->rows; slice.first_row += SLICE_ROWS) {
             slice.rows = MIN((int32_t)SLICE_ROWS, job->a->rows - slice.first_row);
+            if (job->out)
+                slice.out = job->out + slice.first_row * job->out_stride + slice.panel * PANEL;
             do_slice(&slice);
         }
 }
@@ -627,4 +637,76 @@ void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct ac
 {
     run(dev, &(struct job){.a = a, .w = w, .out = out, .out_stride = w->n,
                            .group = records_of_group(w, group_k)});
+}
+
+/* ---- a gated MLP ---------------------------------------------------------------------------------- */
+
+struct gated_job {
+    struct job job;
+    const struct activations *out;
+    void (*put_block)(const struct activations *out, int64_t b, const float *gate, const float *up);
+};
+
+static void put_silu(const struct activations *out, int64_t b, const float *gate, const float *up)
+{
+    put_gated_block(silu, out, b, gate, up);
+}
+
+static void put_gelu(const struct activations *out, int64_t b, const float *gate, const float *up)
+{
+    put_gated_block(gelu, out, b, gate, up);
+}
+
+/* One panel for the rows of a slice; `next` is read after it. */
+static void do_gated_slice(struct slice *slice, int32_t panel, float (*out)[PANEL], const uint8_t *next)
+{
+    slice->panel = panel;
+    slice->out = out[0];
+    slice->end = panel_start(slice->job->w, panel + 1);
+    slice->next = next;
+    do_slice(slice);
+}
+
+/* A thread goes from a panel of gates to that of their ups, and on to the next gates. */
+static void do_gated_panels(const void *args, int64_t first, int64_t end, void *scratch)
+{
+    const struct gated_job *gated = args;
+    const struct matrix *w = gated->job.w;
+    struct scratch *s = scratch;
+    struct slice slice = {.job = &gated->job, .out_stride = PANEL, .scratch = scratch};
+    int32_t pairs = num_panels(w) / 2;
+
+    for (int32_t p = (int32_t)first; p < end; p++)
+        for (slice.first_row = 0; slice.first_row < gated->job.a->rows; slice.first_row += SLICE_ROWS) {
+            slice.rows = MIN((int32_t)SLICE_ROWS, gated->job.a->rows - slice.first_row);
+            do_gated_slice(&slice, p, s->gated[0], panel_start(w, pairs + p));
+            do_gated_slice(&slice, pairs + p, s->gated[1],
+                           p + 1 < end ? panel_start(w, p + 1) : next_start(w, 2 * first));
+            for (int32_t r = 0; r < slice.rows; r++)
+                gated->put_block(gated->out, (int64_t)(slice.first_row + r) * pairs + p, s->gated[0][r],
+                                 s->gated[1][r]);
+        }
+}
+
+static void run_gated(struct device *dev, const struct gated_job *gated)
+{
+    const struct job *job = &gated->job;
+
+    ASSERT(job->a->k == job->w->k && job->w->n == 2 * gated->out->k && gated->out->k % PANEL == 0,
+           "activations of %d columns, weights of %d, %d for %d gates", job->a->k, job->w->k, job->w->n,
+           gated->out->k);
+    if (job->a->rows)
+        device_run(dev, num_panels(job->w) / 2, 1, do_gated_panels, gated);
+}
+
+void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+                             const struct matrix *w)
+{
+    run_gated(dev, &(struct gated_job){.job = {.a = a, .w = w}, .out = out, .put_block = put_silu});
+}
+
+void KERNEL(matmul_gelu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+                             const struct matrix *w)
+{
+    run_gated(dev, &(struct gated_job){.job = {.a = a, .w = w}, .out = out, .put_block = put_gelu});
 }

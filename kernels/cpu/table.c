@@ -16,4 +16,6 @@ const struct kernels KERNEL(kernels) = {
     .attention = KERNEL(attention),
     .silu_mul = KERNEL(silu_mul),
     .gelu_mul = KERNEL(gelu_mul),
+    .matmul_silu_mul = KERNEL(matmul_silu_mul),
+    .matmul_gelu_mul = KERNEL(matmul_gelu_mul),
 };

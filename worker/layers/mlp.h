@@ -8,9 +8,7 @@
 
 #include "worker/layers/pass.h"
 
-/* gate_up = both projections of normed. */
-void mlp_gate_up(struct pass *pass, const struct layer *layer);
-/* activated = silu(gate) * up, or gelu(gate) * up in the tanh form. */
+/* activated = silu(gate) * up, or gelu(gate) * up in the tanh form, of both projections of normed. */
 void mlp_silu(struct pass *pass, const struct layer *layer);
 void mlp_gelu(struct pass *pass, const struct layer *layer);
 /* residual += the down projection of activated, over all ranks' groups, and what follows. */

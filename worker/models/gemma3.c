@@ -70,7 +70,6 @@ static enum status forward(struct pass *pass)
             pass, layer,
             &(struct norm_step){layer->post_attention_norm, layer->ffn_norm, &layer->gate_up}));
 
-        mlp_gate_up(pass, layer);
         mlp_gelu(pass, layer);
         next = pass_step_to(pass, i + 1, layer->post_ffn_norm);
         TRY(mlp_down(pass, layer, &next));

@@ -52,7 +52,6 @@ enum status llama_forward(struct pass *pass)
         TRY(attention_output(pass, layer,
                              &(struct norm_step){NULL, layer->ffn_norm, &layer->gate_up}));
 
-        mlp_gate_up(pass, layer);
         mlp_silu(pass, layer);
         next = pass_step_to(pass, i + 1, NULL);
         TRY(mlp_down(pass, layer, &next));

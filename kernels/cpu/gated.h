@@ -1,0 +1,54 @@
+/*
+ * gated: the activations of a gated MLP, a block of 32 at a time, in registers.
+ */
+#ifndef KERNELS_CPU_GATED_H
+#define KERNELS_CPU_GATED_H
+
+#include "kernels/cpu/quantize.h"
+
+INLINE void vf_exp_block(vf *x)
+{
+    enum { EACH = BLOCK_VECTORS < 4 ? BLOCK_VECTORS : 4 };
+
+    for (int v = 0; v < BLOCK_VECTORS; v += EACH)
+        vf_exp_each(EACH, x + v);
+}
+
+/* act of BLOCK_VECTORS vectors at once: the exponentials wait for themselves, not for each other. */
+INLINE void silu(vf *g)
+{
+    vf e[BLOCK_VECTORS];
+
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        e[v] = -g[v];
+    vf_exp_block(e);
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        g[v] = g[v] / (1.0f + e[v]);
+}
+
+INLINE void gelu(vf *g)
+{
+    vf e[BLOCK_VECTORS];
+
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        e[v] = -2.0f * (GELU_SCALE * vf_fma(GELU_CUBE * g[v] * g[v], g[v], g[v]));
+    vf_exp_block(e);
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        g[v] = g[v] / (1.0f + e[v]);
+}
+
+/* Block b of `out`, counted over rows, from 32 gates and ups. */
+INLINE void put_gated_block(void (*const act)(vf *), const struct activations *out, int64_t b, const float *gate,
+                            const float *up)
+{
+    vf x[BLOCK_VECTORS];
+
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        x[v] = vf_load(gate + v * LANES);
+    act(x);
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        x[v] *= vf_load(up + v * LANES);
+    put_block(out, b, x);
+}
+
+#endif
