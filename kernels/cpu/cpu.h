@@ -14,6 +14,8 @@ void KERNEL(matmul_groups)(struct device *dev, double *sums, const struct activa
                            const struct matrix *w, int32_t group_k);
 void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
                                  const struct matrix *w, int32_t group_k);
+void KERNEL(embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
+                       const struct matrix *w, int32_t first_id, float scale);
 void KERNEL(add_norm)(struct device *dev, const struct add_norm_args *args);
 void KERNEL(rope_store)(struct device *dev, const struct rope_args *args);
 void KERNEL(attention)(struct device *dev, const struct attention_args *args);

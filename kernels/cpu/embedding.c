@@ -1,5 +1,5 @@
 /* Rows of a vocabulary are columns of the packed matrix: each is gathered from its panel. */
-#include "kernels/cpu/device.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/packed.h"
 
 #include <string.h>
@@ -12,26 +12,39 @@ struct embedding {
     float scale;
 };
 
-static void get_codes(int bits, const uint8_t *in, uint8_t *codes)
+static uint32_t load32(const uint8_t *p)
 {
-    for (int i = 0; i < QUANT_BLOCK; i++) {
-        int g = i / 4;
-        const uint8_t *at = in + i % 4;
+    uint32_t x;
 
-        if (bits == 8) {
-            codes[i] = at[g * GROUP_BYTES];
-            continue;
-        }
-        codes[i] = at[g % 4 * GROUP_BYTES] >> 4 * (g / 4) & 0xf;
+    memcpy(&x, p, 4);
+    return x;
+}
+
+static void store32(uint8_t *p, uint32_t x)
+{
+    memcpy(p, &x, 4);
+}
+
+INLINE void get_codes(int bits, const uint8_t *in, uint8_t *codes)
+{
+    if (bits == 8) {
+        for (int g = 0; g < 8; g++)
+            store32(codes + 4 * g, load32(in + g * GROUP_BYTES));
+        return;
+    }
+    for (int g = 0; g < 8; g++) {
+        uint32_t x = load32(in + g % 4 * GROUP_BYTES) >> 4 * (g / 4) & 0x0f0f0f0f;
+
         if (bits == 5)
-            codes[i] |= (at[4 * GROUP_BYTES] >> g & 1) << 4;
+            x |= (load32(in + 4 * GROUP_BYTES) >> g & 0x01010101) << 4;
         if (bits == 6)
-            codes[i] |= (at[(4 + g / 4) * GROUP_BYTES] >> 2 * (g % 4) & 3) << 4;
+            x |= (load32(in + (4 + g / 4) * GROUP_BYTES) >> 2 * (g % 4) & 0x03030303) << 4;
+        store32(codes + 4 * g, x);
     }
 }
 
 /* Column c of a record; its super scales are at `super`. */
-static void get_block(enum tensor_type type, const uint8_t *record, const uint8_t *super, int c,
+INLINE void get_block(const enum tensor_type type, const uint8_t *record, const uint8_t *super, int c,
                       struct quant_block *out)
 {
     struct quant_form form = quant_form(type);
@@ -53,31 +66,61 @@ static void get_block(enum tensor_type type, const uint8_t *record, const uint8_
     }
 }
 
-static void embed(const struct embedding *args, int64_t column, float *out)
+INLINE void embed(const enum tensor_type type, const struct embedding *args, int64_t column, float *out)
 {
     const struct matrix *w = args->w;
-    struct quant_form form = quant_form(w->type);
-    int c = (int)(column % PANEL), record_bytes = packed_record_bytes(w->type);
-    const uint8_t *panel =
-        (const uint8_t *)w->data + column / PANEL * packed_panel_bytes(w->type, w->k);
-    const uint8_t *record = panel + packed_supers_bytes(w->type, w->k);
+    const struct quant_form form = quant_form(type);
+    int c = (int)(column % PANEL), record_bytes = packed_record_bytes(type);
+    const uint8_t *panel = (const uint8_t *)w->data + column / PANEL * packed_panel_bytes(type, w->k);
+    const uint8_t *record = panel + packed_supers_bytes(type, w->k);
 
     if (form.scales == SCALE_NONE) {
         for (int32_t i = 0; i < w->k; i++, record += record_bytes) {
-            tensor_dequantize(w->type, record, c, 1, &out[i]);
+            tensor_dequantize(type, record, c, 1, &out[i]);
             out[i] *= args->scale;
         }
         return;
     }
     for (int32_t b = 0; b < w->k / QUANT_BLOCK; b++, record += record_bytes) {
         struct quant_block block;
-        const uint8_t *super =
-            panel + (w->first_block + b) / SUPER_BLOCKS * packed_super_bytes(w->type);
 
-        get_block(w->type, record, super, c, &block);
+        get_block(type, record, panel + (w->first_block + b) / SUPER_BLOCKS * packed_super_bytes(type), c, &block);
         for (int i = 0; i < QUANT_BLOCK; i++)
             out[b * QUANT_BLOCK + i] = quant_block_weight(form, &block, i) * args->scale;
     }
+}
+
+/* Each type's, compiled for it. */
+#define EMBED(type)                                                                                \
+    static void embed_##type(const struct embedding *args, int64_t column, float *out)             \
+    {                                                                                              \
+        embed(type, args, column, out);                                                            \
+    }
+#define EACH_TYPE(X)                                                                               \
+    X(TYPE_F32) X(TYPE_F16) X(TYPE_BF16) X(TYPE_Q4_0) X(TYPE_Q4_1) X(TYPE_Q5_0) X(TYPE_Q5_1)       \
+    X(TYPE_Q8_0) X(TYPE_Q2_K) X(TYPE_Q3_K) X(TYPE_Q4_K) X(TYPE_Q5_K) X(TYPE_Q6_K)
+#define ROW(type) [type] = embed_##type,
+
+EACH_TYPE(EMBED)
+static void (*const embeds[NUM_TENSOR_TYPES])(const struct embedding *, int64_t, float *) = {EACH_TYPE(ROW)};
+
+/* A column lies four bytes at a time, each in another line. */
+static void fetch(const struct embedding *args, int64_t row)
+{
+    const struct matrix *w = args->w;
+    int64_t column = (int64_t)args->ids[row] - args->first_id;
+    int record_bytes = packed_record_bytes(w->type);
+
+    if (column < 0 || column >= w->n)
+        return;
+
+    const uint8_t *panel =
+        (const uint8_t *)w->data + column / PANEL * packed_panel_bytes(w->type, w->k);
+    const uint8_t *at = panel + packed_supers_bytes(w->type, w->k) + 4 * (column % PANEL);
+
+    for (int32_t i = 0; i < packed_num_records(w->type, w->k); i++, at += record_bytes)
+        for (int from = 0; from < record_bytes; from += GROUP_BYTES)
+            __builtin_prefetch(at + from);
 }
 
 static void embed_rows(const void *arg, int64_t first, int64_t end, void *scratch)
@@ -86,18 +129,22 @@ static void embed_rows(const void *arg, int64_t first, int64_t end, void *scratc
     int32_t k = args->w->k;
 
     (void)scratch;
+    fetch(args, first);
     for (int64_t r = first; r < end; r++) {
+        if (r + 1 < end)
+            fetch(args, r + 1);
+
         int64_t column = (int64_t)args->ids[r] - args->first_id;
 
         if (column >= 0 && column < args->w->n)
-            embed(args, column, args->out + r * k);
+            embeds[args->w->type](args, column, args->out + r * k);
         else
             memset(args->out + r * k, 0, (size_t)k * sizeof(float));
     }
 }
 
-void embedding_cpu(struct device *dev, float *out, const int32_t *ids, int32_t rows,
-                   const struct matrix *w, int32_t first_id, float scale)
+void KERNEL(embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
+                       const struct matrix *w, int32_t first_id, float scale)
 {
     struct embedding args = {out, ids, w, first_id, scale};
 

@@ -87,8 +87,6 @@ static QUANT_CONSTANT int64_t packed_panel_bytes(enum tensor_type type, int32_t 
 int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k);
 void matrix_pack_cpu(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
                      int64_t src_row_bytes, int64_t k0);
-void embedding_cpu(struct device *dev, float *out, const int32_t *ids, int32_t rows,
-                   const struct matrix *w, int32_t first_id, float scale);
 
 #ifdef __cplusplus
 }
