@@ -203,6 +203,56 @@ static void a_column_shard_has_the_bits_of_the_whole(void **state)
         }
 }
 
+/* Gates and ups of FFN columns in one kernel, where a device has it: as codes, and as floats. */
+static void check_gated(const char *isa, struct problem *p, const struct activations *want, bool is_silu)
+{
+    struct device *dev = open_device(isa, 2);
+    const struct kernels *kernels = device_kernels(dev);
+    int32_t ffn = p->n / 2;
+    struct activations out;
+    struct random random = {1};
+    struct matrix w;
+
+    if (kernels->matmul_silu_mul) {
+        activations_init(&out, &random, p->rows, ffn);
+        matrix_init(&w, dev, p->type, p->tensor, p->tensor_k, 0, p->n, 0, p->k);
+        (is_silu ? kernels->matmul_silu_mul : kernels->matmul_gelu_mul)(dev, &out, &p->a, &w);
+        expect_same_floats(isa, out.x, want->x, (int64_t)p->rows * ffn);
+        expect_same_floats(isa, out.d, want->d, (int64_t)p->rows * ffn / 32);
+        assert_memory_equal(out.q, want->q, (size_t)p->rows * (size_t)ffn);
+        matrix_close(&w, dev);
+        activations_close(&out);
+    }
+    device_close(dev);
+}
+
+static void gated_matmuls_have_the_bits_of_their_two_kernels(void **state)
+{
+    static const struct problem problems[] = {
+        {TYPE_Q4_1, 19, 192, 96, 96, 0, 0, NULL}, {TYPE_Q4_K, 1, 64, 512, 512, 0, 0, NULL},
+        {TYPE_Q6_K, 300, 64, 256, 256, 0, 0, NULL}, {TYPE_F32, 7, 128, 64, 64, 0, 0, NULL},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(problems); i++)
+        for (int is_silu = 0; is_silu < 2; is_silu++) {
+            struct problem p = problems[i];
+            struct device *ref = open_device("ref", 1);
+            struct random random = {2};
+            struct activations want;
+
+            problem_init(&p);
+            activations_init(&want, &random, p.rows, p.n / 2);
+            (is_silu ? device_kernels(ref)->silu_mul : device_kernels(ref)->gelu_mul)(ref, &want, p.out,
+                                                                                     p.out + p.n / 2, p.n);
+            for (const char *const *isa = tested_isas(); *isa; isa++)
+                check_gated(*isa, &p, &want, is_silu);
+            activations_close(&want);
+            problem_close(&p);
+            device_close(ref);
+        }
+}
+
 /* q, k and v side by side in one matrix. */
 static void several_tensors_pack_into_one_matrix(void **state)
 {
@@ -341,6 +391,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_type_has_the_bits_of_the_specification),
     cmocka_unit_test(rows_of_any_batch_have_the_same_bits),
     cmocka_unit_test(a_column_shard_has_the_bits_of_the_whole),
+    cmocka_unit_test(gated_matmuls_have_the_bits_of_their_two_kernels),
     cmocka_unit_test(several_tensors_pack_into_one_matrix),
     cmocka_unit_test(sums_of_groups_are_exact_in_any_order),
     cmocka_unit_test(embeddings_have_the_bits_of_the_specification),
