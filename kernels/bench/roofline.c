@@ -32,16 +32,17 @@ static const struct matrix_row {
     int32_t n, k;
     int32_t group_k;   /* 0: a matmul, else matmul_groups and what a rank alone does in its place */
     int32_t most_rows; /* logits are not wanted of more; 0: any */
+    bool is_gate_up;
 } matrices[] = {
     {"smollm2 qkv", TYPE_Q4_1, 960, 576, 0, 0},
     {"smollm2 attention_output", TYPE_Q4_1, 576, 576, 64, 0},
-    {"smollm2 gate_up", TYPE_Q4_1, 3072, 576, 0, 0},
+    {"smollm2 gate_up", TYPE_Q4_1, 3072, 576, 0, 0, true},
     {"smollm2 down", TYPE_Q4_1, 576, 1536, 96, 0},
     {"smollm2 logits", TYPE_Q8_0, 49152, 576, 0, 64},
     {"gemma3 qkv", TYPE_Q5_0, 1536, 640, 0, 0},
     {"gemma3 v", TYPE_Q8_0, 256, 640, 0, 0},
     {"gemma3 attention_output", TYPE_Q4_K, 640, 1024, 256, 0},
-    {"gemma3 gate_up", TYPE_Q5_0, 4096, 640, 0, 0},
+    {"gemma3 gate_up", TYPE_Q5_0, 4096, 640, 0, 0, true},
     {"gemma3 down", TYPE_Q4_K, 640, 2048, 128, 0},
     {"gemma3 down", TYPE_Q6_K, 640, 2048, 128, 0},
     {"gemma3 logits", TYPE_Q8_0, 262144, 640, 0, 8},
@@ -162,7 +163,7 @@ struct matmul {
     struct run *run;
     const struct matrix_row *row;
     const struct matmul_kind *kind;
-    struct activations a;
+    struct activations a, gated;
     struct matrix copies[MAX_COPIES];
     int32_t num_copies;
     void *out; /* [rows, n] */
@@ -183,15 +184,41 @@ static void do_matmul_groups_float(struct matmul *m, const struct matrix *w)
     m->run->kernels->matmul_groups_float(m->run->dev, m->out, &m->a, w, m->row->group_k);
 }
 
+static void do_matmul_silu_mul(struct matmul *m, const struct matrix *w)
+{
+    struct activations codes = m->gated;
+
+    codes.x = NULL;
+    m->run->kernels->matmul_silu_mul(m->run->dev, &codes, &m->a, w);
+}
+
+static bool is_plain(const struct run *run, const struct matrix_row *row)
+{
+    (void)run;
+    return row->group_k == 0;
+}
+
+static bool is_of_groups(const struct run *run, const struct matrix_row *row)
+{
+    (void)run;
+    return row->group_k > 0;
+}
+
+static bool is_gated(const struct run *run, const struct matrix_row *row)
+{
+    return row->is_gate_up && run->kernels->matmul_silu_mul;
+}
+
 static const struct matmul_kind {
     const char *kernel;
     void (*run)(struct matmul *m, const struct matrix *w);
-    bool of_groups;
-    int out_bytes; /* of an element */
+    bool (*is_for)(const struct run *run, const struct matrix_row *row);
+    double out_bytes; /* of a column of w */
 } matmuls[] = {
-    {"matmul", do_matmul, false, 4},
-    {"matmul_groups", do_matmul_groups, true, 8},
-    {"matmul_groups_float", do_matmul_groups_float, true, 4},
+    {"matmul", do_matmul, is_plain, 4},
+    {"matmul_groups", do_matmul_groups, is_of_groups, 8},
+    {"matmul_groups_float", do_matmul_groups_float, is_of_groups, 4},
+    {"matmul_silu_mul", do_matmul_silu_mul, is_gated, 1.375 / 2},
 };
 
 static void run_matmul(void *args, int64_t i)
@@ -216,7 +243,8 @@ static void bench_rows_of(struct matmul *m, int32_t rows, int64_t matrix_bytes)
 
     activations_init(&m->a, &run->random, rows, row->k);
     run->kernels->quantize(run->dev, &m->a);
-    m->out = mem_array((size_t)rows * (size_t)row->n, (size_t)m->kind->out_bytes);
+    activations_init(&m->gated, &run->random, rows, row->n / 2);
+    m->out = mem_new_array(double, (int64_t)rows * row->n);
     tell(run,
          (struct roofline_figure){
              .kernel = m->kind->kernel,
@@ -228,6 +256,7 @@ static void bench_rows_of(struct matmul *m, int32_t rows, int64_t matrix_bytes)
          },
          &work, best_seconds(run, run_matmul, m));
     activations_close(&m->a);
+    activations_close(&m->gated);
     mem_free(m->out);
 }
 
@@ -274,7 +303,7 @@ static enum status bench_matrices(struct run *run)
     for (size_t k = 0; k < COUNT_OF(matmuls); k++)
         if (is_wanted(run, matmuls[k].kernel))
             for (size_t i = 0; i < COUNT_OF(matrices); i++)
-                if (matmuls[k].of_groups == (matrices[i].group_k > 0))
+                if (matmuls[k].is_for(run, &matrices[i]))
                     TRY(bench_matrix(run, &matmuls[k], &matrices[i]));
     return OK;
 }
