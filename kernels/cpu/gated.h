@@ -37,7 +37,19 @@ INLINE void gelu(vf *g)
         g[v] = g[v] / (1.0f + e[v]);
 }
 
-/* Block b of `out`, counted over rows, from 32 gates and ups. */
+/* 32 gates become act(gate) * up. */
+INLINE void gate_block(void (*const act)(vf *), float *gate, const float *up)
+{
+    vf x[BLOCK_VECTORS];
+
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        x[v] = vf_load(gate + v * LANES);
+    act(x);
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        vf_store(gate + v * LANES, x[v] * vf_load(up + v * LANES));
+}
+
+/* The same as activations: block b of `out`, counted over rows. */
 INLINE void put_gated_block(void (*const act)(vf *), const struct activations *out, int64_t b, const float *gate,
                             const float *up)
 {

@@ -644,17 +644,41 @@ void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct ac
 struct gated_job {
     struct job job;
     const struct activations *out;
-    void (*put_block)(const struct activations *out, int64_t b, const float *gate, const float *up);
+    void (*gate_rows)(float (*gate)[PANEL], const float (*up)[PANEL], int32_t rows);
 };
 
-static void put_silu(const struct activations *out, int64_t b, const float *gate, const float *up)
+static void silu_rows(float (*gate)[PANEL], const float (*up)[PANEL], int32_t rows)
 {
-    put_gated_block(silu, out, b, gate, up);
+    for (int32_t r = 0; r < rows; r++)
+        gate_block(silu, gate[r], up[r]);
 }
 
-static void put_gelu(const struct activations *out, int64_t b, const float *gate, const float *up)
+static void gelu_rows(float (*gate)[PANEL], const float (*up)[PANEL], int32_t rows)
 {
-    put_gated_block(gelu, out, b, gate, up);
+    for (int32_t r = 0; r < rows; r++)
+        gate_block(gelu, gate[r], up[r]);
+}
+
+/* Block `block` of each row of a slice. Two passes over a few rows: what a processor has in flight reaches further
+ * when a row's steps that wait for each other are fewer. */
+static void put_rows(const struct gated_job *gated, const struct slice *slice, int32_t block)
+{
+    enum { FEW = 32 };
+    struct scratch *s = slice->scratch;
+    int64_t row_blocks = gated->out->k / QUANT_BLOCK;
+
+    for (int32_t first = 0; first < slice->rows; first += FEW) {
+        int32_t end = MIN(first + FEW, slice->rows);
+
+        gated->gate_rows(&s->gated[0][first], (const float(*)[PANEL])&s->gated[1][first], end - first);
+        for (int32_t r = first; r < end; r++) {
+            vf x[BLOCK_VECTORS];
+
+            UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+                x[v] = vf_load(s->gated[0][r] + v * LANES);
+            put_block(gated->out, (slice->first_row + r) * row_blocks + block, x);
+        }
+    }
 }
 
 /* One panel for the rows of a slice; `next` is read after it. */
@@ -682,9 +706,7 @@ static void do_gated_panels(const void *args, int64_t first, int64_t end, void *
             do_gated_slice(&slice, p, s->gated[0], panel_start(w, pairs + p));
             do_gated_slice(&slice, pairs + p, s->gated[1],
                            p + 1 < end ? panel_start(w, p + 1) : next_start(w, 2 * first));
-            for (int32_t r = 0; r < slice.rows; r++)
-                gated->put_block(gated->out, (int64_t)(slice.first_row + r) * pairs + p, s->gated[0][r],
-                                 s->gated[1][r]);
+            put_rows(gated, &slice, p);
         }
 }
 
@@ -702,11 +724,11 @@ static void run_gated(struct device *dev, const struct gated_job *gated)
 void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
                              const struct matrix *w)
 {
-    run_gated(dev, &(struct gated_job){.job = {.a = a, .w = w}, .out = out, .put_block = put_silu});
+    run_gated(dev, &(struct gated_job){.job = {.a = a, .w = w}, .out = out, .gate_rows = silu_rows});
 }
 
 void KERNEL(matmul_gelu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
                              const struct matrix *w)
 {
-    run_gated(dev, &(struct gated_job){.job = {.a = a, .w = w}, .out = out, .put_block = put_gelu});
+    run_gated(dev, &(struct gated_job){.job = {.a = a, .w = w}, .out = out, .gate_rows = gelu_rows});
 }
