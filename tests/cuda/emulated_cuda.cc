@@ -24,7 +24,7 @@ static const size_t PEERS_BYTES = (size_t)64 << 30; /* of addresses, for what ot
 
 /* ---- what the environment says --------------------------------------------------------------- */
 
-enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, LAUNCH };
+enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, NO_IPC, LAUNCH };
 
 static struct {
     enum fault fault;
@@ -55,7 +55,7 @@ void emulated_cuda_order(const char *order)
 
 static void read_settings()
 {
-    static const char *const names[] = {"", "no_device", "no_driver", "old_driver", "no_memory", "launch"};
+    static const char *const names[] = {"", "no_device", "no_driver", "old_driver", "no_memory", "no_ipc", "launch"};
     const char *fault = getenv("EMULATED_CUDA_FAULT");
 
     for (int i = 1; fault && i <= LAUNCH; i++) {
@@ -1288,6 +1288,7 @@ cudaError_t cudaIpcOpenMemHandle(void **out, struct cudaIpcMemHandle_t handle, u
     ENTER();
     memcpy(&lent, &handle, sizeof lent);
     REFUSE_IF(flags != cudaIpcMemLazyEnablePeerAccess, cudaErrorInvalidValue);
+    REFUSE_IF(settings.fault == NO_IPC, cudaErrorNotSupported);
     REFUSE_IF(lent.process == process, cudaErrorDeviceUninitialized);
     snprintf(path, sizeof path, "/proc/%d/fd/%d", lent.process, lent.fd);
     fd = open(path, O_RDWR | O_CLOEXEC);
