@@ -90,7 +90,11 @@ struct worker_meeting {
     int32_t epoch;
     const char *const *endpoints; /* [world] */
 };
-/* Meets the other ranks: where world is more than 1, once loaded and once after each reset. */
+/* Begins to meet the other ranks: where world is more than 1, once loaded and once after each reset. */
+MUST_USE enum status worker_connect_begin(struct worker *worker, const struct worker_meeting *meeting);
+/* Is it over, if need be after waiting? The failure is the meeting's, then. */
+MUST_USE enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_out);
+/* Both. */
 MUST_USE enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting);
 /* Sizes the KV cache before the first step. Once more with the same number is fine: its contents are worth
  * nothing after a reset, its memory is. */
