@@ -27,8 +27,8 @@ enum { NUM_STEPS = 2 }; /* staged or running at a time: slot step & 1 */
 
 /* One rank's share of an exchange at most; longer sums go in pieces. */
 enum { MIN_COMM_BYTES = 1 << 20 };
-/* The engine tells all ranks at once; and the wire thread waits, so it is to be less than what makes a rank silent. */
-enum { MEET_TIMEOUT_MS = 2000 };
+/* The engine tells all ranks at once. NCCL looks for networks, and for the ways between all GPUs. */
+enum { MEET_TIMEOUT_MS = 2000, NCCL_TIMEOUT_MS = 60000 };
 
 /* From an abort to the device's return: the rest of a kernel, or of a layer that is loaded, and the waits that follow
  * it. */
@@ -120,7 +120,7 @@ struct worker {
     /* the device thread's */
     struct device *device;
     struct comm *comm; /* of the hosts; the wire thread may abort it while it is connected */
-    _Atomic(struct comm *) meeting_comm; /* the same while ranks meet, for the wire thread to abort; NULL: not yet */
+    _Atomic(struct comm *) meeting_comm; /* the same, for the wire thread to abort while ranks meet */
     struct comm *device_comm; /* over it, of what lies in devices with memory of their own; NULL: they share the host's */
     struct model *model; /* NULL: asleep without weights */
     struct model *spare; /* beside it; NULL: none */
@@ -330,10 +330,17 @@ static bool is_on_one_host(const struct worker *worker, const struct worker_meet
 
 static enum status open_device_comm(struct worker *worker, const struct worker_meeting *meeting)
 {
+    const struct worker_options *options = &worker->options;
+
     atomic_store(&worker->meeting_comm, worker->comm);
     if (atomic_load(&worker->gives_up_meeting))
         return fail(ERR_ABORTED, "the ranks meet anew");
-    return comm_open_device(worker->device, worker->comm, worker->options.rank, is_on_one_host(worker, meeting),
+    return comm_open_device(worker->device, worker->comm,
+                            &(struct comm_device_options){.rank = options->rank,
+                                                          .is_one_host = is_on_one_host(worker, meeting),
+                                                          .by = options->device_comm,
+                                                          .nccl = options->nccl,
+                                                          .timeout_ms = NCCL_TIMEOUT_MS},
                             &worker->device_comm);
 }
 
@@ -617,6 +624,7 @@ static enum status draw_tokens(struct worker *worker, const struct staged_step *
         worker->results[i] = draw_row(worker, &staged->samples[i], &worker->rows[i]);
     if (worker->sampler) {
         TRY(device_mirror_pull(worker->device, &worker->logits, n * logits_row_bytes(worker)));
+        TRY(comm_check(layers_comm(worker)));
         /* The step before may have been drawn on the device, and its tokens count here. */
         answer_finished_steps(worker);
         return sampler_run(worker->sampler, (float *)worker->logits.host, worker->rows, n, worker->results);
@@ -1210,12 +1218,15 @@ enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_o
     bool goes_on = true;
 
     while (goes_on && worker->is_connecting) {
-        struct mail *mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1)) : mailbox_pop(&worker->answers);
+        struct mail *mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1))
+                                 : mailbox_pop(&worker->answers);
 
         goes_on = mail && take_change(worker, mail);
     }
     *is_over_out = !worker->is_connecting;
-    return worker->is_connecting || worker->met_status == OK ? OK : fail(worker->met_status, "%s", worker->met.text);
+    return worker->is_connecting || worker->met_status == OK
+               ? OK
+               : fail(worker->met_status, "%s", worker->met.text);
 }
 
 enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting)

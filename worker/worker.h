@@ -34,6 +34,7 @@ struct worker_options {
     const char *isa;            /* NULL: the best there is */
     const char *device;         /* "cpu", "cuda", or "auto": cuda if it can be had; NULL: cpu */
     const char *cuda_module;    /* see device_options; NULL: beside the program */
+    const char *device_comm, *nccl; /* see comm_device_options; NULL: auto, and as the system finds it */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
     struct injected_fault fault; /* zeroed: none */
     int32_t max_num_seqs;
