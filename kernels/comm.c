@@ -1,8 +1,10 @@
 #include "kernels/comm.h"
 #include "kernels/device.h"
 
+#include "proto/base/log.h"
 #include "proto/base/memory.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static bool is_alone(const struct comm *comm)
@@ -42,14 +44,74 @@ void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out)
             out[i] += parts->parts[p][i];
 }
 
-enum status comm_open_device(struct device *dev, struct comm *host, int32_t rank, bool is_one_host, struct comm **out)
+enum status comm_check(const struct comm *comm)
 {
-    enum status status = ERR_UNSUPPORTED;
-
-    if (is_one_host && dev->ops->open_comm)
-        status = dev->ops->open_comm(dev, host, rank, out);
-    return status == ERR_UNSUPPORTED ? comm_open_staged(dev, host, out) : status;
+    if (comm && comm->ops->check)
+        return comm->ops->check(comm);
+    return comm_is_aborted(comm) ? fail(ERR_ABORTED, "another rank is gone") : OK;
 }
+
+/* ---- to meet ------------------------------------------------------------------------------------- */
+
+/* What a rank tells the others, its data behind it. */
+struct word {
+    char error[400]; /* "": it is well */
+};
+
+enum status comm_tell(struct comm *host, const char *error, const void *data, int64_t bytes, void *all)
+{
+    int32_t world = host->world;
+    int64_t stride = (int64_t)sizeof(struct word) + bytes;
+    AUTO_MEM char *own = mem_new_array(char, stride), *words = mem_new_array(char, world * stride);
+    AUTO_MEM int64_t *sizes = mem_new_array(int64_t, world);
+
+    snprintf(((struct word *)own)->error, sizeof(struct word), "%s", error ? error : "");
+    if (bytes > 0)
+        memcpy(own + sizeof(struct word), data, (size_t)bytes);
+    TRY(comm_all_gather(host, own, stride, stride, words, sizes));
+    for (int32_t rank = 0; rank < world; rank++) {
+        const struct word *word = (const struct word *)(words + rank * stride);
+
+        if (sizes[rank] != stride)
+            return fail(ERR_MISMATCH, "rank %d tells %lld bytes in the place of %lld", rank, (long long)sizes[rank],
+                        (long long)stride);
+        if (word->error[0])
+            return fail(ERR_UNSUPPORTED, "rank %d: %.*s", rank, (int)sizeof word->error - 1, word->error);
+        if (bytes > 0)
+            memcpy((char *)all + rank * bytes, word + 1, (size_t)bytes);
+    }
+    return OK;
+}
+
+static bool may_go(const struct comm_device_options *options, const char *name)
+{
+    return !options->by || strcmp(options->by, "auto") == 0 || strcmp(options->by, name) == 0;
+}
+
+enum status comm_open_device(struct device *dev, struct comm *host, const struct comm_device_options *options,
+                             struct comm **out)
+{
+    AUTO_CLOSE(bytes) struct bytes why = {0};
+
+    for (const struct comm_way *way = dev->ops->comm_ways; way && way->name; way++) {
+        enum status status;
+
+        if (!may_go(options, way->name))
+            continue;
+        status = way->open(dev, host, options, out);
+        if (status != ERR_UNSUPPORTED)
+            return status;
+        bytes_printf(&why, "%s%s: %s", why.size > 0 ? "; " : "", way->name, fail_text());
+    }
+    if (!may_go(options, "host"))
+        return fail(ERR_UNSUPPORTED, "--device-comm can't be %s",
+                    why.size > 0 ? bytes_text(&why) : "what this device does not know");
+    if (why.size > 0 && options->rank == 0)
+        log_warn("sums among the ranks' GPUs go through their hosts; %s", bytes_text(&why));
+    return comm_open_staged(dev, host, out);
+}
+
+/* ---- sums ---------------------------------------------------------------------------------------- */
 
 enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count)
 {

@@ -15,6 +15,7 @@ struct comm_ops {
     void (*close)(struct comm *comm);
     void (*abort)(struct comm *comm);
     bool (*is_aborted)(const struct comm *comm);
+    enum status (*check)(const struct comm *comm); /* NULL: all that ends it is an abort */
     int32_t (*waits_for)(const struct comm *comm); /* NULL: it is `awaited` */
     enum status (*all_reduce_f64)(struct comm *comm, double *x, int64_t count); /* NULL: it is made of sums */
     enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
@@ -35,6 +36,12 @@ struct comm {
 
 /* Adds the parts of a sum in their order. out: [count] */
 void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out);
+
+/*
+ * A stage of meeting, that every rank calls whatever has become of it. error: why this one can't go on, NULL: it
+ * can. Then all[rank * bytes] is what each told. ERR_UNSUPPORTED, for all alike: some rank can't, and why.
+ */
+MUST_USE enum status comm_tell(struct comm *host, const char *error, const void *data, int64_t bytes, void *all);
 
 /* Through the hosts: see comm_open_device. */
 MUST_USE enum status comm_open_staged(struct device *dev, struct comm *host, struct comm **out);

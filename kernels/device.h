@@ -8,6 +8,14 @@
 
 #include "kernels/kernels.h"
 
+/* That sums among ranks may take between their devices. */
+struct comm_way {
+    const char *name;
+    /* Every rank calls it. ERR_UNSUPPORTED, for all alike: they can't go it. */
+    enum status (*open)(struct device *dev, struct comm *host, const struct comm_device_options *options,
+                        struct comm **out);
+};
+
 struct device_ops {
     void (*close)(struct device *dev);
     enum status (*alloc)(struct device *dev, int64_t bytes, const char *what, void **out);
@@ -32,8 +40,7 @@ struct device_ops {
     enum status (*end_record)(struct device *dev, struct device_recording **out);
     enum status (*replay)(struct device *dev, struct device_recording *recording);
     void (*recording_free)(struct device *dev, struct device_recording *recording);
-    /* Sums among ranks whose devices reach each other, of one host; ERR_UNSUPPORTED, for all alike: they don't. */
-    enum status (*open_comm)(struct device *dev, struct comm *host, int32_t rank, struct comm **out);
+    const struct comm_way *comm_ways; /* best first, to one without a name; NULL: there is none */
     /* NULL: kernels have run when their calls return. */
     void (*mark)(struct device *dev, struct device_mark *mark_out);
     bool (*has_passed)(const struct device *dev, const struct device_mark *mark, int64_t *ns_out);

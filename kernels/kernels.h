@@ -367,18 +367,30 @@ MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, st
 /* Ranks whose devices only take time: nothing is exchanged, and sums stay as they are. */
 MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct comm **out);
 /*
- * Ranks whose devices have memory of their own: sums are of arrays there. Between devices where all are on one host and
- * reach each other, else through the hosts. host: that of their hosts, borrowed; its exchanges are used to meet.
+ * Ranks whose devices have memory of their own: sums are of arrays there. There are three ways: "ipc", between
+ * devices of one host that reach each other; "nccl", whose library every rank is to have, and a GPU to itself;
+ * "host", through the hosts. host: the comm of these, borrowed; its exchanges are used to meet.
  */
-MUST_USE enum status comm_open_device(struct device *dev, struct comm *host, int32_t rank, bool is_one_host,
-                                      struct comm **out);
+struct comm_device_options {
+    int32_t rank;
+    bool is_one_host;   /* all ranks are on one */
+    const char *by;     /* the way; NULL, "auto": the first of them that all ranks can go */
+    const char *nccl;   /* NCCL's file; NULL: libnccl.so.2, as the system finds it */
+    int64_t timeout_ms; /* that meeting by NCCL may take */
+};
+/* ERR_UNSUPPORTED, for all ranks alike, where they can't go the way that `by` wants: it says why. */
+MUST_USE enum status comm_open_device(struct device *dev, struct comm *host,
+                                      const struct comm_device_options *options, struct comm **out);
 void comm_close(struct comm *comm); /* NULL is fine */
 void comm_abort(struct comm *comm);
 bool comm_is_aborted(const struct comm *comm); /* by any rank that this one has heard of */
 /* The rank without which this one can't go on, -1: none. Any thread. */
 int32_t comm_waits_for(const struct comm *comm);
 
-/* world 1 (or comm NULL): nothing to add, OK. */
+/* What has ended it, ERR_ABORTED or ERR_CLOSED: then what devices have of its sums is worth nothing. NULL: OK. */
+MUST_USE enum status comm_check(const struct comm *comm);
+
+/* world 1 (or comm NULL): nothing to add, OK. Disjoint: of each number all ranks' but one are +0. */
 MUST_USE enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count);
 MUST_USE enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count);
 /*

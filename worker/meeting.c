@@ -167,29 +167,31 @@ static enum status check_prepared(const struct meeting *meeting,
     return OK;
 }
 
-enum status meeting_connect(struct meeting *meeting, const struct worker_main_options *options,
-                            struct worker *worker, int32_t epoch, const json_t *args)
+enum status meeting_begin(struct meeting *meeting, const struct worker_main_options *options, struct worker *worker,
+                          int32_t epoch, const json_t *args)
 {
     AUTO_MEM int32_t *hosts = mem_new_array(int32_t, (size_t)options->world);
     AUTO_MEM const char **endpoints = mem_new_array(const char *, (size_t)options->world);
     const char *session = json_string_value(json_object_get(args, "session"));
     char path[MAX_PATH];
-    enum status status;
 
     if (json_is_true(json_object_get(args, "mpi")))
-        return worker_connect(worker, &(struct worker_meeting){.over_mpi = true});
+        return worker_connect_begin(worker, &(struct worker_meeting){.over_mpi = true});
     TRY(read_hosts(args, options->world, hosts));
     TRY(read_endpoints(args, options->world, endpoints));
     TRY(check_prepared(meeting, options, hosts, endpoints));
     snprintf(path, sizeof path, "/proc/self/fd/%d", meeting->shared_fd);
-    status = worker_connect(worker, &(struct worker_meeting){
-                                        .hosts = hosts,
-                                        .path = path,
-                                        .net = give(meeting->net),
-                                        .session = session ? strtoull(session, NULL, 16) : 0,
-                                        .epoch = epoch,
-                                        .endpoints = endpoints,
-                                    });
+    return worker_connect_begin(worker, &(struct worker_meeting){
+                                            .hosts = hosts,
+                                            .path = path,
+                                            .net = give(meeting->net),
+                                            .session = session ? strtoull(session, NULL, 16) : 0,
+                                            .epoch = epoch,
+                                            .endpoints = endpoints,
+                                        });
+}
+
+void meeting_end(struct meeting *meeting)
+{
     drop_shared(meeting);
-    return status;
 }

@@ -36,9 +36,10 @@ MUST_USE enum status meeting_open_shared(struct meeting *meeting,
 MUST_USE enum status meeting_listen(struct meeting *meeting,
                                     const struct worker_main_options *options, const char *engine,
                                     struct bytes *reply);
-MUST_USE enum status meeting_connect(struct meeting *meeting,
-                                     const struct worker_main_options *options,
-                                     struct worker *worker, int32_t epoch, const json_t *args);
+/* Begins to: see worker_connect_begin. The memory is to be there until meeting_end, when that is over. */
+MUST_USE enum status meeting_begin(struct meeting *meeting, const struct worker_main_options *options,
+                                   struct worker *worker, int32_t epoch, const json_t *args);
+void meeting_end(struct meeting *meeting);
 void meeting_close(struct meeting *meeting);
 
 #endif

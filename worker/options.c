@@ -13,6 +13,8 @@ enum status worker_options_read(const struct config *config, struct sim_device *
         .isa = config->isa,
         .device = config->device,
         .cuda_module = config->cuda_module,
+        .device_comm = config->device_comm,
+        .nccl = config->nccl_library,
         .sim = config->sim ? sim : NULL,
         .max_num_seqs = config->max_num_seqs,
         .max_batched_tokens = config->max_num_batched_tokens,

@@ -42,6 +42,8 @@ struct wire {
     int64_t num_beats;
     struct worker_call open_call; /* that goes on */
     int64_t open_call_id;
+    bool is_meeting; /* the other ranks, */
+    int64_t meeting_call_id; /* by this call */
     int load_percent; /* that was told last; the device thread's */
     bool is_aborted; /* another rank is lost: what comes is for nobody until the next WELCOME */
     int64_t abort_ends_ns; /* when that is to have come */
@@ -133,6 +135,22 @@ static enum status tell_reply(struct wire *wire, int64_t id, enum status status,
                                                           : ""});
 }
 
+static enum status tell_meeting_end(struct wire *wire)
+{
+    AUTO_CLOSE(bytes) struct bytes reply = {0};
+    bool is_over;
+    enum status status;
+
+    if (!wire->is_meeting)
+        return OK;
+    status = worker_connect_end(wire->worker, false, &is_over);
+    if (!is_over)
+        return OK;
+    meeting_end(&wire->meeting);
+    wire->is_meeting = false;
+    return tell_reply(wire, wire->meeting_call_id, status, &reply);
+}
+
 /* Of the call that goes on, if it has come to its end. */
 static enum status tell_call_end(struct wire *wire)
 {
@@ -140,6 +158,7 @@ static enum status tell_call_end(struct wire *wire)
     bool is_over = false;
     enum status status;
 
+    TRY(tell_meeting_end(wire));
     if (!wire->open_call.procedure)
         return OK;
     status = worker_call_end(wire->worker, &wire->open_call, false, &reply, &is_over);
@@ -203,7 +222,9 @@ static enum status call_listen(struct wire *wire, const json_t *args, struct byt
 static enum status call_connect(struct wire *wire, const json_t *args, struct bytes *reply)
 {
     (void)reply;
-    return meeting_connect(&wire->meeting, &wire->options, wire->worker, (int32_t)wire->epoch, args);
+    TRY(meeting_begin(&wire->meeting, &wire->options, wire->worker, (int32_t)wire->epoch, args));
+    wire->is_meeting = true;
+    return OK;
 }
 
 /* Whoever started this process is to start another in its place. */
@@ -278,9 +299,13 @@ static enum status run_call(struct wire *wire, const struct call *call, struct b
     for (size_t i = 0; i < COUNT_OF(calls); i++)
         if (strcmp(calls[i].name, call->name) == 0) {
             json_t *args = json_loads(call->args, 0, NULL); /* NULL has no members either */
+            bool was_meeting = wire->is_meeting;
             enum status status = calls[i].run(wire, args, reply);
 
             json_decref(args);
+            *is_over_out = was_meeting || !wire->is_meeting;
+            if (!*is_over_out)
+                wire->meeting_call_id = call->id;
             return status;
         }
     return run_procedure(wire, call, reply, is_over_out);
@@ -313,6 +338,7 @@ static enum status on_welcome(struct wire *wire, const struct message *message)
     wire->epoch = message->header.epoch;
     wire->is_aborted = false;
     wire->open_call.procedure = NULL; /* nobody waits for its reply any more */
+    wire->is_meeting = false;
     if (!worker_is_loaded(wire->worker))
         return OK; /* READY follows the load */
     TRY(worker_reset(wire->worker));

@@ -27,8 +27,8 @@ enum { NUM_STEPS = 2 }; /* staged or running at a time: slot step & 1 */
 
 /* One rank's share of an exchange at most; longer sums go in pieces. */
 enum { MIN_COMM_BYTES = 1 << 20 };
-/* The engine tells all ranks at once; and the wire thread waits, so it is to be less than what makes a rank silent. */
-enum { MEET_TIMEOUT_MS = 2000 };
+/* The engine tells all ranks at once. NCCL looks for networks, and for the ways between all GPUs. */
+enum { MEET_TIMEOUT_MS = 2000, NCCL_TIMEOUT_MS = 60000 };
 
 /* From an abort to the device's return: the rest of a kernel, or of a layer that is loaded, and the waits that follow
  * it. */
@@ -54,7 +54,7 @@ struct command {
     int64_t step;
     int32_t num_blocks; /* VERB_INITIALIZE_KV_CACHE */
     int32_t sleep_level; /* VERB_SLEEP */
-    struct worker_meeting meeting; /* VERB_CONNECT; borrowed until it is answered, but for net, which is owned */
+    struct worker_meeting meeting; /* VERB_CONNECT; it owns net, the rest is in worker.meeting */
 };
 
 /* From the device thread to the wire thread: what a command came to. */
@@ -98,6 +98,11 @@ struct worker {
     struct mail stopped; /* the device thread's last word */
     struct command connect, initialize, reset, stop;
     struct answer setup;
+    struct answer met; /* what connecting came to */
+    struct arena meeting;
+    bool is_connecting;
+    enum status met_status; /* the last time */
+    _Atomic bool gives_up_meeting;
     struct command change; /* sleep, wake-up, swap or drop */
     struct answer changed;
     bool is_changing; /* it is on its way */
@@ -115,6 +120,7 @@ struct worker {
     /* the device thread's */
     struct device *device;
     struct comm *comm; /* of the hosts; the wire thread may abort it while it is connected */
+    _Atomic(struct comm *) meeting_comm; /* the same, for the wire thread to abort while ranks meet */
     struct comm *device_comm; /* over it, of what lies in devices with memory of their own; NULL: they share the host's */
     struct model *model; /* NULL: asleep without weights */
     struct model *spare; /* beside it; NULL: none */
@@ -323,6 +329,22 @@ static bool is_on_one_host(const struct worker *worker, const struct worker_meet
     return !meeting->over_mpi && find_local(&worker->options, meeting->hosts).count == worker->options.world;
 }
 
+static enum status open_device_comm(struct worker *worker, const struct worker_meeting *meeting)
+{
+    const struct worker_options *options = &worker->options;
+
+    atomic_store(&worker->meeting_comm, worker->comm);
+    if (atomic_load(&worker->gives_up_meeting))
+        return fail(ERR_ABORTED, "the ranks meet anew");
+    return comm_open_device(worker->device, worker->comm,
+                            &(struct comm_device_options){.rank = options->rank,
+                                                          .is_one_host = is_on_one_host(worker, meeting),
+                                                          .by = options->device_comm,
+                                                          .nccl = options->nccl,
+                                                          .timeout_ms = NCCL_TIMEOUT_MS},
+                            &worker->device_comm);
+}
+
 /* By which the model's sums go; who aborts it, or asks it whom it waits for, means that of the hosts too. */
 static struct comm *layers_comm(const struct worker *worker)
 {
@@ -340,8 +362,7 @@ static enum status connect_ranks(struct worker *worker, const struct command *co
     if (worker->options.world > 1)
         TRY(open_comm(worker, &command->meeting));
     if (worker->comm && device_has_own_memory(worker->device))
-        TRY(comm_open_device(worker->device, worker->comm, worker->options.rank, is_on_one_host(worker, &command->meeting),
-                             &worker->device_comm));
+        TRY(open_device_comm(worker, &command->meeting));
     connect_model(worker);
     make_sampler(worker);
     return OK;
@@ -358,6 +379,7 @@ static void disconnect_ranks(struct worker *worker)
     drop_sampler(worker);
     if (worker->model)
         model_connect(worker->model, NULL);
+    atomic_store(&worker->meeting_comm, NULL);
     comm_close(give(worker->device_comm));
     comm_close(give(worker->comm));
 }
@@ -603,6 +625,7 @@ static enum status draw_tokens(struct worker *worker, const struct staged_step *
         worker->results[i] = draw_row(worker, &staged->samples[i], &worker->rows[i]);
     if (worker->sampler) {
         TRY(device_mirror_pull(worker->device, &worker->logits, n * logits_row_bytes(worker)));
+        TRY(comm_check(layers_comm(worker)));
         /* The step before may have been drawn on the device, and its tokens count here. */
         answer_finished_steps(worker);
         return sampler_run(worker->sampler, (float *)worker->logits.host, worker->rows, n, worker->results);
@@ -910,7 +933,7 @@ static void obey(struct worker *worker, const struct command *command)
 {
     switch (command->verb) {
     case VERB_CONNECT:
-        reply(worker, &worker->setup, -1, connect_ranks(worker, command));
+        reply(worker, &worker->met, -1, connect_ranks(worker, command));
         break;
     case VERB_INITIALIZE_KV_CACHE:
         reply(worker, &worker->setup, -1, model_alloc_kv(worker->model, command->num_blocks));
@@ -1001,7 +1024,7 @@ enum status worker_new(const struct worker_options *options, const struct model_
         worker->steps[i].bitmasks = mem_new_array(const uint32_t *, (size_t)options->max_num_seqs);
     }
     TRY(mailbox_open(&worker->commands, 2 * NUM_STEPS + 5));
-    TRY(mailbox_open(&worker->answers, NUM_STEPS + 4));
+    TRY(mailbox_open(&worker->answers, NUM_STEPS + 5));
     TRY(make_batch(worker));
     if (pthread_create(&worker->thread, NULL, device_loop, worker) != 0)
         return fail(ERR_IO, "no thread for the device: %m");
@@ -1058,6 +1081,7 @@ void worker_free(struct worker *worker)
         arena_close(&worker->steps[i].grammar_arena);
         mem_free(worker->steps[i].bitmasks);
     }
+    arena_close(&worker->meeting);
     mailbox_close(&worker->commands);
     mailbox_close(&worker->answers);
     model_file_free(worker->origin.owned);
@@ -1072,11 +1096,14 @@ int worker_output_fd(const struct worker *worker)
 
 static void end_change(struct worker *worker);
 static void end_reload(struct worker *worker);
+static void end_connect(struct worker *worker);
 
-/* true: it was what a change came to. */
+/* true: it was what a change came to, or the ranks' meeting. */
 static bool take_change(struct worker *worker, struct mail *mail)
 {
-    if (mail == &worker->changed.mail)
+    if (mail == &worker->met.mail)
+        end_connect(worker);
+    else if (mail == &worker->changed.mail)
         end_change(worker);
     else if (worker->reload && mail == reload_mail(worker->reload))
         end_reload(worker);
@@ -1133,29 +1160,82 @@ enum status worker_create_shared(const struct worker *worker, int32_t num_ranks,
                                           : comm_hosts_shared_bytes(world, buffer_bytes));
 }
 
-static enum status check_unconnected(const struct worker *worker)
+/* The meeting as the device thread is to have it, whatever becomes of the caller's. */
+static struct worker_meeting keep_meeting(struct worker *worker, const struct worker_meeting *meeting)
 {
-    if (!worker->is_loaded || worker->is_connected)
+    struct worker_meeting kept = *meeting;
+    size_t world = (size_t)worker->options.world;
+
+    arena_reset(&worker->meeting);
+    if (meeting->path)
+        kept.path = arena_strndup(&worker->meeting, meeting->path, strlen(meeting->path));
+    if (meeting->hosts) {
+        int32_t *hosts = arena_alloc(&worker->meeting, world * sizeof *hosts);
+
+        memcpy(hosts, meeting->hosts, world * sizeof *hosts);
+        kept.hosts = hosts;
+    }
+    if (meeting->endpoints) {
+        const char **endpoints = arena_alloc(&worker->meeting, world * sizeof *endpoints);
+
+        for (size_t rank = 0; rank < world; rank++) {
+            const char *text = meeting->endpoints[rank];
+
+            endpoints[rank] = text ? arena_strndup(&worker->meeting, text, strlen(text)) : NULL;
+        }
+        kept.endpoints = endpoints;
+    }
+    return kept;
+}
+
+static void end_connect(struct worker *worker)
+{
+    worker->is_connecting = false;
+    worker->met_status = worker->met.status;
+    worker->is_connected = worker->met_status == OK;
+}
+
+static void begin_connect(struct worker *worker)
+{
+    worker->is_connecting = true;
+    atomic_store(&worker->gives_up_meeting, false);
+    command(worker, &worker->connect);
+}
+
+enum status worker_connect_begin(struct worker *worker, const struct worker_meeting *meeting)
+{
+    AUTO_FREE(comm_net) struct comm_net *taken = meeting->net;
+
+    if (!worker->is_loaded || worker->is_connected || worker->is_connecting)
         return fail(ERR_MISMATCH, "ranks meet once, after loading or a reset");
+    worker->connect.meeting = keep_meeting(worker, meeting);
+    taken = NULL; /* the device thread's */
+    begin_connect(worker);
     return OK;
 }
 
-static enum status connect_now(struct worker *worker)
+enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_out)
 {
-    command(worker, &worker->connect);
-    TRY(wait_setup(worker));
-    worker->is_connected = true;
-    return OK;
+    bool goes_on = true;
+
+    while (goes_on && worker->is_connecting) {
+        struct mail *mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1))
+                                 : mailbox_pop(&worker->answers);
+
+        goes_on = mail && take_change(worker, mail);
+    }
+    *is_over_out = !worker->is_connecting;
+    return worker->is_connecting || worker->met_status == OK
+               ? OK
+               : fail(worker->met_status, "%s", worker->met.text);
 }
 
 enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting)
 {
-    AUTO_FREE(comm_net) struct comm_net *taken = meeting->net;
+    bool is_over;
 
-    TRY(check_unconnected(worker));
-    worker->connect.meeting = *meeting;
-    taken = NULL; /* the device thread's */
-    return connect_now(worker);
+    TRY(worker_connect_begin(worker, meeting));
+    return worker_connect_end(worker, true, &is_over);
 }
 
 enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks)
@@ -1190,6 +1270,8 @@ static enum status wait_reset(struct worker *worker)
 
 enum status worker_reset(struct worker *worker)
 {
+    bool is_over;
+
     ASSERT(worker->is_loaded);
     if (worker->weights.sleep_level > 1 || worker->is_changing)
         return fail(ERR_MISMATCH, "the ranks meet anew while this one is asleep without weights or "
@@ -1198,12 +1280,16 @@ enum status worker_reset(struct worker *worker)
     worker->is_connected = false; /* the device thread closes the comm, if late after we have given it up */
     command(worker, &worker->reset);
     TRY(wait_reset(worker));
+    worker->is_connected = false; /* it may have become that meanwhile */
     worker->next_step = -1;
     for (int i = 0; i < NUM_STEPS; i++)
         worker->steps[i].phase = PHASE_EMPTY;
     input_batch_free(give(worker->batch));
     TRY(make_batch(worker));
-    return worker->options.world == 1 ? connect_now(worker) : OK;
+    if (worker->options.world > 1)
+        return OK;
+    begin_connect(worker);
+    return worker_connect_end(worker, true, &is_over);
 }
 
 /* ---- the wire thread: memory and weights ---------------------------------------------------- */
@@ -1556,8 +1642,11 @@ enum status worker_collect(struct worker *worker, bool wait, int64_t *step_out,
 
 void worker_abort(struct worker *worker)
 {
+    atomic_store(&worker->gives_up_meeting, true);
     if (worker->is_connected && worker->comm)
         comm_abort(layers_comm(worker));
+    else if (worker->is_connecting)
+        comm_abort(atomic_load(&worker->meeting_comm));
 }
 
 struct worker_progress worker_progress(const struct worker *worker)

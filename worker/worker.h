@@ -34,6 +34,7 @@ struct worker_options {
     const char *isa;            /* NULL: the best there is */
     const char *device;         /* "cpu", "cuda", or "auto": cuda if it can be had; NULL: cpu */
     const char *cuda_module;    /* see device_options; NULL: beside the program */
+    const char *device_comm, *nccl; /* see comm_device_options; NULL: auto, and as the system finds it */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
     struct injected_fault fault; /* zeroed: none */
     int32_t max_num_seqs;
@@ -90,7 +91,11 @@ struct worker_meeting {
     int32_t epoch;
     const char *const *endpoints; /* [world] */
 };
-/* Meets the other ranks: where world is more than 1, once loaded and once after each reset. */
+/* Begins to meet the other ranks: where world is more than 1, once loaded and once after each reset. */
+MUST_USE enum status worker_connect_begin(struct worker *worker, const struct worker_meeting *meeting);
+/* Is it over, if need be after waiting? The failure is the meeting's, then. */
+MUST_USE enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_out);
+/* Both. */
 MUST_USE enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting);
 /* Sizes the KV cache before the first step. Once more with the same number is fine: its contents are worth
  * nothing after a reset, its memory is. */

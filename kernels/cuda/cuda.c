@@ -18,6 +18,7 @@ struct cuda {
     int32_t num_users; /* of its memory */
     int64_t *marks;    /* [MARKS]: page-locked, when the device got there; 0: it has not yet */
     int32_t next_mark; /* counts up */
+    char uuid[CUDA_UUID_BYTES];
 };
 
 /* One a process: it is opened once. */
@@ -32,6 +33,11 @@ static struct cuda *cuda_of(const struct device *dev)
 struct cuda_state *cuda_state_of(const struct device *dev)
 {
     return cuda_of(dev)->base.state;
+}
+
+const char *cuda_uuid_of(const struct device *dev)
+{
+    return cuda_of(dev)->uuid;
 }
 
 const struct cuda_module *cuda_module(void)
@@ -232,6 +238,12 @@ static void cuda_close(struct device *dev)
     mem_free(cuda);
 }
 
+static const struct comm_way comm_ways[] = {
+    {"ipc", comm_ipc_open},
+    {"nccl", comm_nccl_open},
+    {0},
+};
+
 static const struct device_ops cuda_ops = {
     .close = cuda_close,
     .alloc = cuda_alloc,
@@ -248,7 +260,7 @@ static const struct device_ops cuda_ops = {
     .end_record = cuda_end_record,
     .replay = cuda_replay,
     .recording_free = cuda_recording_free,
-    .open_comm = comm_ipc_open,
+    .comm_ways = comm_ways,
     .mark = cuda_mark,
     .has_passed = cuda_has_passed,
 };
@@ -275,6 +287,7 @@ static enum status init(struct cuda *cuda, const struct device_options *options)
     if (error)
         return fail(failure, "%s", error);
     cuda->num_users = count_users(options, gpu.num_devices);
+    memcpy(cuda->uuid, gpu.uuid, sizeof cuda->uuid);
     TRY(device_open(&host, &cuda->base.host));
     TRY(cuda_alloc_host(&cuda->base.device, MARKS * (int64_t)sizeof(int64_t), "times of the device", &marks));
     cuda->marks = marks;

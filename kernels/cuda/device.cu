@@ -446,6 +446,8 @@ static void describe(const struct cudaDeviceProp *gpu, struct cuda_properties *o
     out->runtime_version = runtime;
     out->driver_version = driver;
     out->memory_bytes = (int64_t)gpu->totalGlobalMem;
+    static_assert(sizeof gpu->uuid == CUDA_UUID_BYTES, "a uuid is as long as module.h says");
+    memcpy(out->uuid, &gpu->uuid, sizeof gpu->uuid);
 }
 
 static const char *open_device(int32_t ordinal, struct cuda_state **out, struct cuda_properties *properties_out,
@@ -539,5 +541,6 @@ const struct cuda_module tandem_cuda = {
     .exchange_sum = exchange_sum,
     .exchange_add_disjoint = exchange_add_disjoint,
     .exchange_close = exchange_close,
+    .nccl = &nccl_table,
 };
 }

@@ -80,6 +80,7 @@ static __global__ void add_disjoint(float *x, const double *const *parts, int32_
 
 static const char *say(struct cuda_state *state, const char *what, cudaError_t error)
 {
+    cudaGetLastError(); /* or the next launch would seem to have met it */
     snprintf(state->text, sizeof state->text, "%s: %s", what, cudaGetErrorString(error));
     return state->text;
 }

@@ -12,7 +12,12 @@
 const struct cuda_module *cuda_module(void);
 struct cuda_state *cuda_state_of(const struct device *dev);
 
-/* Every rank of the host calls this. ERR_UNSUPPORTED, for all alike: their GPUs do not reach each other. */
-MUST_USE enum status comm_ipc_open(struct device *dev, struct comm *host, int32_t rank, struct comm **out);
+const char *cuda_uuid_of(const struct device *dev); /* [CUDA_UUID_BYTES] */
+
+/* Ways for sums to take: see comm_way. */
+MUST_USE enum status comm_ipc_open(struct device *dev, struct comm *host,
+                                   const struct comm_device_options *options, struct comm **out);
+MUST_USE enum status comm_nccl_open(struct device *dev, struct comm *host,
+                                    const struct comm_device_options *options, struct comm **out);
 
 #endif

@@ -20,8 +20,13 @@ extern "C" {
 
 struct cuda_state;    /* the module's */
 struct cuda_exchange; /* likewise */
+struct cuda_nccl;     /* likewise */
 
-enum { CUDA_HANDLE_BYTES = 64 }; /* by which another process reaches memory */
+enum {
+    CUDA_HANDLE_BYTES = 64, /* by which another process reaches memory */
+    CUDA_UUID_BYTES = 16,
+    CUDA_NCCL_ID_BYTES = 128,
+};
 
 struct cuda_device {
     struct device device;
@@ -36,6 +41,33 @@ struct cuda_properties {
     int32_t driver_version;
     int64_t memory_bytes;
     int32_t num_devices; /* that this process may see */
+    char uuid[CUDA_UUID_BYTES]; /* no other GPU has */
+};
+
+/*
+ * Sums among ranks of any hosts, by NCCL. One rank makes an id, by which all begin. What is begun goes on when the
+ * call returns: poll says when it has come to its end, and nothing is to be launched or begun before. The part of
+ * the next sum, sum_max doubles at most, goes to buffer; what comes after `sum` reads the sum of all ranks' at
+ * *out, until the next one.
+ *
+ * Thread: any, one at a time.
+ */
+struct cuda_nccl_table {
+    /* Opens the library, once; path NULL: libnccl.so.2. version_out: 10000 * major + 100 * minor + patch. */
+    const char *(*load)(const char *path, int32_t *version_out);
+    const char *(*make_id)(void *id_out); /* [CUDA_NCCL_ID_BYTES] */
+    /* *out is to be closed, where there is one, whatever is returned. */
+    const char *(*begin)(struct cuda_state *state, int32_t world, int32_t rank, int64_t sum_max, const void *id,
+                         struct cuda_nccl **out);
+    const char *(*poll)(struct cuda_nccl *nccl, bool *is_over_out);
+    double *(*buffer)(struct cuda_nccl *nccl);
+    const char *(*sum)(struct cuda_nccl *nccl, int64_t count, const double **out);
+    /* x: the sum of all ranks' x, of which all but one are +0: its bits. */
+    const char *(*add_disjoint)(struct cuda_nccl *nccl, float *x, int64_t count);
+    bool (*is_idle)(const struct cuda_nccl *nccl); /* the stream has nothing to do */
+    bool (*waits)(const struct cuda_nccl *nccl);   /* it has come to a sum, and not to its end */
+    void (*abort)(struct cuda_nccl *nccl); /* the stream waits for nobody, and calls fail; takes its time */
+    void (*close)(struct cuda_nccl *nccl); /* aborts, too; NULL is fine */
 };
 
 struct cuda_module {
@@ -87,6 +119,8 @@ struct cuda_module {
     /* x: the sum of all ranks' x, of which one alone is not zero. */
     const char *(*exchange_add_disjoint)(struct cuda_exchange *exchange, float *x, int64_t count);
     void (*exchange_close)(struct cuda_exchange *exchange); /* NULL is fine */
+
+    const struct cuda_nccl_table *nccl; /* all NULL: who built the module had no nccl.h */
 };
 
 #ifdef __cplusplus

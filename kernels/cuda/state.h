@@ -59,6 +59,8 @@ static inline void note_launch(struct cuda_state *state)
 cudaError_t add_norm_prepare(const struct cuda_state *state);
 cudaError_t attention_prepare(const struct cuda_state *state);
 
+extern "C" const struct cuda_nccl_table nccl_table; /* nccl.cu */
+
 /* The rows of the table (kernels.h), each in a file of its own; quantize.cu has quantize, silu_mul, gelu_mul. All
  * pointers in their arguments are the device's, but for arrays of pointers (add_norm_args.parts). */
 extern "C" {

@@ -41,6 +41,8 @@ struct config {
     char *isa;       /* NULL: the best of this machine */
     char *device;
     char *cuda_module; /* NULL: beside the program */
+    char *device_comm; /* how their sums go: "auto", "ipc", "nccl", "host" */
+    char *nccl_library; /* NULL: as the system finds it */
 
     /* scheduling */
     int32_t max_num_seqs;

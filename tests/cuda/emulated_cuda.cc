@@ -24,7 +24,7 @@ static const size_t PEERS_BYTES = (size_t)64 << 30; /* of addresses, for what ot
 
 /* ---- what the environment says --------------------------------------------------------------- */
 
-enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, LAUNCH };
+enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, NO_IPC, LAUNCH };
 
 static struct {
     enum fault fault;
@@ -55,7 +55,8 @@ void emulated_cuda_order(const char *order)
 
 static void read_settings()
 {
-    static const char *const names[] = {"", "no_device", "no_driver", "old_driver", "no_memory", "launch"};
+    static const char *const names[] = {"",          "no_device", "no_driver", "old_driver",
+                                        "no_memory", "no_ipc",    "launch"};
     const char *fault = getenv("EMULATED_CUDA_FAULT");
 
     for (int i = 1; fault && i <= LAUNCH; i++) {
@@ -322,9 +323,10 @@ struct moment {
     int64_t ns;      /* when the last did */
 };
 
-enum verb { RUN, COPY, FILL, PASS, AWAIT };
+enum verb { RUN, CALL, COPY, FILL, PASS, AWAIT };
 
-/* What a stream does, one after another. Behind it lie bytes of its own: a kernel's closure, or what is copied. */
+/* What a stream does, one after another. Behind it lie bytes of its own: a kernel's closure, an argument, or what
+ * is copied. */
 struct __align__(16) work
 {
     enum verb verb;
@@ -333,6 +335,7 @@ struct __align__(16) work
     struct emulated_launch launch; /* RUN */
     struct emulated_turns turns;
     bool breaks; /* the device, and does not run */
+    void (*function)(void *); /* CALL */
     void *to;    /* COPY, FILL */
     const void *from;
     size_t bytes;
@@ -508,7 +511,7 @@ static bool forget(void *p, size_t bytes)
 }
 
 /* Not locked. */
-static void do_work(int device, const struct work *work)
+static void do_work(int device, struct work *work)
 {
     if (error_of(device) != cudaSuccess)
         return;
@@ -518,6 +521,8 @@ static void do_work(int device, const struct work *work)
         __atomic_store_n(&devices[device].broken, cudaErrorIllegalAddress, __ATOMIC_RELEASE);
     else if (work->verb == RUN)
         emulated_run_blocks(&work->launch, work->turns);
+    if (work->verb == CALL)
+        work->function(own_bytes_of(work));
     if (work->verb == COPY)
         memmove(work->to, work->from, work->bytes);
     if (work->verb == FILL && (work->byte != 0 || !forget(work->to, work->bytes)))
@@ -1003,6 +1008,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int ordinal)
     REFUSE_IF(ordinal < 0 || ordinal >= settings.num_devices, cudaErrorInvalidDevice);
     memset(out, 0, sizeof *out);
     strcpy(out->name, "emulated");
+    memcpy(out->uuid.bytes, &ordinal, sizeof ordinal);
     out->totalGlobalMem = settings.memory_bytes;
     out->sharedMemPerBlock = SHARED_BYTES;
     out->sharedMemPerBlockOptin = MAX_SHARED_BYTES;
@@ -1288,6 +1294,7 @@ cudaError_t cudaIpcOpenMemHandle(void **out, struct cudaIpcMemHandle_t handle, u
     ENTER();
     memcpy(&lent, &handle, sizeof lent);
     REFUSE_IF(flags != cudaIpcMemLazyEnablePeerAccess, cudaErrorInvalidValue);
+    REFUSE_IF(settings.fault == NO_IPC, cudaErrorNotSupported);
     REFUSE_IF(lent.process == process, cudaErrorDeviceUninitialized);
     snprintf(path, sizeof path, "/proc/%d/fd/%d", lent.process, lent.fd);
     fd = open(path, O_RDWR | O_CLOEXEC);
@@ -1633,4 +1640,24 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph)
     free_works(&graph->works);
     free(graph);
     return error;
+}
+
+/* ---- the door -------------------------------------------------------------------------------- */
+
+static cudaError_t call(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes)
+{
+    struct work *work;
+
+    ENTER();
+    REFUSE_IF(disturbs_capture(stream), cudaErrorStreamCaptureUnsupported);
+    work = make_work(CALL, argument, bytes);
+    work->function = function;
+    return note(give(stream, work));
+}
+
+extern "C" {
+extern const struct emulated_cuda_door emulated_cuda_door __attribute__((visibility("default")));
+
+const struct emulated_cuda_door emulated_cuda_door = {cudaGetDevice, cudaGetDeviceProperties, emulated_is_reachable,
+                                                      call};
 }

@@ -33,6 +33,15 @@ bool emulated_is_device_address(const void *p);
 /* Is it memory of a device, or of the host and page-locked? */
 bool emulated_is_reachable(const void *p, size_t bytes);
 
+/* For a library beside the module that the runtime is in, which finds it by its name, emulated_cuda_door. */
+struct emulated_cuda_door {
+    cudaError_t (*get_device)(int *out);
+    cudaError_t (*get_properties)(struct cudaDeviceProp *out, int ordinal);
+    bool (*is_reachable)(const void *p, size_t bytes);
+    /* `function` gets a copy of the argument on the stream, and may touch device memory. Not in captures. */
+    cudaError_t (*call)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes);
+};
+
 static inline size_t round_up(size_t n, size_t unit)
 {
     return (n + unit - 1) / unit * unit;

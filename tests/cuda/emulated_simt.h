@@ -29,7 +29,8 @@
  *                             called
  *  EMULATED_CUDA_LATE_US      microseconds that a kernel waits before it runs, so that the host gets far ahead
  *  EMULATED_CUDA_FAULT        no_device, no_driver, old_driver; no_memory:BYTES, a device has no more than these;
- *                             launch:N, the Nth launch of the process breaks its device (cudaErrorIllegalAddress)
+ *                             no_ipc, other processes' memory is out of reach; launch:N, the Nth launch of the
+ *                             process breaks its device (cudaErrorIllegalAddress)
  *
  * Not here: memory models weaker than the host's, blocks that run at the same time, registers, speed; captures that
  * fork to other streams, or copy what is not page-locked. Variables of a thread that are a function's (`static
@@ -369,8 +370,13 @@ enum cudaFuncAttribute {
 #define EMULATED_ATTRIBUTE_ENUM(name, number, member) name = number,
 enum cudaDeviceAttr { EMULATED_ATTRIBUTES(EMULATED_ATTRIBUTE_ENUM) };
 
+struct cudaUUID_t {
+    char bytes[16];
+};
+
 struct cudaDeviceProp {
     char name[256];
+    struct cudaUUID_t uuid;
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
     int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock, maxThreadsPerMultiProcessor;
     int regsPerBlock, l2CacheSize, memoryBusWidth, integrated, unifiedAddressing;

@@ -3,16 +3,23 @@
 The module that drives them is named by TANDEM_TEST_CUDA_MODULE: without a GPU it is the same source on an emulated one
 (tests/cuda), with one it may be build/tandem_cuda.so.
 """
+import json
 import os
+import signal
+import subprocess
 import unittest
 
+import ranks
 import tandem
+from server import children_of, wait_for
 from test_dummy import SHAPE, folder
 from test_one_answer import MODEL, requests
 
 MODULE = os.environ.get("TANDEM_TEST_CUDA_MODULE")
 IS_EMULATED = MODULE is not None and "emulated" in MODULE
 CUDA = ["--device", "cuda", "--cuda-module", MODULE or ""]
+LIBRARY = os.environ.get("TANDEM_TEST_NCCL")  # emulated; else the machine's own, if it has one
+NCCL = ["--tp", "2", "--device-comm", "nccl"] + (["--nccl-library", LIBRARY] if LIBRARY else [])
 
 
 def plain(request):
@@ -56,6 +63,13 @@ class Cuda(unittest.TestCase):
         path = tandem.write_lines("cuda-ranks.jsonl", requests(8, 30, 4))
         self.compare(MODEL, path, ["--tp 2", "--tp 3 --max-num-batched-tokens 16 --max-num-seqs 8"])
 
+    @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
+    def test_however_ranks_add_up_an_answer_is_the_same(self):
+        path = tandem.write_lines("cuda-nccl.jsonl", requests(8, 30, 4))
+        row = " ".join(NCCL)
+        self.compare(MODEL, path, [row, row + " --max-num-batched-tokens 16 --max-num-seqs 8 --no-async-scheduling",
+                                   "--tp 2 --device-comm host"])
+
     def test_weights_of_16_bits_give_one_answer_of_their_own(self):
         """Tensor cores add them up: not as the CPU does, and yet the same for any batch, chunk and number of ranks."""
         path = tandem.write_lines("cuda-half.jsonl", requests(8, 40, 5))
@@ -78,11 +92,11 @@ class Cuda(unittest.TestCase):
                                   env={**os.environ, **environment})
         self.assertEqual(rc, code, err)
         for word in words:
-            self.assertIn(word, err)
+            self.assertRegex(err, word)
         return out, err
 
     def test_no_module_is_a_sentence(self):
-        self.refuse(1, ["tandem_cuda.so", "/nowhere/x.so"], "--device", "cuda", "--cuda-module", "/nowhere/x.so")
+        self.refuse(1, [r"tandem_cuda\.so", "/nowhere/x.so"], "--device", "cuda", "--cuda-module", "/nowhere/x.so")
 
     @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
     def test_a_machine_that_can_not_is_told_so_in_a_sentence(self):
@@ -100,6 +114,94 @@ class Cuda(unittest.TestCase):
     def test_a_kernel_that_fails_ends_the_step_with_its_name(self):
         self.refuse(1, ["illegal memory access"], *CUDA, "--max-tokens", "100", "--ignore-eos",
                     "--max-restarts", "0", EMULATED_CUDA_FAULT="launch:300")
+
+    def test_nccl_that_can_not_be_is_a_sentence_before_the_first_token(self):
+        out, _ = self.refuse(1, ["ranks 0 and 1 share a GPU|NCCL is not found"], *CUDA, *NCCL,
+                             EMULATED_CUDA_DEVICES="1", CUDA_VISIBLE_DEVICES="0")
+        self.assertEqual(out, "")
+        self.refuse(1, ["--device-comm can't be nccl: rank 0: NCCL is not found: /nowhere/nccl.so: "], *CUDA, *NCCL,
+                    "--nccl-library", "/nowhere/nccl.so")
+
+    @unittest.skipUnless(LIBRARY, "faults are those of an emulated NCCL")
+    def test_another_nccl_on_a_rank_is_told_with_both_versions(self):
+        self.refuse(1, [r"rank 0 has NCCL 2\.28\.9 and rank 1 has 2\.28\.8: give all ranks the same"], *CUDA, *NCCL,
+                    EMULATED_NCCL_FAULT="version@1")
+
+    @unittest.skipUnless(LIBRARY, "faults are those of emulated GPUs")
+    def test_ranks_take_the_first_way_that_all_can_go(self):
+        for library, words in ((LIBRARY, [r"go by NCCL 2\.28\.9"]),
+                               ("/nowhere/nccl.so", ["go through their hosts; ipc: .* operation not supported; "
+                                                     "nccl: rank 0: NCCL is not found"])):
+            with self.subTest(library=library):
+                self.refuse(0, words, *CUDA, "--tp", "2", "--nccl-library", library, EMULATED_CUDA_FAULT="no_ipc")
+        self.refuse(1, ["can't be ipc: .*operation not supported"], *CUDA, "--tp", "2", "--device-comm", "ipc",
+                    EMULATED_CUDA_FAULT="no_ipc")
+
+    @staticmethod
+    def rank(engine, number):
+        """The process of this rank."""
+        for pid in children_of(engine):
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            if b"--rank" in words and words[words.index(b"--rank") + 1] == b"%d" % number:
+                return pid
+        raise AssertionError(f"no rank {number} of {engine}")
+
+    def disturbed(self, path, kills, options, **environment):
+        """What requests are told, of which the first is short. When that is over a rank is killed, and so is each
+        that follows in `kills` when the ranks meet again."""
+        log = tandem.path("cuda-killed.log")
+        words = ["generate", "--model", MODEL, "--requests", path, "--json", "--log-level", "debug", *options]
+        with open(log, "wb") as err:
+            process = subprocess.Popen([tandem.PROGRAM, *words], stdout=subprocess.PIPE, stderr=err, text=True,
+                                       env={**os.environ, **environment})
+        self.addCleanup(process.kill)
+        with process.stdout, open(log, errors="replace") as err:
+            lines, text = [process.stdout.readline()], ""
+            for number, rank in enumerate(kills):
+                os.kill(self.rank(process.pid, rank), signal.SIGKILL)
+                while text.count("2 ranks meet") < number + 2:
+                    text += wait_for("another meeting", err.read, 30)
+            lines += process.stdout
+            process.wait(30)
+            text += err.read()
+        self.assertEqual(process.returncode, 0, text)
+        return {(line := json.loads(answer))["index"]: line["token_ids"] for answer in lines}, text
+
+    @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
+    def test_ranks_of_several_hosts_add_up_by_nccl_or_through_these(self):
+        path = tandem.write_lines("cuda-hosts.jsonl", [{"prompt": f"hello {i}", "max_tokens": 20, "seed": i}
+                                                       for i in range(4)])
+        cpu = ranks.local_answers(path)
+        for library, words in ((LIBRARY, "go by NCCL 2.28.9, which does not encrypt"),
+                               ("/nowhere/nccl.so", "ipc: they are on several hosts; nccl: ")):
+            with self.subTest(library=library), \
+                 ranks.Job(2, "--comm", "net", *CUDA, "--nccl-library", library, requests=path) as job:
+                job.ranks = {rank: job.start(rank) for rank in range(2)}
+                self.assertEqual(job.answers(), (0, cpu), job.log())
+                self.assertIn(words, job.ranks[0].communicate()[1])
+
+    @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and three GPUs there may not be")
+    def test_a_rank_that_hangs_beside_nccl_is_the_one_that_is_named(self):
+        """All others are in a sum, each in wait for its next."""
+        _, err = self.refuse(0, [r"rank 1 \(process \d+\) hangs in step 12"], *CUDA, *NCCL, "--tp", "3",
+                             "--max-tokens", "20", "--ignore-eos", "--inject-fault", "step=12,rank=1,kind=hang",
+                             EMULATED_CUDA_DEVICES="3")
+        self.assertEqual(err.count("is emulated"), 4)
+
+    @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
+    def test_streams_go_on_when_a_rank_is_killed_beside_nccl(self):
+        lines = [{"prompt": "hello", "max_tokens": 1, "seed": 9}]
+        lines += [{"prompt": "hello", "max_tokens": 40, "ignore_eos": True, "seed": i} for i in range(4)]
+        path = tandem.write_lines("cuda-killed.jsonl", lines)
+        undisturbed, _ = self.disturbed(path, [], [])
+        # The last, while the ranks meet by NCCL: rank 1, which does not come the second time, is told to give up.
+        for kills, fault in ([0], ""), ([1], ""), ([0, 0], "never:2@1"):
+            with self.subTest(kills=kills):
+                answers, err = self.disturbed(path, kills, [*CUDA, *NCCL], EMULATED_NCCL_FAULT=fault)
+                self.assertEqual(answers, undisturbed)
+                self.assertEqual(err.count("go by NCCL"), 2)  # the survivor, too, has met anew
+                self.assertEqual(err.count("is emulated"), 2 + len(kills))  # and has kept its device
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ static enum status open_shared(struct meeting *meeting, const char *text)
 static enum status connect_without_worker(struct meeting *meeting, const char *text)
 {
     json_t *args = parse(text);
-    enum status status = meeting_connect(meeting, &options, NULL, 1, args);
+    enum status status = meeting_begin(meeting, &options, NULL, 1, args);
 
     json_decref(args);
     return status;
