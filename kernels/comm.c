@@ -83,9 +83,14 @@ enum status comm_tell(struct comm *host, const char *error, const void *data, in
     return OK;
 }
 
+static bool is_named(const struct comm_device_options *options, const char *name)
+{
+    return options->by && strcmp(options->by, name) == 0;
+}
+
 static bool may_go(const struct comm_device_options *options, const char *name)
 {
-    return !options->by || strcmp(options->by, "auto") == 0 || strcmp(options->by, name) == 0;
+    return !options->by || strcmp(options->by, "auto") == 0 || is_named(options, name);
 }
 
 enum status comm_open_device(struct device *dev, struct comm *host, const struct comm_device_options *options,
@@ -98,7 +103,10 @@ enum status comm_open_device(struct device *dev, struct comm *host, const struct
 
         if (!may_go(options, way->name))
             continue;
-        status = way->open(dev, host, options, out);
+        if (way->is_open_to_all && !options->is_one_host && !is_named(options, way->name))
+            status = fail(ERR_UNSUPPORTED, "it does not encrypt between hosts, so --device-comm has to name it");
+        else
+            status = way->open(dev, host, options, out);
         if (status != ERR_UNSUPPORTED)
             return status;
         bytes_printf(&why, "%s%s: %s", why.size > 0 ? "; " : "", way->name, fail_text());

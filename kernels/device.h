@@ -14,6 +14,7 @@ struct comm_way {
     /* Every rank calls it. ERR_UNSUPPORTED, for all alike: they can't go it. */
     enum status (*open)(struct device *dev, struct comm *host, const struct comm_device_options *options,
                         struct comm **out);
+    bool is_open_to_all; /* what it sends between hosts is not encrypted: there it is gone by name alone */
 };
 
 struct device_ops {

@@ -368,8 +368,9 @@ MUST_USE enum status comm_open(const char *path, int32_t rank, int32_t world, st
 MUST_USE enum status comm_open_sim(struct device *dev, int32_t world, struct comm **out);
 /*
  * Ranks whose devices have memory of their own: sums are of arrays there. There are three ways: "ipc", between
- * devices of one host that reach each other; "nccl", whose library every rank is to have, and a GPU to itself;
- * "host", through the hosts. host: the comm of these, borrowed; its exchanges are used to meet.
+ * devices of one host that reach each other; "nccl", whose library every rank is to have, and a GPU to itself,
+ * between hosts by name alone, since it does not encrypt; "host", through the hosts. host: the comm of these,
+ * borrowed; its exchanges are used to meet.
  */
 struct comm_device_options {
     int32_t rank;

@@ -24,7 +24,7 @@
 
 enum {
     LOOK_MS = 20,          /* between two looks of `watch` */
-    SETTLE_NS = 50 * 1000, /* between two looks of who waits for longer than FUTEX_SPINS */
+    SETTLE_NS = 50 * 1000, /* between two looks of who waits for longer than SPIN_NS */
     WARM_UP_FACTOR = 16,   /* between the sizes of sums that are tried first */
 };
 
@@ -185,7 +185,7 @@ static void sleep_ns(int64_t ns)
 /* Until what was begun has its place on the stream: what is launched next would come before it. */
 static enum status settle(struct comm_nccl *self, const char *error)
 {
-    for (int64_t looks = 0;; looks++) {
+    for (struct spin so_far = {0};;) {
         bool is_over = false;
 
         pthread_mutex_lock(&self->lock);
@@ -199,9 +199,7 @@ static enum status settle(struct comm_nccl *self, const char *error)
         TRY(nccl_check(&self->comm));
         if (is_over)
             return OK;
-        if (looks < FUTEX_SPINS)
-            cpu_relax();
-        else
+        if (!spin(&so_far))
             sleep_ns(SETTLE_NS);
     }
 }

@@ -239,8 +239,8 @@ static void cuda_close(struct device *dev)
 }
 
 static const struct comm_way comm_ways[] = {
-    {"ipc", comm_ipc_open},
-    {"nccl", comm_nccl_open},
+    {"ipc", comm_ipc_open, false},
+    {"nccl", comm_nccl_open, true},
     {0},
 };
 

@@ -54,8 +54,8 @@ static const struct option options[] = {
     ROW(cuda_module, OPTION_TEXT, NULL, "the part that drives them; tandem_cuda.so beside the program",
         .value = "FILE"),
     ROW(device_comm, OPTION_WORD, "auto",
-        "how ranks' GPUs add up: in each other's memory, on one host; by NCCL, which does not encrypt; through the "
-        "hosts; auto: the first of these that all can",
+        "how ranks' GPUs add up: in each other's memory, on one host; by NCCL; through the hosts; auto: the first of these "
+        "that all can, between hosts not by NCCL, which does not encrypt",
         .words = "auto ipc nccl host"),
     ROW(nccl_library, OPTION_TEXT, NULL, "NCCL; libnccl.so.2 as the system finds it", .value = "FILE"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
