@@ -14,6 +14,7 @@ enum status worker_options_read(const struct config *config, struct sim_device *
         .device = config->device,
         .cuda_module = config->cuda_module,
         .sim = config->sim ? sim : NULL,
+        .kv_type = config_kv_type(config),
         .max_num_seqs = config->max_num_seqs,
         .max_batched_tokens = config->max_num_batched_tokens,
         .max_model_len = config->max_model_len,
