@@ -393,17 +393,17 @@ struct products {
                    const struct query_group *group, const struct range *seen, struct softmax *tile);
 };
 
-#define PRODUCTS(R, name, form)                                                                 \
+#define PRODUCTS(R, name, form)                                                                    \
     static void scores_##name##_##R(const float *q, const struct piece *piece,                     \
                                     struct range tokens, int32_t dim, float *p)                    \
     {                                                                                              \
-        score_group(R, form, q, piece, tokens, dim, p);                                        \
+        score_group(R, form, q, piece, tokens, dim, p);                                            \
     }                                                                                              \
     static void values_##name##_##R(const float *p, const struct piece *piece, int32_t dim,        \
                                     const struct query_group *group, const struct range *seen,     \
                                     struct softmax *tile)                                          \
     {                                                                                              \
-        add_values(R, form, p, piece, dim, group, seen, tile);                                 \
+        add_values(R, form, p, piece, dim, group, seen, tile);                                     \
     }
 #define ALL_PRODUCTS(R)                                                                            \
     PRODUCTS(R, half, HALF) PRODUCTS(R, fp8, FP8) PRODUCTS(R, int8, INT8) PRODUCTS(R, float, FLOAT)
