@@ -10,6 +10,7 @@
 #define ENGINE_ENGINE_H
 
 #include "proto/base/memory.h"
+#include "proto/model/kv_type.h"
 #include "proto/wire/sampling_params.h"
 
 #include <stdint.h>
@@ -240,6 +241,8 @@ struct engine_stats {
     int32_t num_waiting; /* those whose grammar is not there yet included */
     int32_t num_waiting_by_reason[NUM_WAITING_REASONS];
     int32_t num_kv_blocks, num_kv_blocks_used;
+    enum kv_type kv_type;
+    int64_t kv_token_bytes; /* of all ranks together */
     int32_t max_model_len;
     bool is_paused;
     bool is_asleep; /* by the call of that name: requests wait for wake_up */

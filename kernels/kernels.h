@@ -23,6 +23,7 @@
 #define KERNELS_KERNELS_H
 
 #include "proto/base/status.h"
+#include "proto/model/kv_type.h"
 #include "proto/model/quant.h"
 #include "proto/model/sim.h"
 
@@ -75,20 +76,41 @@ struct activations {
 enum { KV_BLOCK_TOKENS = 16, MAX_HEAD_DIM = 256 };
 
 /*
- * One layer's paged KV cache on this rank, as IEEE half, written by rope_store and read by attention:
- * block b at b * block_stride,
- * k: [num_kv_heads, head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
- * v: [num_kv_heads, KV_BLOCK_TOKENS, head_dim].
+ * One layer's paged KV cache on this rank, written by rope_store and read by attention: block b at
+ * b * block_stride,
+ * k: [num_kv_heads] of [head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
+ * v: [num_kv_heads] of [KV_BLOCK_TOKENS, head_dim],
+ * each head in kv_head_bytes. Elements of 8 bits are codes: each position and head has a scale for those of k
+ * and one for those of v, which multiplies once: k's the sum of q * codes, v's the exponential that multiplies
+ * codes.
+ *
+ *   KV_FLOAT16  IEEE half, as it comes
+ *   KV_FP8      e4m3fn, rounded to nearest even, what is beyond 448 to 448. A code counts as 1 / 256 of its value
+ *               and every scale is 256: half's exponent makes that of its bits, and it is of no effect on a
+ *               result. NaN is 480 to the rows that come later; the row that has it is NaN by itself
+ *   KV_INT8     x * (127 / max|x|) over the head, rounded to nearest even, never -128; the scale, max|x| / 127, is
+ *               one of KV_BLOCK_TOKENS floats behind the codes. A half would save 3 % of the memory, and not
+ *               hold every x. max|x| below 2^-100: all is 0; an x that is not finite: the scale is NaN, and so
+ *               are its scores
  */
 struct kv_layer {
-    uint16_t *k;
+    uint16_t *k;          /* of 8 bits: two codes each */
     uint16_t *v;
     int32_t num_blocks;
     int32_t num_kv_heads; /* on this rank */
     int32_t head_dim;     /* multiple of 16, at most MAX_HEAD_DIM */
-    int64_t block_stride; /* halves from one block to the next, of k and of v: all layers of a block lie
+    int64_t block_stride; /* halves (2 bytes) from one block to the next, of k and of v: all layers of a block lie
                            * together, so that a request's first token touches one place, not one a layer */
+    enum kv_type type;
 };
+
+/* Of k, or of v, of one block of one KV head: a multiple of 64. */
+static inline int64_t kv_head_bytes(enum kv_type type, int32_t head_dim)
+{
+    int64_t elements = (int64_t)head_dim * KV_BLOCK_TOKENS;
+
+    return type == KV_FLOAT16 ? 2 * elements : type == KV_FP8 ? elements : elements + 4 * KV_BLOCK_TOKENS;
+}
 
 /*
  * The rows of a step, grouped by request: rows [row_start[i], row_start[i+1]) are consecutive
@@ -181,6 +203,7 @@ struct draw_rows_args {
 
 struct kernels {
     const char *name; /* "ref", "sse2", "avx2", "avx512", "sim", "cuda" */
+    bool has_kv_codes; /* rope_store and attention know every kv_type, not KV_FLOAT16 alone */
 
     /* Packed size of W: [n, k] of this type; -1: this type has no kernel here. */
     int64_t (*matrix_bytes)(enum tensor_type type, int32_t n, int32_t k);
@@ -225,7 +248,7 @@ struct kernels {
     void (*add_norm)(struct device *dev, const struct add_norm_args *args);
 
     /* q's and k's heads are normed (where wanted) and turned to their rows' positions, in place; k
-     * and v are written as half into the slots of these positions. */
+     * and v are written into the slots of these positions. */
     void (*rope_store)(struct device *dev, const struct rope_args *args);
 
     /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions, which are

@@ -16,6 +16,7 @@ enum status worker_options_read(const struct config *config, struct sim_device *
         .device_comm = config->device_comm,
         .nccl = config->nccl_library,
         .sim = config->sim ? sim : NULL,
+        .kv_type = config_kv_type(config),
         .max_num_seqs = config->max_num_seqs,
         .max_batched_tokens = config->max_num_batched_tokens,
         .max_model_len = config->max_model_len,

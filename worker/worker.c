@@ -437,6 +437,7 @@ static struct model_options model_options_of(struct worker *worker)
         .world = options->world,
         .max_batched_tokens = options->max_batched_tokens,
         .max_logit_rows = options->max_num_seqs,
+        .kv_type = options->kv_type,
         .inexact_sums = options->inexact_sums,
         .work = &worker->work,
         .max_position = options->max_model_len,

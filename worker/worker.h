@@ -17,6 +17,7 @@
 
 #include "proto/base/memory.h"
 #include "proto/config/injected_fault.h"
+#include "proto/model/kv_type.h"
 #include "proto/model/model_file.h"
 #include "proto/model/sim.h"
 #include "proto/wire/messages.h"
@@ -37,6 +38,7 @@ struct worker_options {
     const char *device_comm, *nccl; /* see comm_device_options; NULL: auto, and as the system finds it */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
     struct injected_fault fault; /* zeroed: none */
+    enum kv_type kv_type;
     int32_t max_num_seqs;
     int32_t max_batched_tokens;
     int32_t max_model_len;

@@ -40,7 +40,9 @@ static void print_figure_json(void *user, const struct roofline_figure *figure)
     printf("{\"kernel\": \"%s\", \"shape\": \"%s\", \"isa\": \"%s\", \"threads\": %d, \"rows\": %d",
            figure->kernel, figure->shape, figure->isa, figure->threads, figure->rows);
     if (figure->type)
-        printf(", \"type\": \"%s\", \"n\": %d, \"k\": %d", figure->type, figure->n, figure->k);
+        printf(", \"type\": \"%s\"", figure->type);
+    if (figure->n)
+        printf(", \"n\": %d, \"k\": %d", figure->n, figure->k);
     if (figure->requests)
         printf(", \"requests\": %d, \"length\": %d", figure->requests, figure->length);
     printf(", \"us\": %.3f, \"gb_s\": %.2f, \"gop_s\": %.2f, \"share\": %.4f, \"bound\": \"%s\"}\n",
@@ -64,11 +66,11 @@ static void print_figure(void *user, const struct roofline_figure *figure)
     char what[64] = "";
 
     (void)user;
-    if (figure->type)
+    if (figure->n)
         snprintf(what, sizeof what, "%s %d x %d", figure->type, figure->n, figure->k);
     if (figure->requests)
-        snprintf(what, sizeof what, "%d of %d tokens", figure->requests, figure->length);
-    printf("%-19s %-24s %-18s %2d threads %4d rows %10.2f us %7.1f GB/s %7.0f GOP/s %4.0f %% of %s\n",
+        snprintf(what, sizeof what, "%s %d of %d tokens", figure->type, figure->requests, figure->length);
+    printf("%-19s %-24s %-25s %2d threads %4d rows %10.2f us %7.1f GB/s %7.0f GOP/s %4.0f %% of %s\n",
            figure->kernel, figure->shape, what, figure->threads, figure->rows, figure->us, figure->gb_s,
            figure->gop_s, 100 * figure->share, figure->bound);
     fflush(stdout);

@@ -20,7 +20,7 @@
 enum { DEFAULT_BATCHED_TOKENS = 2048, MAX_ROUNDS = 1000 };
 
 struct model_settings {
-    char *model, *load_format, *dummy_type, *device, *cuda_module, *isa, *executor, *cpu_bind;
+    char *model, *load_format, *dummy_type, *device, *cuda_module, *isa, *executor, *cpu_bind, *kv_cache_dtype;
     int32_t prefill, decode, batch, threads, tp, rounds;
     bool exact_sums, async_scheduling;
 };
@@ -53,7 +53,7 @@ static enum status parse_config(const struct model_settings *settings, struct co
 {
     AUTO_MEM char *tp = mem_printf("%d", settings->tp);
     AUTO_MEM char *threads = mem_printf("%d", settings->threads);
-    char *argv[28] = {
+    char *argv[30] = {
         (char *)"model",
         (char *)"--model",
         settings->model,
@@ -71,12 +71,14 @@ static enum status parse_config(const struct model_settings *settings, struct co
         (char *)"warn",
         (char *)"--cpu-bind",
         settings->cpu_bind,
+        (char *)"--kv-cache-dtype",
+        settings->kv_cache_dtype,
         (char *)"--no-enable-prefix-caching",
         (char *)"--decode-slowdown", /* the prompts first, then all decode together */
         (char *)"0",
         (char *)(settings->async_scheduling ? "--async-scheduling" : "--no-async-scheduling"),
     };
-    int argc = 21;
+    int argc = 23;
 
     if (!settings->model)
         return fail(ERR_INVALID, "say what is to run: --model FILE");
@@ -427,6 +429,7 @@ static const struct option options[] = {
     ROW(tp, OPTION_I32, "1", "ranks that share the model", .least = 1, .most = MAX_RANKS),
     ROW(device, OPTION_WORD, "cpu", "as of the engine", .words = "cpu cuda"),
     ROW(cuda_module, OPTION_TEXT, NULL, "as of the engine", .value = "FILE"),
+    ROW(kv_cache_dtype, OPTION_WORD, "auto", "as of the engine", .words = KV_TYPE_WORDS),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avx512"),
     ROW(executor, OPTION_WORD, NULL, "where the ranks run; uniproc for one",
         .words = "uniproc multiproc"),

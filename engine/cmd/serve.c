@@ -141,6 +141,7 @@ static enum status serve(struct config *config, struct serve_options *options)
     AUTO_FREE(control) struct control *control = NULL;
     AUTO_FREE(front) struct front *front = NULL;
     struct http_limits limits = http_limits_of(options);
+    struct engine_stats stats;
     enum log_level level;
     int64_t started_ns = clock_now_ns();
 
@@ -158,7 +159,10 @@ static enum status serve(struct config *config, struct serve_options *options)
     if (isatty(STDERR_FILENO))
         fputs("\r\033[K", stderr);
     TRY(status);
-    log_info("ready in %.2f s", (double)(clock_now_ns() - started_ns) / 1e9);
+    engine_stats(front_engine(front), &stats);
+    log_info("ready in %.2f s, with room for %lld tokens in the KV cache, as %s of %lld bytes each",
+             (double)(clock_now_ns() - started_ns) / 1e9, (long long)stats.num_kv_blocks * KV_BLOCK_SIZE,
+             kv_type_name(stats.kv_type), (long long)stats.kv_token_bytes);
     return server_run(front, http, &(struct server_options){
                                        .api_key = options->api_key,
                                        .drain_ms = (int)(options->drain_timeout * 1000),

@@ -80,13 +80,14 @@ static void tell_stats(const struct server *server, json_t *json)
 
     engine_stats(front_engine(server->front), &stats);
     numbers = json_pack(
-        "{s:s, s:s, s:b, s:b, s:s, s:I, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:i, s:i}", "phase",
+        "{s:s, s:s, s:b, s:b, s:s, s:I, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i}", "phase",
         engine_phase_name(server->draining ? PHASE_DRAINING : stats.phase), "model",
         front_model(server->front)->name, "paused", stats.is_paused, "asleep", stats.is_asleep,
         "fingerprint", stats.fingerprint, "weights_version", (json_int_t)stats.weights_version,
         "requests_running",
         stats.num_running, "requests_waiting", stats.num_waiting, "kv_blocks", stats.num_kv_blocks,
-        "kv_blocks_used", stats.num_kv_blocks_used, "steps", (json_int_t)stats.num_steps,
+        "kv_blocks_used", stats.num_kv_blocks_used, "kv_cache_dtype", kv_type_name(stats.kv_type), "kv_token_bytes",
+        (json_int_t)stats.kv_token_bytes, "steps", (json_int_t)stats.num_steps,
         "progress_ms", (json_int_t)clock_ms(clock_now_ns() - stats.progress_ns), "preemptions",
         (json_int_t)stats.num_preemptions, "recoveries", (json_int_t)stats.num_recoveries, "ranks",
         stats.num_ranks, "ranks_alive", stats.num_ranks_alive);

@@ -964,6 +964,8 @@ enum status core_new(const struct core_options *options, struct core **out)
              options->fingerprint);
     core->stats.num_ranks = info->num_ranks;
     core->stats.num_kv_blocks = info->num_kv_blocks;
+    core->stats.kv_type = config_kv_type(config);
+    core->stats.kv_token_bytes = info->memory.kv_block_bytes / config->block_size;
     core->stats.max_model_len = info->max_model_len;
     core->scheduler = scheduler_new(&(struct scheduler_options){
         .max_num_seqs = config->max_num_seqs,

@@ -1,6 +1,7 @@
 #include "engine/server/metrics.h"
 
 #include "engine/grammar/compiler.h"
+#include "proto/config/config.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -223,6 +224,7 @@ STAT(stat_late_masks, engine->num_late_masks)
 STAT(stat_steps, engine->num_steps)
 STAT(stat_ranks, engine->num_ranks)
 STAT(stat_ranks_alive, engine->num_ranks_alive)
+STAT(kv_token_bytes, engine->kv_token_bytes)
 STAT(stat_recoveries, engine->num_recoveries)
 STAT(grammars_compiled, grammars->num_compiled)
 STAT(grammars_refused, grammars->num_refused)
@@ -238,6 +240,7 @@ static const struct {
     {"vllm:num_requests_running", "gauge", "Requests in the running batch.", stat_running},
     {"vllm:num_requests_waiting", "gauge", "Requests that wait for room.", stat_waiting},
     {"vllm:kv_cache_usage_perc", "gauge", "KV-cache blocks in use, 1 is all.", kv_cache_usage},
+    {"tandem:kv_cache_token_bytes", "gauge", "Bytes that a token takes in the KV cache.", kv_token_bytes},
     {"vllm:num_preemptions_total", "counter", "Requests sent back to wait for want of KV blocks.",
      stat_preemptions},
     {"vllm:prompt_tokens_total", "counter", "Prompt tokens computed or found in the prefix cache.",
@@ -269,6 +272,15 @@ static const struct {
     {"tandem:grammar_processes", "gauge", "Processes that fill masks.", grammar_processes},
     {"tandem:grammar_bytes", "gauge", "Memory of those processes.", grammar_bytes},
 };
+
+static void print_kv_cache(const struct metrics *metrics, const struct engine_stats *stats, struct bytes *out)
+{
+    const char *name = "vllm:cache_config_info";
+
+    print_about(out, name, "gauge", "What the KV cache is like.");
+    bytes_printf(out, "%s{%s,block_size=\"%d\",cache_dtype=\"%s\",num_gpu_blocks=\"%d\"} 1\n", name,
+                 metrics->label, KV_BLOCK_SIZE, kv_type_name(stats->kv_type), stats->num_kv_blocks);
+}
 
 /* A summary without quantiles: how long requests stood still for it, all in all. */
 static void print_recovery(const struct metrics *metrics, const struct engine_stats *stats,
@@ -302,6 +314,7 @@ void metrics_print(const struct metrics *metrics, const struct metrics_sources *
         bytes_printf(out, "%s{%s} %.17g\n", stat_rows[i].name, metrics->label,
                      stat_rows[i].value(from));
     }
+    print_kv_cache(metrics, from->engine, out);
     print_recovery(metrics, from->engine, out);
     print_restarts(metrics, from, out);
     print_waiting(metrics, from->engine, out);

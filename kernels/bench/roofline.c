@@ -55,6 +55,7 @@ static const struct attention_row {
     int model;
     int32_t requests, rows, length;
     bool is_local; /* sees its model's window alone */
+    enum kv_type type;
 } attentions[] = {
     {"smollm2 prefill", SMOLLM2, 1, 512, 512, false},
     {"smollm2 prefill", SMOLLM2, 1, 4096, 4096, false},
@@ -74,6 +75,18 @@ static const struct attention_row {
     {"gemma3 decode", GEMMA3, 1, 1, 2048, false},
     {"gemma3 local decode", GEMMA3, 1, 1, 2048, true},
     {"gemma3 decode", GEMMA3, 8, 1, 2048, false},
+    {"smollm2 prefill", SMOLLM2, 1, 512, 512, false, KV_FP8},
+    {"smollm2 decode", SMOLLM2, 1, 1, 512, false, KV_FP8},
+    {"smollm2 decode", SMOLLM2, 1, 1, 2048, false, KV_FP8},
+    {"smollm2 decode", SMOLLM2, 1, 1, 8000, false, KV_FP8},
+    {"smollm2 decode", SMOLLM2, 32, 1, 2048, false, KV_FP8},
+    {"gemma3 decode", GEMMA3, 8, 1, 2048, false, KV_FP8},
+    {"smollm2 prefill", SMOLLM2, 1, 512, 512, false, KV_INT8},
+    {"smollm2 decode", SMOLLM2, 1, 1, 512, false, KV_INT8},
+    {"smollm2 decode", SMOLLM2, 1, 1, 2048, false, KV_INT8},
+    {"smollm2 decode", SMOLLM2, 1, 1, 8000, false, KV_INT8},
+    {"smollm2 decode", SMOLLM2, 32, 1, 2048, false, KV_INT8},
+    {"gemma3 decode", GEMMA3, 8, 1, 2048, false, KV_INT8},
 };
 
 static const int32_t row_counts[] = {1, 2, 4, 8, 16, 32, 64, 512};
@@ -317,6 +330,7 @@ struct place {
     struct batch_view batch;
     struct kv_layer layers[MAX_COPIES]; /* of the model, taken in turn */
     int32_t num_layers;
+    enum kv_type kv_type;
     int32_t *row_start, *positions, *tables, *kv_head_of, *ids;
     int32_t q_width, kv_width; /* columns */
     int64_t qkv_stride;
@@ -375,14 +389,45 @@ static void place_batch(struct place *place, int32_t requests, int32_t rows, int
                                        place->tables, blocks};
 }
 
+/* Of k, or of v. */
 static int64_t half_layer_bytes(const struct place *place)
 {
     int64_t blocks = (int64_t)place->batch.num_requests * place->batch.block_table_stride;
 
-    return blocks * KV_BLOCK_TOKENS * place->kv_width * 2;
+    return blocks * place->model->num_kv_heads * kv_head_bytes(place->kv_type, place->model->head_dim);
 }
 
-static enum status random_halves(struct place *place, uint16_t **out)
+/* 0.25 to 0.5, of either sign. */
+static void random_halves(struct random *random, void *memory, int64_t bytes)
+{
+    uint16_t *halves = memory;
+
+    for (int64_t i = 0; i < bytes / 2; i++)
+        halves[i] = (uint16_t)((random_u32(random) & 0x83ff) | 0x3400);
+}
+
+static void random_fp8(struct random *random, void *memory, int64_t bytes)
+{
+    uint8_t *codes = memory;
+
+    for (int64_t i = 0; i < bytes; i++)
+        codes[i] = (uint8_t)((random_u32(random) & 0x87) | 0x28);
+}
+
+/* Codes are pieces of scales too. */
+static void random_int8(struct random *random, void *memory, int64_t bytes)
+{
+    float *scales = memory;
+
+    for (int64_t i = 0; i < bytes / 4; i++)
+        scales[i] = random_float(random, 0.002f, 0.004f);
+}
+
+static void (*const random_elements[NUM_KV_TYPES])(struct random *random, void *memory, int64_t bytes) = {
+    [KV_FLOAT16] = random_halves, [KV_FP8] = random_fp8, [KV_INT8] = random_int8,
+};
+
+static enum status random_kv(struct place *place, uint16_t **out)
 {
     int64_t bytes = half_layer_bytes(place);
     void *memory;
@@ -390,8 +435,7 @@ static enum status random_halves(struct place *place, uint16_t **out)
     TRY(device_alloc(place->run->dev, bytes, "keys or values", &memory));
     device_expect_full(place->run->dev, memory, bytes);
     *out = memory;
-    for (int64_t i = 0; i < bytes / 2; i++) /* 0.25 to 0.5, of either sign */
-        (*out)[i] = (uint16_t)((random_u32(&place->run->random) & 0x83ff) | 0x3400);
+    random_elements[place->kv_type](&place->run->random, memory, bytes);
     return OK;
 }
 
@@ -406,10 +450,11 @@ static enum status place_kv(struct place *place, int32_t num_layers)
             .num_blocks = place->batch.num_requests * place->batch.block_table_stride,
             .num_kv_heads = model->num_kv_heads,
             .head_dim = model->head_dim,
-            .block_stride = (int64_t)place->kv_width * KV_BLOCK_TOKENS,
+            .block_stride = model->num_kv_heads * kv_head_bytes(place->kv_type, model->head_dim) / 2,
+            .type = place->kv_type,
         };
-        TRY(random_halves(place, &layer->k));
-        TRY(random_halves(place, &layer->v));
+        TRY(random_kv(place, &layer->k));
+        TRY(random_kv(place, &layer->v));
     }
     return OK;
 }
@@ -501,7 +546,8 @@ static struct work attention_work(const struct attention_row *row, const struct 
                                   int32_t window)
 {
     struct work work = {
-        .bytes = 4.0 * place->kv_width * row->requests * keys_read(row, window) +
+        .bytes = 2.0 * place->model->num_kv_heads * (double)kv_head_bytes(row->type, place->model->head_dim) /
+                     KV_BLOCK_TOKENS * row->requests * keys_read(row, window) +
                  8.0 * place->batch.rows * place->q_width,
     };
 
@@ -521,6 +567,7 @@ static enum status bench_attention(struct run *run, const struct attention_row *
         place_new(run, model, row->requests, row->rows, row->length);
     int64_t copies;
 
+    place->kv_type = row->type;
     copies = MIN(COPIES_BYTES / (2 * half_layer_bytes(place)) + 1, (int64_t)MAX_COPIES);
     TRY(place_kv(place, row->rows > 1 ? 1 : (int32_t)copies));
 
@@ -536,6 +583,7 @@ static enum status bench_attention(struct run *run, const struct attention_row *
          (struct roofline_figure){
              .kernel = "attention",
              .shape = row->shape,
+             .type = kv_type_name(row->type),
              .rows = row->rows,
              .requests = row->requests,
              .length = row->length,

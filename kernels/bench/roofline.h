@@ -27,7 +27,7 @@ struct roofline_limits { /* a limit that is not known is 0 */
 struct roofline_figure {
     const char *kernel; /* its name in struct kernels */
     const char *shape;  /* the model, and what of it: "smollm2 down" */
-    const char *type;   /* of the weights; NULL: there are none */
+    const char *type;   /* of the weights, or of the KV cache; NULL: there are none */
     const char *isa;
     int32_t threads;
     int32_t rows;

@@ -6,7 +6,8 @@
  * for the whole tile. Both products are those of matrices, in registers of MAX_ROWS queries × some
  * vectors of keys or of columns of v. They read the cache a piece of 64 tokens at a time: with many
  * queries it is first converted to floats, once for all of them, and stays in the first-level cache;
- * with few it is read as halves, while a later piece is fetched.
+ * with few it is read as it lies there, while a later piece is fetched. Products are of codes; their scales
+ * come to the scores and exponentials of a whole tile, in between.
  */
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/cpu.h"
@@ -21,12 +22,16 @@ enum {
     PIECE_TOKENS = 64,
     PIECE_BLOCKS = PIECE_TOKENS / KV_BLOCK_TOKENS,
     BLOCK_VECTORS = KV_BLOCK_TOKENS / LANES,
-    FETCH_HALVES = 8 << 10,             /* how far ahead the cache is fetched, in whole pieces */
+    FETCH_BYTES = 16 << 10,             /* how far ahead the cache is fetched, in whole pieces */
+    LINE_BYTES = 64,                    /* that are fetched at once */
     CONVERT_QUERIES = 2 * MAX_ROWS + 1, /* from this many on, converting a piece first pays */
 };
 
 /* What 16 registers hold: 6 × 2 sums, or 3 × 4. */
 #define VECTORS(R) (LANES == 8 && (R) > 3 ? 2 : 4)
+
+/* What a product reads: k or v as they lie in the cache, or floats. */
+enum form { HALF = KV_FLOAT16, FP8 = KV_FP8, INT8 = KV_INT8, FLOAT, NUM_FORMS };
 
 /* Positions, or tokens of a tile. */
 struct range {
@@ -50,10 +55,16 @@ struct query_group {
     struct range all;     /* tokens that every query sees; its ends lie within `any` */
 };
 
+/* Of codes, by token of a tile. */
+struct scales {
+    float k[KV_TILE_TOKENS], v[KV_TILE_TOKENS];
+};
+
 struct scratch {
     _Alignas(64) float q[MAX_QUERIES][MAX_HEAD_DIM]; /* scaled */
     float p[MAX_QUERIES][KV_TILE_TOKENS];            /* scores of a tile, then exponentials */
     float piece[PIECE_TOKENS * MAX_HEAD_DIM];        /* of k or v, converted */
+    struct scales scales;                            /* of a tile */
     struct softmax rows[MAX_QUERIES];                /* up to the last tile */
     struct softmax tile[MAX_QUERIES];                /* of this tile alone */
     struct range seen[MAX_QUERIES];                  /* positions */
@@ -77,7 +88,8 @@ struct unit {
     int32_t num_heads, kv_head;
     int32_t num_queries;      /* row by row, num_heads each */
     int32_t num_groups;       /* of queries */
-    bool is_half;             /* k and v are read as they lie in the cache */
+    enum form form;           /* of k and v */
+    int64_t head_bytes;       /* of a block */
     const int32_t *blocks;    /* of the request */
     struct range blocks_seen; /* by any query */
     const struct unit *following; /* that this thread does next, if that is known */
@@ -86,38 +98,43 @@ struct unit {
 
 /* ---- the product of both kinds ----------------------------------------------------------------------- */
 
-/* Element i of k or v, halves or floats. */
-INLINE const void *element(bool is_half, const void *p, int64_t i)
+#define FORM_BYTES(form) ((form) == FLOAT ? 4 : (form) == HALF ? 2 : 1)
+
+/* Element i of k or v. */
+INLINE const void *element(const enum form form, const void *p, int64_t i)
 {
-    return (const char *)p + i * (is_half ? 2 : 4);
+    return (const char *)p + i * FORM_BYTES(form);
 }
 
-INLINE vf load_kv(bool is_half, const void *p, int64_t i)
+INLINE vf load_kv(const enum form form, const void *p, int64_t i)
 {
-    p = element(is_half, p, i);
-    return is_half ? vf_load_half(p) : vf_load(p);
+    p = element(form, p, i);
+    return form == FLOAT  ? vf_load(p)
+           : form == HALF ? vf_load_half(p)
+           : form == FP8  ? vf_load_fp8(p)
+                          : vf_load_s8(p);
 }
 
 /*
  * acc[r][c] += a[r][i] * b[c][i] for i = 0 … count - 1 in order; b[c][i] is a vector. From the cache,
- * what lies at the same place ahead is fetched meanwhile, once for each `line_vectors` vectors.
+ * what lies at the same place ahead is fetched meanwhile, once for each `line_vectors` vectors and `line_rows` i.
  */
-INLINE void multiply_add(const int R, const int C, const bool is_half,
+INLINE void multiply_add(const int R, const int C, const enum form form,
                          vf acc[MAX_ROWS][MAX_VECTORS], const float *a, const int a_stride,
                          const void *const *b, const void *const *ahead, const int line_vectors,
-                         int64_t b_stride, int32_t count)
+                         const int line_rows, int64_t b_stride, int32_t count)
 {
     for (int32_t i = 0; i < count; i++) {
-        if (is_half)
+        if (form != FLOAT && i % line_rows == 0)
             UNROLL for (int c = 0; c < C; c += line_vectors)
-                __builtin_prefetch(element(is_half, ahead[c], i * b_stride));
+                __builtin_prefetch(element(form, ahead[c], i * b_stride));
         if (R < C) { /* the fewer stay in registers */
             vf w[MAX_ROWS];
 
             UNROLL for (int r = 0; r < R; r++)
                 w[r] = vf_set(a[r * a_stride + i]);
             UNROLL for (int c = 0; c < C; c++) {
-                vf x = load_kv(is_half, b[c], i * b_stride);
+                vf x = load_kv(form, b[c], i * b_stride);
 
                 UNROLL for (int r = 0; r < R; r++)
                     acc[r][c] = vf_fma(w[r], x, acc[r][c]);
@@ -126,7 +143,7 @@ INLINE void multiply_add(const int R, const int C, const bool is_half,
             vf x[MAX_VECTORS];
 
             UNROLL for (int c = 0; c < C; c++)
-                x[c] = load_kv(is_half, b[c], i * b_stride);
+                x[c] = load_kv(form, b[c], i * b_stride);
             UNROLL for (int r = 0; r < R; r++) {
                 vf w = vf_set(a[r * a_stride + i]);
 
@@ -140,7 +157,7 @@ INLINE void multiply_add(const int R, const int C, const bool is_half,
 /* ---- scores ------------------------------------------------------------------------------------------- */
 
 /* R queries and C vectors of keys, the first of them vector `at` of the piece. */
-INLINE void score_keys(const int R, const int C, const bool is_half, const float *q,
+INLINE void score_keys(const int R, const int C, const enum form form, const float *q,
                        const struct piece *piece, int32_t at, int32_t dim, float *p)
 {
     vf acc[MAX_ROWS][MAX_VECTORS];
@@ -149,34 +166,34 @@ INLINE void score_keys(const int R, const int C, const bool is_half, const float
     UNROLL for (int c = 0; c < C; c++) {
         int32_t block = (at + c) / BLOCK_VECTORS;
 
-        keys[c] = element(is_half, piece->blocks[block], (at + c) % BLOCK_VECTORS * LANES);
+        keys[c] = element(form, piece->blocks[block], (at + c) % BLOCK_VECTORS * LANES);
         ahead[c] = piece->ahead[block];
     }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_set(0);
-    multiply_add(R, C, is_half, acc, q, MAX_HEAD_DIM, keys, ahead, BLOCK_VECTORS,
-                 KV_BLOCK_TOKENS, dim);
+    multiply_add(R, C, form, acc, q, MAX_HEAD_DIM, keys, ahead, BLOCK_VECTORS,
+                 LINE_BYTES / FORM_BYTES(form) / KV_BLOCK_TOKENS, KV_BLOCK_TOKENS, dim);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             vf_store(p + r * KV_TILE_TOKENS + (at + c) * LANES, acc[r][c]);
 }
 
 /* Tokens [first, end) of a piece, whole blocks of it; p at its first token. */
-INLINE void score_group(const int R, const bool is_half, const float *q, const struct piece *piece,
+INLINE void score_group(const int R, const enum form form, const float *q, const struct piece *piece,
                         struct range tokens, int32_t dim, float *p)
 {
     int32_t at = tokens.first / KV_BLOCK_TOKENS * BLOCK_VECTORS;
     int32_t end = (tokens.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * BLOCK_VECTORS;
 
     for (; at + VECTORS(R) <= end; at += VECTORS(R))
-        score_keys(R, VECTORS(R), is_half, q, piece, at, dim, p);
+        score_keys(R, VECTORS(R), form, q, piece, at, dim, p);
     if (VECTORS(R) > 2 && at + 2 <= end) {
-        score_keys(R, 2, is_half, q, piece, at, dim, p);
+        score_keys(R, 2, form, q, piece, at, dim, p);
         at += 2;
     }
     if (BLOCK_VECTORS == 1 && at < end)
-        score_keys(R, 1, is_half, q, piece, at, dim, p);
+        score_keys(R, 1, form, q, piece, at, dim, p);
 }
 
 /* ---- exponentials -------------------------------------------------------------------------------------- */
@@ -202,11 +219,21 @@ static void hide_unseen(float *p, int32_t block, struct range seen)
     }
 }
 
-static float max_score(float *p, struct range seen)
+/* Whole blocks. */
+static void scale_scores(float *p, const float *scales, struct range tokens)
+{
+    for (int32_t j = tokens.first; j < tokens.end; j += LANES)
+        vf_store(p + j, vf_load(p + j) * vf_load(scales + j));
+}
+
+/* scales: of k, or NULL. */
+INLINE float max_score(float *p, const float *scales, struct range seen)
 {
     struct range tokens = whole_blocks(seen);
     vf most[BLOCK_VECTORS];
 
+    if (scales)
+        scale_scores(p, scales, tokens);
     if (tokens.first < seen.first)
         hide_unseen(p, tokens.first, seen);
     if (tokens.end > seen.end)
@@ -221,8 +248,8 @@ static float max_score(float *p, struct range seen)
     return vf_max_lanes(most[0]);
 }
 
-/* Scores to exponentials, n vectors; each is added to the sums of its positions. */
-INLINE void exponentials_of(const int n, float *p, float max, vf *sums)
+/* Scores to exponentials, n vectors; each is added to the sums of its positions, and then scaled. */
+INLINE void exponentials_of(const int n, float *p, float max, vf *sums, const float *scales)
 {
     vf e[MAX_VECTORS];
 
@@ -230,13 +257,15 @@ INLINE void exponentials_of(const int n, float *p, float max, vf *sums)
         e[i] = vf_load(p + i * LANES) - max;
     vf_exp_each(n, e);
     UNROLL for (int i = 0; i < n; i++) {
-        vf_store(p + i * LANES, e[i]);
         sums[i % BLOCK_VECTORS] += e[i];
+        if (scales)
+            e[i] *= vf_load(scales + i * LANES);
+        vf_store(p + i * LANES, e[i]);
     }
 }
 
-/* In whole blocks around what the query sees, 0 where it does not. */
-static void exponentials(struct softmax *tile, float *p, struct range seen)
+/* In whole blocks around what the query sees, of no meaning where it does not. scales: of v, or NULL. */
+INLINE void exponentials(struct softmax *tile, float *p, const float *scales, struct range seen)
 {
     enum { STEP = MAX_VECTORS * LANES };
     struct range tokens = whole_blocks(seen);
@@ -246,36 +275,46 @@ static void exponentials(struct softmax *tile, float *p, struct range seen)
     for (int c = 0; c < BLOCK_VECTORS; c++)
         sums[c] = vf_set(0);
     for (; j + STEP <= tokens.end; j += STEP)
-        exponentials_of(MAX_VECTORS, p + j, tile->max, sums);
+        exponentials_of(MAX_VECTORS, p + j, tile->max, sums, scales ? scales + j : NULL);
     for (; j < tokens.end; j += KV_BLOCK_TOKENS)
-        exponentials_of(BLOCK_VECTORS, p + j, tile->max, sums);
+        exponentials_of(BLOCK_VECTORS, p + j, tile->max, sums, scales ? scales + j : NULL);
     for (int c = 0; c < BLOCK_VECTORS; c++)
         vf_store(tile->sums + c * LANES, sums[c]);
 }
 
 /* First all maxima, since the exponentials of a query would wait for its own. */
-static void softmax_group(const struct query_group *group, float (*p)[KV_TILE_TOKENS],
-                          const struct range *seen, struct softmax *tiles)
+INLINE void softmax_group_of(const struct query_group *group, float (*p)[KV_TILE_TOKENS],
+                             const struct range *seen, struct softmax *tiles, const struct scales *scales)
 {
     for (int32_t i = group->first; i < group->first + group->count; i++)
         if (!is_empty(seen[i]))
-            tiles[i].max = max_score(p[i], seen[i]);
+            tiles[i].max = max_score(p[i], scales ? scales->k : NULL, seen[i]);
     for (int32_t i = group->first; i < group->first + group->count; i++)
         if (!is_empty(seen[i]))
-            exponentials(&tiles[i], p[i], seen[i]);
+            exponentials(&tiles[i], p[i], scales ? scales->v : NULL, seen[i]);
+}
+
+/* scales: NULL where there are none. */
+static void softmax_group(const struct query_group *group, float (*p)[KV_TILE_TOKENS],
+                          const struct range *seen, struct softmax *tiles, const struct scales *scales)
+{
+    if (scales)
+        softmax_group_of(group, p, seen, tiles, scales);
+    else
+        softmax_group_of(group, p, seen, tiles, NULL);
 }
 
 /* ---- values ------------------------------------------------------------------------------------------- */
 
 /* The same sums as multiply_add for tokens that not every query of the group sees: what a query
  * does not see may be anything, NaN too, and must not reach its sums. */
-INLINE void multiply_add_seen(const int R, const int C, const bool is_half,
+INLINE void multiply_add_seen(const int R, const int C, const enum form form,
                               vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const struct piece *piece,
                               int32_t dim, int32_t column, struct range tokens,
                               const struct range *seen)
 {
     for (int32_t j = tokens.first; j < tokens.end; j++) {
-        const void *v = element(is_half, piece->blocks[j / KV_BLOCK_TOKENS],
+        const void *v = element(form, piece->blocks[j / KV_BLOCK_TOKENS],
                                 (int64_t)(j % KV_BLOCK_TOKENS) * dim + column);
 
         UNROLL for (int r = 0; r < R; r++) {
@@ -283,32 +322,33 @@ INLINE void multiply_add_seen(const int R, const int C, const bool is_half,
                 continue;
             UNROLL for (int c = 0; c < C; c++)
                 acc[r][c] = vf_fma(vf_set(p[r * KV_TILE_TOKENS + j]),
-                                   load_kv(is_half, v, c * LANES), acc[r][c]);
+                                   load_kv(form, v, c * LANES), acc[r][c]);
         }
     }
 }
 
 /* Tokens that all see. Converted blocks are one array, those of the cache lie anywhere. */
-INLINE void multiply_add_all(const int R, const int C, const bool is_half,
+INLINE void multiply_add_all(const int R, const int C, const enum form form,
                              vf acc[MAX_ROWS][MAX_VECTORS], const float *p, const struct piece *piece,
                              int32_t dim, int32_t column, struct range tokens)
 {
     for (int32_t j = tokens.first, next; j < tokens.end; j = next) {
         const void *v[MAX_VECTORS], *ahead[MAX_VECTORS];
 
-        next = is_half ? MIN((j / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS, tokens.end) : tokens.end;
+        next = form != FLOAT ? MIN((j / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS, tokens.end) : tokens.end;
         UNROLL for (int c = 0; c < C; c++) {
             int64_t at = (int64_t)(j % KV_BLOCK_TOKENS) * dim + column + c * LANES;
 
-            v[c] = element(is_half, piece->blocks[j / KV_BLOCK_TOKENS], at);
-            ahead[c] = element(is_half, piece->ahead[j / KV_BLOCK_TOKENS], at);
+            v[c] = element(form, piece->blocks[j / KV_BLOCK_TOKENS], at);
+            ahead[c] = element(form, piece->ahead[j / KV_BLOCK_TOKENS], at);
         }
-        multiply_add(R, C, is_half, acc, p + j, KV_TILE_TOKENS, v, ahead, 32 / LANES, dim, next - j);
+        multiply_add(R, C, form, acc, p + j, KV_TILE_TOKENS, v, ahead, LINE_BYTES / FORM_BYTES(form) / LANES, 1,
+                     dim, next - j);
     }
 }
 
 /* Columns [column, column + C * LANES) of R queries' out += p · v, over the tokens of a piece. */
-INLINE void add_columns(const int R, const int C, const bool is_half, const float *p,
+INLINE void add_columns(const int R, const int C, const enum form form, const float *p,
                         const struct piece *piece, int32_t dim, int32_t column,
                         const struct query_group *group, const struct range *seen,
                         struct softmax *tile)
@@ -318,30 +358,30 @@ INLINE void add_columns(const int R, const int C, const bool is_half, const floa
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_load(tile[r].out + column + c * LANES);
-    multiply_add_seen(R, C, is_half, acc, p, piece, dim, column,
+    multiply_add_seen(R, C, form, acc, p, piece, dim, column,
                       (struct range){group->any.first, group->all.first}, seen);
-    multiply_add_all(R, C, is_half, acc, p, piece, dim, column, group->all);
-    multiply_add_seen(R, C, is_half, acc, p, piece, dim, column,
+    multiply_add_all(R, C, form, acc, p, piece, dim, column, group->all);
+    multiply_add_seen(R, C, form, acc, p, piece, dim, column,
                       (struct range){group->all.end, group->any.end}, seen);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             vf_store(tile[r].out + column + c * LANES, acc[r][c]);
 }
 
-INLINE void add_values(const int R, const bool is_half, const float *p, const struct piece *piece,
+INLINE void add_values(const int R, const enum form form, const float *p, const struct piece *piece,
                        int32_t dim, const struct query_group *group, const struct range *seen,
                        struct softmax *tile)
 {
     int32_t column = 0;
 
     for (; column + VECTORS(R) * LANES <= dim; column += VECTORS(R) * LANES)
-        add_columns(R, VECTORS(R), is_half, p, piece, dim, column, group, seen, tile);
+        add_columns(R, VECTORS(R), form, p, piece, dim, column, group, seen, tile);
     if (VECTORS(R) > 2 && column + 2 * LANES <= dim) {
-        add_columns(R, 2, is_half, p, piece, dim, column, group, seen, tile);
+        add_columns(R, 2, form, p, piece, dim, column, group, seen, tile);
         column += 2 * LANES;
     }
     if (BLOCK_VECTORS == 1 && column < dim)
-        add_columns(R, 1, is_half, p, piece, dim, column, group, seen, tile);
+        add_columns(R, 1, form, p, piece, dim, column, group, seen, tile);
 }
 
 /* ---- a table of both, for each number of queries in registers ------------------------------------------ */
@@ -353,38 +393,39 @@ struct products {
                    const struct query_group *group, const struct range *seen, struct softmax *tile);
 };
 
-#define PRODUCTS(R, name, is_half)                                                                 \
+#define PRODUCTS(R, name, form)                                                                    \
     static void scores_##name##_##R(const float *q, const struct piece *piece,                     \
                                     struct range tokens, int32_t dim, float *p)                    \
     {                                                                                              \
-        score_group(R, is_half, q, piece, tokens, dim, p);                                        \
+        score_group(R, form, q, piece, tokens, dim, p);                                            \
     }                                                                                              \
     static void values_##name##_##R(const float *p, const struct piece *piece, int32_t dim,        \
                                     const struct query_group *group, const struct range *seen,     \
                                     struct softmax *tile)                                          \
     {                                                                                              \
-        add_values(R, is_half, p, piece, dim, group, seen, tile);                                 \
+        add_values(R, form, p, piece, dim, group, seen, tile);                                     \
     }
-#define BOTH_PRODUCTS(R) PRODUCTS(R, float, false) PRODUCTS(R, half, true)
+#define ALL_PRODUCTS(R)                                                                            \
+    PRODUCTS(R, half, HALF) PRODUCTS(R, fp8, FP8) PRODUCTS(R, int8, INT8) PRODUCTS(R, float, FLOAT)
 #define ROW(R, name) {scores_##name##_##R, values_##name##_##R}
 
-BOTH_PRODUCTS(1)
-BOTH_PRODUCTS(2)
+ALL_PRODUCTS(1)
+ALL_PRODUCTS(2)
 #if LANES > 4
-BOTH_PRODUCTS(3)
-BOTH_PRODUCTS(4)
-BOTH_PRODUCTS(5)
-BOTH_PRODUCTS(6)
+ALL_PRODUCTS(3)
+ALL_PRODUCTS(4)
+ALL_PRODUCTS(5)
+ALL_PRODUCTS(6)
 #endif
 
-static const struct products products[2][MAX_ROWS] = {
 #if LANES > 4
-    {ROW(1, float), ROW(2, float), ROW(3, float), ROW(4, float), ROW(5, float), ROW(6, float)},
-    {ROW(1, half), ROW(2, half), ROW(3, half), ROW(4, half), ROW(5, half), ROW(6, half)},
+#define ROWS(name) {ROW(1, name), ROW(2, name), ROW(3, name), ROW(4, name), ROW(5, name), ROW(6, name)}
 #else
-    {ROW(1, float), ROW(2, float)},
-    {ROW(1, half), ROW(2, half)},
+#define ROWS(name) {ROW(1, name), ROW(2, name)}
 #endif
+
+static const struct products products[NUM_FORMS][MAX_ROWS] = {
+    [HALF] = ROWS(half), [FP8] = ROWS(fp8), [INT8] = ROWS(int8), [FLOAT] = ROWS(float),
 };
 
 /* ---- a tile --------------------------------------------------------------------------------------------- */
@@ -454,44 +495,63 @@ static struct place next_place(struct place place)
     return unit->following ? first_place(unit->following) : place;
 }
 
+/* KV_INT8: behind the codes of a block. */
+static const float *scales_of(const struct unit *unit, const void *block)
+{
+    return (const float *)((const char *)block + unit->dim * KV_BLOCK_TOKENS);
+}
+
 /* Block b of a piece in the cache; one that no query sees is replaced by one that some query does. */
-static const uint16_t *cached_block(struct place place, int32_t b)
+static const void *cached_block(struct place place, int32_t b)
 {
     const struct unit *unit = place.unit;
     const struct kv_layer *kv = unit->args->kv;
     int32_t at = place.number * PIECE_BLOCKS + b;
 
     at = MAX(MIN(at, unit->blocks_seen.end - 1), unit->blocks_seen.first);
-    return (place.is_v ? kv->v : kv->k) +
-           unit->blocks[at] * kv->block_stride + (int64_t)unit->kv_head * kv->head_dim * KV_BLOCK_TOKENS;
+    return (const char *)((place.is_v ? kv->v : kv->k) + unit->blocks[at] * kv->block_stride) +
+           unit->kv_head * unit->head_bytes;
 }
 
-static void convert(const uint16_t *from, const uint16_t *ahead, float *to, int32_t count)
+INLINE void convert_from(const enum form form, const void *from, const void *ahead, float *to, int32_t count)
 {
     for (int32_t i = 0; i < count; i += LANES) {
-        if (i % 32 == 0)
-            __builtin_prefetch(ahead + i);
-        vf_store(to + i, vf_load_half(from + i));
+        if (i % (LINE_BYTES / FORM_BYTES(form)) == 0)
+            __builtin_prefetch(element(form, ahead, i));
+        vf_store(to + i, load_kv(form, from, i));
     }
+}
+
+static void convert(enum kv_type type, const void *from, const void *ahead, float *to, int32_t count)
+{
+    if (type == KV_FLOAT16)
+        convert_from(HALF, from, ahead, to, count);
+    else if (type == KV_FP8)
+        convert_from(FP8, from, ahead, to, count);
+    else
+        convert_from(INT8, from, ahead, to, count);
 }
 
 static struct piece find_piece(struct place place)
 {
     const struct unit *unit = place.unit;
+    enum kv_type type = unit->args->kv->type;
     int32_t count = unit->dim * KV_BLOCK_TOKENS;
     struct place later = place;
     struct piece piece;
 
-    for (int32_t halves = 0; halves < FETCH_HALVES; halves += count * PIECE_BLOCKS)
+    for (int64_t bytes = 0; bytes < FETCH_BYTES; bytes += unit->head_bytes * PIECE_BLOCKS)
         later = next_place(later);
 
     for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
-        const uint16_t *block = cached_block(place, b), *ahead = cached_block(later, b);
+        const void *block = cached_block(place, b), *ahead = cached_block(later, b);
 
         piece.blocks[b] = block;
         piece.ahead[b] = ahead;
-        if (!unit->is_half) {
-            convert(block, ahead, unit->s->piece + b * count, count);
+        if (type == KV_INT8)
+            __builtin_prefetch(scales_of(unit, ahead));
+        if (unit->form == FLOAT) {
+            convert(type, block, ahead, unit->s->piece + b * count, count);
             piece.blocks[b] = unit->s->piece + b * count;
         }
     }
@@ -518,7 +578,7 @@ static void score_tile(const struct unit *unit, int32_t tile)
             struct range tokens = within_piece(group->any, token);
 
             if (!is_empty(tokens))
-                products[unit->is_half][group->count - 1].scores(
+                products[unit->form][group->count - 1].scores(
                     s->q[group->first], &piece, tokens, unit->dim, s->p[group->first] + token);
         }
     }
@@ -551,10 +611,30 @@ static void add_tile_values(const struct unit *unit, int32_t tile, const struct 
             struct query_group group = group_in_piece(&s->groups[g], token, seen + first, seen_of_piece);
 
             if (!is_empty(group.any))
-                products[unit->is_half][group.count - 1].values(
+                products[unit->form][group.count - 1].values(
                     s->p[first] + token, &piece, unit->dim, &group, seen_of_piece, tiles + first);
         }
     }
+}
+
+/* What the queries see of them. */
+static const struct scales *find_scales(const struct unit *unit, int32_t tile)
+{
+    struct range pieces = pieces_of_tile(unit, tile);
+    struct scales *scales = &unit->s->scales;
+
+    if (unit->args->kv->type != KV_INT8)
+        return unit->args->kv->type == KV_FLOAT16 ? NULL : scales; /* see load_queries */
+    for (int32_t number = pieces.first; number < pieces.end; number++)
+        for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
+            int32_t token = (number % TILE_PIECES * PIECE_BLOCKS + b) * KV_BLOCK_TOKENS;
+            const void *k = cached_block((struct place){unit, false, number}, b);
+            const void *v = cached_block((struct place){unit, true, number}, b);
+
+            memcpy(scales->k + token, scales_of(unit, k), KV_BLOCK_TOKENS * sizeof(float));
+            memcpy(scales->v + token, scales_of(unit, v), KV_BLOCK_TOKENS * sizeof(float));
+        }
+    return scales;
 }
 
 /* The softmax of one tile, of every query that sees some of it. */
@@ -570,8 +650,11 @@ static void attend_tile(const struct unit *unit, int32_t tile, struct softmax *t
     for (int32_t g = 0; g < unit->num_groups; g++)
         see_together(&s->groups[g], seen + s->groups[g].first);
     score_tile(unit, tile);
+
+    const struct scales *scales = find_scales(unit, tile);
+
     for (int32_t g = 0; g < unit->num_groups; g++)
-        softmax_group(&s->groups[g], s->p, seen, tiles);
+        softmax_group(&s->groups[g], s->p, seen, tiles, scales);
     add_tile_values(unit, tile, seen, tiles);
 }
 
@@ -661,11 +744,17 @@ static void unit_init(struct unit *unit, const struct attention_tasks *tasks,
         .tiles = {task->first_tile, task->first_tile + task->num_tiles},
         .s = s,
     };
-    unit->is_half = unit->num_queries < CONVERT_QUERIES;
+    unit->head_bytes = kv_head_bytes(tasks->args->kv->type, unit->dim);
+    unit->form = unit->num_queries < CONVERT_QUERIES ? (enum form)tasks->args->kv->type : FLOAT;
 }
 
 static void load_queries(struct unit *unit)
 {
+    struct scales *scales = &unit->s->scales;
+
+    if (unit->args->kv->type == KV_FP8)
+        for (int32_t i = 0; i < KV_TILE_TOKENS; i++)
+            scales->k[i] = scales->v[i] = FP8_SCALE;
     group_queries(unit);
     for (int32_t i = 0; i < unit->num_queries; i++)
         load_query(unit, i);

@@ -1,18 +1,24 @@
 /*
  * Values lie in the cache as they come. Keys of a block lie dimension by dimension, so those of one
- * row are scattered; rows that fill a block are transposed in registers instead.
+ * row are scattered; rows that fill a block are transposed in registers instead. All of it is written for a
+ * constant type. Codes are words until they are put into the cache.
  */
 #include "kernels/cpu/kv_store.h"
 
 #include "proto/base/memory.h"
 
+#include <math.h>
+
 enum { SIDE = 8 }; /* of the squares that are transposed */
 
 /* Where a head's part of a block begins, of k and of v. */
-static int64_t head_at(const struct kv_layer *kv, int32_t block, int32_t head)
+INLINE void *head_at(const enum kv_type type, const struct kv_layer *kv, const uint16_t *base, int32_t block,
+                     int32_t head)
 {
-    return block * kv->block_stride + (int64_t)head * kv->head_dim * KV_BLOCK_TOKENS;
+    return (char *)(base + block * kv->block_stride) + head * kv_head_bytes(type, kv->head_dim);
 }
+
+/* ---- codes --------------------------------------------------------------------------------------- */
 
 static void to_halves(uint16_t *to, const float *from, int32_t count)
 {
@@ -20,27 +26,91 @@ static void to_halves(uint16_t *to, const float *from, int32_t count)
         vf_store_half(to + i, vf_load(from + i));
 }
 
-static void store_values(const struct kv_rows *rows, int64_t row, int32_t block, int32_t head)
+static void to_fp8(uint16_t *to, const float *from, int32_t count)
 {
-    int32_t token = rows->batch->positions[row] % KV_BLOCK_TOKENS, dim = rows->kv->head_dim;
-
-    to_halves(rows->kv->v + head_at(rows->kv, block, head) + (int64_t)token * dim,
-              rows->v + row * rows->v_stride + (int64_t)head * dim, dim);
+    for (int32_t i = 0; i < count; i += LANES)
+        vi_store_u16(to + i, vf_to_fp8(vf_load(from + i)));
 }
 
-static void store_row(const struct kv_rows *rows, int64_t row, int32_t block)
+/* Of the largest magnitude, where NaN is larger than all. */
+static float max_magnitude(const float *x, int32_t count)
+{
+    vi most = vi_set(0);
+    int32_t max = 0;
+    float f;
+
+    for (int32_t i = 0; i < count; i += LANES) {
+        vi bits = (vi)vf_abs(vf_load(x + i)), more = bits > most;
+
+        most = (more & bits) | (~more & most);
+    }
+    for (int i = 0; i < LANES; i++)
+        max = MAX(max, most[i]);
+    memcpy(&f, &max, sizeof(f));
+    return f;
+}
+
+/* Returns the scale. */
+static float to_int8(uint16_t *to, const float *from, int32_t count)
+{
+    float max = max_magnitude(from, count);
+
+    if (!(max >= SMALLEST_MAX && max <= __FLT_MAX__)) {
+        memset(to, 0, (size_t)count * sizeof(*to));
+        return max < SMALLEST_MAX ? 0 : NAN;
+    }
+    for (int32_t i = 0; i < count; i += LANES)
+        vi_store_u16(to + i, (vi)(vf_load(from + i) * (127.0f / max) + EXP_ROUND) - (vi)vf_set(EXP_ROUND));
+    return max / 127.0f;
+}
+
+/* head: that of the cache to which the codes will go. */
+INLINE void to_codes(const enum kv_type type, uint16_t *to, const float *from, int32_t dim, void *head,
+                     int32_t token)
+{
+    if (type == KV_FLOAT16)
+        to_halves(to, from, dim);
+    else if (type == KV_FP8)
+        to_fp8(to, from, dim);
+    else
+        ((float *)((char *)head + dim * KV_BLOCK_TOKENS))[token] = to_int8(to, from, dim);
+}
+
+/* ---- rows ------------------------------------------------------------------------------------------ */
+
+INLINE void store_values(const enum kv_type type, const struct kv_rows *rows, int64_t row, int32_t block,
+                         int32_t head)
+{
+    int32_t token = rows->batch->positions[row] % KV_BLOCK_TOKENS, dim = rows->kv->head_dim;
+    const float *v = rows->v + row * rows->v_stride + (int64_t)head * dim;
+    void *to = head_at(type, rows->kv, rows->kv->v, block, head);
+    uint16_t codes[MAX_HEAD_DIM];
+
+    if (type == KV_FLOAT16) {
+        to_halves((uint16_t *)to + token * dim, v, dim);
+        return;
+    }
+    to_codes(type, codes, v, dim, to, token);
+    for (int32_t i = 0; i < dim; i++)
+        ((uint8_t *)to)[token * dim + i] = (uint8_t)codes[i];
+}
+
+INLINE void store_row(const enum kv_type type, const struct kv_rows *rows, int64_t row, int32_t block)
 {
     const struct kv_layer *kv = rows->kv;
     int32_t token = rows->batch->positions[row] % KV_BLOCK_TOKENS, dim = kv->head_dim;
-    uint16_t halves[MAX_HEAD_DIM];
+    uint16_t codes[MAX_HEAD_DIM];
 
     for (int32_t head = 0; head < kv->num_kv_heads; head++) {
-        uint16_t *k = kv->k + head_at(kv, block, head) + token;
+        void *k = head_at(type, kv, kv->k, block, head);
 
-        to_halves(halves, rows->k + row * rows->k_stride + (int64_t)head * dim, dim);
+        to_codes(type, codes, rows->k + row * rows->k_stride + (int64_t)head * dim, dim, k, token);
         for (int32_t i = 0; i < dim; i++)
-            k[i * KV_BLOCK_TOKENS] = halves[i];
-        store_values(rows, row, block, head);
+            if (type == KV_FLOAT16)
+                ((uint16_t *)k)[i * KV_BLOCK_TOKENS + token] = codes[i];
+            else
+                ((uint8_t *)k)[i * KV_BLOCK_TOKENS + token] = (uint8_t)codes[i];
+        store_values(type, rows, row, block, head);
     }
 }
 
@@ -62,34 +132,72 @@ INLINE void transpose(side *x)
     }
 }
 
+/* SIDE codes. */
+INLINE void store_side(const enum kv_type type, void *head, int32_t at, side x)
+{
+    typedef uint8_t bytes __attribute__((vector_size(SIDE), aligned(1), may_alias));
+
+    if (type == KV_FLOAT16)
+        *(side *)((uint16_t *)head + at) = x;
+    else
+        *(bytes *)((uint8_t *)head + at) = __builtin_convertvector(x, bytes);
+}
+
 /* The keys of a whole block, from its first row on. */
-static void store_block_keys(const struct kv_rows *rows, int64_t row, int32_t block, int32_t head)
+INLINE void store_block_keys(const enum kv_type type, const struct kv_rows *rows, int64_t row, int32_t block,
+                             int32_t head)
 {
     int32_t dim = rows->kv->head_dim;
-    uint16_t *k = rows->kv->k + head_at(rows->kv, block, head), halves[KV_BLOCK_TOKENS][MAX_HEAD_DIM];
+    void *k = head_at(type, rows->kv, rows->kv->k, block, head);
+    uint16_t codes[KV_BLOCK_TOKENS][MAX_HEAD_DIM];
 
     for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
-        to_halves(halves[t], rows->k + (row + t) * rows->k_stride + (int64_t)head * dim, dim);
+        to_codes(type, codes[t], rows->k + (row + t) * rows->k_stride + (int64_t)head * dim, dim, k, t);
     for (int32_t t = 0; t < KV_BLOCK_TOKENS; t += SIDE)
         for (int32_t d = 0; d < dim; d += SIDE) {
             side x[SIDE];
 
             UNROLL for (int i = 0; i < SIDE; i++)
-                x[i] = *(const side *)&halves[t + i][d];
+                x[i] = *(const side *)&codes[t + i][d];
             transpose(x);
             UNROLL for (int i = 0; i < SIDE; i++)
-                *(side *)&k[(d + i) * KV_BLOCK_TOKENS + t] = x[i];
+                store_side(type, k, (d + i) * KV_BLOCK_TOKENS + t, x[i]);
         }
 }
 
-static void store_block(const struct kv_rows *rows, int64_t row, int32_t block)
+INLINE void store_block(const enum kv_type type, const struct kv_rows *rows, int64_t row, int32_t block)
 {
     for (int32_t head = 0; head < rows->kv->num_kv_heads; head++) {
-        store_block_keys(rows, row, block, head);
+        store_block_keys(type, rows, row, block, head);
         for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
-            store_values(rows, row + t, block, head);
+            store_values(type, rows, row + t, block, head);
     }
 }
+
+/* ---- a table of both ------------------------------------------------------------------------------- */
+
+#define STORES(name, type)                                                                         \
+    static void store_row_##name(const struct kv_rows *rows, int64_t row, int32_t block)           \
+    {                                                                                              \
+        store_row(type, rows, row, block);                                                         \
+    }                                                                                              \
+    static void store_block_##name(const struct kv_rows *rows, int64_t row, int32_t block)         \
+    {                                                                                              \
+        store_block(type, rows, row, block);                                                       \
+    }
+
+STORES(half, KV_FLOAT16)
+STORES(fp8, KV_FP8)
+STORES(int8, KV_INT8)
+
+static const struct {
+    void (*row)(const struct kv_rows *rows, int64_t row, int32_t block);
+    void (*block)(const struct kv_rows *rows, int64_t row, int32_t block);
+} stores[NUM_KV_TYPES] = {
+    [KV_FLOAT16] = {store_row_half, store_block_half},
+    [KV_FP8] = {store_row_fp8, store_block_fp8},
+    [KV_INT8] = {store_row_int8, store_block_int8},
+};
 
 void KERNEL(kv_store_rows)(const struct kv_rows *rows, int64_t first, int64_t end, int32_t *request)
 {
@@ -105,9 +213,9 @@ void KERNEL(kv_store_rows)(const struct kv_rows *rows, int64_t first, int64_t en
 
         next = row + KV_BLOCK_TOKENS;
         if (position % KV_BLOCK_TOKENS == 0 && next <= MIN(end, (int64_t)batch->row_start[*request + 1])) {
-            store_block(rows, row, block);
+            stores[rows->kv->type].block(rows, row, block);
         } else {
-            store_row(rows, row, block);
+            stores[rows->kv->type].row(rows, row, block);
             next = row + 1;
         }
     }

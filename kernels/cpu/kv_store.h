@@ -1,5 +1,5 @@
 /*
- * kv_store: keys and values of some rows of a step, as halves, to their places in the cache.
+ * kv_store: keys and values of some rows of a step, in its type, to their places in the cache.
  */
 #ifndef KERNELS_CPU_KV_STORE_H
 #define KERNELS_CPU_KV_STORE_H

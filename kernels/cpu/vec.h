@@ -403,6 +403,59 @@ INLINE void vf_store_half(uint16_t *p, vf v)
 #endif
 }
 
+/* ---- 8 bits --------------------------------------------------------------------------------------- */
+
+/* LANES signed bytes. */
+INLINE vf vf_load_s8(const void *p)
+{
+#if defined(VEC_AVX512) /* gcc 12 would do it in four steps */
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+    return __builtin_convertvector(__builtin_convertvector(*(const bytes *)p, vi), vf);
+#endif
+}
+
+/* LANES codes of e4m3fn, as 1 / FP8_SCALE of their values: those of halves that have the same bits of exponent. */
+INLINE vf vf_load_fp8(const void *p)
+{
+#if defined(VEC_AVX512)
+    __m128i codes = _mm_loadu_si128((const __m128i *)p);
+    __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+
+    return (vf)_mm512_cvtph_ps(_mm256_and_si256(halves, _mm256_set1_epi16((short)0xbfff)));
+#elif defined(VEC_AVX2)
+    __m128i codes = _mm_loadl_epi64((const __m128i *)p);
+    __m128i halves = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);
+
+    return (vf)_mm256_cvtph_ps(_mm_and_si128(halves, _mm_set1_epi16((short)0xbfff)));
+#else
+    vi codes = vi_load_u8(p);
+
+    return (vf)((vi)((vf)((codes & 0x7f) << 20) * 0x1p112f) | (codes & 0x80) << 24);
+#endif
+}
+
+/* The codes of e4m3fn, as float_to_fp8 makes them. */
+INLINE vi vf_to_fp8(vf x)
+{
+    vi bits = (vi)vf_min(vf_abs(x), vf_set(448)), sign = (vi)((vu)x >> 24) & 0x80;
+    vi few = (vi)((vf)bits + 0x1p14f) - (vi)vf_set(0x1p14f); /* 2^-9s: below the least of full precision */
+    vi code = (bits - (120 << 23) + 0x7ffff + (bits >> 20 & 1)) >> 20;
+
+    code = (vi)vf_select((vf)bits < 0x1p-6f, (vf)few, (vf)code);
+    return (vi)vf_select(x == x, (vf)code, (vf)vi_set(0x7f)) | sign;
+}
+
+/* The low 16 bits of each lane. */
+INLINE void vi_store_u16(uint16_t *p, vi v)
+{
+    typedef uint16_t words __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+    *(words *)p = __builtin_convertvector(v, words);
+}
+
 /* ---- dot products of bytes --------------------------------------------------------------------- */
 
 /* Lane: low 16 bits times low 16 bits plus high times high, all signed. */

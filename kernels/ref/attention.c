@@ -5,17 +5,98 @@
 
 #include <math.h>
 
-/* Where element `dim` of the key and the value of a position lie. */
-static int64_t key_at(const struct kv_layer *kv, int32_t block, int32_t head, int32_t token,
-                      int32_t dim)
+/* Of k or of v: one KV head's part of a block. */
+static char *head_at(const struct kv_layer *kv, const uint16_t *base, int32_t block, int32_t head)
 {
-    return block * kv->block_stride + ((int64_t)head * kv->head_dim + dim) * KV_BLOCK_TOKENS + token;
+    return (char *)(base + block * kv->block_stride) + head * kv_head_bytes(kv->type, kv->head_dim);
 }
 
-static int64_t value_at(const struct kv_layer *kv, int32_t block, int32_t head, int32_t token,
-                        int32_t dim)
+/* Where element `dim` of the key and the value of a position lie in that. */
+static int32_t key_at(int32_t token, int32_t dim)
 {
-    return block * kv->block_stride + ((int64_t)head * KV_BLOCK_TOKENS + token) * kv->head_dim + dim;
+    return dim * KV_BLOCK_TOKENS + token;
+}
+
+static int32_t value_at(const struct kv_layer *kv, int32_t token, int32_t dim)
+{
+    return token * kv->head_dim + dim;
+}
+
+static float *scales_of(const struct kv_layer *kv, char *head)
+{
+    return (float *)(head + kv->head_dim * KV_BLOCK_TOKENS);
+}
+
+static float read_half(const char *head, int32_t at)
+{
+    return half_to_float(((const uint16_t *)head)[at]);
+}
+
+static float read_fp8(const char *head, int32_t at)
+{
+    uint32_t code = ((const uint8_t *)head)[at];
+
+    return half_to_float((uint16_t)((code & 0x80) << 8 | (code & 0x7f) << 7));
+}
+
+static float read_int8(const char *head, int32_t at)
+{
+    return ((const int8_t *)head)[at];
+}
+
+static void write_half(char *head, int32_t at, float x)
+{
+    ((uint16_t *)head)[at] = float_to_half(x);
+}
+
+static void write_fp8(char *head, int32_t at, float x)
+{
+    ((uint8_t *)head)[at] = float_to_fp8(x);
+}
+
+static void write_int8(char *head, int32_t at, float x)
+{
+    ((int8_t *)head)[at] = (int8_t)rintf(x);
+}
+
+static const struct format {
+    float (*read)(const char *head, int32_t at);
+    void (*write)(char *head, int32_t at, float x); /* of KV_INT8: times inverse_scale */
+} formats[NUM_KV_TYPES] = {
+    [KV_FLOAT16] = {read_half, write_half},
+    [KV_FP8] = {read_fp8, write_fp8},
+    [KV_INT8] = {read_int8, write_int8},
+};
+
+static float scale_of(const struct kv_layer *kv, char *head, int32_t token)
+{
+    return kv->type == KV_FLOAT16 ? 1 : kv->type == KV_FP8 ? FP8_SCALE : scales_of(kv, head)[token];
+}
+
+/* Sets the scale of a position and returns what its elements are multiplied by. */
+static float inverse_scale(const struct kv_layer *kv, char *head, int32_t token, const float *x)
+{
+    float max = 0;
+
+    if (kv->type != KV_INT8)
+        return 1;
+    for (int32_t i = 0; i < kv->head_dim; i++)
+        max = isnan(max) || fabsf(x[i]) <= max ? max : fabsf(x[i]); /* NaN is the largest */
+    scales_of(kv, head)[token] = !isfinite(max) ? NAN : max < SMALLEST_MAX ? 0 : max / 127.0f;
+    return !isfinite(max) || max < SMALLEST_MAX ? 0 : 127.0f / max;
+}
+
+/* One head of a row. */
+static void store_head(const struct kv_layer *kv, char *k, char *v, int32_t token, const float *key,
+                       const float *value)
+{
+    const struct format *format = &formats[kv->type];
+    float k_inverse = inverse_scale(kv, k, token, key), v_inverse = inverse_scale(kv, v, token, value);
+
+    for (int32_t i = 0; i < kv->head_dim; i++) {
+        format->write(k, key_at(token, i), k_inverse == 0 ? 0 : key[i] * k_inverse);
+        format->write(v, value_at(kv, token, i), v_inverse == 0 ? 0 : value[i] * v_inverse);
+    }
 }
 
 void kv_store_ref(const struct kv_layer *kv, const struct batch_view *batch, const float *k,
@@ -28,12 +109,8 @@ void kv_store_ref(const struct kv_layer *kv, const struct batch_view *batch, con
                                                 batch->positions[r] / KV_BLOCK_TOKENS];
 
             for (int32_t h = 0; h < kv->num_kv_heads; h++)
-                for (int32_t i = 0; i < kv->head_dim; i++) {
-                    kv->k[key_at(kv, block, h, token, i)] =
-                        float_to_half(k[r * k_stride + h * kv->head_dim + i]);
-                    kv->v[value_at(kv, block, h, token, i)] =
-                        float_to_half(v[r * v_stride + h * kv->head_dim + i]);
-                }
+                store_head(kv, head_at(kv, kv->k, block, h), head_at(kv, kv->v, block, h), token,
+                           k + r * k_stride + h * kv->head_dim, v + r * v_stride + h * kv->head_dim);
         }
 }
 
@@ -48,26 +125,30 @@ struct softmax {
 static void attend_tile(struct softmax *tile, const float *q, const struct kv_layer *kv,
                         const int32_t *blocks, int32_t head, int32_t first, int32_t end)
 {
+    float (*read)(const char *head, int32_t at) = formats[kv->type].read;
     float p[KV_TILE_TOKENS];
 
     *tile = (struct softmax){.max = NO_SCORE};
     for (int32_t j = first; j < end; j++) {
+        char *k = head_at(kv, kv->k, blocks[j / KV_BLOCK_TOKENS], head);
+        int32_t token = j % KV_BLOCK_TOKENS;
         float s = 0;
 
         for (int32_t i = 0; i < kv->head_dim; i++)
-            s = fmaf(q[i], half_to_float(kv->k[key_at(kv, blocks[j / KV_BLOCK_TOKENS], head,
-                                                      j % KV_BLOCK_TOKENS, i)]), s);
+            s = fmaf(q[i], read(k, key_at(token, i)), s);
+        s *= scale_of(kv, k, token);
         p[j - first] = s;
         tile->max = s > tile->max ? s : tile->max;
     }
     for (int32_t j = first; j < end; j++) {
+        char *v = head_at(kv, kv->v, blocks[j / KV_BLOCK_TOKENS], head);
+        int32_t token = j % KV_BLOCK_TOKENS;
         float e = exp_ref(p[j - first] - tile->max);
 
         tile->sums[j % SUM_LANES] += e;
+        e *= scale_of(kv, v, token);
         for (int32_t i = 0; i < kv->head_dim; i++)
-            tile->out[i] = fmaf(e, half_to_float(kv->v[value_at(kv, blocks[j / KV_BLOCK_TOKENS], head,
-                                                                j % KV_BLOCK_TOKENS, i)]),
-                                tile->out[i]);
+            tile->out[i] = fmaf(e, read(v, value_at(kv, token, i)), tile->out[i]);
     }
 }
 

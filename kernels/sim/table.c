@@ -3,7 +3,7 @@
 
 #include "proto/base/memory.h"
 
-/* Activations on a real device are 16 bits wide, and so is the KV cache. */
+/* Activations on a real device are 16 bits wide. */
 enum { VALUE_BYTES = 2 };
 
 static void stream(struct device *dev, int64_t num_values)
@@ -71,12 +71,18 @@ static void add_norm(struct device *dev, const struct add_norm_args *args)
     stream(dev, count * (1 + 2 * adds + (args->norm != NULL)));
 }
 
+/* Of k and v of one position. */
+static double kv_bytes(const struct kv_layer *kv)
+{
+    return 2.0 * kv->num_kv_heads * (double)kv_head_bytes(kv->type, kv->head_dim) / KV_BLOCK_TOKENS;
+}
+
 /* q and k are read and written, v read; k and v go to the cache. */
 static void rope_store(struct device *dev, const struct rope_args *args)
 {
-    int64_t heads = 2 * args->num_heads + 5 * args->kv->num_kv_heads;
+    double heads = 2.0 * args->num_heads + 3.0 * args->kv->num_kv_heads;
 
-    stream(dev, args->batch->rows * heads * args->kv->head_dim);
+    sim_launch(dev, 0, args->batch->rows * (heads * args->kv->head_dim * VALUE_BYTES + kv_bytes(args->kv)));
 }
 
 /* Each request's keys and values are read once, and each row meets all that come before it. */
@@ -93,7 +99,7 @@ static void attention(struct device *dev, const struct attention_args *args)
             num_met += batch->positions[row] + 1;
     }
     sim_launch(dev, 4 * num_met * args->num_heads * head_dim,
-               2 * num_read * args->kv->num_kv_heads * head_dim * VALUE_BYTES);
+               num_read * kv_bytes(args->kv));
 }
 
 static void gated(struct device *dev, const struct activations *out, const float *gate,
@@ -141,6 +147,7 @@ static int32_t draw(struct device *dev, const struct draw_args *args)
 
 const struct kernels kernels_sim = {
     .name = "sim",
+    .has_kv_codes = true,
     .matrix_bytes = matrix_bytes,
     .matrix_pack = matrix_pack,
     .quantize = quantize,

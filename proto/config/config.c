@@ -94,6 +94,9 @@ static const struct option options[] = {
 
     ROW(block_size, OPTION_I32, "16", "tokens in a KV block; kernels know 16", .least = KV_BLOCK_SIZE,
         .most = KV_BLOCK_SIZE, .group = "KV cache"),
+    ROW(kv_cache_dtype, OPTION_WORD, "auto",
+        "what keys and values are kept as: float16, which auto is; fp8 or int8, half as many bytes",
+        .words = KV_TYPE_WORDS),
     ROW(kv_cache_memory, OPTION_BYTES, "0", "for all ranks together; 0: measured"),
     ROW(num_gpu_blocks_override, OPTION_I32, "0", "KV blocks; 0: as many as fit",
         .most = 1 << 30),
@@ -155,6 +158,14 @@ void config_close(struct config *config)
 const char *config_model_path(const struct config *config)
 {
     return config->sim ? config->sim : config->model;
+}
+
+enum kv_type config_kv_type(const struct config *config)
+{
+    enum kv_type type;
+
+    ASSERT(kv_type_find(config->kv_cache_dtype, &type), "%s", config->kv_cache_dtype);
+    return type;
 }
 
 static bool is_dummy(const struct config *config)

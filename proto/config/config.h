@@ -10,6 +10,7 @@
 #define PROTO_CONFIG_CONFIG_H
 
 #include "proto/config/option.h"
+#include "proto/model/kv_type.h"
 #include "proto/model/model_file.h"
 
 enum { KV_BLOCK_SIZE = 16, MAX_RANKS = 256 }; /* tokens in a KV block */
@@ -61,6 +62,7 @@ struct config {
 
     /* KV cache */
     int32_t block_size;
+    char *kv_cache_dtype;             /* one of KV_TYPE_WORDS */
     int64_t kv_cache_memory;          /* bytes of all ranks together; 0: measured */
     int32_t num_gpu_blocks_override;  /* 0: as many as fit */
 
@@ -107,6 +109,7 @@ const char *config_model_path(const struct config *config);
 /* Opens it. Of a simulated device's shape and a model the words are the model's. ERR_INVALID: that model
  * has too many; or the model is a description of a device. Else as model_file_open. */
 MUST_USE enum status config_open_model(const struct config *config, struct model_file **out);
+enum kv_type config_kv_type(const struct config *config);
 /* Do the settings go together? */
 MUST_USE enum status config_check(const struct config *config);
 

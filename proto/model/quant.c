@@ -1,5 +1,6 @@
 #include "proto/model/quant.h"
 
+#include <math.h>
 #include <string.h>
 #include <strings.h>
 
@@ -48,6 +49,33 @@ uint16_t float_to_half(float f)
         half = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
     }
     return (uint16_t)(half | (bits >> 16 & 0x8000));
+}
+
+float fp8_to_float(uint8_t code)
+{
+    uint32_t bits = (code & 0x7fu) << 20; /* the exponent is off by 120 */
+    float f;
+
+    memcpy(&f, &bits, 4);
+    f = (code & 0x7f) == 0x7f ? NAN : f * 0x1p120f;
+    return code & 0x80 ? -f : f;
+}
+
+uint8_t float_to_fp8(float f)
+{
+    uint32_t bits, code;
+    float magnitude = fabsf(f);
+
+    if (magnitude < 0x1p-6f) { /* a multiple of 2^-9, in whose units floats from 2^14 on count */
+        magnitude += 0x1p14f;
+        memcpy(&code, &magnitude, 4);
+        code -= 0x46800000;
+    } else {
+        magnitude = magnitude > 448 ? 448 : magnitude;
+        memcpy(&bits, &magnitude, 4);
+        code = f == f ? (bits - (120u << 23) + 0x7ffff + (bits >> 20 & 1)) >> 20 : 0x7f;
+    }
+    return (uint8_t)(code | (signbit(f) ? 0x80 : 0));
 }
 
 static float half_at(const uint8_t *p)

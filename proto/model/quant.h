@@ -42,4 +42,9 @@ void tensor_dequantize(enum tensor_type type, const void *row, int64_t first, in
 float half_to_float(uint16_t h);
 uint16_t float_to_half(float f); /* round to nearest even */
 
+/* e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity, NaN is 0x7f. Rounded to nearest even; what is larger than
+ * 448, infinity too, is 448. */
+float fp8_to_float(uint8_t code);
+uint8_t float_to_fp8(float f);
+
 #endif

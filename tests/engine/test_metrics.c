@@ -34,6 +34,8 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
                                  .num_waiting = 2,
                                  .num_kv_blocks = 8,
                                  .num_kv_blocks_used = 6,
+                                 .kv_type = KV_INT8,
+                                 .kv_token_bytes = 34,
                                  .num_steps = 5,
                                  .iteration_tokens_sum = 40,
                                  .steps_by_size = {2, 2, [NUM_STEP_SIZES - 1] = 1},
@@ -46,6 +48,9 @@ static void numbers_of_the_engine_are_on_the_page(void **state)
     expect_line(&page, "tandem:grammar_cache_hits_total{model_name=\"tiny\",engine=\"0\"} 9");
     expect_line(&page, "vllm:num_requests_waiting{model_name=\"tiny\",engine=\"0\"} 2");
     expect_line(&page, "vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0.75");
+    expect_line(&page, "tandem:kv_cache_token_bytes{model_name=\"tiny\",engine=\"0\"} 34");
+    expect_line(&page, "vllm:cache_config_info{model_name=\"tiny\",engine=\"0\",block_size=\"16\","
+                       "cache_dtype=\"int8\",num_gpu_blocks=\"8\"} 1");
     expect_line(&page, "# TYPE vllm:generation_tokens_total counter");
     expect_line(&page, "vllm:generation_tokens_total{model_name=\"tiny\",engine=\"0\"} 123456789012");
     expect_line(&page, "vllm:iteration_tokens_total_bucket{model_name=\"tiny\",engine=\"0\",le=\"1\"} 2");

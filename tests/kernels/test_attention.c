@@ -13,6 +13,7 @@ struct model {
     int32_t dim, num_heads, num_kv_heads, window;
     int32_t num_requests;
     const int32_t *lengths; /* tokens of each request */
+    enum kv_type type;
 };
 
 struct cache {
@@ -41,14 +42,14 @@ static void cache_init(struct cache *cache, const struct model *model)
         cache->stride = MAX(cache->stride, blocks + 1);
     }
 
-    int64_t stride = (int64_t)model->num_kv_heads * KV_BLOCK_TOKENS * model->dim + 32; /* a gap */
+    int64_t stride = model->num_kv_heads * kv_head_bytes(model->type, model->dim) / 2 + 32; /* a gap */
     size_t count = (size_t)num_blocks * (size_t)stride;
 
     cache->kv = (struct kv_layer){mem_new_array(uint16_t, count), mem_new_array(uint16_t, count),
-                                  num_blocks, model->num_kv_heads, model->dim, stride};
-    /* What an earlier request left: nothing of it may show. */
-    memset(cache->kv.k, 0x7e, count * 2);
-    memset(cache->kv.v, 0x7e, count * 2);
+                                  num_blocks, model->num_kv_heads, model->dim, stride, model->type};
+    /* What an earlier request left, NaN of every type: nothing of it may show. */
+    memset(cache->kv.k, 0xff, count * 2);
+    memset(cache->kv.v, 0xff, count * 2);
     cache->block_tables = mem_new_array(int32_t, MAX_REQUESTS * cache->stride);
 
     int32_t next = 0;
@@ -166,14 +167,20 @@ static const int32_t lengths[] = {150, 1, 67, 16};
 static const int32_t long_lengths[] = {600};
 static const int32_t tile_lengths[] = {KV_TILE_TOKENS + 1, 2 * KV_TILE_TOKENS + 40};
 static const struct model models[] = {
-    {64, 9, 3, 0, 4, lengths},  /* SmolLM2 */
-    {256, 4, 1, 40, 3, lengths}, /* Gemma 3, a local layer */
-    {80, 2, 2, 0, 4, lengths},
-    {16, 5, 1, 1, 2, lengths},  /* sees itself alone */
-    {64, 3, 1, 0, 1, long_lengths},
-    {32, 4, 2, 0, 2, tile_lengths},
-    {96, 2, 1, KV_TILE_TOKENS + 20, 2, tile_lengths}, /* a window that begins in one tile, ends in another */
-    {16, 14, 2, 250, 1, long_lengths},
+    {64, 9, 3, 0, 4, lengths, KV_FLOAT16},  /* SmolLM2 */
+    {256, 4, 1, 40, 3, lengths, KV_FLOAT16}, /* Gemma 3, a local layer */
+    {80, 2, 2, 0, 4, lengths, KV_FLOAT16},
+    {16, 5, 1, 1, 2, lengths, KV_FLOAT16},  /* sees itself alone */
+    {64, 3, 1, 0, 1, long_lengths, KV_FLOAT16},
+    {32, 4, 2, 0, 2, tile_lengths, KV_FLOAT16},
+    /* a window that begins in one tile, ends in another */
+    {96, 2, 1, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_FLOAT16},
+    {16, 14, 2, 250, 1, long_lengths, KV_FLOAT16},
+    {64, 9, 3, 0, 4, lengths, KV_FP8},
+    {80, 4, 2, 0, 4, lengths, KV_INT8},
+    {256, 4, 1, 40, 3, lengths, KV_INT8},
+    {16, 14, 2, 250, 1, long_lengths, KV_FP8},
+    {32, 4, 2, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_INT8},
 };
 
 static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void **state)
@@ -201,8 +208,10 @@ static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void 
                 char *what = mem_printf("%s, model %zu in chunks of %d", *isa, m, chunks[c]);
 
                 memset(rows.out, 0, count * sizeof(float));
-                run(dev, &models[m], &rows, chunks[c]);
-                expect_same_floats(what, rows.out, want, (int64_t)count);
+                if (models[m].type == KV_FLOAT16 || device_kernels(dev)->has_kv_codes) {
+                    run(dev, &models[m], &rows, chunks[c]);
+                    expect_same_floats(what, rows.out, want, (int64_t)count);
+                }
                 mem_free(what);
                 device_close(dev);
             }
@@ -211,40 +220,100 @@ static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void 
     }
 }
 
-/* Softmax in doubles over the halves that the cache holds. */
+/* What the cache holds of element i of a head. */
+static double kept(enum kv_type type, const float *head, int32_t dim, int32_t i)
+{
+    float max = 0;
+
+    if (type == KV_FLOAT16)
+        return half_to_float(float_to_half(head[i]));
+    if (type == KV_FP8)
+        return fp8_to_float(float_to_fp8(head[i]));
+    for (int32_t j = 0; j < dim; j++)
+        max = fmaxf(max, fabsf(head[j]));
+    return rintf(head[i] * (127 / max)) * (double)(max / 127);
+}
+
+/* Softmax in doubles over that. */
 static void attention_is_right(void **state)
 {
-    const struct model *model = &models[0];
-    struct rows rows;
-    struct device *dev = open_device(NULL, 1);
+    (void)state;
+    for (enum kv_type type = 0; type < NUM_KV_TYPES; type++) {
+        struct model model = models[0];
+        struct rows rows;
+        struct device *dev = open_device(NULL, 1);
+
+        model.type = type;
+        rows_init(&rows, &model);
+        run(dev, &model, &rows, 1200);
+        for (int32_t p = 0; p < 150; p += 13)
+            for (int h = 0; h < 9; h++) {
+                double s[150], out[64] = {0}, sum = 0, max = -INFINITY;
+                const float *q = rows.q + (p * 9 + h) * 64;
+
+                for (int j = 0; j <= p; j++) {
+                    s[j] = 0;
+                    for (int i = 0; i < 64; i++)
+                        s[j] += 0.125 * q[i] * kept(type, rows.k + (j * 3 + h / 3) * 64, 64, i);
+                    max = s[j] > max ? s[j] : max;
+                }
+                for (int j = 0; j <= p; j++) {
+                    double e = exp(s[j] - max);
+
+                    sum += e;
+                    for (int i = 0; i < 64; i++)
+                        out[i] += e * kept(type, rows.v + (j * 3 + h / 3) * 64, 64, i);
+                }
+                for (int i = 0; i < 64; i++)
+                    assert_true(fabs(rows.out[(p * 9 + h) * 64 + i] - out[i] / sum) < 1e-4);
+            }
+        rows_close(&rows);
+        device_close(dev);
+    }
+}
+
+/* A position that is no number, in one head of the values: its int8 scale is NaN, and fp8 says 480. */
+static void what_is_no_number_shows_where_it_is_seen(void **state)
+{
+    enum { WHERE = 20, DIM = 80 }; /* of the first request of models[2]; each head has a KV head */
+    static const float bad[] = {NAN, INFINITY};
 
     (void)state;
-    rows_init(&rows, model);
-    run(dev, model, &rows, 1200);
-    for (int32_t p = 0; p < 150; p += 13)
-        for (int h = 0; h < 9; h++) {
-            double s[150], out[64] = {0}, sum = 0, max = -INFINITY;
-            const float *q = rows.q + (p * 9 + h) * 64;
+    for (enum kv_type type = KV_FP8; type < NUM_KV_TYPES; type++)
+        for (int b = 0; b < 2; b++) {
+            struct model model = models[2];
+            struct rows rows;
+            struct device *ref = open_device("ref", 1);
 
-            for (int j = 0; j <= p; j++) {
-                s[j] = 0;
-                for (int i = 0; i < 64; i++)
-                    s[j] += 0.125 * q[i] *
-                            half_to_float(float_to_half(rows.k[(j * 3 + h / 3) * 64 + i]));
-                max = s[j] > max ? s[j] : max;
-            }
-            for (int j = 0; j <= p; j++) {
-                double e = exp(s[j] - max);
+            model.type = type;
+            rows_init(&rows, &model);
+            rows.v[WHERE * rows.width_kv + DIM + 3] = bad[b];
+            run(ref, &model, &rows, 1200);
 
-                sum += e;
-                for (int i = 0; i < 64; i++)
-                    out[i] += e * half_to_float(float_to_half(rows.v[(j * 3 + h / 3) * 64 + i]));
+            int64_t count = (int64_t)rows.count * rows.width_q;
+            float *want = mem_new_array(float, count);
+
+            memcpy(want, rows.out, (size_t)count * sizeof(float));
+            for (int64_t i = 0; i < count; i++) {
+                int64_t row = i / rows.width_q, head = i % rows.width_q / DIM;
+
+                assert_int_equal(isnan(want[i]), type == KV_INT8 && head == 1 && row >= WHERE && row < 150);
             }
-            for (int i = 0; i < 64; i++)
-                assert_true(fabs(rows.out[(p * 9 + h) * 64 + i] - out[i] / sum) < 1e-4);
+            for (const char *const *isa = tested_isas(); *isa; isa++) {
+                struct device *dev = open_device(*isa, 1);
+
+                if (device_kernels(dev)->has_kv_codes)
+                    run(dev, &model, &rows, 1200);
+                for (int64_t i = 0; i < count; i++) /* NaN has several bits */
+                    if (isnan(rows.out[i]) && isnan(want[i]))
+                        rows.out[i] = want[i];
+                expect_same_floats(*isa, rows.out, want, count);
+                device_close(dev);
+            }
+            mem_free(want);
+            rows_close(&rows);
+            device_close(ref);
         }
-    rows_close(&rows);
-    device_close(dev);
 }
 
 /* ---- tasks ------------------------------------------------------------------------------------------ */
@@ -378,5 +447,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_row_and_head_is_in_one_task_for_each_tile),
     cmocka_unit_test(attention_has_the_bits_of_the_specification_whatever_the_chunk),
     cmocka_unit_test(attention_is_right),
+    cmocka_unit_test(what_is_no_number_shows_where_it_is_seen),
 };
 TEST_MAIN(tests)

@@ -78,6 +78,9 @@ static void attention_reads_each_requests_cache_once(void **state)
     device_kernels(dev)->attention(dev, &args);
     /* 10 + 100 positions of 2 heads of 16 halves, keys and values */
     expect_seconds(seconds_since(dev, &mark), 1 + 110 * 2 * 16 * 2 * 2 / 1000.0);
+    kv.type = KV_INT8; /* and a scale */
+    device_kernels(dev)->attention(dev, &args);
+    expect_seconds(seconds_since(dev, &mark), 1 + 110 * 2 * (16 + 4) * 2 / 1000.0);
     device_close(dev);
 }
 

@@ -2,7 +2,7 @@
 # The rules of the house, which no compiler knows; each is a test in TAP.
 #
 #   proto     includes proto
-#   kernels   includes kernels, proto/base and proto/model/{quant,sim}.h
+#   kernels   includes kernels, proto/base and proto/model/{kv_type,quant,sim}.h
 #   worker    includes worker, proto and kernels/kernels.h; its comms between hosts kernels/comm.h
 #   engine    includes engine and proto; worker only where a rank is run in this process, and the door of
 #             kernels/bench where the machine is measured
@@ -16,7 +16,7 @@ cd "${1:-$(dirname "$0")/../..}"
 # fits a file counts.
 may_include=(
     '^proto/                              ^proto/'
-    '^kernels/                            ^(kernels/|proto/base/|proto/model/(quant|sim)\.h$)'
+    '^kernels/                            ^(kernels/|proto/base/|proto/model/(kv_type|quant|sim)\.h$)'
     '^worker/comm_(hosts|mpi|net)\.c$       ^(worker/|proto/|kernels/(kernels|comm)\.h$)'
     '^worker/                             ^(worker/|proto/|kernels/kernels\.h$)'
     '^engine/(cmd/worker|executor/uniproc)\.c$  ^(engine|proto|worker)/'

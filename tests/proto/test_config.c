@@ -78,6 +78,8 @@ static void a_mistake_is_named_with_what_would_fit(void **state)
         {"--port", "", "--port must be an integer, not ''"},
         {"--block-size=32", "--json", "--block-size must be 16, not 32"},
         {"--executor", "ray", "--executor must be one of uniproc multiproc distributed, not 'ray'"},
+        {"--kv-cache-dtype", "int4",
+         "must be one of auto float16 fp8 fp8_e4m3 int8 int8_per_token_head, not 'int4'"},
         {"--kv-cache-memory", "-1G", "--kv-cache-memory must be a size in bytes such as 1.5GiB"},
         {"--kv-cache-memory", "3 cups", "not '3 cups'"},
         {"--json=maybe", "--json", "--json must be true or false, not 'maybe'"},
@@ -113,6 +115,26 @@ static void an_unknown_variable_is_no_obstacle_and_a_wrong_value_is(void **state
     status = PARSE(&refused, NULL);
     unsetenv("TANDEM_MAX_NUM_SEQS");
     expect_fails(status, ERR_INVALID, "TANDEM_MAX_NUM_SEQS must be an integer, not 'many'");
+}
+
+static void every_word_is_a_type_of_kv_cache(void **state)
+{
+    static const struct {
+        const char *word;
+        enum kv_type type;
+    } rows[] = {
+        {"auto", KV_FLOAT16},   {"float16", KV_FLOAT16}, {"fp8", KV_FP8},
+        {"fp8_e4m3", KV_FP8},   {"int8", KV_INT8},       {"int8_per_token_head", KV_INT8},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        AUTO_CLOSE(config) struct config config;
+
+        expect_ok(PARSE(&config, NULL, "--kv-cache-dtype", rows[i].word));
+        assert_int_equal(config_kv_type(&config), rows[i].type);
+        assert_non_null(strstr(KV_TYPE_WORDS, kv_type_name(rows[i].type)));
+    }
 }
 
 /* Each word of the row is a type, and each type a word. */
@@ -197,6 +219,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_flag_is_understood_in_every_spelling),
     cmocka_unit_test(a_mistake_is_named_with_what_would_fit),
     cmocka_unit_test(an_unknown_variable_is_no_obstacle_and_a_wrong_value_is),
+    cmocka_unit_test(every_word_is_a_type_of_kv_cache),
     cmocka_unit_test(every_type_can_be_that_of_random_weights),
     cmocka_unit_test(settings_that_do_not_go_together_are_refused),
     cmocka_unit_test(settings_survive_json),

@@ -135,11 +135,49 @@ static void a_type_is_found_by_its_name(void **state)
     assert_false(tensor_type_find("q4", &type) || tensor_type_find("", &type));
 }
 
+/* ---- fp8 ------------------------------------------------------------------------------------- */
+
+static void every_fp8_code_has_the_value_of_its_sign_exponent_and_fraction(void **state)
+{
+    (void)state;
+    for (int code = 0; code < 0x100; code++) {
+        int exponent = code >> 3 & 15, fraction = code & 7;
+        double value = exponent ? ldexp(8 + fraction, exponent - 10) : ldexp(fraction, -9);
+        float f = fp8_to_float((uint8_t)code);
+
+        if (exponent == 15 && fraction == 7)
+            assert_true(isnan(f));
+        else
+            assert_true((double)f == (code & 0x80 ? -value : value) && !signbit(f) == !(code & 0x80));
+        assert_int_equal(float_to_fp8(f), code);
+    }
+}
+
+/* Of the neighbours of every two codes and of their middle. */
+static void a_float_becomes_the_nearest_fp8_code_and_a_tie_the_even_one(void **state)
+{
+    (void)state;
+    for (int code = 0; code < 0x7e; code++) {
+        float low = fp8_to_float((uint8_t)code), high = fp8_to_float((uint8_t)(code + 1));
+        float middle = (low + high) / 2;
+
+        assert_int_equal(float_to_fp8(middle), code + code % 2);
+        assert_int_equal(float_to_fp8(nextafterf(middle, 0)), code);
+        assert_int_equal(float_to_fp8(-nextafterf(middle, 1000)), 0x80 | (code + 1));
+    }
+    assert_int_equal(float_to_fp8(449), 0x7e);
+    assert_int_equal(float_to_fp8(-1e30f), 0xfe);
+    assert_int_equal(float_to_fp8(INFINITY), 0x7e);
+    assert_int_equal(float_to_fp8(1e-40f), 0);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_half_has_the_value_of_its_sign_exponent_and_fraction),
     cmocka_unit_test(every_half_survives_the_way_to_float_and_back),
     cmocka_unit_test(a_float_becomes_the_nearest_half_and_a_tie_the_even_one),
     cmocka_unit_test(a_nan_stays_a_nan_and_what_is_too_large_becomes_infinity),
+    cmocka_unit_test(every_fp8_code_has_the_value_of_its_sign_exponent_and_fraction),
+    cmocka_unit_test(a_float_becomes_the_nearest_fp8_code_and_a_tie_the_even_one),
     cmocka_unit_test(rows_have_the_bytes_of_their_blocks),
     cmocka_unit_test(every_type_dequantises_to_the_bits_of_gguf_py),
     cmocka_unit_test(a_type_is_found_by_its_name),

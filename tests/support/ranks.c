@@ -170,6 +170,7 @@ static enum status play_model(const struct rank *self, struct device *dev, struc
                    &(struct model_options){
                        .rank = self->rank,
                        .world = script->world,
+                       .kv_type = script->kv_type,
                        .max_batched_tokens = most_rows(script),
                        .max_logit_rows = most_rows(script),
                        .max_position = blocks_of_request(script) * KV_BLOCK_TOKENS,

@@ -29,6 +29,7 @@ struct ranks_request {
 struct ranks_script {
     const struct model_file *file;
     const char *isa; /* NULL: the best */
+    enum kv_type kv_type;
     int32_t world;
     int32_t num_threads; /* of each rank; 0: one */
     bool are_apart;      /* as on hosts of their own: their comm is a comm_net */

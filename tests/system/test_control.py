@@ -54,7 +54,7 @@ class Look(unittest.TestCase):
         self.assertEqual(status["model"], "tiny")
         self.assertEqual(status["pid"], self.server.process.pid)
         for name in ["version", "build", "uptime_s", "requests_running", "requests_waiting", "kv_blocks",
-                     "kv_blocks_used", "recoveries", "steps", "progress_ms"]:
+                     "kv_blocks_used", "kv_cache_dtype", "kv_token_bytes", "recoveries", "steps", "progress_ms"]:
             self.assertIn(name, status)
 
     def test_every_rank_is_told_with_its_process(self):

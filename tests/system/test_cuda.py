@@ -98,6 +98,12 @@ class Cuda(unittest.TestCase):
     def test_no_module_is_a_sentence(self):
         self.refuse(1, [r"tandem_cuda\.so", "/nowhere/x.so"], "--device", "cuda", "--cuda-module", "/nowhere/x.so")
 
+    def test_a_type_of_kv_cache_that_gpus_lack_is_a_sentence(self):
+        for word in ("fp8", "int8"):
+            with self.subTest(word=word):
+                self.refuse(1, ["cuda keeps its KV cache as float16, not as --kv-cache-dtype " + word], *CUDA,
+                            "--kv-cache-dtype", word)
+
     @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
     def test_a_machine_that_can_not_is_told_so_in_a_sentence(self):
         for fault, word in (("no_device", "no GPU"), ("no_driver", "driver"), ("old_driver", "driver"),

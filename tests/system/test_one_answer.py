@@ -48,13 +48,14 @@ class OneAnswer(unittest.TestCase):
         self.assertEqual(rc, 0, err)
         return sorted(out.splitlines(), key=lambda line: int(line.split(",")[0].split(":")[1]))
 
-    def compare(self, model, path, rows):
+    def compare(self, model, path, rows, *options):
         alone = self.ask(model, path, "--max-num-seqs", 1, "--no-async-scheduling",
-                         "--no-enable-prefix-caching")
+                         "--no-enable-prefix-caching", *options)
         self.assertGreater(len(set(alone)), 1)
         for row in rows:
-            with self.subTest(row=row):
-                self.assertEqual(self.ask(model, path, *row.split()), alone)
+            with self.subTest(row=row, options=options):
+                self.assertEqual(self.ask(model, path, *row.split(), *options), alone)
+        return alone
 
     def test_ranks_and_steps_do_not_change_an_answer(self):
         rows = [f"--tp {tp} --max-num-seqs {min(tokens, 32)} --max-num-batched-tokens {tokens}"
@@ -63,6 +64,18 @@ class OneAnswer(unittest.TestCase):
                  "--tp 3 --max-num-seqs 1", "--tp 2 --no-async-scheduling",
                  "--tp 2 --num-gpu-blocks-override 12 --max-num-seqs 16"]
         self.compare(MODEL, tandem.write_lines("tiny.jsonl", requests(NUM_REQUESTS, 90, 6)), rows)
+
+    def test_the_type_of_the_kv_cache_is_all_that_changes_one(self):
+        """Prompts in chunks, prefix hits, preemption and ranks that share KV heads."""
+        rows = ["--max-num-batched-tokens 64 --max-num-seqs 32", "--max-num-batched-tokens 7 --max-num-seqs 7",
+                "--tp 2 --max-num-batched-tokens 64 --max-num-seqs 32",
+                "--tp 2 --num-gpu-blocks-override 12 --max-num-seqs 16", "--tp 5 --max-num-seqs 1"]
+        path = tandem.write_lines("kv.jsonl", requests(NUM_REQUESTS, 90, 6))
+        answers = [self.compare(MODEL, path, rows, "--kv-cache-dtype", word) for word in ("fp8", "int8")]
+        answers.append(self.ask(MODEL, path))
+        self.assertEqual(len({tuple(lines) for lines in answers}), 3)
+        for word, lines in (("fp8_e4m3", answers[0]), ("int8_per_token_head", answers[1]), ("float16", answers[2])):
+            self.assertEqual(self.ask(MODEL, path, "--kv-cache-dtype", word), lines)
 
     @unittest.skipUnless(os.environ.get("TANDEM_TEST_MODELS"),
                          "TANDEM_TEST_MODELS names no folder of weights")

@@ -18,6 +18,7 @@ struct model {
     struct weights weights;
     struct slab workspaces;
     struct slab kv_cache;
+    enum kv_type kv_type;
     struct kv_layer *kv;     /* [num_layers] */
     struct step_inputs inputs;
     struct batch_view batch; /* of the step, as kernels read it */
@@ -37,6 +38,16 @@ static enum status check_config(const struct model_config *config)
         return fail(ERR_UNSUPPORTED, "hidden size %d is not a multiple of 32", config->hidden_size);
     if (config->head_dim > 256)
         return fail(ERR_UNSUPPORTED, "a head of %d dimensions is more than 256", config->head_dim);
+    return OK;
+}
+
+static enum status check_kv_type(const struct device *dev, enum kv_type type)
+{
+    const struct kernels *kernels = device_kernels(dev);
+
+    if (type != KV_FLOAT16 && !kernels->has_kv_codes)
+        return fail(ERR_UNSUPPORTED, "the device %s keeps its KV cache as float16, not as --kv-cache-dtype %s",
+                    kernels->name, kv_type_name(type));
     return OK;
 }
 
@@ -223,9 +234,11 @@ enum status model_load(struct device *dev, const struct model_file *file,
     model->max_rows = options->max_batched_tokens;
     model->max_logit_rows = options->max_logit_rows;
     model->max_position = options->max_position;
+    model->kv_type = options->kv_type;
 
     TRY(architecture_find(model->config.architecture, &model->architecture));
     TRY(check_config(&model->config));
+    TRY(check_kv_type(dev, model->kv_type));
     TRY(shard_init(&model->config, options->rank, options->world, &model->shard));
     ASSERT(!options->inexact_sums || options->world == 1);
     TRY(weights_load(&model->weights, dev, file, &model->shard, &model->architecture->tensors,
@@ -274,8 +287,7 @@ void model_free(struct model *model)
 /* Bytes of k, or of v, of one block in one layer. */
 static int64_t kv_half_bytes(const struct model *model)
 {
-    return (int64_t)model->shard.num_kv_heads * KV_BLOCK_TOKENS * model->config.head_dim *
-           (int64_t)sizeof(uint16_t);
+    return model->shard.num_kv_heads * kv_head_bytes(model->kv_type, model->config.head_dim);
 }
 
 int64_t model_kv_block_bytes(const struct model *model)
@@ -297,6 +309,7 @@ static void place_kv_layers(struct model *model, int32_t num_blocks)
             .num_kv_heads = model->shard.num_kv_heads,
             .head_dim = model->config.head_dim,
             .block_stride = model_kv_block_bytes(model) / (int64_t)sizeof(uint16_t),
+            .type = model->kv_type,
         };
 }
 

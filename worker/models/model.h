@@ -27,6 +27,7 @@ struct model_options {
     int32_t max_batched_tokens; /* rows of a step at most: sizes the workspaces */
     int32_t max_logit_rows;     /* rows whose logits are wanted in one step at most */
     int32_t max_position;       /* positions below this; sizes the RoPE tables */
+    enum kv_type kv_type;       /* of the KV cache */
     bool inexact_sums;          /* world 1: row-parallel layers are plain matmuls, with bits of their own */
     struct work_count *work; /* borrowed; adds for each part of a layer, loaded or run; may be NULL */
     const _Atomic bool *is_given_up; /* looked at before each layer is loaded: ERR_ABORTED; may be NULL */
@@ -43,7 +44,7 @@ struct model_comm_bytes {
 };
 struct model_comm_bytes model_comm_bytes(const struct model_config *config, int32_t max_rows);
 
-/* ERR_UNSUPPORTED: architecture or tensor type named; ERR_CORRUPT: a tensor missing or of the wrong
+/* ERR_UNSUPPORTED: architecture, tensor type or kv_type named; ERR_CORRUPT: a tensor missing or of the wrong
  * shape, by name with both shapes; ERR_NO_MEMORY. Reads only its shard of `file`, which may be
  * freed afterwards. */
 MUST_USE enum status model_load(struct device *dev, const struct model_file *file,
