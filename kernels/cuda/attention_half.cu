@@ -119,13 +119,13 @@ static __device__ __forceinline__ bool sees_block(const struct seen &seen, int32
 /* ---- shared memory ------------------------------------------------------------------------------------------- */
 
 /* Where piece `piece` of a row lies, of values or of q: [rows][dim]. */
-template <typename S> static __device__ __forceinline__ int row_piece_at(int row, int piece)
+template <typename S> static __device__ __forceinline__ int row_piece_at(unsigned row, unsigned piece)
 {
     return (row * S::ROW_PIECES + (piece ^ (S::ROW_PIECES % 8 == 0 ? row % 8 : row / 2 % 4))) * PIECE;
 }
 
 /* And that of keys: [KV blocks][dim][2]. */
-static __device__ __forceinline__ int key_piece_at(int piece)
+static __device__ __forceinline__ int key_piece_at(unsigned piece)
 {
     return (piece ^ piece / 8 % 2) * PIECE;
 }
@@ -165,7 +165,7 @@ template <typename S>
 static __device__ __forceinline__ void fetch_keys(const struct attention_task &task, const struct source &source,
                                                   int32_t step, char *to)
 {
-    const int piece = unforeseen(threadIdx.x);
+    const unsigned piece = (unsigned)unforeseen(threadIdx.x);
     const uint16_t *from = source.k + piece * PIECE_HALVES;
     int64_t offsets[STEP_BLOCKS];
 
@@ -184,7 +184,7 @@ static __device__ __forceinline__ void fetch_values(const struct attention_task 
                                                     int32_t step, char *to)
 {
     const int in_row = S::ROW_PIECES <= 8 ? 8 : S::ROW_PIECES <= 16 ? 16 : 32; /* threads */
-    const int thread = unforeseen(threadIdx.x), token = thread / in_row, piece = thread % in_row;
+    const unsigned thread = (unsigned)unforeseen(threadIdx.x), token = thread / in_row, piece = thread % in_row;
     const int32_t dim = task.kv.head_dim;
     const uint16_t *from = source.v + token * dim + piece * PIECE_HALVES;
     int64_t offsets[STEP_BLOCKS];
@@ -272,8 +272,8 @@ static __device__ __forceinline__ void load_queries(const struct attention_task 
     int32_t dim = task.kv.head_dim;
 
 #pragma unroll 4
-    for (int i = threadIdx.x; i < S::QUERIES * S::DIM / 2; i += THREADS) {
-        int row = i / (S::DIM / 2), at = i % (S::DIM / 2) * 2;
+    for (unsigned i = (unsigned)unforeseen(threadIdx.x); i < S::QUERIES * S::DIM / 2; i += THREADS) {
+        unsigned row = i / (S::DIM / 2), at = i % (S::DIM / 2) * 2;
         const float *q = task.q + queries[row].row * task.q_stride + (int64_t)queries[row].head * dim + at;
 
         *(uint32_t *)(out + row_piece_at<S>(row, at / PIECE_HALVES) + at % PIECE_HALVES * HALF_BYTES) =
@@ -289,8 +289,8 @@ static __device__ __forceinline__ void load_queries(const struct attention_task 
  * its query g + 8 h.
  */
 template <typename S> struct half_softmax {
-    float max[S::ROW_TILES][2];
-    float sum[S::ROW_TILES][4]; /* [2 h]; its neighbour is the same */
+    float max; /* of query t of the lane's, see max_of: the other lanes know the others */
+    float sum[S::ROW_TILES][2];
     float out[S::ROW_TILES][S::COLUMN_TILES][4];
 };
 
@@ -298,9 +298,14 @@ template <typename S> static __device__ __forceinline__ void clear(struct half_s
 {
     memset(softmax->sum, 0, sizeof(softmax->sum));
     memset(softmax->out, 0, sizeof(softmax->out));
-#pragma unroll
-    for (int i = 0; i < 2 * S::ROW_TILES; i++)
-        softmax->max[i / 2][i % 2] = NO_SCORE;
+    softmax->max = NO_SCORE;
+}
+
+/* The maximum of query g + 8 i, of all the lanes that have it. */
+template <typename S> static __device__ __forceinline__ float max_of(const struct half_softmax<S> &softmax, int i)
+{
+    static_assert(2 * S::ROW_TILES <= 4, "a lane each");
+    return __shfl_sync(ALL_LANES, softmax.max, i, 4);
 }
 
 /* q: of the warp's queries. keys: those of the first of BLOCKS KV blocks. */
@@ -308,7 +313,7 @@ template <typename S, int BLOCKS>
 static __device__ __forceinline__ void find_scores(float scores[S::ROW_TILES][2 * BLOCKS][4], const char *q,
                                                    const char *keys)
 {
-    const int lane = unforeseen(threadIdx.x) % WARP;
+    const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
 
     memset(scores, 0, S::ROW_TILES * sizeof(scores[0]));
 #pragma unroll
@@ -338,7 +343,7 @@ template <int ROW_TILES, int BLOCKS>
 static __device__ __forceinline__ void hide(float scores[ROW_TILES][2 * BLOCKS][4], const struct query *queries,
                                             int32_t position)
 {
-    const int lane = unforeseen(threadIdx.x) % WARP;
+    const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
 
     position += lane % 4 * 2;
 #pragma unroll
@@ -381,31 +386,36 @@ static __device__ __forceinline__ void find_weights(uint32_t weights[4], const f
     }
 }
 
-/* What has been added up, when its maximum becomes another. */
+/* max: of a step's scores; then of all so far, for which what has been added up is scaled. */
 template <typename S>
-static __device__ __forceinline__ void raise_max(struct half_softmax<S> *softmax, const float max[S::ROW_TILES][2])
+static __device__ __forceinline__ void raise_max(struct half_softmax<S> *softmax, float max[S::ROW_TILES][2])
 {
     float factors[S::ROW_TILES][2];
     bool is_raised = false;
 
 #pragma unroll
-    for (int m = 0; m < S::ROW_TILES; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            factors[m][h] = exp2_approx(softmax->max[m][h] - max[m][h]);
-            is_raised |= factors[m][h] != 1;
-            softmax->max[m][h] = max[m][h];
-        }
+    for (int i = 0; i < 2 * S::ROW_TILES; i++) {
+        const int m = i / 2, h = i % 2;
+        float old = max_of<S>(*softmax, i);
+
+        max[m][h] = fmaxf(max[m][h], old);
+        factors[m][h] = exp2_approx(old - max[m][h]);
+        is_raised |= factors[m][h] != 1;
+        if (threadIdx.x % 4 == i)
+            softmax->max = max[m][h];
+    }
     if (!__any_sync(ALL_LANES, is_raised))
         return;
 #pragma unroll
     for (int m = 0; m < S::ROW_TILES; m++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            softmax->sum[m][e] *= factors[m][e / 2];
+        for (int h = 0; h < 2; h++) {
+            softmax->sum[m][h] *= factors[m][h];
 #pragma unroll
-            for (int n = 0; n < S::COLUMN_TILES; n++)
-                softmax->out[m][n][e] *= factors[m][e / 2];
+            for (int n = 0; n < S::COLUMN_TILES; n++) {
+                softmax->out[m][n][2 * h] *= factors[m][h];
+                softmax->out[m][n][2 * h + 1] *= factors[m][h];
+            }
         }
 }
 
@@ -443,20 +453,37 @@ static __device__ __forceinline__ bool has_infinite(const char *values, int firs
     return __any_sync(ALL_LANES, (found & 0x80008000) != 0);
 }
 
+/* The sums of the weights of a step, of KV blocks that some query sees: as those of values that are 1. */
+template <typename S>
+static __device__ __forceinline__ void add_weights(struct half_softmax<S> *softmax,
+                                                   const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
+                                                   const struct seen &seen, int32_t start)
+{
+    const uint32_t ones[2] = {0x3c003c00, 0x3c003c00};
+
+#pragma unroll
+    for (int m = 0; m < S::ROW_TILES; m++) {
+        float sums[4] = {softmax->sum[m][0], 0, softmax->sum[m][1], 0}; /* of two columns, of which one is wanted */
+
+#pragma unroll
+        for (int b = 0; b < STEP_BLOCKS; b++)
+            if (sees_block(seen, start, b))
+                mma_f16_k16(sums, weights[b][m], ones);
+        softmax->sum[m][0] = sums[0];
+        softmax->sum[m][1] = sums[2];
+    }
+}
+
 /* The warp's dimensions of a step, from piece first_piece on, of values that all its queries see. */
 template <typename S>
 static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax,
                                                  const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
                                                  const char *values, int first_piece)
 {
-    const int lane = unforeseen(threadIdx.x) % WARP;
-    const uint32_t ones[2] = {0x3c003c00, 0x3c003c00};
+    const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
 
 #pragma unroll
-    for (int b = 0; b < STEP_BLOCKS; b++) {
-#pragma unroll
-        for (int m = 0; m < S::ROW_TILES; m++)
-            mma_f16_k16(softmax->sum[m], weights[b][m], ones);
+    for (int b = 0; b < STEP_BLOCKS; b++)
 #pragma unroll
         for (int n = 0; n < S::COLUMN_TILES; n += 2) {
             uint32_t words[4];
@@ -469,7 +496,6 @@ static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax
                 mma_f16_k16(softmax->out[m][n + 1], weights[b][m], words + 2);
             }
         }
-    }
 }
 
 /*
@@ -482,8 +508,6 @@ static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
                                                 const char *values, int first_piece, const struct query *queries,
                                                 const struct seen &seen, int32_t start)
 {
-    const int lane = unforeseen(threadIdx.x) % WARP;
-    const uint32_t ones[2] = {0x3c003c00, 0x3c003c00};
     const bool is_same = seen.any.first == seen.all.first && seen.any.end == seen.all.end;
     const bool is_apart = !is_same && has_infinite<S>(values, first_piece, seen, start);
 
@@ -497,15 +521,12 @@ static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
         }
 #pragma unroll
         for (int b = 0; b < STEP_BLOCKS; b++) {
+            const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
             uint32_t masks[2];
 
             if (!sees_block(seen, start, b))
                 continue;
             mask_positions(masks, range, start + b * KV_BLOCK_TOKENS);
-            if (pass == 0)
-#pragma unroll
-                for (int m = 0; m < S::ROW_TILES; m++)
-                    mma_f16_k16(softmax->sum[m], weights[b][m], ones);
 #pragma unroll
             for (int n = 0; n < S::COLUMN_TILES; n += 2) {
                 uint32_t words[4];
@@ -593,13 +614,16 @@ static __device__ __forceinline__ void end_few_tile(const struct attention_task 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const struct query &query = queries[h * 8 + lane / 4];
+        float max = max_of<S>(*tile, h), row_max = max_of<S>(*rows, h);
 
         if (query.first >= (number + 1) * TILE || query.end <= number * TILE)
             continue;
         if (query.outcome == WRITTEN) {
-            struct half_factors factors = merge_max(&rows->max[0][h], tile->max[0][h]);
+            struct half_factors factors = merge_max(&row_max, max);
 
-            rows->sum[0][2 * h] = merge(factors, rows->sum[0][2 * h], tile->sum[0][2 * h]);
+            if (lane % 4 == h)
+                rows->max = row_max;
+            rows->sum[0][h] = merge(factors, rows->sum[0][h], tile->sum[0][h]);
 #pragma unroll
             for (int n = 0; n < S::COLUMN_TILES; n++)
 #pragma unroll
@@ -615,7 +639,7 @@ static __device__ __forceinline__ void end_few_tile(const struct attention_task 
                     *(float2 *)(part + column + n * 8) =
                         make_float2(tile->out[0][n][2 * h], tile->out[0][n][2 * h + 1]);
             if (column == 0)
-                *(float2 *)(part + dim) = make_float2(tile->max[0][h], tile->sum[0][2 * h]);
+                *(float2 *)(part + dim) = make_float2(max, tile->sum[0][h]);
         }
     }
     clear<S>(tile);
@@ -632,7 +656,7 @@ static __device__ __forceinline__ void put_few(const struct attention_task &task
     for (int h = 0; h < 2; h++) {
         const struct query &query = queries[h * 8 + lane / 4];
         float *out = task.out + ((int64_t)query.row * task.num_heads + query.head) * dim + column;
-        float inverse = 1.0f / rows.sum[0][2 * h];
+        float inverse = 1.0f / rows.sum[0][h];
 
         if (query.outcome == WRITTEN)
 #pragma unroll
@@ -678,23 +702,24 @@ static __device__ __forceinline__ void attend_few_queries(const struct attention
         __syncthreads();
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            max[0][h] = tile.max[0][h];
+            max[0][h] = NO_SCORE;
 #pragma unroll
             for (int w = 0; w < WARPS; w++)
                 max[0][h] = fmaxf(max[0][h], memory->max[w][h * 8 + lane / 4]);
         }
+        raise_max<S>(&tile, max);
         if (is_seen) {
             find_weights<1, 2>(weights[0][0], scores, max, 0, 0);
             memory->weights[warp][lane] = make_uint4(weights[0][0][0], weights[0][0][1], weights[0][0][2],
                                                      weights[0][0][3]);
         }
-        raise_max<S>(&tile, max);
 
         const char *values = take_slab<S, true>(task, work.source, memory->slabs, start / STEP);
 
 #pragma unroll
         for (int b = 0; b < STEP_BLOCKS; b++) /* junk where nobody sees the block */
             memcpy(weights[b][0], &memory->weights[b][lane], sizeof(weights[b][0]));
+        add_weights<S>(&tile, weights, seen, start);
         if (is_whole)
             add_whole<S>(&tile, weights, values, warp * S::COLUMN_TILES);
         else
@@ -761,9 +786,9 @@ static __device__ __forceinline__ void end_many_tile(const struct attention_task
         const struct query &query = queries[i * 8 + lane / 4];
         float *out = task.out + ((int64_t)query.row * task.num_heads + query.head) * dim + column;
         float2 total = is_first ? make_float2(NO_SCORE, 0) : totals[i * 8 + lane / 4];
-        struct half_factors factors = merge_max(&total.x, tile->max[m][h]);
+        struct half_factors factors = merge_max(&total.x, max_of<S>(*tile, i));
 
-        total.y = merge(factors, total.y, tile->sum[m][2 * h]);
+        total.y = merge(factors, total.y, tile->sum[m][h]);
         __syncwarp(); /* its other lanes have read it */
         if (lane % 4 == 0)
             totals[i * 8 + lane / 4] = total;
@@ -817,21 +842,23 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
                 hide<S::ROW_TILES, STEP_BLOCKS>(scores, queries, start);
 #pragma unroll
             for (int i = 0; i < 2 * S::ROW_TILES; i++)
-                max[i / 2][i % 2] =
-                    fmaxf(tile.max[i / 2][i % 2], max_score<2 * STEP_BLOCKS>(scores[i / 2], i % 2));
+                max[i / 2][i % 2] = max_score<2 * STEP_BLOCKS>(scores[i / 2], i % 2);
+            raise_max<S>(&tile, max);
 #pragma unroll
             for (int i = 0; i < STEP_BLOCKS * S::ROW_TILES; i++)
                 find_weights<S::ROW_TILES, 2 * STEP_BLOCKS>(weights[i / S::ROW_TILES][i % S::ROW_TILES], scores, max,
                                                             i % S::ROW_TILES, i / S::ROW_TILES);
-            raise_max<S>(&tile, max);
         }
 
         const char *values = take_slab<S, true>(task, work.source, memory->slabs, start / STEP);
 
-        if (is_seen && is_whole)
-            add_whole<S>(&tile, weights, values, 0);
-        else if (is_seen)
-            add_some<S>(&tile, weights, values, 0, queries, seen, start);
+        if (is_seen) {
+            add_weights<S>(&tile, weights, seen, start);
+            if (is_whole)
+                add_whole<S>(&tile, weights, values, 0);
+            else
+                add_some<S>(&tile, weights, values, 0, queries, seen, start);
+        }
 
         const bool is_last = start + STEP >= blocks.end * KV_BLOCK_TOKENS;
 
@@ -857,14 +884,12 @@ static __global__ void __launch_bounds__(THREADS, 2) many_half(const struct atte
     clear_slabs<S>(task, memory->slabs);
     __syncthreads();
 
-    const int32_t num_queries = work.unit.num_rows * work.num_heads;
-
-    for (int32_t chunk = work.unit.slot; chunk * S::QUERIES < num_queries; chunk += work.unit.num_slots) {
-        const int32_t first = chunk * S::QUERIES + warp * warp_queries;
+    while (work.unit.slot * S::QUERIES < work.unit.num_rows * work.num_heads) {
+        const int32_t first = work.unit.slot * S::QUERIES + warp * warp_queries;
         struct query query = find_query(task, work.unit, heads, work.num_heads, first, warp_queries);
         struct seen seen = see(query);
 
-        if (first >= num_queries) /* the others may be on their way without this warp's */
+        if (first >= work.unit.num_rows * work.num_heads) /* the others may be on their way without this warp's */
             seen.any = {INT32_MAX, 0};
         if (lane < warp_queries)
             work.queries[warp * warp_queries + lane] = query;
@@ -882,6 +907,9 @@ static __global__ void __launch_bounds__(THREADS, 2) many_half(const struct atte
         }
         __syncthreads();
         attend_many_queries<S>(task, work, memory);
+        __syncthreads();
+        if (threadIdx.x == 0)
+            work.unit.slot += work.unit.num_slots; /* in shared memory, as no register is left for it */
         __syncthreads();
     }
 }
