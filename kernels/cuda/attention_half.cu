@@ -396,13 +396,12 @@ static __device__ __forceinline__ void raise_max(struct half_softmax<S> *softmax
 #pragma unroll
     for (int i = 0; i < 2 * S::ROW_TILES; i++) {
         const int m = i / 2, h = i % 2;
-        float old = max_of<S>(*softmax, i);
+        float old = max_of<S>(*softmax, i), raised = fmaxf(max[m][h], old);
 
-        max[m][h] = fmaxf(max[m][h], old);
-        factors[m][h] = exp2_approx(old - max[m][h]);
+        max[m][h] = raised;
+        factors[m][h] = exp2_approx(old - raised);
         is_raised |= factors[m][h] != 1;
-        if (threadIdx.x % 4 == i)
-            softmax->max = max[m][h];
+        softmax->max = threadIdx.x % 4 == i ? raised : softmax->max;
     }
     if (!__any_sync(ALL_LANES, is_raised))
         return;
@@ -420,11 +419,12 @@ static __device__ __forceinline__ void raise_max(struct half_softmax<S> *softmax
 }
 
 /* All ones where the lane's numbers of words 0, 1 of a block's values are of positions of `range`. */
-static __device__ __forceinline__ void mask_positions(uint32_t masks[2], struct range range, int32_t position)
+static __device__ __forceinline__ void mask_positions(uint32_t masks[2], struct range range, int32_t position,
+                                                      unsigned lane)
 {
 #pragma unroll
     for (int w = 0; w < 2; w++) {
-        int32_t at = position + w * 8 + threadIdx.x % 4 * 2;
+        int32_t at = position + w * 8 + (int32_t)(lane % 4) * 2;
 
         masks[w] = (at >= range.first && at < range.end ? 0xffffu : 0) |
                    (at + 1 >= range.first && at + 1 < range.end ? 0xffff0000u : 0);
@@ -526,7 +526,7 @@ static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
 
             if (!sees_block(seen, start, b))
                 continue;
-            mask_positions(masks, range, start + b * KV_BLOCK_TOKENS);
+            mask_positions(masks, range, start + b * KV_BLOCK_TOKENS, lane);
 #pragma unroll
             for (int n = 0; n < S::COLUMN_TILES; n += 2) {
                 uint32_t words[4];
@@ -746,7 +746,8 @@ static __global__ void __launch_bounds__(THREADS, S::DIM > 128 ? 2 : 3) few_half
     for (int32_t chunk = work.unit.slot; chunk * S::QUERIES < work.unit.num_rows * work.num_heads;
          chunk += work.unit.num_slots) {
         if (threadIdx.x < WARP) {
-            struct query query = find_query(task, work.unit, heads, work.num_heads, chunk * S::QUERIES, S::QUERIES);
+            struct query query =
+                find_query<true>(task, work.unit, heads, work.num_heads, chunk * S::QUERIES, S::QUERIES);
             struct seen seen = see(query);
 
             if (threadIdx.x < S::QUERIES)
@@ -818,10 +819,6 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
                                                            const struct half_work<S::QUERIES> &work,
                                                            struct many_memory<S> *memory)
 {
-    const int warp = threadIdx.x / WARP, first_query = warp * S::ROW_TILES * ROW_TILE;
-    const struct query *queries = work.queries + first_query;
-    const char *q = memory->q + first_query * S::DIM * HALF_BYTES;
-    const struct seen &seen = work.seen[warp];
     const struct range &blocks = work.source.range;
     struct half_softmax<S> tile;
 
@@ -830,6 +827,10 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
     clear<S>(&tile);
 #pragma unroll 1
     for (int32_t start = blocks.first / STEP_BLOCKS * STEP; start < blocks.end * KV_BLOCK_TOKENS; start += STEP) {
+        const unsigned warp = (unsigned)unforeseen(threadIdx.x) / WARP, first_query = warp * S::ROW_TILES * ROW_TILE;
+        const struct query *queries = work.queries + first_query;
+        const char *q = memory->q + first_query * S::DIM * HALF_BYTES;
+        const struct seen &seen = work.seen[warp];
         const bool is_seen = sees_some(seen, start), is_whole = sees_all(seen, start);
         const char *keys = take_slab<S, false>(task, work.source, memory->slabs, start / STEP);
         uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4];
@@ -886,7 +887,7 @@ static __global__ void __launch_bounds__(THREADS, 2) many_half(const struct atte
 
     while (work.unit.slot * S::QUERIES < work.unit.num_rows * work.num_heads) {
         const int32_t first = work.unit.slot * S::QUERIES + warp * warp_queries;
-        struct query query = find_query(task, work.unit, heads, work.num_heads, first, warp_queries);
+        struct query query = find_query<false>(task, work.unit, heads, work.num_heads, first, warp_queries);
         struct seen seen = see(query);
 
         if (first >= work.unit.num_rows * work.num_heads) /* the others may be on their way without this warp's */

@@ -207,7 +207,9 @@ static __device__ __forceinline__ void clip(const struct attention_task &task, s
 }
 
 /* A lane's of queries [first, first + count) of a unit, and what this block's group of tiles has of it. heads: that
- * read its KV head. Behind the last query there is that one again and again, to no effect. */
+ * read its KV head. Behind the last query there is that one again and again, to no effect. HAS_GROUPS: there may be
+ * several groups. */
+template <bool HAS_GROUPS>
 static __device__ __forceinline__ struct query find_query(const struct attention_task &task, const struct unit &unit,
                                                           const int32_t *heads, int32_t num_heads, int32_t first,
                                                           int32_t count)
@@ -221,7 +223,7 @@ static __device__ __forceinline__ struct query find_query(const struct attention
     int32_t group = __shfl_sync(ALL_LANES, first_tile / task.group_tiles, 0) + (int32_t)blockIdx.y;
     int32_t group_first = group * task.group_tiles, group_end = group_first + task.group_tiles;
 
-    if (__any_sync(ALL_LANES, is_shared(task, position))) {
+    if (HAS_GROUPS && __any_sync(ALL_LANES, is_shared(task, position))) {
         struct room room = find_room(task, unit.request);
 
         if (!room.is_there) { /* the block of the first group does all */
@@ -242,7 +244,7 @@ static __device__ __forceinline__ struct query find_query(const struct attention
 static __device__ __forceinline__ void list_queries(const struct attention_task &task, const int32_t *heads,
                                                     int32_t first, int32_t count, struct work *work)
 {
-    struct query query = find_query(task, work->unit, heads, work->num_heads, first, count);
+    struct query query = find_query<true>(task, work->unit, heads, work->num_heads, first, count);
     int32_t first_of_all = query.end ? query.first : INT32_MAX, end_of_all = query.end;
 
 #pragma unroll
