@@ -186,7 +186,7 @@ static int32_t many_queries(int32_t)
 const struct attention_way attention_exact = {KV_TILE_TOKENS, 8, 16, 16, MANY_QUERIES, many_queries, part_floats,
                                               launch_few, launch_many, launch_merge};
 
-/* ---- the host: shares, of either way -------------------------------------------------------------------------- */
+/* ---- the host: shares, of either way ------------------------------------------------------------------------- */
 
 enum { SMALL_REQUEST_QUERIES = 16 }; /* of a KV head: more are worth a block of many */
 

@@ -1,6 +1,6 @@
 /*
- * attention: the ways to attend. Which one it is follows from attention_args.device_order alone; attention.cu shares
- * out either way's work.
+ * attention: the ways to attend. Which one it is follows from attention_args.device_order alone; attention.cu
+ * shares out either way's work.
  *
  * Thread: the device's.
  */

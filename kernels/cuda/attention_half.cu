@@ -1,37 +1,40 @@
 /*
  * Attention on tensor cores, for layers whose weights are of 16 bits (device_order).
  *
- * The rule, which both kernels here keep for every row and head, whoever shares its block:
+ * The rule, which both kernels here keep for every row and head, whoever shares its block of threads:
  *  - q * scale * log2(e) is rounded to half. A score is a chain of mma along the dimensions, 16 after 16, from 0.
- *  - A tile is TILE positions at fixed places, gone through in steps of STEP. The tile's maximum is that of the scores
- *    so far: where a step raises it, what has been added up is multiplied by 2^(old - new). Weights are
- *    2^(score - maximum), rounded to half; they times the values are added by a chain of mma, KV block after KV block,
- *    and so is their sum, as if 1 were a value.
- *  - Tiles are merged in order, in float: out = out * 2^(its maximum - m) + tile * 2^(the tile's - m), with m the greater;
- *    at last out is multiplied by 1 / sum.
- * What a row does not see has the weight 0, and an mma with zeros changes nothing, nor does a factor 2^0: so it does not
- * matter what else is in a step. An infinite value, or what lies in a slot that is not used, would (0 times it is NaN):
- * where rows of a warp see different parts of a KV block it is looked for (add_values).
+ *  - A tile is TILE positions at fixed places, gone through in steps of STEP. The tile's maximum is that of the
+ *    scores so far: where a step raises it, what has been added up is multiplied by 2^(old - new). Weights are
+ *    2^(score - maximum), rounded to half. Values times weights are added by a chain of mma, KV block after KV
+ *    block, and so are the weights alone, as if 1 were a value.
+ *  - Tiles are merged in order, in float: out = out * 2^(its maximum - m) + tile * 2^(the tile's - m), where m is
+ *    the greater one; at last out is multiplied by 1 / sum.
+ * What a row does not see has the weight 0; an mma with zeros changes nothing, nor does a factor 2^0: so it does not
+ * matter what else is in a step. An infinite value would, or what lies in slots that nobody uses, as 0 times it is
+ * NaN: add_some keeps them away.
  *
- * Against ref: q and weights lose up to 2^-11 of themselves, so a score is off by 2^-11 * sum|q k| * scale at most, and
- * out by that (twice, times |v|) and 2^-10 of the largest |v|; tests hold out to much less.
+ * Against ref: a score is off by 2^-11 * sum|q k| * scale at most, as q was rounded, and out by twice that, times the
+ * largest |v|, and by 2^-10 of the largest |v|, as weights were. Tests hold it to 2^-9 of the largest |v|.
  *
- * Keys and values are read once for up to 16 queries of a KV head, or for 128 (64 of more than 128 dimensions), in slabs:
- * the keys of a step, its values, the next step's keys, ... One or more are on their way (cp.async) while one is used.
- * In the cache keys lie [dim][token] and values [token][dim], so both are fragments turned round (ldmatrix .trans); in
- * shared memory 16-byte pieces change places so that each eight that are read together are of all banks.
+ * Keys and values are read once for up to 16 queries of a KV head (few), or for 128, 64 of more than 128 dimensions
+ * (many), in slabs: the keys of a step, its values, the next step's keys, ... While one is used the others of the
+ * ring are on their way (cp.async). In the cache keys lie [dim][token] and values [token][dim], so fragments of both
+ * are read turned round; in shared memory pieces of 16 bytes change places so that any eight that ldmatrix reads
+ * together are of different banks.
  *
- *            a warp has                                     slabs of         on its way   shared memory of 64, 128, 256
- *   few      16 queries; of a step's scores those of a      STEP positions   3, 3, 1      34, 70, 75 KB
- *            KV block, of the values a quarter of the
- *            dimensions. Weights go through shared memory
- *   many     32 queries (16) and all of a step. The weights STEP positions   2, 2, 1      44, 86, 100 KB
- *            are the scores, in the same registers
+ *          a warp of four has                                  slabs of up to 64, 96, 128, 256   shared memory, KiB
+ *    few   16 queries; of a step's scores those of a KV        4, 4, 4, 2                        37, 71, 71, 75
+ *          block, of its values a quarter of the dimensions;
+ *          between the two, weights go to all
+ *    many  32 queries, or 16; all of a step's scores, which    3, 3, 2, 2                        46, 66, 69, 99
+ *          become weights where they are, and all dimensions
  *
- * So two or more blocks of few share a multiprocessor of any GPU with 164 KB or more (8.0, 9.0, 10.0) and two of many,
- * whose registers allow no more; one of each, in most cases, where there are 100 KB (8.6, 8.9).
+ * A multiprocessor with 164 KiB (8.0) holds two blocks of either, but one of many of 256 dimensions; one with 228
+ * (9.0, 10.0) two or more, as registers allow two of many; one with 100 (8.6, 8.9) one or two.
  *
- * Where many's rows see several tiles, what earlier ones came to waits in `out`: registers have no room for it.
+ * Where many's rows see several tiles, what the earlier ones came to waits in `out`: registers have no room for it.
+ * They are rare in many: what is the same for a block of threads, or seldom wanted, lies in shared memory, and what
+ * follows from a thread's number is found out where it stands (this_thread).
  */
 #include "kernels/cuda/attention.h"
 
@@ -72,6 +75,16 @@ template <int dim, int row_tiles, int slabs> struct many_shape : slab_shape<dim,
 
 /* ---- what a warp's queries see ------------------------------------------------------------------------------- */
 
+static __device__ __forceinline__ unsigned this_thread()
+{
+    return (unsigned)unforeseen((int32_t)threadIdx.x);
+}
+
+static __device__ __forceinline__ unsigned this_lane()
+{
+    return this_thread() % WARP;
+}
+
 /* Positions; none: first >= end. */
 struct range {
     int32_t first, end;
@@ -81,7 +94,7 @@ struct seen {
     struct range any, all; /* by some query of a warp, by each */
 };
 
-/* A warp: the next queries of a unit, and what they see. */
+/* What a warp's queries see; a lane has one of them. */
 static __device__ __forceinline__ struct seen see(const struct query &query)
 {
     bool has_some = query.end != 0;
@@ -130,7 +143,7 @@ static __device__ __forceinline__ int key_piece_at(unsigned piece)
     return (piece ^ piece / 8 % 2) * PIECE;
 }
 
-/* Where a block of threads finds the KV blocks that its queries see: in shared memory, registers are rare. */
+/* Where a block of threads finds the KV blocks that its queries see. */
 struct source {
     const uint16_t *k, *v; /* of the KV head, in block 0 */
     const int32_t *blocks; /* of the request */
@@ -165,7 +178,7 @@ template <typename S>
 static __device__ __forceinline__ void fetch_keys(const struct attention_task &task, const struct source &source,
                                                   int32_t step, char *to)
 {
-    const unsigned piece = (unsigned)unforeseen(threadIdx.x);
+    const unsigned piece = this_thread();
     const uint16_t *from = source.k + piece * PIECE_HALVES;
     int64_t offsets[STEP_BLOCKS];
 
@@ -184,7 +197,7 @@ static __device__ __forceinline__ void fetch_values(const struct attention_task 
                                                     int32_t step, char *to)
 {
     const int in_row = S::ROW_PIECES <= 8 ? 8 : S::ROW_PIECES <= 16 ? 16 : 32; /* threads */
-    const unsigned thread = (unsigned)unforeseen(threadIdx.x), token = thread / in_row, piece = thread % in_row;
+    const unsigned thread = this_thread(), token = thread / in_row, piece = thread % in_row;
     const int32_t dim = task.kv.head_dim;
     const uint16_t *from = source.v + token * dim + piece * PIECE_HALVES;
     int64_t offsets[STEP_BLOCKS];
@@ -256,7 +269,8 @@ template <int count> struct half_work {
 };
 
 /* All threads: zeros where head_dim has no dimensions. */
-template <typename S> static __device__ __forceinline__ void clear_slabs(const struct attention_task &task, char *slabs)
+template <typename S>
+static __device__ __forceinline__ void clear_slabs(const struct attention_task &task, char *slabs)
 {
     if (task.kv.head_dim < S::DIM)
         for (int i = threadIdx.x; i < S::SLABS * S::SLAB_BYTES / PIECE; i += THREADS)
@@ -272,7 +286,7 @@ static __device__ __forceinline__ void load_queries(const struct attention_task 
     int32_t dim = task.kv.head_dim;
 
 #pragma unroll 4
-    for (unsigned i = (unsigned)unforeseen(threadIdx.x); i < S::QUERIES * S::DIM / 2; i += THREADS) {
+    for (unsigned i = this_thread(); i < S::QUERIES * S::DIM / 2; i += THREADS) {
         unsigned row = i / (S::DIM / 2), at = i % (S::DIM / 2) * 2;
         const float *q = task.q + queries[row].row * task.q_stride + (int64_t)queries[row].head * dim + at;
 
@@ -284,12 +298,11 @@ static __device__ __forceinline__ void load_queries(const struct attention_task 
 /* ---- a step -------------------------------------------------------------------------------------------------- */
 
 /*
- * Of row tiles of 16 queries. With g = lane / 4 and t = lane % 4, a lane has of each its queries g and g + 8, and of
- * each 8 columns (positions, of scores; else dimensions) 2t and 2t + 1: as mma's d has them. Half h of a row tile is
- * its query g + 8 h.
+ * Of row tiles of 16 queries. With g = lane / 4 and t = lane % 4, a lane has of each its queries g and g + 8 (half 0
+ * and 1), and of each 8 columns 2t and 2t + 1, as mma's d has them; columns are positions, of scores, or dimensions.
  */
 template <typename S> struct half_softmax {
-    float max; /* of query t of the lane's, see max_of: the other lanes know the others */
+    float max; /* of query g + 8 t of all tiles: max_of knows the others' */
     float sum[S::ROW_TILES][2];
     float out[S::ROW_TILES][S::COLUMN_TILES][4];
 };
@@ -313,7 +326,7 @@ template <typename S, int BLOCKS>
 static __device__ __forceinline__ void find_scores(float scores[S::ROW_TILES][2 * BLOCKS][4], const char *q,
                                                    const char *keys)
 {
-    const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
+    const unsigned lane = this_lane();
 
     memset(scores, 0, S::ROW_TILES * sizeof(scores[0]));
 #pragma unroll
@@ -343,7 +356,7 @@ template <int ROW_TILES, int BLOCKS>
 static __device__ __forceinline__ void hide(float scores[ROW_TILES][2 * BLOCKS][4], const struct query *queries,
                                             int32_t position)
 {
-    const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
+    const unsigned lane = this_lane();
 
     position += lane % 4 * 2;
 #pragma unroll
@@ -372,17 +385,15 @@ template <int COUNT> static __device__ __forceinline__ float max_score(const flo
     return fmaxf(max, __shfl_xor_sync(ALL_LANES, max, 2));
 }
 
-/* The weights of a KV block, as an mma reads them. */
-template <int ROW_TILES, int COUNT>
-static __device__ __forceinline__ void find_weights(uint32_t weights[4], const float scores[ROW_TILES][COUNT][4],
-                                                    const float max[ROW_TILES][2], int m, int block)
+/* The weights of a row tile and KV block, as an mma reads them. */
+static __device__ __forceinline__ void find_weights(uint32_t weights[4], const float (*scores)[4],
+                                                    const float max[2], int block)
 {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const float *pair = scores[m][2 * block + i / 2] + i % 2 * 2;
+        const float *pair = scores[2 * block + i / 2] + i % 2 * 2;
 
-        weights[i] =
-            half_pair_of_floats(exp2_approx(pair[0] - max[m][i % 2]), exp2_approx(pair[1] - max[m][i % 2]));
+        weights[i] = half_pair_of_floats(exp2_approx(pair[0] - max[i % 2]), exp2_approx(pair[1] - max[i % 2]));
     }
 }
 
@@ -480,7 +491,7 @@ static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax
                                                  const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
                                                  const char *values, int first_piece)
 {
-    const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
+    const unsigned lane = this_lane();
 
 #pragma unroll
     for (int b = 0; b < STEP_BLOCKS; b++)
@@ -499,8 +510,9 @@ static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax
 }
 
 /*
- * The same where some query does not see all of the step. What nobody sees is zeros here. Mostly one pass does; where
- * some see an infinite value and others must not, each query has a pass of its own, which keeps its result alone.
+ * The same where some query does not see all of the step. What nobody sees is zeros here. Mostly one pass does;
+ * where some see an infinite value and others must not, each query has a pass of its own, which keeps its result
+ * alone.
  */
 template <typename S>
 static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
@@ -521,7 +533,7 @@ static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
         }
 #pragma unroll
         for (int b = 0; b < STEP_BLOCKS; b++) {
-            const unsigned lane = (unsigned)unforeseen(threadIdx.x) % WARP;
+            const unsigned lane = this_lane();
             uint32_t masks[2];
 
             if (!sees_block(seen, start, b))
@@ -611,18 +623,20 @@ static __device__ __forceinline__ void end_few_tile(const struct attention_task 
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int32_t dim = task.kv.head_dim, column = warp * S::COLUMN_TILES * 8 + lane % 4 * 2;
 
+    float max[2] = {max_of<S>(*tile, 0), max_of<S>(*tile, 1)};
+    float row_max[2] = {max_of<S>(*rows, 0), max_of<S>(*rows, 1)};
+
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const struct query &query = queries[h * 8 + lane / 4];
-        float max = max_of<S>(*tile, h), row_max = max_of<S>(*rows, h);
 
         if (query.first >= (number + 1) * TILE || query.end <= number * TILE)
             continue;
         if (query.outcome == WRITTEN) {
-            struct half_factors factors = merge_max(&row_max, max);
+            float raised = row_max[h];
+            struct half_factors factors = merge_max(&raised, max[h]);
 
-            if (lane % 4 == h)
-                rows->max = row_max;
+            rows->max = lane % 4 == h ? raised : rows->max;
             rows->sum[0][h] = merge(factors, rows->sum[0][h], tile->sum[0][h]);
 #pragma unroll
             for (int n = 0; n < S::COLUMN_TILES; n++)
@@ -639,7 +653,7 @@ static __device__ __forceinline__ void end_few_tile(const struct attention_task 
                     *(float2 *)(part + column + n * 8) =
                         make_float2(tile->out[0][n][2 * h], tile->out[0][n][2 * h + 1]);
             if (column == 0)
-                *(float2 *)(part + dim) = make_float2(max, tile->sum[0][h]);
+                *(float2 *)(part + dim) = make_float2(max[h], tile->sum[0][h]);
         }
     }
     clear<S>(tile);
@@ -709,7 +723,7 @@ static __device__ __forceinline__ void attend_few_queries(const struct attention
         }
         raise_max<S>(&tile, max);
         if (is_seen) {
-            find_weights<1, 2>(weights[0][0], scores, max, 0, 0);
+            find_weights(weights[0][0], scores[0], max[0], 0);
             memory->weights[warp][lane] = make_uint4(weights[0][0][0], weights[0][0][1], weights[0][0][2],
                                                      weights[0][0][3]);
         }
@@ -778,35 +792,39 @@ static __device__ __forceinline__ void end_many_tile(const struct attention_task
                                                      bool is_first, bool is_last, float2 *totals,
                                                      struct half_softmax<S> *tile)
 {
-    const int lane = unforeseen(threadIdx.x % WARP);
+    const unsigned lane = this_lane();
     const int32_t dim = unforeseen(task.kv.head_dim), column = lane % 4 * 2;
+    struct half_factors factors[2 * S::ROW_TILES];
 
 #pragma unroll
     for (int i = 0; i < 2 * S::ROW_TILES; i++) {
-        const int m = i / 2, h = i % 2;
-        const struct query &query = queries[i * 8 + lane / 4];
-        float *out = task.out + ((int64_t)query.row * task.num_heads + query.head) * dim + column;
         float2 total = is_first ? make_float2(NO_SCORE, 0) : totals[i * 8 + lane / 4];
-        struct half_factors factors = merge_max(&total.x, max_of<S>(*tile, i));
 
-        total.y = merge(factors, total.y, tile->sum[m][h]);
+        factors[i] = merge_max(&total.x, max_of<S>(*tile, i));
+        total.y = merge(factors[i], total.y, tile->sum[i / 2][i % 2]);
         __syncwarp(); /* its other lanes have read it */
         if (lane % 4 == 0)
             totals[i * 8 + lane / 4] = total;
+        tile->sum[i / 2][i % 2] = total.y;
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * S::ROW_TILES; i++) {
+        const struct query &query = queries[i * 8 + lane / 4];
+        float *out = task.out + ((int64_t)query.row * task.num_heads + query.head) * dim + column;
+        float inverse = 1.0f / tile->sum[i / 2][i % 2];
+
         if (query.outcome != WRITTEN)
             continue;
-
-        float inverse = 1.0f / total.y;
-
 #pragma unroll
         for (int n = 0; n < S::COLUMN_TILES; n++) {
+            const float *from = tile->out[i / 2][n] + i % 2 * 2;
+
             if (n % 4 == 0)
-                out += unforeseen(0); /* no more of them on their way than there are registers */
+                out += unforeseen(0); /* so no more of them are on their way than there are registers */
             if (column + n * 8 < dim) {
                 float2 x = is_first ? make_float2(0, 0) : *(float2 *)(out + n * 8);
 
-                x.x = merge(factors, x.x, tile->out[m][n][2 * h]);
-                x.y = merge(factors, x.y, tile->out[m][n][2 * h + 1]);
+                x = make_float2(merge(factors[i], x.x, from[0]), merge(factors[i], x.y, from[1]));
                 *(float2 *)(out + n * 8) = is_last ? scaled(x, inverse) : x;
             }
         }
@@ -827,7 +845,7 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
     clear<S>(&tile);
 #pragma unroll 1
     for (int32_t start = blocks.first / STEP_BLOCKS * STEP; start < blocks.end * KV_BLOCK_TOKENS; start += STEP) {
-        const unsigned warp = (unsigned)unforeseen(threadIdx.x) / WARP, first_query = warp * S::ROW_TILES * ROW_TILE;
+        const unsigned warp = this_thread() / WARP, first_query = warp * S::ROW_TILES * ROW_TILE;
         const struct query *queries = work.queries + first_query;
         const char *q = memory->q + first_query * S::DIM * HALF_BYTES;
         const struct seen &seen = work.seen[warp];
@@ -847,8 +865,8 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
             raise_max<S>(&tile, max);
 #pragma unroll
             for (int i = 0; i < STEP_BLOCKS * S::ROW_TILES; i++)
-                find_weights<S::ROW_TILES, 2 * STEP_BLOCKS>(weights[i / S::ROW_TILES][i % S::ROW_TILES], scores, max,
-                                                            i % S::ROW_TILES, i / S::ROW_TILES);
+                find_weights(weights[i / S::ROW_TILES][i % S::ROW_TILES], scores[i % S::ROW_TILES],
+                             max[i % S::ROW_TILES], i / S::ROW_TILES);
         }
 
         const char *values = take_slab<S, true>(task, work.source, memory->slabs, start / STEP);
@@ -971,7 +989,7 @@ struct half_kernel {
      sizeof(struct half_work<many_shape<dim, row_tiles, slabs>::QUERIES>)}
 
 static const struct half_kernel few_kernels[] = {FEW(64, 4), FEW(128, 4), FEW(MAX_HEAD_DIM, 2)};
-static const struct half_kernel many_kernels[] = {MANY(64, 2, 3), MANY(96, 2, 3), MANY(128, 2, 3),
+static const struct half_kernel many_kernels[] = {MANY(64, 2, 3), MANY(96, 2, 3), MANY(128, 2, 2),
                                                   MANY(MAX_HEAD_DIM, 1, 2)};
 
 cudaError_t attention_half_prepare(const struct cuda_state *state)

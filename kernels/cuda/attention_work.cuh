@@ -208,11 +208,11 @@ static __device__ __forceinline__ void clip(const struct attention_task &task, s
 
 /* A lane's of queries [first, first + count) of a unit, and what this block's group of tiles has of it. heads: that
  * read its KV head. Behind the last query there is that one again and again, to no effect. HAS_GROUPS: there may be
- * several groups. */
+ * several. */
 template <bool HAS_GROUPS>
-static __device__ __forceinline__ struct query find_query(const struct attention_task &task, const struct unit &unit,
-                                                          const int32_t *heads, int32_t num_heads, int32_t first,
-                                                          int32_t count)
+static __device__ __forceinline__ struct query find_query(const struct attention_task &task,
+                                                          const struct unit &unit, const int32_t *heads,
+                                                          int32_t num_heads, int32_t first, int32_t count)
 {
     int32_t lane = threadIdx.x % WARP, last = min(first + count, unit.num_rows * num_heads) - 1;
     int32_t index = min(first + lane, last), row = index / num_heads;

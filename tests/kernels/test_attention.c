@@ -318,8 +318,8 @@ static void a_gpus_own_order_does_not_look_at_other_requests(void **state)
     device_close(gpu);
 }
 
-/* What a value that has become infinite does to others: nothing to rows before it, or to other dimensions; the same to
- * rows behind it whatever the chunk. */
+/* What a value that has become infinite does to others: nothing to rows before it, or to other dimensions, whatever
+ * the chunk. */
 static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them(void **state)
 {
     enum { WHERE = 37, DIM = 64, HEADS = 4, LENGTH = 90 };

@@ -71,11 +71,12 @@ class Cuda(unittest.TestCase):
     def test_a_long_answer_of_16_bit_weights_is_one_too(self):
         """Past a tile of attention, which other blocks of threads then take."""
         path = tandem.write_lines("cuda-long.jsonl", [
-            {"prompt_token_ids": [20 + (i + t * 7) % 200 for t in range(length)], "max_tokens": 10, "ignore_eos": True,
-             "temperature": 0}
+            {"prompt_token_ids": [20 + (i + t * 7) % 200 for t in range(length)], "max_tokens": 10,
+             "ignore_eos": True, "temperature": 0}
             for i, length in enumerate((506, 90))])
         model = folder("half-long", {**SHAPE, "num_hidden_layers": 1, "max_position_embeddings": 1024})
-        dummy = ["--load-format", "dummy", "--dummy-type", "bf16", "--max-num-seqs", "2", "--max-model-len", "600", *CUDA]
+        dummy = ["--load-format", "dummy", "--dummy-type", "bf16", "--max-num-seqs", "2", "--max-model-len", "600",
+                 *CUDA]
         alone = self.ask(model, path, *dummy, "--max-num-seqs", "1", "--no-async-scheduling")
         for row in ("--max-num-batched-tokens 150", "--tp 2"):
             with self.subTest(row=row):
