@@ -128,8 +128,8 @@ struct attention_args {
     const int32_t *kv_head_of; /* [num_heads]: which local KV head each local head reads */
     float scale;           /* multiplies q·k */
     int32_t window;        /* 0: all; else positions p - window < j <= p */
-    /* A device other than a CPU may add up in an order of its own, and round on the way (cuda/attention_half.cu). One
-     * answer all the same: the bits of a row depend on its q, the KV that it sees and its position alone. */
+    /* A device other than a CPU may add up in an order of its own, and round on the way (cuda/attention_half.cu).
+     * One answer all the same: the bits of a row depend on its q, the KV that it sees and its position alone. */
     bool device_order;
 };
 

@@ -9,18 +9,18 @@
  *    block, and so are the weights alone, as if 1 were a value.
  *  - Tiles are merged in order, in float: out = out * 2^(its maximum - m) + tile * 2^(the tile's - m), where m is
  *    the greater one; at last out is multiplied by 1 / sum.
- * What a row does not see has the weight 0; an mma with zeros changes nothing, nor does a factor 2^0: so it does not
- * matter what else is in a step. An infinite value would, or what lies in slots that nobody uses, as 0 times it is
- * NaN: add_some keeps them away.
+ * What a row does not see has the weight 0; an mma with zeros changes nothing, nor does a factor 2^0: so it does
+ * not matter what else is in a step. An infinite value would, or what lies in slots that nobody uses, as 0 times it
+ * is NaN: add_some keeps them away.
  *
- * Against ref: a score is off by 2^-11 * sum|q k| * scale at most, as q was rounded, and out by twice that, times the
- * largest |v|, and by 2^-10 of the largest |v|, as weights were. Tests hold it to 2^-9 of the largest |v|.
+ * Against ref: a score is off by 2^-11 * sum|q k| * scale at most, as q was rounded, and out by twice that, times
+ * the largest |v|, and by 2^-10 of the largest |v|, as weights were. Tests hold it to 2^-9 of the largest |v|.
  *
  * Keys and values are read once for up to 16 queries of a KV head (few), or for 128, 64 of more than 128 dimensions
  * (many), in slabs: the keys of a step, its values, the next step's keys, ... While one is used the others of the
- * ring are on their way (cp.async). In the cache keys lie [dim][token] and values [token][dim], so fragments of both
- * are read turned round; in shared memory pieces of 16 bytes change places so that any eight that ldmatrix reads
- * together are of different banks.
+ * ring are on their way (cp.async). In the cache keys lie [dim][token] and values [token][dim], so fragments of
+ * both are read turned round; in shared memory pieces of 16 bytes change places so that any eight that ldmatrix
+ * reads together are of different banks.
  *
  *          a warp of four has                                  slabs of up to 64, 96, 128, 256   shared memory, KiB
  *    few   16 queries; of a step's scores those of a KV        4, 4, 4, 2                        37, 71, 71, 75
@@ -298,8 +298,9 @@ static __device__ __forceinline__ void load_queries(const struct attention_task 
 /* ---- a step -------------------------------------------------------------------------------------------------- */
 
 /*
- * Of row tiles of 16 queries. With g = lane / 4 and t = lane % 4, a lane has of each its queries g and g + 8 (half 0
- * and 1), and of each 8 columns 2t and 2t + 1, as mma's d has them; columns are positions, of scores, or dimensions.
+ * Of row tiles of 16 queries. With g = lane / 4 and t = lane % 4, a lane has of each its queries g and g + 8 (half
+ * 0 and 1), and of each 8 columns 2t and 2t + 1, as mma's d has them; columns are positions, of scores, or
+ * dimensions.
  */
 template <typename S> struct half_softmax {
     float max; /* of query g + 8 t of all tiles: max_of knows the others' */
@@ -957,7 +958,7 @@ static __global__ void __launch_bounds__(THREADS) merge_half(const struct attent
     float max = NO_SCORE, sum = 0;
     float2 out = make_float2(0, 0);
 
-#pragma unroll 4
+#pragma unroll 8
     for (int32_t t = first_tile; t < end_tile; t++) {
         float2 max_sum = *(const float2 *)(part + dim), x = at < dim ? *(const float2 *)(part + at) : out;
         struct half_factors factors = merge_max(&max, max_sum.x);

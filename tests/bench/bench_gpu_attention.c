@@ -1,12 +1,12 @@
 /*
- * bench_gpu_attention: what a layer's attention costs on a GPU, a JSON line for each shape, batch and length, in the
- * device's own order (of 16-bit weights) and in that of kernels/ref.
+ * bench_gpu_attention: what a layer's attention costs on a GPU, a JSON line for each shape, batch and length, in
+ * the device's own order (of 16-bit weights) and in that of kernels/ref.
  *
  *   bench_gpu_attention MODULE [MOST]
  *
- * MODULE: tandem_cuda.so. MOST: requests, and tokens of each, to which loads are cut, to see that it runs: then a call is
- * all that is measured. Decoding requests read other memory in every call, as layers do, so that no cache has it. The best
- * of several runs, by the device's clock.
+ * MODULE: tandem_cuda.so. MOST: requests, and tokens of each, to which loads are cut, to see that it runs: then a
+ * call is all that is measured. Decoding requests read other memory in every call, as layers do, so that no cache
+ * has it. The best of several runs, by the device's clock.
  */
 #include "kernels/bench/arrays.h"
 
@@ -131,7 +131,8 @@ static void place_init(struct place *place, struct bench *bench, const struct mo
         .batch = {.rows = rows, .num_requests = load->requests, .block_table_stride = blocks,
                   .max_position = load->length - 1},
     };
-    place->kv = (struct kv_layer){bench->k, bench->v, all * place->turns, model->num_kv_heads, model->head_dim, stride};
+    place->kv = (struct kv_layer){bench->k, bench->v, all * place->turns, model->num_kv_heads, model->head_dim,
+                                  stride};
     place->args = (struct attention_args){.num_heads = model->num_heads, .scale = 0.1f, .window = model->window,
                                           .q_stride = width};
     place->batch.row_start = place->row_start = ints(bench, load->requests + 1, row_start_of, place);
@@ -214,8 +215,8 @@ static void measure(struct bench *bench, const struct model *model, const struct
 
         double seconds = best_seconds(&place, bench);
 
-        printf("{\"model\": \"%s\", \"load\": \"%s\", \"order\": \"%s\", \"requests\": %d, \"rows\": %d, \"length\": %d, "
-               "\"us\": %.1f, \"gb_s\": %.0f, \"tflop_s\": %.2f}\n",
+        printf("{\"model\": \"%s\", \"load\": \"%s\", \"order\": \"%s\", \"requests\": %d, \"rows\": %d, "
+               "\"length\": %d, \"us\": %.1f, \"gb_s\": %.0f, \"tflop_s\": %.2f}\n",
                model->name, load->name, order ? "ref" : "device", load->requests, load->rows,
                load->length, seconds * 1e6, bytes * load->requests * 1e-9 / seconds,
                ops * load->requests * 1e-12 / seconds);
