@@ -150,6 +150,9 @@ struct attention_args {
     const int32_t *kv_head_of; /* [num_heads]: which local KV head each local head reads */
     float scale;           /* multiplies q·k */
     int32_t window;        /* 0: all; else positions p - window < j <= p */
+    /* A device other than a CPU may add up in an order of its own, and round on the way (cuda/attention_half.cu).
+     * One answer all the same: the bits of a row depend on its q, the KV that it sees and its position alone. */
+    bool device_order;
 };
 
 /* ---- the table ------------------------------------------------------------------------------- */
@@ -252,7 +255,8 @@ struct kernels {
     void (*rope_store)(struct device *dev, const struct rope_args *args);
 
     /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions, which are
-     * merged in order: however a long request is shared out, its bits are the same. */
+     * merged in order: however a long request is shared out, its bits are the same. GPUs have another order for
+     * those who let them (device_order). */
     void (*attention)(struct device *dev, const struct attention_args *args);
 
     /* out = act(gate) * up; gate and up: [out->rows, out->k] at row stride `stride`; k is a

@@ -1,5 +1,5 @@
 /*
- * Attention, with the bits of ref/attention.c.
+ * Attention, with the bits of ref/attention.c; and how any is shared out, this and that of attention_half.cu.
  *
  * Blocks of threads take few queries or many (attention_work.cuh says what a query is). Few: each key and value is
  * read once for the heads that share it, which is what takes time where requests have a row each; requests that are
@@ -7,8 +7,8 @@
  * arithmetic that takes time; a block goes through all that its queries see. The host knows no more than counts, so
  * it launches enough blocks for any rows of that number; those that find nothing to do end at once.
  */
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_tile.cuh"
-#include "kernels/cuda/state.h"
 
 template <typename S>
 static __device__ __forceinline__ void attend_queries(const struct attention_task &task,
@@ -97,7 +97,7 @@ static __global__ void __launch_bounds__(THREADS) merge_parts(const struct atten
             make_float2(out.x * inverse, out.y * inverse);
 }
 
-/* ---- the host ------------------------------------------------------------------------------------------------ */
+/* ---- the host: kernels --------------------------------------------------------------------------------------- */
 
 /* Queries of a block, by how many there are of a KV head; teams and dimensions as shape says. */
 typedef struct shape<1, 1, 2, 4> one_query;
@@ -109,18 +109,7 @@ typedef struct shape<32, 4, 2, 3> many_queries_64;
 typedef struct shape<32, 4, 4, 3> many_queries_128;
 typedef struct shape<32, 4, 8, 3> many_queries_256;
 
-enum {
-    FEW_QUERIES = 8,
-    MANY_QUERIES = 32,
-    SMALL_REQUEST_QUERIES = 16, /* of a KV head: more are worth a block of many */
-    BLOCKS_WANTED = 16,         /* for a processor, some of them at the same time */
-    MOST_GROUP_TILES = 16,
-};
-
-static int32_t divide_up(int64_t x, int64_t by)
-{
-    return (int32_t)((x + by - 1) / by);
-}
+enum { MANY_QUERIES = 32 };
 
 template <typename S> static size_t shared_bytes(int32_t head_dim, int32_t num_heads)
 {
@@ -130,7 +119,7 @@ template <typename S> static size_t shared_bytes(int32_t head_dim, int32_t num_h
 
 template <typename S> static cudaError_t prepare(const struct cuda_state *state)
 {
-    return allow_shared(attend<S>, state->max_shared - (int32_t)sizeof(struct work));
+    return allow_all_shared(state, attend<S>, sizeof(struct work));
 }
 
 cudaError_t attention_prepare(const struct cuda_state *state)
@@ -138,23 +127,13 @@ cudaError_t attention_prepare(const struct cuda_state *state)
     cudaError_t errors[] = {prepare<one_query>(state),         prepare<two_queries>(state),
                             prepare<four_queries>(state),      prepare<eight_queries_128>(state),
                             prepare<eight_queries_256>(state), prepare<many_queries_64>(state),
-                            prepare<many_queries_128>(state),  prepare<many_queries_256>(state)};
+                            prepare<many_queries_128>(state),  prepare<many_queries_256>(state),
+                            attention_half_prepare(state)};
 
     for (cudaError_t error : errors)
         if (error != cudaSuccess)
             return error;
     return cudaSuccess;
-}
-
-/* Groups of tiles that the rows of a block see at most, max_rows that follow each other. */
-static int32_t groups_of_block(const struct attention_task &task, int32_t max_rows)
-{
-    int32_t groups = task.batch.max_position / KV_TILE_TOKENS / task.group_tiles + 1;
-    int64_t positions = (int64_t)task.window + max_rows - 1;
-
-    if (!task.window)
-        return groups;
-    return (int32_t)min((int64_t)groups, (positions + KV_TILE_TOKENS - 2) / KV_TILE_TOKENS / task.group_tiles + 2);
 }
 
 template <typename S>
@@ -166,6 +145,30 @@ static void launch_attend(struct cuda_state *state, const struct attention_task 
     note_launch(state);
 }
 
+static void launch_few(struct cuda_state *state, const struct attention_task &task, int32_t queries, int32_t groups)
+{
+    if (queries == 1)
+        launch_attend<one_query>(state, task, groups);
+    else if (queries == 2)
+        launch_attend<two_queries>(state, task, groups);
+    else if (queries <= 4)
+        launch_attend<four_queries>(state, task, groups);
+    else if (task.kv.head_dim <= 128)
+        launch_attend<eight_queries_128>(state, task, groups);
+    else
+        launch_attend<eight_queries_256>(state, task, groups);
+}
+
+static void launch_many(struct cuda_state *state, const struct attention_task &task)
+{
+    if (task.kv.head_dim <= 64)
+        launch_attend<many_queries_64>(state, task, 1);
+    else if (task.kv.head_dim <= 128)
+        launch_attend<many_queries_128>(state, task, 1);
+    else
+        launch_attend<many_queries_256>(state, task, 1);
+}
+
 static void launch_merge(struct cuda_state *state, const struct attention_task &task)
 {
     int32_t threads = divide_up(task.kv.head_dim, 2 * WARP) * WARP;
@@ -175,54 +178,67 @@ static void launch_merge(struct cuda_state *state, const struct attention_task &
     note_launch(state);
 }
 
+static int32_t many_queries(int32_t)
+{
+    return MANY_QUERIES;
+}
+
+const struct attention_way attention_exact = {KV_TILE_TOKENS, 8, 16, 16, MANY_QUERIES, many_queries, part_floats,
+                                              launch_few, launch_many, launch_merge};
+
+/* ---- the host: shares, of either way ------------------------------------------------------------------------- */
+
+enum { SMALL_REQUEST_QUERIES = 16 }; /* of a KV head: more are worth a block of many */
+
+/* Groups of tiles that the rows of a block see at most, max_rows that follow each other. */
+static int32_t groups_of_block(const struct attention_task &task, int32_t max_rows)
+{
+    int32_t groups = task.batch.max_position / task.tile_tokens / task.group_tiles + 1;
+    int64_t positions = (int64_t)task.window + max_rows - 1;
+
+    if (!task.window)
+        return groups;
+    return (int32_t)min((int64_t)groups,
+                        (positions + task.tile_tokens - 2) / task.tile_tokens / task.group_tiles + 2);
+}
+
 /* Tiles of a group: so few that there are blocks for all processors and no block takes long, and not fewer. */
-static int32_t choose_group_tiles(const struct cuda_state *state, const struct attention_task &task)
+static int32_t choose_group_tiles(const struct cuda_state *state, const struct attention_way *way,
+                                  const struct attention_task &task)
 {
     int64_t blocks = (int64_t)task.num_slots * task.kv.num_kv_heads,
             tiles = most_tiles(task, task.batch.max_position);
-    int64_t most = blocks * tiles / ((int64_t)BLOCKS_WANTED * state->num_processors);
+    int64_t most = blocks * tiles / ((int64_t)way->blocks_wanted * state->num_processors);
 
-    most = min(max(most, (int64_t)1), (int64_t)MOST_GROUP_TILES);
+    most = min(max(most, (int64_t)1), (int64_t)way->most_group_tiles);
     return divide_up(tiles, divide_up(tiles, most)); /* the last group is about as long as the others */
 }
 
 /* Blocks of few queries, which share long requests among them. */
-static void attend_few(struct cuda_state *state, struct attention_task task, int32_t queries)
+static void attend_few(struct cuda_state *state, const struct attention_way *way, struct attention_task task,
+                       int32_t queries)
 {
     task.num_slots = task.slots_each ? task.slots_each * task.batch.num_requests
                                      : (int32_t)first_place(task.slots, task.batch.num_requests, task.batch.rows);
-    task.group_tiles = choose_group_tiles(state, task);
+    task.group_tiles = choose_group_tiles(state, way, task);
 
     int32_t groups = groups_of_block(task, queries);
 
-    if (queries == 1)
-        launch_attend<one_query>(state, task, groups);
-    else if (queries == 2)
-        launch_attend<two_queries>(state, task, groups);
-    else if (queries == 4)
-        launch_attend<four_queries>(state, task, groups);
-    else if (task.kv.head_dim <= 128)
-        launch_attend<eight_queries_128>(state, task, groups);
-    else
-        launch_attend<eight_queries_256>(state, task, groups);
+    way->few(state, task, queries, groups);
     if (groups > 1)
-        launch_merge(state, task);
+        way->merge(state, task);
 }
 
 /* Blocks of many queries, each of which goes through all that these see. */
-static void attend_many(struct cuda_state *state, struct attention_task task)
+static void attend_many(struct cuda_state *state, const struct attention_way *way, struct attention_task task)
 {
     task.num_slots = (int32_t)first_place(task.slots, task.batch.num_requests, task.batch.rows);
     task.group_tiles = ALL_TILES;
-    if (task.kv.head_dim <= 64)
-        launch_attend<many_queries_64>(state, task, 1);
-    else if (task.kv.head_dim <= 128)
-        launch_attend<many_queries_128>(state, task, 1);
-    else
-        launch_attend<many_queries_256>(state, task, 1);
+    way->many(state, task);
 }
 
-static struct attention_task task_of(const struct cuda_state *state, const struct attention_args *args)
+static struct attention_task task_of(const struct cuda_state *state, const struct attention_way *way,
+                                     const struct attention_args *args)
 {
     struct attention_task task = {};
 
@@ -235,18 +251,20 @@ static struct attention_task task_of(const struct cuda_state *state, const struc
     task.kv_head_of = args->kv_head_of;
     task.window = args->window;
     task.scale = args->scale;
+    task.tile_tokens = way->tile_tokens;
     task.max_rows = INT32_MAX;
     task.parts = (float *)state->scratch;
-    task.max_parts = state->scratch_bytes /
-                     ((int64_t)args->num_heads * part_floats(args->kv->head_dim) * (int64_t)sizeof(float));
+    task.max_parts = state->scratch_bytes / ((int64_t)args->num_heads * way->part_floats(args->kv->head_dim) *
+                                             (int64_t)sizeof(float));
     return task;
 }
 
 void attention_cuda(struct device *dev, const struct attention_args *args)
 {
     struct cuda_state *state = state_of(dev);
+    const struct attention_way *way = args->device_order ? &attention_half : &attention_exact;
     int32_t rows = args->batch->rows, num_requests = args->batch->num_requests;
-    int32_t num_kv_heads = args->kv->num_kv_heads;
+    int32_t num_kv_heads = args->kv->num_kv_heads, few = way->few_queries;
 
     if (rows == 0 || args->num_heads == 0)
         return;
@@ -254,28 +272,28 @@ void attention_cuda(struct device *dev, const struct attention_args *args)
     /* About how many heads read a KV head. Where they are uneven, a rank has some of the first's and the last's. */
     int32_t heads = divide_up(args->num_heads, num_kv_heads) + (args->num_heads % num_kv_heads != 0);
     int32_t small = max(SMALL_REQUEST_QUERIES / heads, 1); /* rows of a small request, at most */
-    struct attention_task task = task_of(state, args);
+    struct attention_task task = task_of(state, way, args);
 
     if (rows <= num_requests) { /* one each, as good as ever */
-        int32_t queries = heads > 4 ? FEW_QUERIES : heads > 2 ? 4 : heads;
+        int32_t queries = min(heads, few);
 
         task.slots_each = divide_up(heads, queries);
-        attend_few(state, task, queries);
+        attend_few(state, way, task, queries);
         return;
     }
-    if ((int64_t)rows * args->num_heads < (int64_t)MANY_QUERIES * state->num_processors) {
-        task.slots = request_places{heads, FEW_QUERIES, 1};
-        attend_few(state, task, FEW_QUERIES);
+    if ((int64_t)rows * args->num_heads < (int64_t)way->busy_queries * state->num_processors) {
+        task.slots = request_places{heads, few, 1};
+        attend_few(state, way, task, few);
         return;
     }
-    task.slots = request_places{heads, MANY_QUERIES, 1};
+    task.slots = request_places{heads, way->many_queries(args->kv->head_dim), 1};
     if (num_requests > 1) {
         struct attention_task small_ones = task;
 
         small_ones.max_rows = small;
-        small_ones.slots_each = divide_up((int64_t)small * heads, FEW_QUERIES);
-        attend_few(state, small_ones, FEW_QUERIES);
+        small_ones.slots_each = divide_up((int64_t)small * heads, few);
+        attend_few(state, way, small_ones, few);
         task.min_rows = small + 1;
     }
-    attend_many(state, task);
+    attend_many(state, way, task);
 }

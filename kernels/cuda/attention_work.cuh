@@ -5,7 +5,7 @@
  * A query is a row and a head. Queries of a request whose heads read the same KV head share its keys and values;
  * they are counted row by row, and a block takes as many of them as its shape says. Rows that see tiles of several
  * groups have parts, one a tile and head, which merge_parts merges; other rows are merged by the block that attends
- * to them.
+ * to them. How many positions a tile has is the way's of attending (attention.h).
  *
  * The functions are a warp's.
  */
@@ -18,9 +18,9 @@
 enum {
     THREADS = 128,
     WARPS = THREADS / WARP,
-    MAX_BLOCK_QUERIES = WARP,    /* a lane lists each */
+    MAX_BLOCK_QUERIES = WARP,    /* of a warp that lists them: a lane each */
     MAX_OWN = 8,                 /* queries of a thread */
-    ALL_TILES = 1 << 22,         /* more than any row sees */
+    ALL_TILES = 1 << 20,         /* more than any row sees, and not too many to count their positions */
     PART_FLOATS = SUM_LANES + 4, /* of a part, besides the dimensions */
 };
 
@@ -35,6 +35,7 @@ struct attention_task {
     const int32_t *kv_head_of;
     int32_t window;
     float scale;
+    int32_t tile_tokens;        /* positions [tile_tokens * t, tile_tokens * (t + 1)) are tile t */
 
     int32_t min_rows, max_rows; /* requests with fewer or more rows are another launch's */
     int32_t num_slots;          /* blocks of a KV head and a group of tiles */
@@ -84,9 +85,9 @@ static __device__ __forceinline__ int32_t first_seen(const struct attention_task
 static __host__ __device__ __forceinline__ int32_t most_tiles(const struct attention_task &task,
                                                               int32_t max_position)
 {
-    int32_t tiles = max_position / KV_TILE_TOKENS + 1;
+    int32_t tiles = max_position / task.tile_tokens + 1;
 
-    return task.window ? min(tiles, (task.window + KV_TILE_TOKENS - 2) / KV_TILE_TOKENS + 1) : tiles;
+    return task.window ? min(tiles, (task.window + task.tile_tokens - 2) / task.tile_tokens + 1) : tiles;
 }
 
 /* ---- units --------------------------------------------------------------------------------------------------- */
@@ -157,7 +158,7 @@ static __device__ __forceinline__ int32_t room_tiles(const struct attention_task
 {
     int32_t position = task.batch.positions[max(end_row - 1, 0)];
 
-    return position / KV_TILE_TOKENS < task.group_tiles ? 0 : most_tiles(task, position);
+    return position / task.tile_tokens < task.group_tiles ? 0 : most_tiles(task, position);
 }
 
 static __device__ __forceinline__ struct room find_room(const struct attention_task &task, int32_t request)
@@ -189,37 +190,41 @@ static __device__ __forceinline__ int64_t part_of_tile(const struct attention_ta
 /* Whether a row sees tiles of several groups. */
 static __device__ __forceinline__ bool is_shared(const struct attention_task &task, int32_t position)
 {
-    return first_seen(task, position) / KV_TILE_TOKENS / task.group_tiles !=
-           position / KV_TILE_TOKENS / task.group_tiles;
+    return first_seen(task, position) / task.tile_tokens / task.group_tiles !=
+           position / task.tile_tokens / task.group_tiles;
 }
 
 /* ---- queries ------------------------------------------------------------------------------------------------- */
 
 /* Leaves those of its positions that are of tiles [first_tile, end_tile). */
-static __device__ __forceinline__ void clip(struct query *query, int32_t first_tile, int32_t end_tile)
+static __device__ __forceinline__ void clip(const struct attention_task &task, struct query *query,
+                                            int32_t first_tile, int32_t end_tile)
 {
-    query->first = max(query->first, first_tile * KV_TILE_TOKENS);
-    query->end = min(query->end, end_tile * KV_TILE_TOKENS);
+    query->first = max(query->first, first_tile * task.tile_tokens);
+    query->end = min(query->end, end_tile * task.tile_tokens);
     if (query->first >= query->end)
         query->first = query->end = 0;
 }
 
-/* To work->queries, queries [first, first + count) of the unit and what this block's group of tiles has of them. */
-static __device__ __forceinline__ void list_queries(const struct attention_task &task, const int32_t *heads,
-                                                    int32_t first, int32_t count, struct work *work)
+/* A lane's of queries [first, first + count) of a unit, and what this block's group of tiles has of it. heads: that
+ * read its KV head. Behind the last query there is that one again and again, to no effect. HAS_GROUPS: there may be
+ * several. */
+template <bool HAS_GROUPS>
+static __device__ __forceinline__ struct query find_query(const struct attention_task &task,
+                                                          const struct unit &unit, const int32_t *heads,
+                                                          int32_t num_heads, int32_t first, int32_t count)
 {
-    int32_t lane = threadIdx.x % WARP, num_heads = work->num_heads, first_row = work->unit.first_row;
-    int32_t last = min(first + count, work->unit.num_rows * num_heads) - 1;
-    int32_t index = min(first + lane, last); /* the last one again and again, to no effect */
-    int32_t row = index / num_heads, position = task.batch.positions[first_row + row];
+    int32_t lane = threadIdx.x % WARP, last = min(first + count, unit.num_rows * num_heads) - 1;
+    int32_t index = min(first + lane, last), row = index / num_heads;
+    int32_t position = task.batch.positions[unit.first_row + row];
     struct query query = {
-        first_row + row, heads[index % num_heads], first_seen(task, position), position + 1, WRITTEN, 0};
-    int32_t first_tile = query.first / KV_TILE_TOKENS;
+        unit.first_row + row, heads[index % num_heads], first_seen(task, position), position + 1, WRITTEN, 0};
+    int32_t first_tile = query.first / task.tile_tokens;
     int32_t group = __shfl_sync(ALL_LANES, first_tile / task.group_tiles, 0) + (int32_t)blockIdx.y;
     int32_t group_first = group * task.group_tiles, group_end = group_first + task.group_tiles;
 
-    if (__any_sync(ALL_LANES, is_shared(task, position))) {
-        struct room room = find_room(task, work->unit.request);
+    if (HAS_GROUPS && __any_sync(ALL_LANES, is_shared(task, position))) {
+        struct room room = find_room(task, unit.request);
 
         if (!room.is_there) { /* the block of the first group does all */
             group_first = 0;
@@ -229,10 +234,17 @@ static __device__ __forceinline__ void list_queries(const struct attention_task 
             query.part = part_of_tile(task, room, row, first_tile, 0) + query.head;
         }
     }
-    clip(&query, group_first, group_end);
+    clip(task, &query, group_first, group_end);
     if (first + lane > last || query.end == 0)
         query.outcome = DROPPED;
+    return query;
+}
 
+/* The same of all lanes, to work->queries, and what they see. */
+static __device__ __forceinline__ void list_queries(const struct attention_task &task, const int32_t *heads,
+                                                    int32_t first, int32_t count, struct work *work)
+{
+    struct query query = find_query<true>(task, work->unit, heads, work->num_heads, first, count);
     int32_t first_of_all = query.end ? query.first : INT32_MAX, end_of_all = query.end;
 
 #pragma unroll
@@ -240,8 +252,8 @@ static __device__ __forceinline__ void list_queries(const struct attention_task 
         first_of_all = min(first_of_all, __shfl_xor_sync(ALL_LANES, first_of_all, width));
         end_of_all = max(end_of_all, __shfl_xor_sync(ALL_LANES, end_of_all, width));
     }
-    work->queries[lane] = query;
-    if (lane == 0) {
+    work->queries[threadIdx.x % WARP] = query;
+    if (threadIdx.x % WARP == 0) {
         work->first = first_of_all;
         work->end = end_of_all;
     }

@@ -59,6 +59,24 @@ static __device__ __forceinline__ uint32_t bf16_pair_of_floats(float low, float 
     return pair;
 }
 
+/* Two halves, likewise. */
+static __device__ __forceinline__ uint32_t half_pair_of_floats(float low, float high)
+{
+    uint32_t pair;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+/* 2^x, nearly: off by 2^-22 of it, or a little more; 1 of 0, and 0 where it is below 2^-126, as of -infinity. */
+static __device__ __forceinline__ float exp2_approx(float x)
+{
+    float power;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
 /* A float's 19 highest bits, the others 0. Nearest, ties away from zero. */
 static __device__ __forceinline__ uint32_t tf32_of_float(float f)
 {
@@ -120,6 +138,15 @@ static __device__ __forceinline__ void mma_bf16_k16(float d[4], const uint32_t a
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/* And of halves, which lie as bf16 do. A product with a zero changes nothing. */
+static __device__ __forceinline__ void mma_f16_k16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /*
  * And of tf32, which are floats whose lowest 13 bits are not looked at ("mma.m16n8k8"). A lane holds
  *  a[0] row g,     k t          b[0] column g, k t         d as above
@@ -142,6 +169,14 @@ static __device__ __forceinline__ void mma_tf32_k8(float d[4], const uint32_t a[
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t words[4], const void *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)));
+}
+
+/* The same, turned round: of each matrix, elements g of rows 2t, 2t + 1. */
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t words[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row)));
 }

@@ -593,9 +593,26 @@ static float add_products(float c, const double *a, const double *b, int count)
     return (float)emulated_bits<double>(emulated_bits<uint64_t>(sum) >> 29 << 29); /* 24 bits, cut off too */
 }
 
-/* K: of them STEP at a time. */
-template <int K, int STEP> static void multiply_floats(uint64_t *values)
+/* Number i of a lane's fragment, whose words have one tf32, or two of 16 bits. */
+static double bf16_at(const uint32_t *words, int i)
 {
+    return float_of_bf16((uint16_t)(words[i / 2] >> 16 * (i % 2)));
+}
+
+static double half_at(const uint32_t *words, int i)
+{
+    return float_of_half((uint16_t)(words[i / 2] >> 16 * (i % 2)));
+}
+
+static double tf32_at(const uint32_t *words, int i)
+{
+    return __uint_as_float(words[i] & 0xffffe000);
+}
+
+/* K: of them STEP at a time. */
+template <int K, int STEP, double (*at)(const uint32_t *, int)> static void multiply_floats(uint64_t *values)
+{
+    const int in_word = K / 8; /* numbers */
     double a[16][K], b[8][K];
 
     for (int lane = 0; lane < LANES; lane++) {
@@ -603,14 +620,12 @@ template <int K, int STEP> static void multiply_floats(uint64_t *values)
         int g = lane / 4, t = lane % 4;
 
         for (int part = 0; part < 2; part++)
-            for (int i = 0; i < K / 8; i++) {
-                int k = part * (K / 2) + K / 8 * t + i;
-                /* tf32 is a bf16 with more bits. */
-                uint32_t mask = K == 8 ? 0xffffe000 : 0xffff0000, shift = K == 8 ? 0 : 16 - 16 * i;
+            for (int i = 0; i < in_word; i++) {
+                int k = part * (K / 2) + in_word * t + i;
 
-                a[g][k] = __uint_as_float(f->a[2 * part] << shift & mask);
-                a[g + 8][k] = __uint_as_float(f->a[2 * part + 1] << shift & mask);
-                b[g][k] = __uint_as_float(f->b[part] << shift & mask);
+                a[g][k] = at(&f->a[2 * part], i);
+                a[g + 8][k] = at(&f->a[2 * part + 1], i);
+                b[g][k] = at(&f->b[part], i);
             }
     }
     for (int row = 0; row < 16; row++)
@@ -627,14 +642,21 @@ void mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
     struct float_fragments f = {d, a, b};
 
-    meet("mma_bf16_k16", EVERY_LANE, (uintptr_t)&f, multiply_floats<16, 8>);
+    meet("mma_bf16_k16", EVERY_LANE, (uintptr_t)&f, multiply_floats<16, 8, bf16_at>);
+}
+
+void mma_f16_k16(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    struct float_fragments f = {d, a, b};
+
+    meet("mma_f16_k16", EVERY_LANE, (uintptr_t)&f, multiply_floats<16, 8, half_at>);
 }
 
 void mma_tf32_k8(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
     struct float_fragments f = {d, a, b};
 
-    meet("mma_tf32_k8", EVERY_LANE, (uintptr_t)&f, multiply_floats<8, 4>);
+    meet("mma_tf32_k8", EVERY_LANE, (uintptr_t)&f, multiply_floats<8, 4, tf32_at>);
 }
 
 struct matrix_rows {
@@ -650,13 +672,36 @@ static void load_matrices(uint64_t *values)
                    ((const struct matrix_rows *)values[8 * i + lane / 4])->row + lane % 4 * 4, 4);
 }
 
-void ldmatrix_x4(uint32_t words[4], const void *row)
+static void load_turned_matrices(uint64_t *values)
+{
+    for (int lane = 0; lane < LANES; lane++)
+        for (int i = 0; i < 4; i++) {
+            uint16_t halves[2];
+
+            for (int part = 0; part < 2; part++)
+                memcpy(&halves[part],
+                       ((const struct matrix_rows *)values[8 * i + lane % 4 * 2 + part])->row + lane / 4 * 2, 2);
+            memcpy(&((const struct matrix_rows *)values[lane])->words[i], halves, 4);
+        }
+}
+
+static void load(const char *word, uint32_t words[4], const void *row, void (*combine)(uint64_t *values))
 {
     struct matrix_rows rows = {words, (const char *)row};
 
     if ((uintptr_t)row % 16 || emulated_is_device_address(row))
-        die("ldmatrix_x4 from %p: not shared memory with 16-byte alignment", row);
-    meet("ldmatrix_x4", EVERY_LANE, (uintptr_t)&rows, load_matrices);
+        die("%s from %p: not shared memory with 16-byte alignment", word, row);
+    meet(word, EVERY_LANE, (uintptr_t)&rows, combine);
+}
+
+void ldmatrix_x4(uint32_t words[4], const void *row)
+{
+    load("ldmatrix_x4", words, row, load_matrices);
+}
+
+void ldmatrix_x4_trans(uint32_t words[4], const void *row)
+{
+    load("ldmatrix_x4_trans", words, row, load_turned_matrices);
 }
 
 /* ---- memory, as kernels see it --------------------------------------------------------------- */
@@ -758,6 +803,19 @@ static uint32_t bf16_of_float(float f)
 uint32_t bf16_pair_of_floats(float low, float high)
 {
     return bf16_of_float(low) | bf16_of_float(high) << 16;
+}
+
+uint32_t half_pair_of_floats(float low, float high)
+{
+    return half_of_float(low) | (uint32_t)half_of_float(high) << 16;
+}
+
+/* As far off as a GPU's may be, so that nothing relies on more. */
+float exp2_approx(float x)
+{
+    float power = exp2f(x);
+
+    return power < 0x1p-126f ? 0 : x == 0 ? 1 : power + power * 0x1p-22f;
 }
 
 uint32_t tf32_of_float(float f)

@@ -178,7 +178,9 @@ static inline int32_t unforeseen(int32_t x)
 }
 
 uint32_t bf16_pair_of_floats(float low, float high);
+uint32_t half_pair_of_floats(float low, float high);
 uint32_t tf32_of_float(float f);
+float exp2_approx(float x);
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
@@ -241,8 +243,10 @@ void mma_s8_k16(int32_t d[4], const uint32_t a[2], uint32_t b);
 /* As GPUs do it: products are exact, and some of them at a time are added to d, in order; bits that lie far below
  * the highest of the largest are cut off. */
 void mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2]);
+void mma_f16_k16(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void mma_tf32_k8(float d[4], const uint32_t a[4], const uint32_t b[2]);
 void ldmatrix_x4(uint32_t words[4], const void *row);
+void ldmatrix_x4_trans(uint32_t words[4], const void *row);
 
 /* What the lanes of the warp came to `word` with, in order. */
 const uint64_t *emulated_shuffle(const char *word, unsigned mask, uint64_t value);

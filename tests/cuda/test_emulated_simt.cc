@@ -259,7 +259,14 @@ struct float_product {
     float d[16][8], a[16][16], b[8][16]; /* rows of a, columns of b */
 };
 
-static __global__ void mma_of_floats(struct float_product *p, int depth)
+enum { BF16, HALF, TF32 };
+
+static uint32_t pair_of_floats(int kind, float low, float high)
+{
+    return kind == BF16 ? bf16_pair_of_floats(low, high) : half_pair_of_floats(low, high);
+}
+
+static __global__ void mma_of_floats(struct float_product *p, int kind)
 {
     int g = (int)threadIdx.x / 4, t = (int)threadIdx.x % 4;
     uint32_t a[4], b[2];
@@ -267,14 +274,16 @@ static __global__ void mma_of_floats(struct float_product *p, int depth)
 
     for (int i = 0; i < 4; i++) {
         const float *row = p->a[g + i % 2 * 8], *column = p->b[g];
-        int k = depth == 16 ? i / 2 * 8 + 2 * t : i / 2 * 4 + t;
+        int k = kind == TF32 ? i / 2 * 4 + t : i / 2 * 8 + 2 * t;
 
         d[i] = p->d[g + i / 2 * 8][2 * t + i % 2];
-        a[i] = depth == 16 ? bf16_pair_of_floats(row[k], row[k + 1]) : tf32_of_float(row[k]);
-        b[i / 2] = depth == 16 ? bf16_pair_of_floats(column[k], column[k + 1]) : tf32_of_float(column[k]);
+        a[i] = kind == TF32 ? tf32_of_float(row[k]) : pair_of_floats(kind, row[k], row[k + 1]);
+        b[i / 2] = kind == TF32 ? tf32_of_float(column[k]) : pair_of_floats(kind, column[k], column[k + 1]);
     }
-    if (depth == 16)
+    if (kind == BF16)
         mma_bf16_k16(d, a, b);
+    else if (kind == HALF)
+        mma_f16_k16(d, a, b);
     else
         mma_tf32_k8(d, a, b);
     for (int i = 0; i < 4; i++)
@@ -291,15 +300,15 @@ static void mma_is_nearly_the_product_of_floats(void **)
     struct float_product *device = (struct float_product *)device_alloc(sizeof *device), p, got;
 
     for (int trial = 0; trial < 200; trial++) {
-        int depth = trial % 2 ? 16 : 8, bits = trial % 2 ? 8 : 11;
+        int kind = trial % 3, depth = kind == TF32 ? 8 : 16, bits = kind == BF16 ? 8 : 11;
 
         for (int i = 0; i < 16 * 16; i++) {
             p.a[i / 16][i % 16] = random_float(bits);
             p.b[i / 32][i % 16] = random_float(bits);
-            p.d[i / 16][i % 8] = trial < 2 ? 0 : random_float(24);
+            p.d[i / 16][i % 8] = trial < 3 ? 0 : random_float(24);
         }
         to_device(device, &p, sizeof p);
-        launch(mma_of_floats, 1, 32, 0, 0, device, depth);
+        launch(mma_of_floats, 1, 32, 0, 0, device, kind);
         to_host(&got, device, sizeof got);
         for (int i = 0; i < 16; i++)
             for (int j = 0; j < 8; j++) {
@@ -317,14 +326,28 @@ static void mma_is_nearly_the_product_of_floats(void **)
     p.a[3][2] = INFINITY;
     for (int j = 0; j < 8; j++)
         p.b[j][2] = j ? (float)j : 0;
-    to_device(device, &p, sizeof p);
-    launch(mma_of_floats, 1, 32, 0, 0, device, 16);
-    to_host(&got, device, sizeof got);
-    assert_true(isnan(got.d[3][0]) && got.d[3][1] == INFINITY && got.d[2][1] == 0);
+    for (int kind = BF16; kind <= TF32; kind++) {
+        to_device(device, &p, sizeof p);
+        launch(mma_of_floats, 1, 32, 0, 0, device, kind);
+        to_host(&got, device, sizeof got);
+        assert_true(isnan(got.d[3][0]) && got.d[3][1] == INFINITY && got.d[2][1] == 0);
+    }
+    /* Of zeros nothing changes. */
+    memset(&p, 0, sizeof p);
+    for (int i = 0; i < 16 * 8; i++) {
+        p.b[i / 16][i % 16] = random_float(8);
+        p.d[i / 8][i % 8] = random_float(24) * 0x1p-100f;
+    }
+    for (int kind = BF16; kind <= TF32; kind++) {
+        to_device(device, &p, sizeof p);
+        launch(mma_of_floats, 1, 32, 0, 0, device, kind);
+        to_host(&got, device, sizeof got);
+        assert_memory_equal(got.d, p.d, sizeof p.d);
+    }
     cudaFree(device);
 }
 
-static __global__ void load_matrices(uint32_t *out)
+static __global__ void load_matrices(uint32_t *out, int is_turned)
 {
     __shared__ uint4 rows[64];
 
@@ -334,19 +357,63 @@ static __global__ void load_matrices(uint32_t *out)
         rows[row] = make_uint4(4 * row, 4 * row + 1, 4 * row + 2, 4 * row + 3);
     }
     __syncwarp();
-    ldmatrix_x4(out + 4 * threadIdx.x, &rows[63 - 2 * threadIdx.x]);
+    if (is_turned)
+        ldmatrix_x4_trans(out + 4 * threadIdx.x, &rows[63 - 2 * threadIdx.x]);
+    else
+        ldmatrix_x4(out + 4 * threadIdx.x, &rows[63 - 2 * threadIdx.x]);
 }
 
 static void ldmatrix_deals_rows_to_lanes(void **)
 {
     uint32_t *out = (uint32_t *)device_alloc(128 * sizeof *out), got[128];
 
-    launch(load_matrices, 1, 32, 0, 0, out);
+    launch(load_matrices, 1, 32, 0, 0, out, 0);
     to_host(got, out, sizeof got);
     for (int lane = 0; lane < 32; lane++)
         for (int i = 0; i < 4; i++)
             assert_int_equal(got[4 * lane + i], 4 * (63 - 2 * (8 * i + lane / 4)) + lane % 4);
+    /* Turned round, a lane's two halves are of two rows: even words' numbers are in the low halves. */
+    launch(load_matrices, 1, 32, 0, 0, out, 1);
+    to_host(got, out, sizeof got);
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++) {
+            int row = 63 - 2 * (8 * i + lane % 4 * 2), element = lane / 4;
+            uint32_t low = element % 2 ? 0 : (uint32_t)(4 * row + element / 2);
+            uint32_t high = element % 2 ? 0 : (uint32_t)(4 * (row - 2) + element / 2);
+
+            assert_int_equal(got[4 * lane + i], low | high << 16);
+        }
     cudaFree(out);
+}
+
+static __global__ void powers(const float *x, float *out)
+{
+    out[threadIdx.x] = exp2_approx(x[threadIdx.x]);
+}
+
+static void powers_of_two_are_nearly_right(void **)
+{
+    static const float special[] = {-INFINITY, -1e30f, -127, INFINITY, 0, -126};
+    float *device = (float *)device_alloc(512 * sizeof *device), x[256], got[256];
+
+    for (int i = 0; i < 256; i++)
+        x[i] = i < 6 ? special[i] : (float)(i - 128) * 0.37f;
+    to_device(device, x, sizeof x);
+    launch(powers, 1, 256, 0, 0, (const float *)device, device + 256);
+    to_host(got, device + 256, sizeof got);
+    for (int i = 0; i < 3; i++)
+        assert_true(got[i] == 0 && !signbit(got[i]));
+    assert_true(got[3] == INFINITY && got[4] == 1);
+    for (int i = 4; i < 256; i++)
+        assert_true(fabs(got[i] - exp2(x[i])) <= exp2(x[i]) * 0x1p-21);
+    cudaFree(device);
+}
+
+static void pairs_of_halves_are_low_then_high(void **)
+{
+    assert_int_equal(half_pair_of_floats(1.5f, -2.0f), 0xc0003e00);
+    assert_int_equal(half_pair_of_floats(65520, 0x1p-25f * 1.5f), 0x00017c00);
+    assert_int_equal(half_pair_of_floats(1 + 0x1p-11f, 1 + 0x1.8p-10f), 0x3c023c00);
 }
 
 static void floats_round_to_bf16_and_tf32(void **)
@@ -1626,7 +1693,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(mma_is_the_product_of_whole_numbers),
         cmocka_unit_test(mma_is_nearly_the_product_of_floats),
         cmocka_unit_test(ldmatrix_deals_rows_to_lanes),
-        cmocka_unit_test(floats_round_to_bf16_and_tf32),
+        cmocka_unit_test(powers_of_two_are_nearly_right),
+    cmocka_unit_test(pairs_of_halves_are_low_then_high),
+    cmocka_unit_test(floats_round_to_bf16_and_tf32),
         cmocka_unit_test(cp_async_copies_when_it_is_waited_for),
         cmocka_unit_test(memory_that_nobody_wrote_is_junk),
         cmocka_unit_test(atomics_return_nothing_lost),

@@ -102,7 +102,8 @@ static float *pick_rows(const struct batch *batch, const float *all, int32_t wid
 }
 
 /* Runs all requests in chunks into rows->out. */
-static void run(struct device *dev, const struct model *model, struct rows *rows, int32_t chunk)
+static void run_in_order(struct device *dev, const struct model *model, struct rows *rows, int32_t chunk,
+                         bool device_order)
 {
     const struct kernels *kernels = device_kernels(dev);
     struct cache cache;
@@ -125,7 +126,7 @@ static void run(struct device *dev, const struct model *model, struct rows *rows
         struct attention_args args = {.out = out, .q = q, .q_stride = rows->width_q, .kv = &cache.kv,
                                       .batch = &batch.view, .num_heads = model->num_heads,
                                       .kv_head_of = kv_head_of, .scale = 0.125f,
-                                      .window = model->window};
+                                      .window = model->window, .device_order = device_order};
 
         kv_store_ref(&cache.kv, &batch.view, k, rows->width_kv, v, rows->width_kv);
         kernels->attention(dev, &args);
@@ -135,6 +136,11 @@ static void run(struct device *dev, const struct model *model, struct rows *rows
         mem_free(batch.rows);
     }
     cache_close(&cache);
+}
+
+static void run(struct device *dev, const struct model *model, struct rows *rows, int32_t chunk)
+{
+    run_in_order(dev, model, rows, chunk, false);
 }
 
 static void rows_init(struct rows *rows, const struct model *model)
@@ -218,6 +224,167 @@ static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void 
         mem_free(want);
         rows_close(&rows);
     }
+}
+
+/* ---- a device's own order --------------------------------------------------------------------------- */
+
+static const int32_t long_half_lengths[] = {620};
+static const int32_t two_long_lengths[] = {530, 70};
+static const struct half_model {
+    struct model model;
+    int32_t chunks[4];
+} half_models[] = {
+    {{64, 9, 3, 0, 4, lengths}, {1200, 64, 7}},            /* SmolLM2 */
+    {{128, 8, 2, 0, 3, lengths}, {1200, 40, 19}},          /* Llama 3 and Qwen3: 4 heads of each */
+    {{256, 4, 1, 40, 3, lengths}, {1200, 30}},             /* Gemma 3, a local layer */
+    {{96, 3, 1, 0, 3, lengths}, {1200, 17}},
+    {{80, 5, 2, 33, 3, lengths}, {1200, 23}},              /* filled up; heads are shared out unevenly */
+    {{16, 5, 1, 1, 2, lengths}, {1200, 7}},                /* sees itself alone */
+    {{64, 3, 1, 0, 1, long_half_lengths}, {1200, 100, 20}}, /* several tiles, in one block and in parts */
+    {{32, 5, 2, 0, 2, two_long_lengths}, {1200, 250}},
+    {{16, 14, 2, 250, 1, long_half_lengths}, {1200, 90, 15}},
+};
+
+/* Largest difference, as a part of the largest value. */
+static double largest_error(const struct rows *rows, const float *want)
+{
+    int64_t count = (int64_t)rows->count * rows->width_q, num_values = (int64_t)rows->count * rows->width_kv;
+    double error = 0, most = 0;
+
+    for (int64_t i = 0; i < num_values; i++)
+        most = fmax(most, fabs((double)rows->v[i]));
+    for (int64_t i = 0; i < count; i++)
+        error = isfinite(rows->out[i]) ? fmax(error, fabs((double)rows->out[i] - want[i])) : INFINITY;
+    return error / most;
+}
+
+static void need_gpu(void)
+{
+    if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
+        print_message("TANDEM_TEST_CUDA_MODULE names no module\n");
+        skip();
+    }
+}
+
+static void a_gpus_own_order_gives_one_answer_near_the_specification(void **state)
+{
+    (void)state;
+    need_gpu();
+    for (size_t m = 0; m < COUNT_OF(half_models); m++) {
+        const struct model *model = &half_models[m].model;
+        struct device *ref = open_device("ref", 1), *gpu = open_device("cuda", 1);
+        struct rows rows;
+
+        rows_init(&rows, model);
+
+        size_t count = (size_t)rows.count * rows.width_q;
+        AUTO_MEM float *want = mem_new_array(float, count);
+
+        run(ref, model, &rows, 1200);
+        memcpy(want, rows.out, count * sizeof(float));
+        for (int c = 0; c < 4 && half_models[m].chunks[c]; c++) {
+            AUTO_MEM char *what = mem_printf("model %zu in chunks of %d", m, half_models[m].chunks[c]);
+
+            memset(rows.out, 0, count * sizeof(float));
+            run_in_order(gpu, model, &rows, half_models[m].chunks[c], true);
+            if (c > 0)
+                expect_same_floats(what, rows.out, want, (int64_t)count);
+            else if (largest_error(&rows, want) > 0x1p-9)
+                fail_msg("%s: off by %g", what, largest_error(&rows, want));
+            memcpy(want, rows.out, count * sizeof(float));
+        }
+        device_close(gpu);
+        device_close(ref);
+        rows_close(&rows);
+    }
+}
+
+static void a_gpus_own_order_does_not_look_at_other_requests(void **state)
+{
+    struct model model = half_models[0].model;
+    struct rows rows, one;
+    int64_t first = 0;
+
+    (void)state;
+    need_gpu();
+
+    struct device *gpu = open_device("cuda", 1);
+
+    rows_init(&rows, &model);
+    run_in_order(gpu, &model, &rows, 1200, true);
+    model.num_requests = 1;
+    for (int i = 0; i < half_models[0].model.num_requests; i++) {
+        AUTO_MEM float *out = mem_new_array(float, (size_t)lengths[i] * rows.width_q);
+
+        model.lengths = &lengths[i];
+        one = (struct rows){lengths[i], rows.width_q, rows.width_kv, rows.q + first * rows.width_q,
+                            rows.k + first * rows.width_kv, rows.v + first * rows.width_kv, out};
+        run_in_order(gpu, &model, &one, 1200, true);
+        expect_same_floats("alone", out, rows.out + first * rows.width_q, (int64_t)lengths[i] * rows.width_q);
+        first += lengths[i];
+    }
+    rows_close(&rows);
+    device_close(gpu);
+}
+
+/* What a value that has become infinite does to others: nothing to rows before it, or to other dimensions, whatever
+ * the chunk. */
+static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them(void **state)
+{
+    enum { WHERE = 37, DIM = 64, HEADS = 4, LENGTH = 90 };
+    static const int32_t length[] = {LENGTH}, chunks[] = {90, 20, 1};
+    static const struct model windows[] = {{DIM, HEADS, 1, 0, 1, length}, {DIM, HEADS, 1, 24, 1, length}};
+
+    (void)state;
+    need_gpu();
+    for (size_t w = 0; w < COUNT_OF(windows); w++) {
+        const struct model *model = &windows[w];
+        struct device *gpu = open_device("cuda", 1);
+        struct rows rows;
+
+        rows_init(&rows, model);
+        run_in_order(gpu, model, &rows, LENGTH, true);
+
+        AUTO_MEM float *finite = mem_new_array(float, LENGTH * HEADS * DIM);
+
+        memcpy(finite, rows.out, LENGTH * HEADS * DIM * sizeof(float));
+        rows.v[WHERE * DIM + 5] = 1e6f; /* no half is so large */
+        for (size_t c = 0; c < COUNT_OF(chunks); c++) {
+            run_in_order(gpu, model, &rows, chunks[c], true);
+            for (int32_t i = 0; i < LENGTH * HEADS * DIM; i++) {
+                int32_t row = i / (HEADS * DIM);
+                bool sees = row >= WHERE && (!model->window || row < WHERE + model->window);
+
+                if (sees && i % DIM == 5)
+                    assert_false(isfinite(rows.out[i]));
+                else if (rows.out[i] != finite[i])
+                    fail_msg("chunks of %d: row %d, dimension %d is %g, not %g", chunks[c], row, i % DIM,
+                             (double)rows.out[i], (double)finite[i]);
+            }
+        }
+        rows_close(&rows);
+        device_close(gpu);
+    }
+}
+
+static void a_cpu_keeps_to_the_specification_all_the_same(void **state)
+{
+    const struct model *model = &models[2];
+    struct device *dev = open_device(NULL, 1);
+    struct rows rows;
+
+    (void)state;
+    rows_init(&rows, model);
+    run(dev, model, &rows, 1200);
+
+    int64_t count = (int64_t)rows.count * rows.width_q;
+    AUTO_MEM float *want = mem_new_array(float, (size_t)count);
+
+    memcpy(want, rows.out, (size_t)count * sizeof(float));
+    run_in_order(dev, model, &rows, 64, true);
+    expect_same_floats("with device_order", rows.out, want, count);
+    rows_close(&rows);
+    device_close(dev);
 }
 
 /* What the cache holds of element i of a head. */
@@ -448,5 +615,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(attention_has_the_bits_of_the_specification_whatever_the_chunk),
     cmocka_unit_test(attention_is_right),
     cmocka_unit_test(what_is_no_number_shows_where_it_is_seen),
+    cmocka_unit_test(a_gpus_own_order_gives_one_answer_near_the_specification),
+    cmocka_unit_test(a_gpus_own_order_does_not_look_at_other_requests),
+    cmocka_unit_test(a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them),
+    cmocka_unit_test(a_cpu_keeps_to_the_specification_all_the_same),
 };
 TEST_MAIN(tests)

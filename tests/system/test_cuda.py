@@ -12,7 +12,7 @@ import unittest
 import ranks
 import tandem
 from server import children_of, wait_for
-from test_dummy import SHAPE, folder
+from test_dummy import GEMMA3, SHAPE, folder
 from test_one_answer import MODEL, requests
 
 MODULE = os.environ.get("TANDEM_TEST_CUDA_MODULE")
@@ -73,12 +73,28 @@ class Cuda(unittest.TestCase):
     def test_weights_of_16_bits_give_one_answer_of_their_own(self):
         """Tensor cores add them up: not as the CPU does, and yet the same for any batch, chunk and number of ranks."""
         path = tandem.write_lines("cuda-half.jsonl", requests(8, 40, 5))
-        for kind in ("bf16", "f16"):
+        rows = ("--max-num-seqs 1", "--max-num-batched-tokens 9", "--tp 2", "--tp 2 --max-num-batched-tokens 40")
+        for name, shape, kind, some in (("half", SHAPE, "bf16", rows), ("half", SHAPE, "f16", rows[1:3]),
+                                        ("half-local", GEMMA3, "bf16", rows[1:3])):
             dummy = ["--load-format", "dummy", "--dummy-type", kind, "--max-model-len", "256", "--max-num-seqs", "8", *CUDA]
-            alone = self.ask(folder("half", SHAPE), path, *dummy)
-            for row in ("--max-num-seqs 1", "--max-num-batched-tokens 9", "--tp 2", "--tp 2 --max-num-batched-tokens 40"):
-                with self.subTest(kind=kind, row=row):
-                    self.assertEqual(self.ask(folder("half", SHAPE), path, *dummy, *row.split()), alone)
+            alone = self.ask(folder(name, shape), path, *dummy)
+            for row in some:
+                with self.subTest(name=name, kind=kind, row=row):
+                    self.assertEqual(self.ask(folder(name, shape), path, *dummy, *row.split()), alone)
+
+    def test_a_long_answer_of_16_bit_weights_is_one_too(self):
+        """Past a tile of attention, which other blocks of threads then take."""
+        path = tandem.write_lines("cuda-long.jsonl", [
+            {"prompt_token_ids": [20 + (i + t * 7) % 200 for t in range(length)], "max_tokens": 10,
+             "ignore_eos": True, "temperature": 0}
+            for i, length in enumerate((506, 90))])
+        model = folder("half-long", {**SHAPE, "num_hidden_layers": 1, "max_position_embeddings": 1024})
+        dummy = ["--load-format", "dummy", "--dummy-type", "bf16", "--max-num-seqs", "2", "--max-model-len", "600",
+                 *CUDA]
+        alone = self.ask(model, path, *dummy, "--max-num-seqs", "1", "--no-async-scheduling")
+        for row in ("--max-num-batched-tokens 150", "--tp 2"):
+            with self.subTest(row=row):
+                self.assertEqual(self.ask(model, path, *dummy, *row.split()), alone)
 
     @unittest.skipUnless(os.environ.get("TANDEM_TEST_MODELS"), "TANDEM_TEST_MODELS names no folder of weights")
     def test_real_weights_give_the_answers_of_the_cpu(self):
@@ -179,10 +195,10 @@ class Cuda(unittest.TestCase):
         path = tandem.write_lines("cuda-hosts.jsonl", [{"prompt": f"hello {i}", "max_tokens": 20, "seed": i}
                                                        for i in range(4)])
         cpu = ranks.local_answers(path)
-        for library, words in ((LIBRARY, "go by NCCL 2.28.9, which does not encrypt"),
-                               ("/nowhere/nccl.so", "ipc: they are on several hosts; nccl: ")):
-            with self.subTest(library=library), \
-                 ranks.Job(2, "--comm", "net", *CUDA, "--nccl-library", library, requests=path) as job:
+        for way, words in ((["--device-comm", "nccl"], "go by NCCL 2.28.9, which does not encrypt"),
+                           ([], "ipc: they are on several hosts; nccl: it does not encrypt between hosts")):
+            with self.subTest(way=way), \
+                 ranks.Job(2, "--comm", "net", *CUDA, "--nccl-library", LIBRARY, *way, requests=path) as job:
                 job.ranks = {rank: job.start(rank) for rank in range(2)}
                 self.assertEqual(job.answers(), (0, cpu), job.log())
                 self.assertIn(words, job.ranks[0].communicate()[1])

@@ -41,7 +41,15 @@ void attention_rotate_and_store(struct pass *pass, const struct layer *layer,
                                          });
 }
 
-void attention_attend(struct pass *pass, const struct kv_layer *kv, float scale, int32_t window)
+/* Every rank has matrices of the same types. */
+static bool is_half(const struct layer *layer)
+{
+    return linear_is_half(&layer->qkv) && linear_is_half(&layer->attention_output) &&
+           linear_is_half(&layer->gate_up) && linear_is_half(&layer->down);
+}
+
+void attention_attend(struct pass *pass, const struct layer *layer, const struct kv_layer *kv, float scale,
+                      int32_t window)
 {
     pass->kernels->attention(pass->dev, &(struct attention_args){
                                             .out = pass->attended.x,
@@ -53,6 +61,7 @@ void attention_attend(struct pass *pass, const struct kv_layer *kv, float scale,
                                             .kv_head_of = pass->kv_head_of,
                                             .scale = scale,
                                             .window = window,
+                                            .device_order = is_half(layer),
                                         });
 }
 

@@ -64,6 +64,14 @@ void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
     }
 }
 
+bool linear_is_half(const struct linear *linear)
+{
+    for (int32_t i = 0; i < linear->num_matrices; i++)
+        if (linear->matrices[i].type != TYPE_F16 && linear->matrices[i].type != TYPE_BF16)
+            return false;
+    return true;
+}
+
 struct activations linear_reads(const struct linear *linear, const struct activations *a,
                                 int32_t rows)
 {

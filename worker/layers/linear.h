@@ -39,6 +39,9 @@ void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
 /* Of all its matrices, packed. */
 int64_t linear_bytes(const struct linear *linear, const struct device *dev);
 
+/* All its weights are F16 or BF16. */
+bool linear_is_half(const struct linear *linear);
+
 /* `rows` rows of `a`, without the forms that no weights of this layer read. */
 struct activations linear_reads(const struct linear *linear, const struct activations *a,
                                 int32_t rows);

@@ -65,7 +65,7 @@ static enum status forward(struct pass *pass)
         attention_project(pass, layer);
         attention_rotate_and_store(pass, layer, global ? &pass->rope : &pass->rope_local,
                                    &pass->kv[i]);
-        attention_attend(pass, &pass->kv[i], scale, global ? 0 : config->sliding_window);
+        attention_attend(pass, layer, &pass->kv[i], scale, global ? 0 : config->sliding_window);
         TRY(attention_output(
             pass, layer,
             &(struct norm_step){layer->post_attention_norm, layer->ffn_norm, &layer->gate_up}));
