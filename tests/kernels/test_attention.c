@@ -182,8 +182,7 @@ static const struct model models[] = {
     /* a window that begins in one tile, ends in another */
     {96, 2, 1, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_FLOAT16},
     {16, 14, 2, 250, 1, long_lengths, KV_FLOAT16},
-    {64, 9, 3, 0, 4, lengths, KV_FP8},
-    {80, 4, 2, 0, 4, lengths, KV_INT8},
+    {80, 4, 2, 0, 4, lengths, KV_FP8},
     {256, 4, 1, 40, 3, lengths, KV_INT8},
     {16, 14, 2, 250, 1, long_lengths, KV_FP8},
     {32, 4, 2, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_INT8},

@@ -144,7 +144,7 @@ static double log_probability(const float *logits, int32_t n, int32_t id)
     double max = logits[arg_max(logits, n)], sum = 0;
 
     for (int32_t i = 0; i < n; i++)
-        sum += exp(logits[i] - max);
+        sum += expf(logits[i] - (float)max);
     return logits[id] - max - log(sum);
 }
 
