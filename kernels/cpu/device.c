@@ -60,7 +60,7 @@ static int32_t cpu_num_threads(const struct device *dev)
 
 struct shares {
     int64_t count;
-    int32_t num_threads; /* that have a share */
+    int32_t num_threads; /* that have a share; below 2: the caller alone */
     void (*part)(void *args, int64_t first, int64_t end, int32_t thread);
     void *args;
 };
@@ -74,15 +74,19 @@ static void do_share(void *arg, int32_t thread)
                      shares->count * (thread + 1) / shares->num_threads, thread);
 }
 
+static void share_out(struct cpu_device *cpu, struct shares shares)
+{
+    if (shares.num_threads > 1)
+        team_run(cpu->team, do_share, &shares);
+    else if (shares.count > 0)
+        shares.part(shares.args, 0, shares.count, 0);
+}
+
 static void cpu_share_out(struct device *dev, int64_t count,
                           void (*part)(void *args, int64_t first, int64_t end, int32_t thread), void *args)
 {
-    struct shares shares = {count, (int32_t)MIN((int64_t)cpu_num_threads(dev), count), part, args};
-
-    if (shares.num_threads > 1)
-        team_run(cpu_device_of(dev)->team, do_share, &shares);
-    else if (count > 0)
-        part(args, 0, count, 0);
+    share_out(cpu_device_of(dev),
+              (struct shares){count, (int32_t)MIN((int64_t)cpu_num_threads(dev), count), part, args});
 }
 
 static const struct device_ops cpu_ops = {
@@ -127,20 +131,15 @@ enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
 
 struct run {
     const struct cpu_device *cpu;
-    int64_t count;
-    int32_t num_threads; /* that get a share */
     void (*part)(const void *args, int64_t first, int64_t end, void *scratch);
     const void *args;
 };
 
-static void run_part(void *arg, int32_t thread)
+static void run_part(void *arg, int64_t first, int64_t end, int32_t thread)
 {
     const struct run *run = arg;
 
-    if (thread < run->num_threads)
-        run->part(run->args, run->count * thread / run->num_threads,
-                  run->count * (thread + 1) / run->num_threads,
-                  run->cpu->scratch + (int64_t)thread * SCRATCH_BYTES);
+    run->part(run->args, first, end, run->cpu->scratch + (int64_t)thread * SCRATCH_BYTES);
 }
 
 void device_run(struct device *dev, int64_t count, int64_t grain,
@@ -148,11 +147,8 @@ void device_run(struct device *dev, int64_t count, int64_t grain,
                 const void *args)
 {
     struct cpu_device *cpu = cpu_device_of(dev);
-    int64_t num_threads = MIN((int64_t)team_num_threads(cpu->team), count / grain);
-    struct run run = {cpu, count, (int32_t)MAX(num_threads, (int64_t)1), part, args};
+    struct run run = {cpu, part, args};
 
-    if (run.num_threads == 1)
-        run_part(&run, 0);
-    else
-        team_run(cpu->team, run_part, &run);
+    share_out(cpu, (struct shares){count, (int32_t)MIN((int64_t)cpu_num_threads(dev), count / grain), run_part,
+                                   &run});
 }

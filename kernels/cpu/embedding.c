@@ -12,19 +12,6 @@ struct embedding {
     float scale;
 };
 
-static uint32_t load32(const uint8_t *p)
-{
-    uint32_t x;
-
-    memcpy(&x, p, 4);
-    return x;
-}
-
-static void store32(uint8_t *p, uint32_t x)
-{
-    memcpy(p, &x, 4);
-}
-
 INLINE void get_codes(int bits, const uint8_t *in, uint8_t *codes)
 {
     if (bits == 8) {

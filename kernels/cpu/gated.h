@@ -37,29 +37,33 @@ INLINE void gelu(vf *g)
         g[v] = g[v] / (1.0f + e[v]);
 }
 
-/* 32 gates become act(gate) * up. */
-INLINE void gate_block(void (*const act)(vf *), float *gate, const float *up)
+/* x = act(gate) * up, of 32. */
+INLINE void gated_of(void (*const act)(vf *), vf *x, const float *gate, const float *up)
 {
-    vf x[BLOCK_VECTORS];
-
-    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-        x[v] = vf_load(gate + v * LANES);
-    act(x);
-    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-        vf_store(gate + v * LANES, x[v] * vf_load(up + v * LANES));
-}
-
-/* The same as activations: block b of `out`, counted over rows. */
-INLINE void put_gated_block(void (*const act)(vf *), const struct activations *out, int64_t b, const float *gate,
-                            const float *up)
-{
-    vf x[BLOCK_VECTORS];
-
     UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
         x[v] = vf_load(gate + v * LANES);
     act(x);
     UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
         x[v] *= vf_load(up + v * LANES);
+}
+
+/* In the place of the gates. */
+INLINE void gate_block(void (*const act)(vf *), float *gate, const float *up)
+{
+    vf x[BLOCK_VECTORS];
+
+    gated_of(act, x, gate, up);
+    UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
+        vf_store(gate + v * LANES, x[v]);
+}
+
+/* As activations: block b of `out`, counted over rows. */
+INLINE void put_gated_block(void (*const act)(vf *), const struct activations *out, int64_t b, const float *gate,
+                            const float *up)
+{
+    vf x[BLOCK_VECTORS];
+
+    gated_of(act, x, gate, up);
     put_block(out, b, x);
 }
 

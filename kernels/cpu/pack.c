@@ -8,19 +8,6 @@ int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k)
     return (int64_t)((n + PANEL - 1) / PANEL) * packed_panel_bytes(type, k);
 }
 
-static uint32_t load32(const uint8_t *p)
-{
-    uint32_t x;
-
-    memcpy(&x, p, 4);
-    return x;
-}
-
-static void store32(uint8_t *p, uint32_t x)
-{
-    memcpy(p, &x, 4);
-}
-
 /* The codes of one column; `out` is its place in the first k-group. */
 static void put_codes(int bits, const uint8_t *codes, uint8_t *out)
 {

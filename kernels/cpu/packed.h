@@ -31,6 +31,8 @@
 #include "kernels/kernels.h"
 #include "kernels/quant_block.h"
 
+#include <string.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -82,6 +84,20 @@ static QUANT_CONSTANT int64_t packed_panel_bytes(enum tensor_type type, int32_t 
 {
     return packed_supers_bytes(type, k) +
            (int64_t)packed_num_records(type, k) * packed_record_bytes(type);
+}
+
+/* Four codes of a k-group, wherever they lie. */
+static inline uint32_t load32(const uint8_t *p)
+{
+    uint32_t x;
+
+    memcpy(&x, p, 4);
+    return x;
+}
+
+static inline void store32(uint8_t *p, uint32_t x)
+{
+    memcpy(p, &x, 4);
 }
 
 int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k);

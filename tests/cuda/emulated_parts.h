@@ -9,6 +9,12 @@
 
 #include <time.h>
 
+#if defined(__has_feature) /* clang's way to say what gcc says by this word */
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+
 enum { LANES = 32, MAX_WARPS = 32, MAX_THREADS = LANES * MAX_WARPS };
 enum { PAGE = 4096, SHARED_BYTES = 48 << 10, MAX_SHARED_BYTES = 163 << 10 };
 static const int JUNK = 0xff; /* floats: NaN; indices: -1 */
