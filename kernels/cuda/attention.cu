@@ -57,27 +57,18 @@ static __global__ void __launch_bounds__(THREADS, S::QUERIES > 8 ? 2 : 4) attend
 /* A block of threads to a row and head: a thread has two dimensions, and one of the sums, which others have too. */
 static __global__ void __launch_bounds__(THREADS) merge_parts(const struct attention_task task)
 {
-    int32_t row = (int32_t)(blockIdx.x / (unsigned)task.num_heads);
-    int32_t head = (int32_t)(blockIdx.x % (unsigned)task.num_heads);
-    int32_t dim = task.kv.head_dim, at = threadIdx.x * 2, position = task.batch.positions[row];
-    int32_t first_tile = first_seen(task, position) / KV_TILE_TOKENS, end_tile = position / KV_TILE_TOKENS + 1;
+    int32_t dim = task.kv.head_dim, at = threadIdx.x * 2;
+    struct parts parts;
 
-    if (!is_shared(task, position))
+    if (!find_parts(task, KV_TILE_TOKENS, part_floats(dim), &parts))
         return;
 
-    int32_t request = request_of_row(task.batch, row), first_row = task.batch.row_start[request];
-    struct room room = find_room(task, request);
-
-    if (!is_of_launch(task, task.batch.row_start[request + 1] - first_row) || !room.is_there)
-        return;
-
-    int64_t first_part = part_of_tile(task, room, row - first_row, first_tile, first_tile) + head;
-    const float *part = task.parts + first_part * part_floats(dim);
+    const float *part = parts.first;
     float max = NO_SCORE, sum = 0;
     float2 out = make_float2(0, 0);
 
 #pragma unroll 4
-    for (int32_t t = first_tile; t < end_tile; t++) {
+    for (int32_t t = parts.first_tile; t < parts.end_tile; t++) {
         struct factors factors = merge_max(&max, part[dim + SUM_LANES]);
         float2 x = at < dim ? *(const float2 *)(part + at) : out;
 
@@ -93,7 +84,7 @@ static __global__ void __launch_bounds__(THREADS) merge_parts(const struct atten
     float inverse = 1.0f / sum;
 
     if (at < dim)
-        *(float2 *)(task.out + ((int64_t)row * task.num_heads + head) * dim + at) =
+        *(float2 *)(task.out + ((int64_t)parts.row * task.num_heads + parts.head) * dim + at) =
             make_float2(out.x * inverse, out.y * inverse);
 }
 

@@ -486,22 +486,28 @@ static __device__ __forceinline__ void add_weights(struct half_softmax<S> *softm
     }
 }
 
+/* Two pieces of a step's values, from `piece` on: those of block b, as an mma reads them. */
+template <typename S>
+static __device__ __forceinline__ void load_values(uint32_t words[4], const char *values, int b, int piece)
+{
+    const unsigned lane = this_lane();
+
+    ldmatrix_x4_trans(words, values + row_piece_at<S>(b * KV_BLOCK_TOKENS + lane % 16, piece + lane / 16));
+}
+
 /* The warp's dimensions of a step, from piece first_piece on, of values that all its queries see. */
 template <typename S>
 static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax,
                                                  const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
                                                  const char *values, int first_piece)
 {
-    const unsigned lane = this_lane();
-
 #pragma unroll
     for (int b = 0; b < STEP_BLOCKS; b++)
 #pragma unroll
         for (int n = 0; n < S::COLUMN_TILES; n += 2) {
             uint32_t words[4];
 
-            ldmatrix_x4_trans(words, values + row_piece_at<S>(b * KV_BLOCK_TOKENS + lane % 16,
-                                                              first_piece + n + lane / 16));
+            load_values<S>(words, values, b, first_piece + n);
 #pragma unroll
             for (int m = 0; m < S::ROW_TILES; m++) {
                 mma_f16_k16(softmax->out[m][n], weights[b][m], words);
@@ -544,8 +550,7 @@ static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
             for (int n = 0; n < S::COLUMN_TILES; n += 2) {
                 uint32_t words[4];
 
-                ldmatrix_x4_trans(words, values + row_piece_at<S>(b * KV_BLOCK_TOKENS + lane % 16,
-                                                                  first_piece + n + lane / 16));
+                load_values<S>(words, values, b, first_piece + n);
 #pragma unroll
                 for (int i = 0; i < 4; i++)
                     words[i] &= masks[i % 2];
@@ -939,27 +944,18 @@ static __global__ void __launch_bounds__(THREADS, 2) many_half(const struct atte
 /* A block of threads to a row and head: a thread has two dimensions, and the sum, which all have. */
 static __global__ void __launch_bounds__(THREADS) merge_half(const struct attention_task task)
 {
-    int32_t row = (int32_t)(blockIdx.x / (unsigned)task.num_heads);
-    int32_t head = (int32_t)(blockIdx.x % (unsigned)task.num_heads);
-    int32_t dim = task.kv.head_dim, at = threadIdx.x * 2, position = task.batch.positions[row];
-    int32_t first_tile = first_seen(task, position) / TILE, end_tile = position / TILE + 1;
+    int32_t dim = task.kv.head_dim, at = threadIdx.x * 2;
+    struct parts parts;
 
-    if (!is_shared(task, position))
+    if (!find_parts(task, TILE, half_part_floats(dim), &parts))
         return;
 
-    int32_t request = request_of_row(task.batch, row), first_row = task.batch.row_start[request];
-    struct room room = find_room(task, request);
-
-    if (!is_of_launch(task, task.batch.row_start[request + 1] - first_row) || !room.is_there)
-        return;
-
-    int64_t first_part = part_of_tile(task, room, row - first_row, first_tile, first_tile) + head;
-    const float *part = task.parts + first_part * half_part_floats(dim);
+    const float *part = parts.first;
     float max = NO_SCORE, sum = 0;
     float2 out = make_float2(0, 0);
 
 #pragma unroll 8
-    for (int32_t t = first_tile; t < end_tile; t++) {
+    for (int32_t t = parts.first_tile; t < parts.end_tile; t++) {
         float2 max_sum = *(const float2 *)(part + dim), x = at < dim ? *(const float2 *)(part + at) : out;
         struct half_factors factors = merge_max(&max, max_sum.x);
 
@@ -969,7 +965,8 @@ static __global__ void __launch_bounds__(THREADS) merge_half(const struct attent
         part += (int64_t)task.num_heads * half_part_floats(dim);
     }
     if (at < dim)
-        *(float2 *)(task.out + ((int64_t)row * task.num_heads + head) * dim + at) = scaled(out, 1.0f / sum);
+        *(float2 *)(task.out + ((int64_t)parts.row * task.num_heads + parts.head) * dim + at) =
+            scaled(out, 1.0f / sum);
 }
 
 /* ---- the host ------------------------------------------------------------------------------------------------ */

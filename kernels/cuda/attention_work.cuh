@@ -194,6 +194,39 @@ static __device__ __forceinline__ bool is_shared(const struct attention_task &ta
            position / task.tile_tokens / task.group_tiles;
 }
 
+/* What a block that merges has: a row, a head of it, and the parts of the tiles that it sees. */
+struct parts {
+    int32_t row, head;
+    int32_t first_tile, end_tile;
+    const float *first; /* the next is num_heads parts further on */
+};
+
+/* false: there is nothing to merge. tile_tokens and part_floats: the task's. */
+static __device__ __forceinline__ bool find_parts(const struct attention_task &task, int32_t tile_tokens,
+                                                  int32_t part_floats, struct parts *parts)
+{
+    int32_t row = (int32_t)(blockIdx.x / (unsigned)task.num_heads);
+    int32_t position = task.batch.positions[row];
+
+    if (!is_shared(task, position))
+        return false;
+
+    int32_t request = request_of_row(task.batch, row), first_row = task.batch.row_start[request];
+    struct room room = find_room(task, request);
+
+    if (!is_of_launch(task, task.batch.row_start[request + 1] - first_row) || !room.is_there)
+        return false;
+    parts->row = row;
+    parts->head = (int32_t)(blockIdx.x % (unsigned)task.num_heads);
+    parts->first_tile = first_seen(task, position) / tile_tokens;
+    parts->end_tile = position / tile_tokens + 1;
+
+    int64_t first = part_of_tile(task, room, row - first_row, parts->first_tile, parts->first_tile) + parts->head;
+
+    parts->first = task.parts + first * part_floats;
+    return true;
+}
+
 /* ---- queries ------------------------------------------------------------------------------------------------- */
 
 /* Leaves those of its positions that are of tiles [first_tile, end_tile). */
