@@ -2,6 +2,7 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/cpus.h"
+#include "proto/base/list.h"
 #include "proto/base/log.h"
 #include "proto/base/notify.h"
 #include "proto/base/stacks.h"
@@ -25,12 +26,21 @@ enum { HEARTBEAT_MS = 500 };
  * silent. After that it is not the rank that was lost but the way to it. */
 enum { ABORTED_MAX_MS = 10000 };
 
+/* A message that is not to be handled yet. */
+struct held_frame {
+    struct list_node node;
+    size_t size;
+    char data[];
+};
+
 struct wire {
     struct worker_main_options options;
     uint32_t epoch; /* of the last WELCOME */
     char engine[RENDEZVOUS_MAX_ENDPOINT + 1]; /* where it was found */
     struct channel *channel;
     struct arena arena; /* of the message in hand */
+    struct list_node held; /* struct held_frame: a step that waits for an earlier one, and what came after it */
+    int32_t num_held;
     struct config config;
     struct sim_device sim; /* with --sim */
     struct model_file *model;
@@ -67,11 +77,10 @@ static enum status tell(struct wire *wire, const struct message_type *type, int6
  * Rank 0 answers every step; the others only have failures to tell. NULL: no answer is ready. A step that
  * another rank's end has aborted is no failure of ours: the engine knows, and will say what follows.
  */
-static enum status tell_answer(struct wire *wire, bool wait,
-                               const struct model_runner_output **output_out)
+static enum status tell_answer(struct wire *wire, const struct model_runner_output **output_out)
 {
     int64_t step, begin_ns = trace_begin();
-    enum status status = worker_collect(wire->worker, wait, &step, output_out);
+    enum status status = worker_collect(wire->worker, false, &step, output_out);
 
     if (status == ERR_ABORTED || status == ERR_CLOSED) {
         log_debug("%s", fail_text());
@@ -95,7 +104,7 @@ static enum status tell_answers(struct wire *wire)
     const struct model_runner_output *output;
 
     do
-        TRY(tell_answer(wire, false, &output));
+        TRY(tell_answer(wire, &output));
     while (output);
     return OK;
 }
@@ -169,15 +178,6 @@ static enum status tell_call_end(struct wire *wire)
 
 static enum status on_prepare_inputs(struct wire *wire, const struct message *message)
 {
-    const struct model_runner_output *output;
-
-    /* The engine knows from rank 0 that the step before the last is over, and the last one too when it
-     * gives a slot of it away; here their ends may be a moment away. */
-    while (worker_awaits_collect(wire->worker, message->header.step, message->body)) {
-        TRY(tell_answer(wire, true, &output));
-        if (wire->is_aborted)
-            return OK;
-    }
     return worker_prepare_inputs(wire->worker, message->header.step, message->body);
 }
 
@@ -329,6 +329,52 @@ static enum status on_shutdown(struct wire *wire, const struct message *message)
     return OK;
 }
 
+/* ---- what has to wait ---------------------------------------------------------------------- */
+
+static enum status hold(struct wire *wire, const void *data, size_t size)
+{
+    struct held_frame *frame;
+
+    if (wire->num_held == CHANNEL_MAX_QUEUE)
+        return fail(ERR_FULL, "%d messages came while a step was not over", wire->num_held);
+    frame = mem_alloc(sizeof *frame + size);
+    frame->node = (struct list_node){0};
+    frame->size = size;
+    memcpy(frame->data, data, size);
+    list_push_back(&wire->held, &frame->node);
+    wire->num_held++;
+    return OK;
+}
+
+static struct held_frame *take_held(struct wire *wire)
+{
+    struct held_frame *frame = LIST_FIRST(&wire->held, struct held_frame, node);
+
+    if (frame)
+        list_remove(&frame->node);
+    return frame;
+}
+
+static void drop_held(struct wire *wire)
+{
+    for (struct held_frame *frame; (frame = take_held(wire));)
+        mem_free(frame);
+    wire->num_held = 0;
+}
+
+/*
+ * The engine knows from rank 0 that the step before the last is over, and the last one too when it gives a slot of
+ * it away; here their ends may be a moment away, or never come, since another rank is lost. So this thread does not
+ * wait for them: it has heartbeats to send, and the engine's word to hear.
+ */
+static bool waits(const struct wire *wire, const struct message *message)
+{
+    return wire->num_held > 0 || (message->header.type == MESSAGE_PREPARE_INPUTS &&
+                                  worker_awaits_collect(wire->worker, message->header.step, message->body));
+}
+
+/* ---- messages ------------------------------------------------------------------------------- */
+
 /* The set of ranks is another one. The settings are not: they came with the first WELCOME. */
 static enum status on_welcome(struct wire *wire, const struct message *message)
 {
@@ -339,6 +385,7 @@ static enum status on_welcome(struct wire *wire, const struct message *message)
     wire->is_aborted = false;
     wire->open_call.procedure = NULL; /* nobody waits for its reply any more */
     wire->is_meeting = false;
+    drop_held(wire);
     if (!worker_is_loaded(wire->worker))
         return OK; /* READY follows the load */
     TRY(worker_reset(wire->worker));
@@ -356,32 +403,53 @@ static enum status on_heartbeat(struct wire *wire, const struct message *message
 static const struct {
     enum message_id id;
     bool is_of_step; /* not for ranks whose step was aborted */
+    bool is_for_now; /* whatever has to wait */
     enum status (*handle)(struct wire *wire, const struct message *message);
 } handlers[] = {
-    {MESSAGE_PREPARE_INPUTS, true, on_prepare_inputs},
-    {MESSAGE_EXECUTE_MODEL, true, on_execute_model},
-    {MESSAGE_SAMPLE, true, on_sample},
-    {MESSAGE_CALL, false, on_call},
-    {MESSAGE_WELCOME, false, on_welcome},
-    {MESSAGE_HEARTBEAT, false, on_heartbeat},
-    {MESSAGE_SHUTDOWN, false, on_shutdown},
+    {MESSAGE_PREPARE_INPUTS, true, false, on_prepare_inputs},
+    {MESSAGE_EXECUTE_MODEL, true, false, on_execute_model},
+    {MESSAGE_SAMPLE, true, false, on_sample},
+    {MESSAGE_CALL, false, false, on_call},
+    {MESSAGE_WELCOME, false, true, on_welcome},
+    {MESSAGE_HEARTBEAT, false, true, on_heartbeat},
+    {MESSAGE_SHUTDOWN, false, true, on_shutdown},
 };
 
-static enum status handle(struct wire *wire, const struct received *received)
+static enum status handle(struct wire *wire, const void *data, size_t size)
 {
     int64_t begin_ns = trace_begin();
     struct message message;
 
     arena_reset(&wire->arena);
-    TRY(message_decode(received->data, received->size, &wire->arena, &message));
+    TRY(message_decode(data, size, &wire->arena, &message));
     TRY(message_check_place(&message, message.type == &welcome_type ? message.header.epoch
                                                                     : wire->epoch));
     trace_end("decode", begin_ns, message.header.step);
-    for (size_t i = 0; i < COUNT_OF(handlers); i++)
-        if ((int32_t)handlers[i].id == message.header.type)
-            return wire->is_aborted && handlers[i].is_of_step ? OK
-                                                              : handlers[i].handle(wire, &message);
+    for (size_t i = 0; i < COUNT_OF(handlers); i++) {
+        if ((int32_t)handlers[i].id != message.header.type)
+            continue;
+        if (wire->is_aborted && handlers[i].is_of_step)
+            return OK;
+        return !handlers[i].is_for_now && waits(wire, &message) ? hold(wire, data, size)
+                                                                : handlers[i].handle(wire, &message);
+    }
     return fail(ERR_MISMATCH, "message %s is not for a worker", message.type->name);
+}
+
+/* A step is over: what waited for it goes on, or waits again, in the order in which it came. */
+static enum status handle_held(struct wire *wire)
+{
+    enum status status = OK;
+    int32_t num_due = wire->num_held;
+
+    wire->num_held = 0;
+    for (int32_t i = 0; i < num_due && status == OK; i++) {
+        struct held_frame *frame = take_held(wire);
+
+        status = handle(wire, frame->data, frame->size);
+        mem_free(frame);
+    }
+    return status;
 }
 
 /* ---- what the device says ------------------------------------------------------------------- */
@@ -510,9 +578,10 @@ static enum status serve(struct wire *wire)
         if (poll(&output, 1, 0) > 0) {
             TRY(worker_is_loaded(wire->worker) ? tell_answers(wire) : on_loaded(wire));
             TRY(tell_call_end(wire));
+            TRY(handle_held(wire));
         }
         if (channel_recv(wire->channel, &received)) {
-            TRY(handle(wire, &received));
+            TRY(handle(wire, received.data, received.size));
             continue;
         }
         /* A look that costs a system call, so only when nothing has come. */
@@ -556,6 +625,7 @@ static void close_wire(struct wire *wire)
     meeting_close(&wire->meeting);
     model_file_free(wire->model);
     config_close(&wire->config);
+    drop_held(wire);
     arena_close(&wire->arena);
     mem_free(wire);
 }
@@ -568,6 +638,7 @@ enum status worker_main(const struct worker_main_options *options)
     wire->options = *options;
     wire->start_ns = clock_now_ns();
     wire->meeting.shared_fd = -1;
+    list_init(&wire->held);
     log_set_role("worker", options->rank);
     stacks_allow(getppid()); /* who started us may ask where we are, if we hang */
     config_init(&wire->config);
