@@ -73,14 +73,16 @@ struct activations {
 
 /* ---- attention ------------------------------------------------------------------------------ */
 
-enum { KV_BLOCK_TOKENS = 16, MAX_HEAD_DIM = 256 };
+enum { KV_BLOCK_TOKENS = 16, KV_GROUP_BLOCKS = 16, MAX_HEAD_DIM = 256 };
 
 /*
- * One layer's paged KV cache on this rank, written by rope_store and read by attention: block b at
- * b * block_stride,
- * k: [num_kv_heads] of [head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
- * v: [num_kv_heads] of [KV_BLOCK_TOKENS, head_dim],
- * each head in kv_head_bytes. Elements of 8 bits are codes: each position and head has a scale for those of k
+ * One layer's paged KV cache on this rank, written by rope_store and read by attention. KV_GROUP_BLOCKS consecutive
+ * blocks are a group, the last one whole too:
+ * k: [num_kv_heads, KV_GROUP_BLOCKS] of [head_dim, KV_BLOCK_TOKENS] (16 keys side by side are one vector),
+ * v: [num_kv_heads, KV_GROUP_BLOCKS] of [KV_BLOCK_TOKENS, head_dim],
+ * each block of a head in kv_head_bytes. Blocks of a request mostly follow one another, and then its keys of one head
+ * are read in one go, not in pieces of 2 KB. All layers of a group lie together, so that the first tokens of a
+ * request touch a few MB, not a page a layer. Elements of 8 bits are codes: each position and head has a scale for those of k
  * and one for those of v, which multiplies once: k's the sum of q * codes, v's the exponential that multiplies
  * codes.
  *
@@ -99,8 +101,7 @@ struct kv_layer {
     int32_t num_blocks;
     int32_t num_kv_heads; /* on this rank */
     int32_t head_dim;     /* multiple of 16, at most MAX_HEAD_DIM */
-    int64_t block_stride; /* halves (2 bytes) from one block to the next, of k and of v: all layers of a block lie
-                           * together, so that a request's first token touches one place, not one a layer */
+    int64_t group_stride; /* halves (2 bytes) from one group to the next, of k and of v */
     enum kv_type type;
 };
 
@@ -110,6 +111,18 @@ static inline int64_t kv_head_bytes(enum kv_type type, int32_t head_dim)
     int64_t elements = (int64_t)head_dim * KV_BLOCK_TOKENS;
 
     return type == KV_FLOAT16 ? 2 * elements : type == KV_FP8 ? elements : elements + 4 * KV_BLOCK_TOKENS;
+}
+
+/* Bytes from k, or from v, to a block of a KV head. */
+static inline int64_t kv_head_at(const struct kv_layer *kv, int32_t block, int32_t head)
+{
+    return block / KV_GROUP_BLOCKS * kv->group_stride * 2 +
+           ((int64_t)head * KV_GROUP_BLOCKS + block % KV_GROUP_BLOCKS) * kv_head_bytes(kv->type, kv->head_dim);
+}
+
+static inline int32_t kv_num_groups(int32_t num_blocks)
+{
+    return num_blocks / KV_GROUP_BLOCKS + (num_blocks % KV_GROUP_BLOCKS > 0);
 }
 
 /*

@@ -392,9 +392,9 @@ static void place_batch(struct place *place, int32_t requests, int32_t rows, int
 /* Of k, or of v. */
 static int64_t half_layer_bytes(const struct place *place)
 {
-    int64_t blocks = (int64_t)place->batch.num_requests * place->batch.block_table_stride;
+    int32_t groups = kv_num_groups(place->batch.num_requests * place->batch.block_table_stride);
 
-    return blocks * place->model->num_kv_heads * kv_head_bytes(place->kv_type, place->model->head_dim);
+    return (int64_t)groups * KV_GROUP_BLOCKS * place->model->num_kv_heads * kv_head_bytes(place->kv_type, place->model->head_dim);
 }
 
 /* 0.25 to 0.5, of either sign. */
@@ -450,7 +450,7 @@ static enum status place_kv(struct place *place, int32_t num_layers)
             .num_blocks = place->batch.num_requests * place->batch.block_table_stride,
             .num_kv_heads = model->num_kv_heads,
             .head_dim = model->head_dim,
-            .block_stride = model->num_kv_heads * kv_head_bytes(place->kv_type, model->head_dim) / 2,
+            .group_stride = KV_GROUP_BLOCKS * model->num_kv_heads * kv_head_bytes(place->kv_type, model->head_dim) / 2,
             .type = place->kv_type,
         };
         TRY(random_kv(place, &layer->k));

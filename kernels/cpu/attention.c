@@ -509,8 +509,7 @@ static const void *cached_block(struct place place, int32_t b)
     int32_t at = place.number * PIECE_BLOCKS + b;
 
     at = MAX(MIN(at, unit->blocks_seen.end - 1), unit->blocks_seen.first);
-    return (const char *)((place.is_v ? kv->v : kv->k) + unit->blocks[at] * kv->block_stride) +
-           unit->kv_head * unit->head_bytes;
+    return (const char *)(place.is_v ? kv->v : kv->k) + kv_head_at(kv, unit->blocks[at], unit->kv_head);
 }
 
 INLINE void convert_from(const enum form form, const void *from, const void *ahead, float *to, int32_t count)

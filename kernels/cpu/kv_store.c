@@ -11,11 +11,10 @@
 
 enum { SIDE = 8 }; /* of the squares that are transposed */
 
-/* Where a head's part of a block begins, of k and of v. */
-INLINE void *head_at(const enum kv_type type, const struct kv_layer *kv, const uint16_t *base, int32_t block,
-                     int32_t head)
+/* Where a head's part of a block begins, of k or of v. */
+INLINE void *head_at(const struct kv_layer *kv, uint16_t *base, int32_t block, int32_t head)
 {
-    return (char *)(base + block * kv->block_stride) + head * kv_head_bytes(type, kv->head_dim);
+    return (char *)base + kv_head_at(kv, block, head);
 }
 
 /* ---- codes --------------------------------------------------------------------------------------- */
@@ -83,7 +82,7 @@ INLINE void store_values(const enum kv_type type, const struct kv_rows *rows, in
 {
     int32_t token = rows->batch->positions[row] % KV_BLOCK_TOKENS, dim = rows->kv->head_dim;
     const float *v = rows->v + row * rows->v_stride + (int64_t)head * dim;
-    void *to = head_at(type, rows->kv, rows->kv->v, block, head);
+    void *to = head_at(rows->kv, rows->kv->v, block, head);
     uint16_t codes[MAX_HEAD_DIM];
 
     if (type == KV_FLOAT16) {
@@ -102,7 +101,7 @@ INLINE void store_row(const enum kv_type type, const struct kv_rows *rows, int64
     uint16_t codes[MAX_HEAD_DIM];
 
     for (int32_t head = 0; head < kv->num_kv_heads; head++) {
-        void *k = head_at(type, kv, kv->k, block, head);
+        void *k = head_at(kv, kv->k, block, head);
 
         to_codes(type, codes, rows->k + row * rows->k_stride + (int64_t)head * dim, dim, k, token);
         for (int32_t i = 0; i < dim; i++)
@@ -148,7 +147,7 @@ INLINE void store_block_keys(const enum kv_type type, const struct kv_rows *rows
                              int32_t head)
 {
     int32_t dim = rows->kv->head_dim;
-    void *k = head_at(type, rows->kv, rows->kv->k, block, head);
+    void *k = head_at(rows->kv, rows->kv->k, block, head);
     uint16_t codes[KV_BLOCK_TOKENS][MAX_HEAD_DIM];
 
     for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)

@@ -153,7 +153,7 @@ struct source {
 static __device__ __forceinline__ struct source find_source(const struct attention_task &task,
                                                             const struct unit &unit, struct range positions)
 {
-    int64_t head = (int64_t)unit.kv_head * task.kv.head_dim * KV_BLOCK_TOKENS;
+    int64_t head = kv_block_at(task.kv, 0, unit.kv_head);
 
     return {task.kv.k + head,
             task.kv.v + head,
@@ -170,7 +170,7 @@ static __device__ __forceinline__ void find_blocks(int64_t offsets[STEP_BLOCKS],
         int32_t block = step * STEP_BLOCKS + b;
         bool is_wanted = block >= source.range.first && block < source.range.end;
 
-        offsets[b] = is_wanted ? __ldg(source.blocks + block) * task.kv.block_stride : -1;
+        offsets[b] = is_wanted ? kv_block_at(task.kv, __ldg(source.blocks + block), 0) : -1;
     }
 }
 

@@ -122,7 +122,7 @@ template <int n> static __device__ __forceinline__ void load_halves(float *out, 
 struct slabs {
     const uint16_t *k, *v; /* of the KV head, in block 0 */
     const int32_t *blocks; /* of the request */
-    int64_t block_stride;
+    int64_t group_stride;
     int32_t head_dim, first, end;
     int32_t tile, slab; /* to be fetched next */
     char *memory;
@@ -149,6 +149,12 @@ static __device__ __forceinline__ int32_t value_blocks(int32_t head_dim)
     return min(SLAB_VALUES / (KV_BLOCK_TOKENS * head_dim), (int32_t)TILE_BLOCKS);
 }
 
+/* Of block b of the tile, in halves from block 0. */
+static __device__ __forceinline__ int64_t block_at(const struct slabs &slabs, int32_t b)
+{
+    return kv_block_at(slabs.group_stride, slabs.head_dim, slabs.blocks[slabs.tile * TILE_BLOCKS + b]);
+}
+
 static __device__ __forceinline__ void fetch_keys(const struct slabs &slabs, struct block_range range, char *to)
 {
     int32_t lane = threadIdx.x % WARP;
@@ -157,7 +163,7 @@ static __device__ __forceinline__ void fetch_keys(const struct slabs &slabs, str
     static_assert(SLAB_KEY_BYTES == WARP * COPY_BYTES, "one copy of a warp");
     for (int32_t b = range.first + (int32_t)threadIdx.x / WARP; b < range.end; b += WARPS)
         cp_async_16(to + b * KEY_STRIDE + lane * COPY_BYTES,
-                    from + slabs.blocks[slabs.tile * TILE_BLOCKS + b] * slabs.block_stride);
+                    from + block_at(slabs, b));
 }
 
 static __device__ __forceinline__ void fetch_values(const struct slabs &slabs, int32_t first, int32_t end, char *to)
@@ -167,7 +173,7 @@ static __device__ __forceinline__ void fetch_values(const struct slabs &slabs, i
 #pragma unroll 1
     for (int32_t b = first; b < end; b++) {
         const char *from =
-            (const char *)(slabs.v + slabs.blocks[slabs.tile * TILE_BLOCKS + b] * slabs.block_stride);
+            (const char *)(slabs.v + block_at(slabs, b));
 
 #pragma unroll 2
         for (int32_t at = threadIdx.x * COPY_BYTES; at < bytes; at += THREADS * COPY_BYTES)
@@ -214,13 +220,13 @@ template <typename S>
 static __device__ __forceinline__ struct slabs begin_slabs(const struct attention_task &task,
                                                            const struct work &work, char *memory)
 {
-    int64_t head = (int64_t)work.unit.kv_head * task.kv.head_dim * KV_BLOCK_TOKENS;
+    int64_t head = kv_block_at(task.kv, 0, work.unit.kv_head);
     struct slabs slabs;
 
     slabs.k = task.kv.k + head;
     slabs.v = task.kv.v + head;
     slabs.blocks = task.batch.block_tables + (int64_t)work.unit.request * task.batch.block_table_stride;
-    slabs.block_stride = task.kv.block_stride;
+    slabs.group_stride = task.kv.group_stride;
     slabs.head_dim = task.kv.head_dim;
     slabs.first = work.first;
     slabs.end = work.end;

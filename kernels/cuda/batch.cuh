@@ -1,5 +1,6 @@
 /*
- * batch: which request something is of. The functions are a warp's: all of its lanes come with the same arguments.
+ * batch: which request something is of, and where its KV lies. The functions that look for a request are a warp's: all
+ * of its lanes come with the same arguments.
  */
 #ifndef KERNELS_CUDA_BATCH_CUH
 #define KERNELS_CUDA_BATCH_CUH
@@ -41,6 +42,19 @@ static __device__ __forceinline__ int32_t request_of_row(const struct batch_view
     struct request_places each_row = {1, 1, 0};
 
     return request_at(batch, each_row, row);
+}
+
+/* Of halves: where a block lies behind that of the same head in block 0. */
+static __device__ __forceinline__ int64_t kv_block_at(int64_t group_stride, int32_t head_dim, int32_t block)
+{
+    return block / KV_GROUP_BLOCKS * group_stride + block % KV_GROUP_BLOCKS * KV_BLOCK_TOKENS * head_dim;
+}
+
+/* The same from the first head of block 0. */
+static __device__ __forceinline__ int64_t kv_block_at(const struct kv_layer &kv, int32_t block, int32_t head)
+{
+    return kv_block_at(kv.group_stride, kv.head_dim, block) +
+           (int64_t)head * KV_GROUP_BLOCKS * KV_BLOCK_TOKENS * kv.head_dim;
 }
 
 #endif

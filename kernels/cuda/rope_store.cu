@@ -126,17 +126,17 @@ static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct ro
 
         const int32_t *blocks = task.batch.block_tables + (int64_t)request * task.batch.block_table_stride;
 
-        block = blocks[position / KV_BLOCK_TOKENS] * task.kv.block_stride;
+        block = kv_block_at(task.kv, blocks[position / KV_BLOCK_TOKENS], 0);
     }
     head.scale = norm_scale(task, head.x, head.norm);
     if (is_k)
-        head.k = task.kv.k + block + (int64_t)kv_head * dim * KV_BLOCK_TOKENS + token;
+        head.k = task.kv.k + block + kv_block_at(task.kv, 0, kv_head) + token;
     if (is_q || is_k) {
         turn(task, head, position);
         keep(task, head);
     }
     if (is_v) {
-        uint16_t *v = task.kv.v + block + ((int64_t)(kv_head - num_kv_heads) * KV_BLOCK_TOKENS + token) * dim;
+        uint16_t *v = task.kv.v + block + kv_block_at(task.kv, 0, kv_head - num_kv_heads) + (int64_t)token * dim;
 
         for (int32_t i = threadIdx.x % SUM_LANES; i < dim; i += SUM_LANES)
             v[i] = half_of_float(head.x[i]);

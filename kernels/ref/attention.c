@@ -8,7 +8,7 @@
 /* Of k or of v: one KV head's part of a block. */
 static char *head_at(const struct kv_layer *kv, const uint16_t *base, int32_t block, int32_t head)
 {
-    return (char *)(base + block * kv->block_stride) + head * kv_head_bytes(kv->type, kv->head_dim);
+    return (char *)base + kv_head_at(kv, block, head);
 }
 
 /* Where element `dim` of the key and the value of a position lie in that. */

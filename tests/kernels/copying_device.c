@@ -102,7 +102,7 @@ static struct matrix matrix(struct call *call, const struct matrix *w)
 static struct kv_layer kv_layer(struct call *call, const struct kv_layer *kv, bool is_written)
 {
     struct kv_layer copy = *kv;
-    int64_t bytes = kv->num_blocks * kv->block_stride * 2;
+    int64_t bytes = kv_num_groups(kv->num_blocks) * kv->group_stride * 2;
 
     copy.k = send(call, kv->k, bytes, is_written);
     copy.v = send(call, kv->v, bytes, is_written);

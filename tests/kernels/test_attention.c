@@ -42,8 +42,8 @@ static void cache_init(struct cache *cache, const struct model *model)
         cache->stride = MAX(cache->stride, blocks + 1);
     }
 
-    int64_t stride = model->num_kv_heads * kv_head_bytes(model->type, model->dim) / 2 + 32; /* a gap */
-    size_t count = (size_t)num_blocks * (size_t)stride;
+    int64_t stride = KV_GROUP_BLOCKS * model->num_kv_heads * kv_head_bytes(model->type, model->dim) / 2 + 32; /* a gap */
+    size_t count = (size_t)kv_num_groups(num_blocks) * (size_t)stride;
 
     cache->kv = (struct kv_layer){mem_new_array(uint16_t, count), mem_new_array(uint16_t, count),
                                   num_blocks, model->num_kv_heads, model->dim, stride, model->type};

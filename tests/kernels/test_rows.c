@@ -272,13 +272,14 @@ static void rope_store_has_the_bits_of_the_specification(void **state)
             enum kv_type type = turn / 2;
             bool adjacent = turn % 2;
             int32_t positions[ROWS], tables[BLOCKS];
-            int64_t block_stride = KV_HEADS * kv_head_bytes(type, dim) / 2 + 32, halves = BLOCKS * block_stride;
+            int64_t group_stride = KV_GROUP_BLOCKS * KV_HEADS * kv_head_bytes(type, dim) / 2 + 32;
+            int64_t halves = kv_num_groups(BLOCKS) * group_stride;
             float *x = mem_new_array(float, ROWS * stride);
             float *want = mem_new_array(float, ROWS * stride);
             float *out = mem_new_array(float, ROWS * stride);
             float *cos_sin = mem_new_array(float, MAX_POSITION * dims[d][1]), w[256];
             struct kv_layer kv[2] = {{.num_blocks = BLOCKS, .num_kv_heads = KV_HEADS, .head_dim = dim,
-                                     .block_stride = block_stride, .type = type}};
+                                     .group_stride = group_stride, .type = type}};
             struct batch_view batch = {ROWS, REQUESTS, row_start, positions, tables, BLOCKS / REQUESTS};
 
             kv[1] = kv[0];

@@ -295,10 +295,15 @@ int64_t model_kv_block_bytes(const struct model *model)
     return 2 * kv_half_bytes(model) * model->config.num_layers;
 }
 
-/* A block is k and v of layer 0, of layer 1, … */
+static int64_t kv_group_bytes(const struct model *model)
+{
+    return KV_GROUP_BLOCKS * model_kv_block_bytes(model);
+}
+
+/* A group is k and v of layer 0, of layer 1, … */
 static void place_kv_layers(struct model *model, int32_t num_blocks)
 {
-    int64_t half_bytes = kv_half_bytes(model);
+    int64_t half_bytes = KV_GROUP_BLOCKS * kv_half_bytes(model);
     char *base = model->kv_cache.base;
 
     for (int32_t i = 0; i < model->config.num_layers; i++)
@@ -308,7 +313,7 @@ static void place_kv_layers(struct model *model, int32_t num_blocks)
             .num_blocks = num_blocks,
             .num_kv_heads = model->shard.num_kv_heads,
             .head_dim = model->config.head_dim,
-            .block_stride = model_kv_block_bytes(model) / (int64_t)sizeof(uint16_t),
+            .group_stride = kv_group_bytes(model) / (int64_t)sizeof(uint16_t),
             .type = model->kv_type,
         };
 }
@@ -319,7 +324,7 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
     model->kv = mem_new_array(struct kv_layer, model->config.num_layers);
     model->inputs.spare_block = num_blocks;
     num_blocks += model->recordings != NULL;
-    slab_take(&model->kv_cache, num_blocks * model_kv_block_bytes(model)); /* measures */
+    slab_take(&model->kv_cache, kv_num_groups(num_blocks) * kv_group_bytes(model)); /* measures */
 
     enum status status = slab_open(&model->kv_cache, model->pass.dev, "the KV cache");
 
