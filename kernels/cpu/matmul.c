@@ -81,11 +81,9 @@ INLINE vu move_bits(vi bytes, int from, int to)
     return from < to ? (vu)bytes << (to - from) : (vu)bytes >> (from - to);
 }
 
-/* The codes of k-group g, of the vector of columns that begins at `column`. */
-INLINE vi load_codes(int bits, enum source source, const uint8_t *codes, int g, int column)
+/* The codes of k-group g, of the vector of columns that begins at `at`. */
+INLINE vi load_codes(int bits, enum source source, const uint8_t *at, int g)
 {
-    const uint8_t *at = codes + column * 4;
-
     if (source == EXPANDED)
         return vi_load(at + g * GROUP_BYTES);
     if (bits == 8)
@@ -127,9 +125,12 @@ INLINE void dot_block(const int R, const int C, enum tensor_type type, enum sour
     const struct quant_form form = quant_form(type);
     const int bits = form.code_bits, halves = form.scales == SCALE_HALVES;
     const int steps = halves && DOT_STEPS(bits) > 4 ? 4 : DOT_STEPS(bits);
-    struct expanded *store = source == PACKED ? NULL : &t->expanded[b];
-    const int8_t *q = t->q + b * QUANT_BLOCK;
+    uint8_t *store = source == PACKED_STORING ? t->expanded[b].codes + first_column * 4 : NULL;
+    const int8_t *q[MAX_ROWS];
 
+    codes += first_column * 4;
+    UNROLL for (int r = 0; r < R; r++)
+        q[r] = t->q + b * QUANT_BLOCK + r * t->k;
     if (bits == 8) {
         UNROLL for (int r = 0; r < R; r++) {
             const int16_t *sums = t->sums + 2 * (r * t->num_blocks + b);
@@ -140,13 +141,12 @@ INLINE void dot_block(const int R, const int C, enum tensor_type type, enum sour
         }
         UNROLL for (int g = 0; g < 8; g++)
             UNROLL for (int c = 0; c < C; c++) {
-                int column = first_column + c * LANES;
-                vi code = load_codes(bits, source, codes, g, column);
+                vi code = load_codes(bits, source, codes + c * LANES * 4, g);
 
                 if (source == PACKED_STORING)
-                    vi_store(store->codes + g * GROUP_BYTES + column * 4, code);
+                    vi_store(store + g * GROUP_BYTES + c * LANES * 4, code);
                 UNROLL for (int r = 0; r < R; r++)
-                    sum[r][c] = signed_step(sum[r][c], code, vi_broadcast(q + r * t->k + g * 4));
+                    sum[r][c] = signed_step(sum[r][c], code, vi_broadcast(q[r] + g * 4));
             }
         return;
     }
@@ -155,14 +155,13 @@ INLINE void dot_block(const int R, const int C, enum tensor_type type, enum sour
 
         UNROLL for (int g = g0; g < g0 + steps; g++)
             UNROLL for (int c = 0; c < C; c++) {
-                int column = first_column + c * LANES;
-                vi code = load_codes(bits, source, codes, g, column);
+                vi code = load_codes(bits, source, codes + c * LANES * 4, g);
 
                 if (source == PACKED_STORING)
-                    vi_store(store->codes + g * GROUP_BYTES + column * 4, code);
+                    vi_store(store + g * GROUP_BYTES + c * LANES * 4, code);
                 UNROLL for (int r = 0; r < R; r++)
                     acc[r][c] = dot_step(g == g0 ? vi_set(0) : acc[r][c], code,
-                                         vi_broadcast(q + r * t->k + g * 4));
+                                         vi_broadcast(q[r] + g * 4));
             }
         UNROLL for (int c = 0; c < C; c++)
             UNROLL for (int r = 0; r < R; r++) {

@@ -219,11 +219,13 @@ INLINE vf vf_abs(vf a)
     return (vf)((vi)a & 0x7fffffff);
 }
 
-/* gcc 12 converts vectors of doubles four at a time where they have eight. */
+/* gcc 12 converts vectors of doubles by halves, and puts these together. */
 INLINE vd vd_low(vf v)
 {
 #if defined(VEC_AVX512)
     return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+#elif defined(VEC_AVX2)
+    return (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
 #else
     typedef float half __attribute__((vector_size(LANES * 2)));
     half low;
@@ -237,6 +239,8 @@ INLINE vd vd_high(vf v)
 {
 #if defined(VEC_AVX512)
     return (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(VEC_AVX2)
+    return (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
 #else
     typedef float half __attribute__((vector_size(LANES * 2)));
     half high;
@@ -252,6 +256,8 @@ INLINE vf vf_round(vd low, vd high)
 #if defined(VEC_AVX512)
     return (vf)_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)low)),
                                   _mm512_cvtpd_ps((__m512d)high), 1);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)high), _mm256_cvtpd_ps((__m256d)low));
 #else
     typedef float half __attribute__((vector_size(LANES * 2)));
     half parts[2] = {__builtin_convertvector(low, half), __builtin_convertvector(high, half)};
