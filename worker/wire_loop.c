@@ -362,13 +362,25 @@ static void drop_held(struct wire *wire)
     wire->num_held = 0;
 }
 
+/* Our own are for the moment at which they come. A rank's stacks are asked for when it hangs. */
+static bool is_for_now(const struct call *call)
+{
+    for (size_t i = 0; i < COUNT_OF(calls); i++)
+        if (strcmp(calls[i].name, call->name) == 0)
+            return true;
+    return strcmp(call->name, "stacks") == 0;
+}
+
 /*
- * The engine knows from rank 0 that the step before the last is over, and the last one too when it gives a slot of
- * it away; here their ends may be a moment away, or never come, since another rank is lost. So this thread does not
- * wait for them: it has heartbeats to send, and the engine's word to hear.
+ * The engine knows from rank 0 that a step is over: the one before the last when it prepares another, also the last
+ * when that gives a slot of it away, and all before it calls a procedure. Here their ends may be a moment away, or
+ * never come, since another rank is lost. So this thread does not wait for them: it has heartbeats to send, and the
+ * engine's word to hear.
  */
 static bool waits(const struct wire *wire, const struct message *message)
 {
+    if (message->header.type == MESSAGE_CALL)
+        return !is_for_now(message->body) && (wire->num_held > 0 || worker_has_steps(wire->worker));
     return wire->num_held > 0 || (message->header.type == MESSAGE_PREPARE_INPUTS &&
                                   worker_awaits_collect(wire->worker, message->header.step, message->body));
 }

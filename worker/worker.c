@@ -1366,7 +1366,7 @@ static enum status check_idle(const struct worker *worker, const char *what)
     return OK;
 }
 
-static bool has_steps(const struct worker *worker)
+bool worker_has_steps(const struct worker *worker)
 {
     for (int i = 0; i < NUM_STEPS; i++)
         if (worker->steps[i].phase != PHASE_EMPTY)
@@ -1377,7 +1377,7 @@ static bool has_steps(const struct worker *worker)
 static enum status check_between_steps(const struct worker *worker, const char *what)
 {
     TRY(check_idle(worker, what));
-    if (has_steps(worker))
+    if (worker_has_steps(worker))
         return fail(ERR_MISMATCH, "%s while a step is in hand", what);
     return OK;
 }
@@ -1483,7 +1483,7 @@ enum status worker_finish(struct worker *worker, bool wait, bool *is_over_out)
     bool goes_on = true;
 
     /* What is answered to steps in hand is worker_collect's, which takes what comes between. */
-    while (goes_on && !has_steps(worker) && (worker->is_changing || worker->reload)) {
+    while (goes_on && !worker_has_steps(worker) && (worker->is_changing || worker->reload)) {
         struct mail *mail = wait ? mailbox_wait(&worker->answers, clock_deadline_ns(-1))
                                  : mailbox_pop(&worker->answers);
 

@@ -171,6 +171,8 @@ MUST_USE enum status worker_call_end(struct worker *worker, struct worker_call *
 
 /* ---- steps --------------------------------------------------------------------------------------- */
 
+/* A step is prepared, and its answer not collected. */
+bool worker_has_steps(const struct worker *worker);
 /* true: an answer is to be collected before this step can be prepared: its staging slot is still that of
  * an earlier one, or it gives to another request what the step before has not left yet. */
 bool worker_awaits_collect(const struct worker *worker, int64_t step,

@@ -6,6 +6,7 @@
 #include "tests/support/plan_sheet.h"
 #include "tests/support/tiny_model.h"
 
+#include <sched.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -27,14 +28,14 @@ static int remove_model(void **state)
     return unlink(model_path);
 }
 
-/* Step n of one request: its prompt, or its token n. */
-static void prepare(struct executor *executor, int64_t step)
+/* A request's prompt, or its token n. */
+static void prepare(struct executor *executor, int64_t step, int32_t n)
 {
     static int32_t prompt[NUM_PROMPT] = {5, 6, 7}, blocks[] = {0};
     struct plan_sheet sheet;
 
     plan_sheet_begin(&sheet);
-    if (step == 0)
+    if (n == 0)
         plan_sheet_new(&sheet,
                        &(struct new_request){.id = "r",
                                              .prompt_token_ids = prompt,
@@ -43,20 +44,20 @@ static void prepare(struct executor *executor, int64_t step)
                                              .num_block_ids = 1},
                        NULL, NUM_PROMPT, true);
     else
-        plan_sheet_row(&sheet, 0, NUM_PROMPT + (int32_t)step - 1, 1, true, 0, 0);
+        plan_sheet_row(&sheet, 0, NUM_PROMPT + n - 1, 1, true, 0, 0);
     expect_ok(executor_prepare_inputs(executor, step, &sheet.plan));
 }
 
-static void run(struct executor *executor, int64_t step)
+static void run(struct executor *executor, int64_t step, int32_t n)
 {
-    prepare(executor, step);
+    prepare(executor, step, n);
     expect_ok(executor_execute_model(executor, step));
     expect_ok(executor_sample(executor, step, NULL));
 }
 
 static void open_ranks(const char *fault, struct config *config, struct model_file **file, struct executor **out)
 {
-    const char *argv[] = {"test",    "--model",   model_path,    "--tp", "2", "--threads", "1", "--executor", "multiproc",
+    const char *argv[] = {"test", "--model", model_path, "--tp", "2", "--threads", "1", "--executor", "multiproc",
                           "--log-level", "error", fault ? "--inject-fault" : NULL, fault};
 
     expect_ok(config_parse(config, NULL, fault ? COUNT_OF(argv) : COUNT_OF(argv) - 2, (char **)argv));
@@ -76,7 +77,7 @@ static void steps_may_come_before_those_before_them_are_over(void **state)
     for (int ahead = 0; ahead < 2; ahead++) {
         open_ranks(NULL, &config, &file, &executor);
         for (int64_t step = 0; step < 4; step++) {
-            run(executor, step);
+            run(executor, step, (int32_t)step);
             for (int64_t due = ahead ? 0 : step; (!ahead || step == 3) && due <= step; due++) {
                 expect_ok(executor_collect(executor, due, &output));
                 assert_int_equal(output->num_sampled, 1);
@@ -91,6 +92,36 @@ static void steps_may_come_before_those_before_them_are_over(void **state)
     }
 }
 
+/* On one core the others mostly have some of the step to do when rank 0 has answered. */
+static void a_call_waits_for_the_end_of_a_step_on_every_rank(void **state)
+{
+    struct config config = {0};
+    AUTO_FREE(model_file) struct model_file *file = NULL;
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+    struct executor *executor;
+    const struct model_runner_output *output;
+    cpu_set_t before, one;
+    bool is_refused;
+
+    (void)state;
+    CPU_ZERO(&one);
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    for (int cpu = 0; CPU_COUNT(&one) == 0; cpu++)
+        if (CPU_ISSET(cpu, &before))
+            CPU_SET(cpu, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    open_ranks(NULL, &config, &file, &executor);
+    for (int64_t step = 0; step < 20; step++) {
+        run(executor, step, 0); /* whoever sleeps forgets requests */
+        expect_ok(executor_collect(executor, step, &output));
+        expect_ok(executor->ops->call(executor, "sleep", "{\"level\": 1}", &replies, &is_refused));
+        expect_ok(executor->ops->call(executor, "wake_up", "{}", &replies, &is_refused));
+    }
+    executor_free(executor);
+    config_close(&config);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
 /* As when it waits in vain for one that was killed: the rank is to be heard, and to hear, all the same. */
 static void a_rank_is_heard_while_a_step_waits_for_one_that_does_not_end(void **state)
 {
@@ -103,7 +134,7 @@ static void a_rank_is_heard_while_a_step_waits_for_one_that_does_not_end(void **
     (void)state;
     open_ranks("step=0,rank=1,verb=sample,kind=hang", &config, &file, &executor);
     for (int64_t step = 0; step < 3; step++)
-        run(executor, step); /* the third waits for the first */
+        run(executor, step, (int32_t)step); /* the third waits for the first */
     assert_int_equal(timerfd_settime(timer, 0, &longer_than_silence, NULL), 0);
     expect_ok(executor_wait(executor, timer));
     close(timer);
@@ -118,6 +149,7 @@ int main(int argc, char **argv)
 
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_may_come_before_those_before_them_are_over),
+        cmocka_unit_test(a_call_waits_for_the_end_of_a_step_on_every_rank),
         cmocka_unit_test(a_rank_is_heard_while_a_step_waits_for_one_that_does_not_end),
     };
 
