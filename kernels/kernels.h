@@ -218,7 +218,7 @@ struct draw_rows_args {
 };
 
 struct kernels {
-    const char *name; /* "ref", "sse2", "avx2", "avx512", "sim", "cuda" */
+    const char *name; /* "ref", "sse2", "avx2", "avxvnni", "avx512", "sim", "cuda" */
     bool has_kv_codes; /* rope_store and attention know every kv_type, not KV_FLOAT16 alone */
 
     /* Packed size of W: [n, k] of this type; -1: this type has no kernel here. */
@@ -303,7 +303,7 @@ struct kernels {
 
 struct device_options {
     const char *name;    /* "cpu", "sim", "cuda" */
-    const char *isa;     /* NULL: the best this CPU has; "ref", "sse2", "avx2", "avx512" force one */
+    const char *isa;     /* NULL: the best this CPU has; "ref", "sse2", "avx2", "avxvnni", "avx512" force one */
     int32_t num_threads; /* CPU: threads of one op, the caller included; >= 1. CUDA: that pack weights */
     /* CPU: [num_threads], where each runs; NULL: anywhere. Thread 0 is the caller, and stays bound. */
     const cpu_set_t *cpus;

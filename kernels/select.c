@@ -11,6 +11,8 @@
 #endif
 #include <string.h>
 
+enum { AVX_VNNI = 1 << 4 }; /* of leaf 7, 1 */
+
 static bool always(void)
 {
     return true;
@@ -30,6 +32,13 @@ static bool has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
+static bool has_avxvnni(void)
+{
+    unsigned eax, ebx, ecx, edx;
+
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & AVX_VNNI);
+}
+
 static bool has_avx512(void)
 {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -45,6 +54,7 @@ static const struct isa_row {
 } isas[] = {
 #if defined(__x86_64__)
     {&kernels_avx512, has_avx512},
+    {&kernels_avxvnni, has_avxvnni},
     {&kernels_avx2, has_avx2},
     {&kernels_sse2, always},
 #else

@@ -193,6 +193,7 @@ enum status limit_barrier_us(int32_t num_threads, double *us_out)
     }
 
 LOOP(int8_avx512, "avx512f,avx512vnni", __m512i, "vpdpbusd %2, %3, %0")
+LOOP(int8_avxvnni, "avxvnni", __m256i, "%{vex%} vpdpbusd %2, %3, %0")
 LOOP(int8_avx2, "avx2", __m256i, "vpmaddubsw %2, %3, %1\n\tvpaddw %1, %0, %0")
 LOOP(int8_sse2, "sse2", __m128i, "movdqa %2, %1\n\tpmaddwd %3, %1\n\tpaddd %1, %0")
 LOOP(float_avx512, "avx512f", __m512, "vfmadd231ps %2, %3, %0")
@@ -207,6 +208,7 @@ static const struct arithmetic {
 } rows[] = {
 #if defined(__x86_64__)
     {"avx512", int8_avx512, float_avx512, 64 * 2, 16 * 2},
+    {"avxvnni", int8_avxvnni, float_avx2, 32 * 2, 8 * 2},
     {"avx2", int8_avx2, float_avx2, 32 * 2, 8 * 2},
     {"sse2", int8_sse2, float_sse2, 8 * 2, 4 * 2},
 #endif

@@ -7,21 +7,21 @@
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/vec.h"
 
-void KERNEL(quantize)(struct device *dev, const struct activations *a);
+void SHARED(quantize)(struct device *dev, const struct activations *a);
 void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                     const struct matrix *w);
 void KERNEL(matmul_groups)(struct device *dev, double *sums, const struct activations *a,
                            const struct matrix *w, int32_t group_k);
 void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
                                  const struct matrix *w, int32_t group_k);
-void KERNEL(embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
+void SHARED(embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                        const struct matrix *w, int32_t first_id, float scale);
-void KERNEL(add_norm)(struct device *dev, const struct add_norm_args *args);
-void KERNEL(rope_store)(struct device *dev, const struct rope_args *args);
-void KERNEL(attention)(struct device *dev, const struct attention_args *args);
-void KERNEL(silu_mul)(struct device *dev, const struct activations *out, const float *gate,
+void SHARED(add_norm)(struct device *dev, const struct add_norm_args *args);
+void SHARED(rope_store)(struct device *dev, const struct rope_args *args);
+void SHARED(attention)(struct device *dev, const struct attention_args *args);
+void SHARED(silu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride);
-void KERNEL(gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
+void SHARED(gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride);
 void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
                              const struct matrix *w);

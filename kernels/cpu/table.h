@@ -7,6 +7,7 @@
 #include "kernels/kernels.h"
 
 extern const struct kernels kernels_avx512;
+extern const struct kernels kernels_avxvnni;
 extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_sse2;
 extern const struct kernels kernels_generic; /* where there is no x86 */

@@ -4,8 +4,8 @@
  * Arithmetic, comparison and shifts are GCC's vector extensions; what they lack is a function here,
  * in portable form and, where an instruction set has an instruction for it, with that. Each file
  * of cpu/ is compiled with one of VEC_AVX512, VEC_EMU512, VEC_AVX2, VEC_SSE2 or VEC_GENERIC defined,
- * and names what it defines KERNEL(name): name_avx2. emu512 is the code of AVX-512 with portable
- * functions, for tests on machines that have none.
+ * and names what it defines KERNEL(name): name_avx2. matmul.c is also compiled with VEC_AVXVNNI, which has the
+ * other kernels of AVX2. emu512 is the code of AVX-512 with portable functions, for tests on machines that have none.
  *
  * Every function gives the same bits on every instruction set.
  */
@@ -24,6 +24,12 @@
 #define VEC_NAME "emu512"
 #define KERNEL(name) name##_emu512
 #define LANES 16
+#elif defined(VEC_AVXVNNI) /* AVX2, and its dot products of bytes */
+#define VEC_AVX2
+#define VEC_NAME "avxvnni"
+#define KERNEL(name) name##_avxvnni
+#define SHARED(name) name##_avx2
+#define LANES 8
 #elif defined(VEC_AVX2)
 #define VEC_NAME "avx2"
 #define KERNEL(name) name##_avx2
@@ -36,6 +42,11 @@
 #define VEC_NAME "generic"
 #define KERNEL(name) name##_generic
 #define LANES 4
+#endif
+
+/* A kernel without dot products of bytes. */
+#ifndef SHARED
+#define SHARED(name) KERNEL(name)
 #endif
 
 #if !defined(VEC_GENERIC)
@@ -478,12 +489,23 @@ SLOW vi vs_dot(vi a, vi b)
 #endif
 }
 
-#if !defined(VEC_AVX2)
+#if LANES == 16 || defined(VEC_AVXVNNI)
+#define OFFSET_CODES 1 /* signed codes become unsigned: see signed_start */
+#else
+#define OFFSET_CODES 0
+#endif
+
+#if defined(VEC_AVX2) && !defined(VEC_AVXVNNI)
+#define DOT_IN_PAIRS 1 /* of 16 bits */
+#else
+#define DOT_IN_PAIRS 0
 /* acc + the dot product of a lane's four unsigned bytes of w and its four signed bytes of a. */
 SLOW vi vi_dot_bytes(vi acc, vi w, vi a)
 {
 #if defined(VEC_AVX512)
     return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)a);
+#elif defined(VEC_AVXVNNI)
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)a);
 #else
     vi even = vs_dot(w & 0x00ff00ff, (vi)(((vs)a << 8) >> 8));
 
@@ -532,7 +554,7 @@ SLOW void store_codes(int8_t *q, const vi *codes, int32_t sums[2])
  */
 INLINE vi dot_step(vi acc, vi codes, vi a)
 {
-#if defined(VEC_AVX2)
+#if DOT_IN_PAIRS
     acc = (vi)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)codes, (__m256i)a));
     __asm__("" : "+x"(acc)); /* gcc 12 would put the additions off, and spill what they add */
     return acc;
@@ -542,7 +564,7 @@ INLINE vi dot_step(vi acc, vi codes, vi a)
 }
 
 /* How many steps of codes below 2^bits fit: 127 * 2 * (2^bits - 1) each in 16 bits signed. */
-#if defined(VEC_AVX2)
+#if DOT_IN_PAIRS
 #define DOT_STEPS(bits) ((bits) <= 4 ? 8 : (bits) == 5 ? 4 : 2)
 #else
 #define DOT_STEPS(bits) 8
@@ -550,7 +572,7 @@ INLINE vi dot_step(vi acc, vi codes, vi a)
 
 INLINE vi dot_widen(vi acc)
 {
-#if defined(VEC_AVX2)
+#if DOT_IN_PAIRS
     return vs_dot(acc, vi_set(0x00010001));
 #else
     return acc;
@@ -560,7 +582,7 @@ INLINE vi dot_widen(vi acc)
 /* dot_widen(acc) times a scale: the lane's low (half 0) or high (half 1) 16 bits of `scales`. */
 INLINE vi dot_scale(vi acc, vi scales, int half)
 {
-#if defined(VEC_AVX2)
+#if DOT_IN_PAIRS
     vi low = (scales & 0xffff) | scales << 16, high = (scales & ~0xffff) | (vi)((vu)scales >> 16);
 
     return vs_dot(acc, half ? high : low);
@@ -575,7 +597,7 @@ INLINE vi dot_scale(vi acc, vi scales, int half)
  */
 INLINE vi signed_start(int sum_a)
 {
-#if LANES == 16 /* dot products have one unsigned side: 128 is added to codes, and taken off here */
+#if OFFSET_CODES /* dot products have one unsigned side: 128 is added to codes, and taken off here */
     return vi_set(-128 * sum_a);
 #else
     (void)sum_a;
@@ -585,7 +607,7 @@ INLINE vi signed_start(int sum_a)
 
 INLINE vi signed_codes(vi codes)
 {
-#if LANES == 16
+#if OFFSET_CODES
     return codes ^ (int)0x80808080;
 #else
     return codes;
@@ -594,9 +616,9 @@ INLINE vi signed_codes(vi codes)
 
 INLINE vi signed_step(vi sum, vi codes, vi a)
 {
-#if LANES == 16
+#if OFFSET_CODES
     return vi_dot_bytes(sum, codes, a);
-#elif defined(VEC_AVX2)
+#elif DOT_IN_PAIRS
     /* |codes| * (a with their sign): 128 * 127 * 2 fits 16 bits. */
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)codes),
                                          _mm256_sign_epi8((__m256i)a, (__m256i)codes));

@@ -59,7 +59,7 @@ static const struct option options[] = {
         .words = "auto ipc nccl host"),
     ROW(nccl_library, OPTION_TEXT, NULL, "NCCL; libnccl.so.2 as the system finds it", .value = "FILE"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
-        .words = "ref sse2 avx2 avx512"),
+        .words = "ref sse2 avx2 avxvnni avx512"),
     ROW(exact_sums, OPTION_BOOL, "true",
         "the same bits as with any other --tp; one rank may do without, which is a little faster"),
 
