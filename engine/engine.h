@@ -11,6 +11,7 @@
 
 #include "proto/base/memory.h"
 #include "proto/model/kv_type.h"
+#include "proto/wire/memory_held.h"
 #include "proto/wire/sampling_params.h"
 
 #include <stdint.h>
@@ -146,6 +147,7 @@ struct engine_worker {
     int64_t step;        /* that its device works on; -1: none */
     int64_t ms_in_step;  /* as it said last */
     int64_t ms_since_heard;
+    struct memory_held memory; /* likewise */
 };
 
 /* Writes at most `capacity` of them, and returns how many ranks there are. Any thread; never waits for a step. */

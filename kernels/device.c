@@ -32,9 +32,9 @@ void device_expect_full(struct device *dev, void *p, int64_t bytes)
         dev->ops->expect_full(dev, p, bytes);
 }
 
-int64_t device_available_bytes(const struct device *dev)
+struct device_memory device_memory(const struct device *dev)
 {
-    return dev->ops->available_bytes(dev);
+    return dev->ops->memory(dev);
 }
 
 int32_t device_num_threads(const struct device *dev)

@@ -22,7 +22,7 @@ struct device_ops {
     enum status (*alloc)(struct device *dev, int64_t bytes, const char *what, void **out);
     void (*free)(struct device *dev, void *p, int64_t bytes);
     void (*expect_full)(struct device *dev, void *p, int64_t bytes); /* NULL: nothing to do */
-    int64_t (*available_bytes)(const struct device *dev);
+    struct device_memory (*memory)(const struct device *dev);
     /* NULL: the device has no threads of the host's. */
     int32_t (*num_threads)(const struct device *dev);
     void (*share_out)(struct device *dev, int64_t count,

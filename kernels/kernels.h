@@ -325,8 +325,13 @@ void device_free(struct device *dev, void *p, int64_t bytes);
 /* All of it is about to be written; memory that is not is better taken page by page, as it is touched. */
 void device_expect_full(struct device *dev, void *p, int64_t bytes);
 
-/* Memory that is left, for KV. On a CPU it is the machine's, which all ranks share; on a GPU what is this one's. */
-int64_t device_available_bytes(const struct device *dev);
+/* As the system tells it now; zeros where it does not. On a CPU it is the machine's, which all ranks share. */
+struct device_memory {
+    int64_t total_bytes;
+    int64_t free_bytes;
+    int64_t available_bytes; /* for this rank's KV: on a GPU its part of what is free, where several ranks are on it */
+};
+struct device_memory device_memory(const struct device *dev);
 
 /*
  * Work of the host's own, beside kernels: part(args, first, end, thread) over items [0, count), each thread with a

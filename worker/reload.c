@@ -134,7 +134,7 @@ static enum status check_memory(const struct reload *reload, const struct device
                                 const struct model_file *file)
 {
     int64_t wanted = model_file_bytes(file) / reload->options.model.world;
-    int64_t available = device_available_bytes(dev);
+    int64_t available = device_memory(dev).available_bytes;
 
     if (available < wanted)
         return fail(ERR_NO_MEMORY, "%lld MiB are wanted beside the weights in use, %lld MiB are free",

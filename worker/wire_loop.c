@@ -109,6 +109,25 @@ static enum status tell_answers(struct wire *wire)
     return OK;
 }
 
+static enum status beat(struct wire *wire)
+{
+    struct heartbeat heartbeat = {
+        .rank = wire->options.rank, .seq = wire->num_beats++, .step = -1, .waits_for = -1};
+
+    if (wire->worker) {
+        struct worker_progress progress = worker_progress(wire->worker);
+
+        heartbeat.step = progress.step;
+        heartbeat.ms_in_step = progress.ns_in_step / 1000000;
+        heartbeat.progress = progress.num_done;
+        heartbeat.waits_for = progress.waits_for;
+        heartbeat.memory = worker_memory_held(wire->worker);
+    }
+    wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
+    notify("WATCHDOG=1");
+    return tell(wire, &heartbeat_type, heartbeat.step, &heartbeat);
+}
+
 static enum status tell_ready(struct wire *wire)
 {
     const struct model_config *config = model_file_config(wire->model);
@@ -132,16 +151,18 @@ static enum status tell_ready(struct wire *wire)
                 });
 }
 
+/* Behind a heartbeat: what was called may have changed what the rank holds. */
 static enum status tell_reply(struct wire *wire, int64_t id, enum status status,
                               struct bytes *reply)
 {
+    AUTO_MEM char *text = mem_strdup(status != OK ? fail_text() : reply->size > 0 ? bytes_text(reply) : "");
+
+    TRY(beat(wire));
     return tell(wire, &reply_type, -1,
                 &(struct reply){.id = id,
                                 .rank = wire->options.rank,
                                 .status = (int32_t)status,
-                                .text = status != OK      ? fail_text()
-                                        : reply->size > 0 ? bytes_text(reply)
-                                                          : ""});
+                                .text = text});
 }
 
 static enum status tell_meeting_end(struct wire *wire)
@@ -481,24 +502,6 @@ static enum status check_abort(const struct wire *wire)
         return OK;
     return fail(ERR_TIMEOUT, "a step was given up %.0f s ago, and all ranks are there: %s",
                 ABORTED_MAX_MS / 1e3, wire->abort_cause);
-}
-
-static enum status beat(struct wire *wire)
-{
-    struct heartbeat heartbeat = {
-        .rank = wire->options.rank, .seq = wire->num_beats++, .step = -1, .waits_for = -1};
-
-    if (wire->worker) {
-        struct worker_progress progress = worker_progress(wire->worker);
-
-        heartbeat.step = progress.step;
-        heartbeat.ms_in_step = progress.ns_in_step / 1000000;
-        heartbeat.progress = progress.num_done;
-        heartbeat.waits_for = progress.waits_for;
-    }
-    wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
-    notify("WATCHDOG=1");
-    return tell(wire, &heartbeat_type, heartbeat.step, &heartbeat);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------- */

@@ -138,6 +138,9 @@ struct worker {
     bool has_failed;
 
     _Atomic int64_t device_step, device_since_ns; /* for the heartbeat */
+    struct {
+        _Atomic int64_t weights_bytes, kv_cache_bytes, workspace_bytes, free_bytes, total_bytes;
+    } held; /* likewise */
     struct work_count work;
 };
 
@@ -454,6 +457,56 @@ static enum status load_weights(struct worker *worker)
     return model_load(worker->device, worker->origin.file, &options, &worker->model);
 }
 
+static void set(_Atomic int64_t *place, int64_t value)
+{
+    atomic_store_explicit(place, value, memory_order_relaxed);
+}
+
+/* Each one that there is adds its own. */
+static void count_model(const struct model *model, struct memory_held *held)
+{
+    if (!model)
+        return;
+    held->weights_bytes += model_weight_bytes(model);
+    held->kv_cache_bytes += model_kv_bytes(model);
+    held->workspace_bytes += model_workspace_bytes(model);
+}
+
+/* Whenever what the device holds has changed. */
+static void note_memory(struct worker *worker)
+{
+    struct device_memory memory = device_memory(worker->device);
+    struct memory_held held = {.workspace_bytes = worker->logits.bytes};
+
+    count_model(worker->model, &held);
+    count_model(worker->spare, &held);
+    set(&worker->held.weights_bytes, held.weights_bytes);
+    set(&worker->held.kv_cache_bytes, held.kv_cache_bytes);
+    set(&worker->held.workspace_bytes, held.workspace_bytes);
+    set(&worker->held.free_bytes, memory.free_bytes);
+    set(&worker->held.total_bytes, memory.total_bytes);
+}
+
+static double in_gib(int64_t bytes)
+{
+    return (double)bytes / (1 << 30);
+}
+
+static enum status alloc_kv_cache(struct worker *worker, int32_t num_blocks)
+{
+    const char *whose = worker->options.sim ? "device" : device_has_own_memory(worker->device) ? "GPU" : "host";
+    struct memory_held held;
+
+    TRY(model_alloc_kv(worker->model, num_blocks));
+    note_memory(worker);
+    held = worker_memory_held(worker);
+    log_info("rank %d holds %.2f GiB of weights, %.2f GiB of KV cache and %.2f GiB of workspaces; %.2f of the %.2f GiB "
+             "of its %s are free",
+             worker->options.rank, in_gib(held.weights_bytes), in_gib(held.kv_cache_bytes),
+             in_gib(held.workspace_bytes), in_gib(held.free_bytes), in_gib(held.total_bytes), whose);
+    return OK;
+}
+
 static enum status load(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
@@ -474,9 +527,10 @@ static enum status load(struct worker *worker)
         .step_weight_bytes = model_step_weight_bytes(worker->model),
         .workspace_bytes = model_workspace_bytes(worker->model),
         .kv_block_bytes = model_kv_block_bytes(worker->model),
-        .available_bytes = device_available_bytes(worker->device),
+        .available_bytes = device_memory(worker->device).available_bytes,
     };
     find_slice(worker, &worker->memory.first_token, &worker->memory.num_tokens);
+    note_memory(worker);
     return OK;
 }
 
@@ -924,6 +978,7 @@ static void change(struct worker *worker, const struct command *command)
     struct answer *answer = &worker->changed;
 
     answer->status = change_now(worker, command);
+    note_memory(worker);
     if (answer->status != OK)
         snprintf(answer->text, sizeof answer->text, "%s", fail_text());
     if (mailbox_push(&worker->answers, &answer->mail) != OK)
@@ -937,7 +992,7 @@ static void obey(struct worker *worker, const struct command *command)
         reply(worker, &worker->met, -1, connect_ranks(worker, command));
         break;
     case VERB_INITIALIZE_KV_CACHE:
-        reply(worker, &worker->setup, -1, model_alloc_kv(worker->model, command->num_blocks));
+        reply(worker, &worker->setup, -1, alloc_kv_cache(worker, command->num_blocks));
         break;
     case VERB_RESET:
         reset(worker);
@@ -1340,6 +1395,17 @@ static void end_change(struct worker *worker)
     }
 }
 
+/* The device thread is at steps, perhaps, and the device is its own. */
+static void note_spare_memory(struct worker *worker)
+{
+    struct memory_held spare = {0};
+
+    count_model(worker->spare, &spare);
+    atomic_fetch_add(&worker->held.weights_bytes, spare.weights_bytes);
+    atomic_fetch_add(&worker->held.workspace_bytes, spare.workspace_bytes);
+    atomic_fetch_sub(&worker->held.free_bytes, spare.weights_bytes + spare.workspace_bytes);
+}
+
 static void end_reload(struct worker *worker)
 {
     struct reloaded loaded;
@@ -1352,6 +1418,7 @@ static void end_reload(struct worker *worker)
     }
     worker->spare = loaded.model;
     worker->spare_origin = (struct origin){loaded.file, loaded.file, loaded.fingerprint};
+    note_spare_memory(worker);
     worker->weights.load_ms = loaded.load_ms;
     note_spare(worker, SPARE_LOADED);
 }
@@ -1648,6 +1715,18 @@ void worker_abort(struct worker *worker)
         comm_abort(layers_comm(worker));
     else if (worker->is_connecting)
         comm_abort(atomic_load(&worker->meeting_comm));
+}
+
+struct memory_held worker_memory_held(const struct worker *worker)
+{
+    return (struct memory_held){
+        .weights_bytes = atomic_load_explicit(&worker->held.weights_bytes, memory_order_relaxed),
+        .kv_cache_bytes = atomic_load_explicit(&worker->held.kv_cache_bytes, memory_order_relaxed),
+        .workspace_bytes = atomic_load_explicit(&worker->held.workspace_bytes, memory_order_relaxed),
+        /* Less than nothing: others took it while weights were loaded beside. */
+        .free_bytes = MAX(atomic_load_explicit(&worker->held.free_bytes, memory_order_relaxed), (int64_t)0),
+        .total_bytes = atomic_load_explicit(&worker->held.total_bytes, memory_order_relaxed),
+    };
 }
 
 struct worker_progress worker_progress(const struct worker *worker)

@@ -198,6 +198,9 @@ MUST_USE enum status worker_sample(struct worker *worker, int64_t step,
 MUST_USE enum status worker_collect(struct worker *worker, bool wait, int64_t *step_out,
                                     const struct model_runner_output **output_out);
 
+/* What the rank's memory went to; any thread. */
+struct memory_held worker_memory_held(const struct worker *worker);
+
 /* Wakes and fails whatever waits for other ranks. */
 void worker_abort(struct worker *worker);
 

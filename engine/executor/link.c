@@ -119,6 +119,7 @@ int32_t link_workers(struct link *link, struct engine_worker *out, int32_t capac
             .restarts = r->restarts,
             .step = r->heartbeat.step,
             .ms_in_step = r->heartbeat.ms_in_step,
+            .memory = r->heartbeat.memory,
             .ms_since_heard = (now_ns - r->heard_ns) / 1000000,
         };
         snprintf(out[rank].host, sizeof out[rank].host, "%s", info->host ? info->host : "");
@@ -290,6 +291,10 @@ static enum status take(struct link *link, const struct received *received,
         return OK;
     }
     if (message_check_place(message_out, link->epoch) != OK) {
+        message_out->type = NULL;
+        return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s", rank, fail_text());
+    }
+    if (message_out->type == &heartbeat_type && heartbeat_check(message_out->body) != OK) {
         message_out->type = NULL;
         return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s", rank, fail_text());
     }

@@ -122,7 +122,8 @@ static int32_t uniproc_workers(struct executor *executor, struct engine_worker *
                                   .state = WORKER_READY,
                                   .epoch = 1,
                                   .step = progress.step,
-                                  .ms_in_step = progress.ns_in_step / 1000000};
+                                  .ms_in_step = progress.ns_in_step / 1000000,
+                                  .memory = worker_memory_held(of(executor)->worker)};
     gethostname(out->host, sizeof out->host - 1);
     return 1;
 }

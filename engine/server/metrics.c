@@ -306,6 +306,38 @@ static void print_restarts(const struct metrics *metrics, const struct metrics_s
                      from->workers[i].restarts);
 }
 
+static const struct {
+    const char *name, *of, *help; /* of: NULL: no label; the same name as the row above: no help of its own */
+    size_t offset;                /* in struct memory_held */
+} memory_rows[] = {
+    {"tandem:worker_memory_bytes", "weights", "What a rank holds of its device's memory.",
+     offsetof(struct memory_held, weights_bytes)},
+    {"tandem:worker_memory_bytes", "kv_cache", NULL, offsetof(struct memory_held, kv_cache_bytes)},
+    {"tandem:worker_memory_bytes", "workspace", NULL, offsetof(struct memory_held, workspace_bytes)},
+    {"tandem:device_memory_size_bytes", NULL, "Memory of a rank's device, or of its host where that is a CPU.",
+     offsetof(struct memory_held, total_bytes)},
+    {"tandem:device_memory_free_bytes", NULL,
+     "Of that what was free when the rank's weights or KV cache changed last.",
+     offsetof(struct memory_held, free_bytes)},
+};
+
+static void print_memory(const struct metrics *metrics, const struct metrics_sources *from, struct bytes *out)
+{
+    for (size_t row = 0; row < COUNT_OF(memory_rows); row++) {
+        const char *name = memory_rows[row].name, *of = memory_rows[row].of;
+
+        if (memory_rows[row].help)
+            print_about(out, name, "gauge", memory_rows[row].help);
+        for (int32_t i = 0; i < from->num_workers; i++) {
+            const char *memory = (const char *)&from->workers[i].memory;
+
+            bytes_printf(out, "%s{%s,rank=\"%d\"%s%s%s} %lld\n", name, metrics->label, from->workers[i].rank,
+                         of ? ",of=\"" : "", of ? of : "", of ? "\"" : "",
+                         (long long)*(const int64_t *)(memory + memory_rows[row].offset));
+        }
+    }
+}
+
 void metrics_print(const struct metrics *metrics, const struct metrics_sources *from,
                    struct bytes *out)
 {
@@ -317,6 +349,7 @@ void metrics_print(const struct metrics *metrics, const struct metrics_sources *
     print_kv_cache(metrics, from->engine, out);
     print_recovery(metrics, from->engine, out);
     print_restarts(metrics, from, out);
+    print_memory(metrics, from, out);
     print_waiting(metrics, from->engine, out);
     print_rejections(metrics, from->engine, out);
     print_finished(metrics, out);

@@ -38,19 +38,20 @@ static void cpu_expect_full(struct device *dev, void *p, int64_t bytes)
 }
 
 /* Of the whole machine: ranks share it. */
-static int64_t cpu_available_bytes(const struct device *dev)
+static struct device_memory cpu_memory(const struct device *dev)
 {
-    int64_t kib = 0;
+    int64_t total_kib = 0, left_kib = 0;
     char line[128];
     FILE *f = fopen("/proc/meminfo", "re");
 
     (void)dev;
-    while (f && kib == 0 && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %" SCNd64, &kib) != 1)
-            kib = 0;
+    while (f && fgets(line, sizeof line, f)) {
+        sscanf(line, "MemTotal: %" SCNd64, &total_kib);
+        sscanf(line, "MemAvailable: %" SCNd64, &left_kib);
+    }
     if (f)
         fclose(f);
-    return kib * 1024;
+    return (struct device_memory){total_kib * 1024, left_kib * 1024, left_kib * 1024};
 }
 
 static int32_t cpu_num_threads(const struct device *dev)
@@ -94,7 +95,7 @@ static const struct device_ops cpu_ops = {
     .alloc = cpu_alloc,
     .free = cpu_free,
     .expect_full = cpu_expect_full,
-    .available_bytes = cpu_available_bytes,
+    .memory = cpu_memory,
     .num_threads = cpu_num_threads,
     .share_out = cpu_share_out,
 };

@@ -72,9 +72,13 @@ static void cuda_free_host(struct device *dev, void *p)
     module->free_host(cuda_state_of(dev), p);
 }
 
-static int64_t cuda_available_bytes(const struct device *dev)
+static struct device_memory cuda_memory(const struct device *dev)
 {
-    return module->available_bytes(cuda_state_of(dev)) / cuda_of(dev)->num_users;
+    struct device_memory memory = {0};
+
+    module->memory(cuda_state_of(dev), &memory.free_bytes, &memory.total_bytes);
+    memory.available_bytes = memory.free_bytes / cuda_of(dev)->num_users;
+    return memory;
 }
 
 static enum status told(const char *error)
@@ -248,7 +252,7 @@ static const struct device_ops cuda_ops = {
     .close = cuda_close,
     .alloc = cuda_alloc,
     .free = cuda_free,
-    .available_bytes = cuda_available_bytes,
+    .memory = cuda_memory,
     .write = cuda_write,
     .read = cuda_read,
     .push = cuda_push,

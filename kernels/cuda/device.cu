@@ -127,7 +127,7 @@ static void free_host_memory(struct cuda_state *state, void *p)
         note_error(state, error);
 }
 
-static int64_t available_bytes(struct cuda_state *state)
+static void tell_memory(struct cuda_state *state, int64_t *free_out, int64_t *total_out)
 {
     size_t free_bytes = 0, all_bytes = 0;
     cudaError_t error;
@@ -136,9 +136,10 @@ static int64_t available_bytes(struct cuda_state *state)
     error = cudaMemGetInfo(&free_bytes, &all_bytes);
     if (failed(error)) {
         note_error(state, error);
-        return 0;
+        free_bytes = all_bytes = 0;
     }
-    return (int64_t)free_bytes;
+    *free_out = (int64_t)free_bytes;
+    *total_out = (int64_t)all_bytes;
 }
 
 /* ---- time ---------------------------------------------------------------------------------------------------- */
@@ -522,7 +523,7 @@ const struct cuda_module tandem_cuda = {
     .free = free_memory,
     .alloc_host = alloc_host_memory,
     .free_host = free_host_memory,
-    .available_bytes = available_bytes,
+    .memory = tell_memory,
     .push = push_memory,
     .write = write_memory,
     .read = read_memory,

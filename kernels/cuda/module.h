@@ -84,7 +84,7 @@ struct cuda_module {
     const char *(*alloc_host)(struct cuda_state *state, int64_t bytes, void **out); /* page-locked, zeroed;
                                                                                                * kernels reach it */
     void (*free_host)(struct cuda_state *state, void *p);
-    int64_t (*available_bytes)(struct cuda_state *state);
+    void (*memory)(struct cuda_state *state, int64_t *free_out, int64_t *total_out); /* bytes of the GPU; 0: a failure */
     /* Host to device, in order of execution. push: from page-locked memory, which stays as it is until the device
      * has got there; write: from any, which is free when it returns. */
     const char *(*push)(struct cuda_state *state, void *device, const void *host, int64_t bytes);

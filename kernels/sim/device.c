@@ -27,7 +27,7 @@ static void sim_close(struct device *dev)
 static enum status sim_alloc(struct device *dev, int64_t bytes, const char *what, void **out)
 {
     struct sim *sim = sim_of(dev);
-    int64_t left = device_available_bytes(dev);
+    int64_t left = device_memory(dev).free_bytes;
     void *p;
 
     if (bytes > left)
@@ -48,11 +48,12 @@ static void sim_free(struct device *dev, void *p, int64_t bytes)
     sim_of(dev)->used_bytes -= bytes;
 }
 
-static int64_t sim_available_bytes(const struct device *dev)
+static struct device_memory sim_memory(const struct device *dev)
 {
     const struct sim *sim = sim_of(dev);
+    int64_t total = (int64_t)sim->is_like.memory_bytes, left = total - sim->used_bytes;
 
-    return (int64_t)sim->is_like.memory_bytes - sim->used_bytes;
+    return (struct device_memory){total, left, left};
 }
 
 /* What is launched from here on starts now, or when what is running ends. */
@@ -77,7 +78,7 @@ static const struct device_ops sim_ops = {
     .close = sim_close,
     .alloc = sim_alloc,
     .free = sim_free,
-    .available_bytes = sim_available_bytes,
+    .memory = sim_memory,
     .mark = sim_mark,
     .has_passed = sim_has_passed,
 };

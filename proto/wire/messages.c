@@ -146,6 +146,15 @@ static const struct field fault_fields[] = {
 const struct message_type fault_type =
     MESSAGE_TYPE("fault", MESSAGE_FAULT, struct fault, fault_fields);
 
+static const struct field memory_held_fields[] = {
+    FIELD(struct memory_held, weights_bytes, FIELD_I64),
+    FIELD(struct memory_held, kv_cache_bytes, FIELD_I64),
+    FIELD(struct memory_held, workspace_bytes, FIELD_I64),
+    FIELD(struct memory_held, free_bytes, FIELD_I64),
+    FIELD(struct memory_held, total_bytes, FIELD_I64),
+};
+const struct message_type memory_held_type = MESSAGE_TYPE("memory_held", 0, struct memory_held, memory_held_fields);
+
 static const struct field heartbeat_fields[] = {
     FIELD(struct heartbeat, rank, FIELD_I32),
     FIELD(struct heartbeat, seq, FIELD_I64),
@@ -153,6 +162,7 @@ static const struct field heartbeat_fields[] = {
     FIELD(struct heartbeat, ms_in_step, FIELD_I64),
     FIELD(struct heartbeat, progress, FIELD_I64),
     FIELD(struct heartbeat, waits_for, FIELD_I32),
+    FIELD_STRUCT(struct heartbeat, memory, &memory_held_type),
 };
 const struct message_type heartbeat_type =
     MESSAGE_TYPE("heartbeat", MESSAGE_HEARTBEAT, struct heartbeat, heartbeat_fields);
@@ -365,4 +375,18 @@ enum status model_runner_output_check(const struct model_runner_output *output)
     }
     TRY(check_sum("logprobs", num_logprobs, output->num_logprobs));
     return check_prompt_runs(output);
+}
+
+enum status heartbeat_check(const struct heartbeat *heartbeat)
+{
+    static const int64_t max_bytes = (int64_t)1 << 50;
+    const struct memory_held *memory = &heartbeat->memory;
+    const int64_t sizes[] = {memory->weights_bytes, memory->kv_cache_bytes, memory->workspace_bytes, memory->free_bytes,
+                             memory->total_bytes};
+
+    for (size_t i = 0; i < COUNT_OF(sizes); i++)
+        if (sizes[i] < 0 || sizes[i] > max_bytes)
+            return fail(ERR_MISMATCH, "%s of a heartbeat is %" PRId64 "; 0 to %" PRId64 " can be",
+                        memory_held_fields[i].name, sizes[i], max_bytes);
+    return OK;
 }

@@ -20,6 +20,7 @@
 #ifndef PROTO_WIRE_MESSAGES_H
 #define PROTO_WIRE_MESSAGES_H
 
+#include "proto/wire/memory_held.h"
 #include "proto/wire/message.h"
 #include "proto/wire/sampling_params.h"
 
@@ -244,7 +245,10 @@ struct heartbeat {
     int64_t ms_in_step;
     int64_t progress;   /* rises with whatever its device gets done, at least once a layer */
     int32_t waits_for;  /* the rank without which it can't go on; -1: none */
+    struct memory_held memory;
 };
+/* ERR_MISMATCH: no device holds so much, or less than nothing. */
+MUST_USE enum status heartbeat_check(const struct heartbeat *heartbeat);
 
 struct control_request {
     int64_t id;          /* the client's own: the reply has the same */
@@ -258,7 +262,7 @@ struct control_reply {
     const char *text; /* JSON, or the sentence of a failure */
 };
 
-extern const struct message_type sampling_params_type, new_request_type;
+extern const struct message_type sampling_params_type, new_request_type, memory_held_type;
 extern const struct message_type hello_type, welcome_type, ready_type;
 extern const struct message_type scheduler_output_type, execute_model_type, grammar_output_type,
     model_runner_output_type;

@@ -203,6 +203,29 @@ static void bring_beat(struct script *script, const char *peer, int64_t step, in
           &(struct heartbeat){.step = step, .progress = progress, .waits_for = waits_for});
 }
 
+static void a_rank_that_holds_more_than_there_is_has_failed(void **state)
+{
+    static const struct heartbeat beat = {.step = -1, .waits_for = -1, .memory = {.weights_bytes = 5, .free_bytes = 6}},
+                                  bad = {.step = -1, .waits_for = -1, .memory = {.free_bytes = -6}};
+    const struct model_runner_output *output;
+    struct engine_worker workers[2];
+    struct script script;
+    struct link link;
+
+    (void)state;
+    open_with_ranks(&script, 2, &link);
+    bring(&script, "1:3", &heartbeat_type, -1, &beat);
+    bring(&script, "1:3", &heartbeat_type, -1, &bad);
+    expect_fails(link_collect(&link, 7, INT64_MAX, &output), ERR_MISMATCH,
+                 "rank 1: free_bytes of a heartbeat is -6; 0 to 1125899906842624 can be");
+    assert_int_equal(link.failed_rank, 1);
+    assert_int_equal(link_workers(&link, workers, 2), 2);
+    assert_int_equal(workers[1].memory.weights_bytes, 5);
+    assert_int_equal(workers[1].memory.free_bytes, 6);
+    assert_int_equal(workers[0].memory.weights_bytes, 0);
+    close_script(&script, &link);
+}
+
 /* Both beat; neither gets ahead. */
 static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **state)
 {
@@ -368,6 +391,7 @@ int main(void)
         cmocka_unit_test(a_reply_counts_once_for_each_rank),
         cmocka_unit_test(an_answer_to_another_step_is_refused),
         cmocka_unit_test(silence_and_deadlines_end_the_wait),
+        cmocka_unit_test(a_rank_that_holds_more_than_there_is_has_failed),
         cmocka_unit_test(of_two_that_stand_still_the_one_that_waits_for_nobody_hangs),
         cmocka_unit_test(a_device_that_gets_ahead_may_take_its_time),
         cmocka_unit_test(a_long_step_has_time_for_its_tokens),

@@ -8,7 +8,13 @@
 
 static const struct grammar_compiler_stats grammars = {.num_compiled = 7, .num_hits = 9};
 
-static const struct engine_worker workers[] = {{.rank = 0}, {.rank = 1, .restarts = 3}};
+static const struct engine_worker workers[] = {
+    {.rank = 0},
+    {.rank = 1,
+     .restarts = 3,
+     .memory = {.weights_bytes = 5000000000, .kv_cache_bytes = 600, .workspace_bytes = 70, .free_bytes = 8,
+                .total_bytes = 9}},
+};
 
 static void print_page(const struct metrics *metrics, const struct engine_stats *stats,
                        struct bytes *out)
@@ -100,6 +106,26 @@ static void ranks_that_were_replaced_are_counted(void **state)
                 "tandem:worker_restarts_total{model_name=\"tiny\",engine=\"0\",rank=\"0\"} 0");
     expect_line(&page,
                 "tandem:worker_restarts_total{model_name=\"tiny\",engine=\"0\",rank=\"1\"} 3");
+}
+
+static void what_ranks_hold_is_told(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+    const char *about = "# TYPE tandem:worker_memory_bytes gauge\n";
+
+    print_page(metrics, &(struct engine_stats){0}, &page);
+    assert_non_null(strstr(bytes_text(&page), about));
+    assert_null(strstr(strstr(bytes_text(&page), about) + 1, about)); /* once, and its lines together */
+    expect_line(&page, "tandem:worker_memory_bytes{model_name=\"tiny\",engine=\"0\",rank=\"0\",of=\"weights\"} 0\n"
+                       "tandem:worker_memory_bytes{model_name=\"tiny\",engine=\"0\",rank=\"1\",of=\"weights\"} "
+                       "5000000000\n"
+                       "tandem:worker_memory_bytes{model_name=\"tiny\",engine=\"0\",rank=\"0\",of=\"kv_cache\"} 0");
+    expect_line(&page, "tandem:worker_memory_bytes{model_name=\"tiny\",engine=\"0\",rank=\"1\",of=\"kv_cache\"} 600");
+    expect_line(&page, "tandem:worker_memory_bytes{model_name=\"tiny\",engine=\"0\",rank=\"1\",of=\"workspace\"} 70");
+    expect_line(&page, "tandem:device_memory_free_bytes{model_name=\"tiny\",engine=\"0\",rank=\"1\"} 8");
+    expect_line(&page, "tandem:device_memory_size_bytes{model_name=\"tiny\",engine=\"0\",rank=\"1\"} 9");
 }
 
 static void the_log_has_the_same_in_a_line(void **state)
@@ -215,6 +241,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(numbers_of_the_engine_are_on_the_page),
     cmocka_unit_test(reasons_are_told_apart),
     cmocka_unit_test(ranks_that_were_replaced_are_counted),
+    cmocka_unit_test(what_ranks_hold_is_told),
     cmocka_unit_test(the_log_has_the_same_in_a_line),
     cmocka_unit_test(an_empty_cache_is_not_divided_by),
     cmocka_unit_test(buckets_of_a_histogram_add_up),

@@ -136,11 +136,11 @@ static void its_memory_has_an_end(void **state)
 
     (void)state;
     expect_ok(device_alloc(dev, 900000000, "weights", &p));
-    assert_int_equal(device_available_bytes(dev), 100000000);
+    assert_int_equal(device_memory(dev).available_bytes, 100000000);
     expect_fails(device_alloc(dev, 200000000, "the KV cache", &(void *){NULL}), ERR_NO_MEMORY,
                  "the KV cache: 200000000 bytes, the simulated device has 100000000 left");
     device_free(dev, p, 900000000);
-    assert_int_equal(device_available_bytes(dev), 1000000000);
+    assert_int_equal(device_memory(dev).available_bytes, 1000000000);
     device_close(dev);
 }
 

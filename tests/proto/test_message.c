@@ -99,7 +99,7 @@ static void missing_and_extra_fields_are_refused_by_name(void **state)
     msgpack_pack_int32(&packer, 0);
     msgpack_pack_int64(&packer, 1);
     expect_fails(message_decode(missing.data, missing.size, &arena, &message), ERR_CORRUPT,
-                 "heartbeat.step is missing: 2 fields of 6 came");
+                 "heartbeat.step is missing: 2 fields of 7 came");
 
     packer = begin_frame(&extra, MESSAGE_SHUTDOWN, 1);
     msgpack_pack_nil(&packer);
@@ -249,6 +249,16 @@ static void print_shows_every_field_and_no_users_tokens(void **state)
     assert_non_null(strstr(text, "    prompt_token_ids (4):\n"));
     assert_non_null(strstr(text, "      temperature: 0.699999988\n"));
     assert_non_null(strstr(text, "  samples (4): 01010001\n"));
+}
+
+static void memory_that_no_device_has_is_refused(void **state)
+{
+    (void)state;
+    expect_ok(heartbeat_check(&(struct heartbeat){.memory = {.weights_bytes = (int64_t)1 << 50}}));
+    expect_fails(heartbeat_check(&(struct heartbeat){.memory = {.weights_bytes = ((int64_t)1 << 50) + 1}}), ERR_MISMATCH,
+                 "weights_bytes of a heartbeat is 1125899906842625; 0 to 1125899906842624 can be");
+    expect_fails(heartbeat_check(&(struct heartbeat){.memory = {.free_bytes = -1}}), ERR_MISMATCH,
+                 "free_bytes of a heartbeat is -1; 0 to 1125899906842624 can be");
 }
 
 static void steps_that_do_not_add_up_are_refused(void **state)
@@ -450,6 +460,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(json_that_does_not_fit_is_refused_by_name),
     cmocka_unit_test(print_shows_every_field_and_no_users_tokens),
     cmocka_unit_test(steps_that_do_not_add_up_are_refused),
+    cmocka_unit_test(memory_that_no_device_has_is_refused),
     cmocka_unit_test(prompts_with_logprobs_are_rows_of_the_plan_and_runs_of_the_answer),
     cmocka_unit_test(masks_fit_their_rows_and_the_vocabulary),
     cmocka_unit_test(a_rank_gets_the_words_of_its_slice),

@@ -202,10 +202,15 @@ class Ranks(unittest.TestCase):
     def test_an_engine_sleeps_and_wakes(self):
         with Controlled("--tp", "2") as server:
             before = server.complete()
+            held = [server.metric("tandem:worker_memory_bytes", rank="1", of=of) for of in ("weights", "kv_cache")]
             self.assertEqual(len(server.tell("sleep")), 2)
             self.assertTrue(server.tell("status")["asleep"])
+            self.assertEqual([server.metric("tandem:worker_memory_bytes", rank="1", of=of)
+                              for of in ("weights", "kv_cache")], [held[0], 0])
+            self.assertEqual([worker["kv_cache_mib"] for worker in server.tell("workers")], [0, 0])
             server.tell("wake")
             self.assertFalse(server.tell("status")["asleep"])
+            self.assertEqual(server.metric("tandem:worker_memory_bytes", rank="1", of="kv_cache"), held[1])
             self.assertEqual(server.complete()["choices"], before["choices"])
 
     def test_ranks_that_sleep_without_weights_are_all_replaced_at_once(self):

@@ -127,6 +127,13 @@ class Cuda(unittest.TestCase):
             with self.subTest(fault=fault):
                 self.refuse(1, [word], *CUDA, EMULATED_CUDA_FAULT=fault)
 
+    @unittest.skipUnless(IS_EMULATED, "a GPU may have more memory")
+    def test_memory_of_a_rank_s_gpu_is_told_when_it_starts(self):
+        _, err = self.refuse(0, [], *CUDA, "--tp", "2", "--log-level", "info")
+        for rank in (0, 1):
+            self.assertRegex(err, rf"rank {rank} holds 0\.00 GiB of weights, 0\.\d\d GiB of KV cache and 0\.\d\d GiB "
+                                  r"of workspaces; 0\.\d\d of the 1\.00 GiB of its GPU are free")
+
     @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
     def test_auto_goes_on_with_the_cpu_and_says_so(self):
         _, err = self.refuse(0, ["the CPU is used"], "--device", "auto", "--cuda-module", MODULE,

@@ -399,6 +399,15 @@ class Numbers(unittest.TestCase):
             for sample in family.samples:
                 assert sample.labels["model_name"] == "tiny", sample
 
+    def test_memory_is_told_for_every_rank(self):
+        for rank in ("0", "1"):
+            of = {name: shared().metric("tandem:worker_memory_bytes", rank=rank, of=name)
+                  for name in ("weights", "kv_cache", "workspace")}
+            self.assertGreater(min(of.values()), 0, of)
+            size, free = (shared().metric(f"tandem:device_memory_{name}_bytes", rank=rank) for name in ("size", "free"))
+            self.assertTrue(sum(of.values()) < size and 0 < free < size, (of, free, size))
+            self.assertRegex(shared().log_text(), rf"rank {rank} holds \d+\.\d\d GiB of weights, ")
+
     def test_an_idle_server_does_next_to_nothing(self):
         def cpu_seconds():
             with open(f"/proc/{shared().process.pid}/stat") as file:
