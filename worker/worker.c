@@ -63,9 +63,14 @@ struct answer {
     int64_t step; /* -1: of all but steps */
     enum status status;
     char text[1024]; /* of a failure */
-    struct device_mark due; /* not to be given before the device gets here */
     struct arena arena;
     struct model_runner_output output;
+};
+
+/* Where the device is in a step. Its answer is not to be given before the end. */
+struct step_marks {
+    int64_t step;
+    struct device_mark begin, executed, sample_begin, end;
 };
 
 /* Where a step is, as the wire thread sees it: calls that come out of order are refused. */
@@ -75,8 +80,8 @@ struct step_slot {
     enum step_phase phase;
     struct command execute, sample;
     struct answer answer;
-    struct device_mark begin, executed, sample_begin; /* the device thread's */
-    bool is_drawn_there; /* on the device, which has its tokens until it has passed answer.due */
+    struct step_marks marks; /* the device thread's */
+    bool is_drawn_there; /* on the device, which has its tokens until it has passed marks.end */
     struct arena grammar_arena;
     const uint32_t **bitmasks; /* [max_num_seqs] by sample: NULL where none is due */
 };
@@ -134,6 +139,8 @@ struct worker {
     struct sampler_result *results;    /* [max_num_seqs] */
     struct answer *pending[NUM_STEPS]; /* launched, in order of steps, and not answered */
     int32_t num_pending;
+    struct step_marks late[NUM_STEPS]; /* answered before their end, and their times not told, the oldest first */
+    int32_t num_late;
     int64_t last_end_ns; /* of the device's last step; 0: it has had none */
     bool has_failed;
 
@@ -580,12 +587,13 @@ static enum status execute_model(struct worker *worker, int64_t step)
         input_batch_name_slots(worker->batch, staged);
     else
         input_batch_fill_ids(worker->batch, staged);
-    device_mark(worker->device, &slot->begin);
+    slot->marks.step = step;
+    device_mark(worker->device, &slot->marks.begin);
     if (worker->device_draw)
         model_read_last_tokens(worker->model, device_draw_last_tokens(worker->device_draw));
     TRY(model_forward(worker->model, &staged->batch, staged->ids, staged->sample_rows,
                       staged->num_samples, (float *)worker->logits.device));
-    device_mark(worker->device, &slot->executed);
+    device_mark(worker->device, &slot->marks.executed);
     return OK;
 }
 
@@ -754,12 +762,12 @@ static enum status sample(struct worker *worker, int64_t step)
         .rank = worker->options.rank,
         .num_rows = staged->batch.num_requests,
     };
-    device_mark(worker->device, &slot->sample_begin);
+    device_mark(worker->device, &slot->marks.sample_begin);
     make_rows(worker, staged, slot);
     slot->is_drawn_there = is_to_be_drawn_there(worker, staged);
     if (slot->is_drawn_there) {
         TRY(launch_draw(worker, staged));
-        device_mark(worker->device, &slot->answer.due);
+        device_mark(worker->device, &slot->marks.end);
         return OK;
     }
     TRY(draw_tokens(worker, staged));
@@ -768,7 +776,7 @@ static enum status sample(struct worker *worker, int64_t step)
     TRY(prompt_logprobs_run(worker->prompt_logprobs, staged, &slot->answer.arena,
                             worker->options.rank == 0 ? &slot->answer.output : NULL));
     append_tokens(worker, staged);
-    device_mark(worker->device, &slot->answer.due);
+    device_mark(worker->device, &slot->marks.end);
     return OK;
 }
 
@@ -787,7 +795,7 @@ static void take_drawn_tokens(struct worker *worker, struct step_slot *slot)
 /* Rank 0's answers have tokens, so they wait for the device; the others only say that they are in step. */
 static bool is_due(const struct worker *worker, const struct answer *answer, int64_t *ns_out)
 {
-    bool has_passed = device_has_passed(worker->device, &answer->due, ns_out);
+    bool has_passed = device_has_passed(worker->device, &worker->steps[answer->step & 1].marks.end, ns_out);
 
     return has_passed || worker->options.rank > 0;
 }
@@ -802,14 +810,15 @@ static int64_t passed_ns(const struct worker *worker, const struct device_mark *
 }
 
 /* Where the time of a step went, by the device's own clock. */
-static void note_times(struct worker *worker, struct step_slot *slot, int64_t end_ns)
+static void note_times(struct worker *worker, const struct step_marks *marks, int64_t end_ns,
+                       struct model_runner_output *output)
 {
-    const struct staged_step *staged = input_batch_staged(worker->batch, slot->answer.step);
-    struct model_runner_output *output = &slot->answer.output;
-    int64_t begin_ns = passed_ns(worker, &slot->begin), executed_ns = passed_ns(worker, &slot->executed),
-            sample_begin_ns = passed_ns(worker, &slot->sample_begin);
+    /* What is known of that clock may have become another since the last: the order is certain. */
+    int64_t begin_ns = MAX(passed_ns(worker, &marks->begin), worker->last_end_ns);
+    int64_t executed_ns = MAX(passed_ns(worker, &marks->executed), begin_ns);
+    int64_t sample_begin_ns = MAX(passed_ns(worker, &marks->sample_begin), executed_ns);
 
-    output->prepare_ns = staged->prepare_ns;
+    end_ns = MAX(end_ns, sample_begin_ns);
     output->execute_ns = executed_ns - begin_ns;
     output->sample_ns = end_ns - sample_begin_ns;
     output->idle_ns = sample_begin_ns - executed_ns;
@@ -818,14 +827,40 @@ static void note_times(struct worker *worker, struct step_slot *slot, int64_t en
     worker->last_end_ns = end_ns;
     if (!trace_is_on())
         return;
-    trace_add("execute_model", begin_ns, executed_ns, staged->step);
-    trace_add("sample", sample_begin_ns, end_ns, staged->step);
+    trace_add("execute_model", begin_ns, executed_ns, marks->step);
+    trace_add("sample", sample_begin_ns, end_ns, marks->step);
+}
+
+/* Tells the times of steps that were answered before their end; says when to look for the next one. */
+static int64_t note_late_times(struct worker *worker)
+{
+    struct model_runner_output answered;
+    int64_t ns;
+
+    while (worker->num_late > 0) {
+        if (!device_has_passed(worker->device, &worker->late[0].end, &ns))
+            return ns;
+        note_times(worker, &worker->late[0], ns, &answered);
+        worker->late[0] = worker->late[1];
+        worker->num_late--;
+    }
+    return INT64_MAX;
+}
+
+/* For the trace; of more the oldest is not told. */
+static void keep_late(struct worker *worker, const struct step_marks *marks)
+{
+    if (!trace_is_on())
+        return;
+    if (worker->num_late == NUM_STEPS)
+        worker->late[0] = worker->late[--worker->num_late];
+    worker->late[worker->num_late++] = *marks;
 }
 
 /* Gives the answers of steps that the device has finished; says when to look for the next one. */
 static int64_t answer_finished_steps(struct worker *worker)
 {
-    int64_t ns = INT64_MAX;
+    int64_t ns = INT64_MAX, late_ns = note_late_times(worker);
 
     while (worker->num_pending > 0 && is_due(worker, worker->pending[0], &ns)) {
         struct answer *answer = worker->pending[0];
@@ -833,9 +868,15 @@ static int64_t answer_finished_steps(struct worker *worker)
 
         worker->pending[0] = worker->pending[1];
         worker->num_pending--;
+        answer->output.prepare_ns = input_batch_staged(worker->batch, answer->step)->prepare_ns;
         /* Ranks above 0 do not wait for it. A simulated device knows its times in advance. */
-        if (device_has_passed(worker->device, &answer->due, &ns) || !device_has_own_memory(worker->device))
-            note_times(worker, slot, ns);
+        if (device_has_passed(worker->device, &slot->marks.end, &ns) || !device_has_own_memory(worker->device)) {
+            note_late_times(worker); /* of earlier steps, so these have ended */
+            note_times(worker, &slot->marks, ns, &answer->output);
+        } else {
+            keep_late(worker, &slot->marks);
+            late_ns = ns;
+        }
         if (slot->is_drawn_there)
             take_drawn_tokens(worker, slot);
         if (atomic_load_explicit(&worker->device_step, memory_order_relaxed) == answer->step)
@@ -843,12 +884,13 @@ static int64_t answer_finished_steps(struct worker *worker)
         reply(worker, answer, answer->step, OK);
         ns = INT64_MAX;
     }
-    if (worker->num_pending > 0 && device_check(worker->device) != OK) {
-        reply(worker, worker->pending[0], worker->pending[0]->step, ERR_INTERNAL);
-        worker->num_pending = 0;
+    if (worker->num_pending + worker->num_late > 0 && device_check(worker->device) != OK) {
+        if (worker->num_pending > 0)
+            reply(worker, worker->pending[0], worker->pending[0]->step, ERR_INTERNAL);
+        worker->num_pending = worker->num_late = 0;
         return INT64_MAX;
     }
-    return ns;
+    return MIN(ns, worker->num_late > 0 ? late_ns : INT64_MAX);
 }
 
 /* For heartbeats: the step that is on the device, -1: none. */
@@ -887,7 +929,7 @@ static void run_step(struct worker *worker, const struct command *command)
 /* Steps that were launched and not answered are nobody's any more. */
 static void reset(struct worker *worker)
 {
-    worker->num_pending = 0;
+    worker->num_pending = worker->num_late = 0;
     worker->last_end_ns = 0;
     worker->has_failed = false;
     disconnect_ranks(worker);

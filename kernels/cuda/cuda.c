@@ -16,7 +16,7 @@ enum { MARKS = 64, LOOK_NS = 20 * 1000 };
 struct cuda {
     struct cuda_device base;
     int32_t num_users; /* of its memory */
-    int64_t *marks;    /* [MARKS]: page-locked, when the device got there; 0: it has not yet */
+    int64_t *marks;    /* [MARKS]: page-locked, when the device got there, by its clock; 0: it has not yet */
     int32_t next_mark; /* counts up */
     char uuid[CUDA_UUID_BYTES];
 };
@@ -145,11 +145,12 @@ static void cuda_mark(struct device *dev, struct device_mark *mark_out)
 
 static bool cuda_has_passed(const struct device *dev, const struct device_mark *mark, int64_t *ns_out)
 {
-    *ns_out = __atomic_load_n(&cuda_of(dev)->marks[mark->slot], __ATOMIC_ACQUIRE);
-    if (*ns_out)
-        return true;
-    *ns_out = clock_now_ns() + LOOK_NS;
-    return false;
+    int64_t ns = __atomic_load_n(&cuda_of(dev)->marks[mark->slot], __ATOMIC_ACQUIRE);
+
+    if (!ns)
+        module->keep_time(cuda_state_of(dev));
+    *ns_out = ns ? module->time_of_mark(cuda_state_of(dev), ns) : clock_now_ns() + LOOK_NS;
+    return ns != 0;
 }
 
 /* ---- weights ------------------------------------------------------------------------------------- */

@@ -15,9 +15,9 @@
 enum {
     SCRATCH_BYTES = 64 << 20,
     STAGING_BYTES = 4 << 20, /* of each half: memcpy takes 0.4 ms for it, at 10 GB/s */
-    TRIPS_AT_OPEN = 16,      /* of a calibration */
-    TRIPS_BETWEEN = 3,
-    CALIBRATE_NS = 100 * 1000 * 1000,
+    TRIPS_AT_OPEN = 16,      /* to measure its clock */
+    CLOCK_LASTS_NS = 100 * 1000 * 1000,
+    CLOCK_PATIENCE_NS = 20 * 1000,
     DRIFT = 20 * 1000, /* clocks drift by less than 1 in this: 50 us in a second */
 };
 
@@ -152,47 +152,88 @@ static int64_t now_ns()
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static __global__ void put_time(int64_t *ns, int64_t ahead_ns)
+static __global__ void put_time(int64_t *ns)
 {
-    *(volatile int64_t *)ns = (int64_t)global_timer() + ahead_ns;
+    *(volatile int64_t *)ns = (int64_t)global_timer();
     __threadfence_system();
-}
-
-/*
- * How far CLOCK_MONOTONIC is ahead of the device's clock: a kernel reads that clock at some time between its launch
- * and the end of waiting for it, and the middle of the two is wrong by half of the trip at most, about 5 us. Clocks
- * drift apart, so it is measured again now and then, and counts where it is more certain than what was known. (Some
- * GPUs' clocks step by 1 us.) The stream is to be idle.
- */
-static cudaError_t calibrate(struct cuda_state *state, int trips)
-{
-    for (int i = 0; i < trips; i++) {
-        int64_t start_ns = now_ns(), end_ns, error_ns;
-        cudaError_t error;
-
-        launch(put_time, dim3(1), dim3(1), 0, state->stream, state->stamp, (int64_t)0);
-        error = cudaGetLastError();
-        if (error == cudaSuccess)
-            error = cudaStreamSynchronize(state->stream);
-        if (failed(error))
-            return error;
-        end_ns = now_ns();
-        error_ns = (end_ns - start_ns) / 2;
-        if (state->clock_set_ns == 0 || error_ns < state->clock_error_ns + (end_ns - state->clock_set_ns) / DRIFT) {
-            state->clock_ahead_ns = start_ns + error_ns - *(volatile int64_t *)state->stamp;
-            state->clock_error_ns = error_ns;
-            state->clock_set_ns = end_ns;
-        }
-        state->calibrated_ns = end_ns;
-    }
-    return cudaSuccess;
 }
 
 static void mark_time(struct cuda_state *state, int64_t *ns)
 {
     cudaSetDevice(state->ordinal);
-    launch(put_time, dim3(1), dim3(1), 0, state->stream, ns, state->clock_ahead_ns);
+    launch(put_time, dim3(1), dim3(1), 0, state->stream, ns);
     note_launch(state);
+}
+
+/*
+ * How far CLOCK_MONOTONIC is ahead of the device's clock: a kernel reads that clock at some time between its launch
+ * and the moment when the host sees what it read, and the middle of the two is wrong by half of that trip at most,
+ * about 5 us. It is measured every 100 ms while steps run, on a stream of its own: no step waits for it, and the
+ * host, which waits for the device then, for 20 us at most; an answer that comes later counts with the doubt that it
+ * has. Clocks drift apart by less than 1 in DRIFT, so what is known is wrong by its own doubt and 5 us for each
+ * 100 ms since, at most. What is measured counts where it is more certain than that, or contradicts it: clocks step
+ * when a machine was suspended. Marks keep the device's own time, so a step is as long as the device says.
+ */
+static void ask_clock(struct cuda_state *state)
+{
+    cudaSetDevice(state->ordinal);
+    __atomic_store_n(state->stamp, 0, __ATOMIC_RELAXED);
+    state->asked_ns = now_ns();
+    launch(put_time, dim3(1), dim3(1), 0, state->clock_stream, state->stamp);
+    note_launch(state);
+}
+
+static bool hear_clock(struct cuda_state *state)
+{
+    int64_t device_ns = __atomic_load_n(state->stamp, __ATOMIC_ACQUIRE), end_ns = now_ns();
+    int64_t error_ns = (end_ns - state->asked_ns) / 2, ahead_ns = state->asked_ns + error_ns - device_ns;
+    int64_t known_ns = state->clock_error_ns + (end_ns - state->clock_set_ns) / DRIFT;
+
+    if (!device_ns)
+        return false;
+    if (state->clock_set_ns == 0 || error_ns < known_ns ||
+        llabs(ahead_ns - state->clock_ahead_ns) > error_ns + known_ns) {
+        state->clock_ahead_ns = ahead_ns;
+        state->clock_error_ns = error_ns;
+        state->clock_set_ns = end_ns;
+    }
+    state->heard_ns = end_ns;
+    state->asked_ns = 0;
+    return true;
+}
+
+static void keep_time(struct cuda_state *state)
+{
+    int64_t start_ns = now_ns();
+    bool is_new = state->asked_ns == 0;
+
+    if (is_new && start_ns - state->heard_ns < CLOCK_LASTS_NS)
+        return;
+    if (is_new)
+        ask_clock(state);
+    while (!hear_clock(state) && is_new && now_ns() - start_ns < CLOCK_PATIENCE_NS)
+        continue;
+}
+
+/* While nothing runs. */
+static cudaError_t set_clock(struct cuda_state *state)
+{
+    for (int i = 0; i < TRIPS_AT_OPEN; i++) {
+        cudaError_t error;
+
+        ask_clock(state);
+        error = state->error != cudaSuccess ? state->error : cudaStreamSynchronize(state->clock_stream);
+        if (failed(error))
+            return error;
+        hear_clock(state);
+    }
+    return cudaSuccess;
+}
+
+static int64_t time_of_mark(struct cuda_state *state, int64_t ns)
+{
+    keep_time(state);
+    return ns + state->clock_ahead_ns;
 }
 
 /* ---- copies -------------------------------------------------------------------------------------------------- */
@@ -250,20 +291,14 @@ static const char *read_memory(struct cuda_state *state, void *host, const void 
     cudaSetDevice(state->ordinal);
     if (bytes > 0)
         error = cudaMemcpyAsync(host, device, (size_t)bytes, cudaMemcpyDeviceToHost, state->stream);
+    keep_time(state);
     if (error == cudaSuccess)
         error = cudaStreamSynchronize(state->stream);
     if (state->error != cudaSuccess) {
         failed(error);
         return say(state, "a launch", state->error);
     }
-    if (failed(error))
-        return say(state, "what was launched", error);
-    if (now_ns() - state->calibrated_ns > CALIBRATE_NS) {
-        error = calibrate(state, TRIPS_BETWEEN);
-        if (error != cudaSuccess)
-            return say(state, "reading its clock", error);
-    }
-    return NULL;
+    return failed(error) ? say(state, "what was launched", error) : NULL;
 }
 
 /* ---- recordings -------------------------------------------------------------------------------------------------- */
@@ -402,6 +437,10 @@ static void release(struct cuda_state *state)
             failed(cudaEventDestroy(state->staged[half]));
         failed(cudaFreeHost(state->staging[half]));
     }
+    if (state->clock_stream) {
+        failed(cudaStreamSynchronize(state->clock_stream));
+        failed(cudaStreamDestroy(state->clock_stream));
+    }
     failed(cudaFreeHost(state->stamp));
     failed(cudaFree(state->scratch));
     if (state->stream)
@@ -420,8 +459,9 @@ static cudaError_t prepare(struct cuda_state *state)
 {
     TRY_CUDA(cudaSetDevice(state->ordinal));
     TRY_CUDA(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+    TRY_CUDA(cudaStreamCreateWithFlags(&state->clock_stream, cudaStreamNonBlocking));
     TRY_CUDA(cudaHostAlloc((void **)&state->stamp, sizeof *state->stamp, PAGE_LOCKED));
-    TRY_CUDA(calibrate(state, TRIPS_AT_OPEN));
+    TRY_CUDA(set_clock(state));
     for (int half = 0; half < 2; half++) {
         TRY_CUDA(cudaHostAlloc((void **)&state->staging[half], STAGING_BYTES, PAGE_LOCKED));
         TRY_CUDA(cudaEventCreateWithFlags(&state->staged[half], cudaEventDisableTiming));
@@ -534,6 +574,8 @@ const struct cuda_module tandem_cuda = {
     .recording_free = free_recording,
     .limit_read = limit_read,
     .mark = mark_time,
+    .time_of_mark = time_of_mark,
+    .keep_time = keep_time,
     .exchange_open = exchange_open,
     .exchange_connect = exchange_connect,
     .exchange_abort = exchange_abort,

@@ -101,8 +101,14 @@ struct cuda_module {
     void (*recording_free)(struct cuda_state *state, struct device_recording *recording);
     /* 1e9 bytes a second that a kernel reads from its memory. */
     const char *(*limit_read)(struct cuda_state *state, double *gb_s_out);
-    /* The time when the device gets here will be put at *ns, page-locked: nanoseconds of CLOCK_MONOTONIC. */
+    /*
+     * The time when the device gets here will be put at *ns, page-locked: nanoseconds of its own clock, never 0;
+     * time_of_mark makes CLOCK_MONOTONIC of them. While the host waits for a mark, keep_time sees to it that the two
+     * clocks stay known to each other. Both take 20 us now and then.
+     */
     void (*mark)(struct cuda_state *state, int64_t *ns);
+    int64_t (*time_of_mark)(struct cuda_state *state, int64_t ns);
+    void (*keep_time)(struct cuda_state *state);
 
     /*
      * Sums among ranks of one host. Each opens its own and tells all its handle, and connects to all when it has theirs,

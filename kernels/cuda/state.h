@@ -25,11 +25,13 @@ struct cuda_state {
     char *staging[2];      /* page-locked, STAGING_BYTES each: what `write` copies from */
     cudaEvent_t staged[2]; /* that the device has got what was in it */
     int32_t next_staging;
-    int64_t *stamp;         /* page-locked: the device's clock, in calibration */
+    cudaStream_t clock_stream; /* where its clock is read, beside what runs */
+    int64_t *stamp;         /* page-locked: the device's clock; 0: not read yet */
+    int64_t asked_ns;       /* when that was asked for, CLOCK_MONOTONIC; 0: nothing is asked */
     int64_t clock_ahead_ns; /* CLOCK_MONOTONIC minus the device's clock */
     int64_t clock_error_ns; /* of that, at most, when it was measured */
     int64_t clock_set_ns;   /* and that is when, CLOCK_MONOTONIC; 0: never yet */
-    int64_t calibrated_ns;  /* when it was tried last */
+    int64_t heard_ns;       /* when the clock was heard last */
     char text[512];         /* the last sentence that was returned */
 };
 

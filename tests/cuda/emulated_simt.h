@@ -28,6 +28,7 @@
  *  EMULATED_CUDA_SYNCHRONOUS  1: what is launched or copied has been done when the call returns, by the thread that
  *                             called
  *  EMULATED_CUDA_LATE_US      microseconds that a kernel waits before it runs, so that the host gets far ahead
+ *  EMULATED_CUDA_CLOCK_PPM    by how much a device's clock is faster than the host's, in millionths
  *  EMULATED_CUDA_FAULT        no_device, no_driver, old_driver; no_memory:BYTES, a device has no more than these;
  *                             no_ipc, other processes' memory is out of reach; launch:N, the Nth launch of the
  *                             process breaks its device (cudaErrorIllegalAddress)

@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import subprocess
+import time
 import unittest
 
 import ranks
 import tandem
-from server import children_of, wait_for
+from server import Server, children_of, wait_for
 from test_dummy import GEMMA3, SHAPE, folder
 from test_one_answer import MODEL, requests
 
@@ -165,6 +166,58 @@ class Cuda(unittest.TestCase):
                 self.refuse(0, words, *CUDA, "--tp", "2", "--nccl-library", library, EMULATED_CUDA_FAULT="no_ipc")
         self.refuse(1, ["can't be ipc: .*operation not supported"], *CUDA, "--tp", "2", "--device-comm", "ipc",
                     EMULATED_CUDA_FAULT="no_ipc")
+
+    @staticmethod
+    def spans(path):
+        """Of a trace, of each process's threads: (begin, end, name, step), microseconds, in order."""
+        with open(path) as file:
+            events = json.load(file)["traceEvents"]
+        names = {(event["name"], event["pid"], event.get("tid")): event["args"]["name"]
+                 for event in events if event["ph"] == "M" and "args" in event}
+        spans = {}
+        for event in events:
+            if event["ph"] == "X":
+                key = (names["process_name", event["pid"], 0], names["thread_name", event["pid"], event["tid"]])
+                spans.setdefault(key, []).append((event["ts"], event["ts"] + event["dur"], event["name"],
+                                                  event["args"]["step"]))
+        return {key: sorted(value) for key, value in spans.items()}
+
+    def test_a_trace_has_every_step_of_every_gpu_by_its_own_clock(self):
+        """Which is set to another time than the host's. A rank above 0 answers before its GPU is through."""
+        doubt_us = 5000  # of one clock about the other, where threads wait for a core
+        for row, processes in ([], ["engine"]), (["--tp", "2"], ["worker.0", "worker.1"]):
+            path = tandem.path("cuda-trace.json")
+            with self.subTest(row=row), Server(*CUDA, *row, "--trace", path, model_file=MODEL) as server:
+                server.complete(max_tokens=12, ignore_eos=True)
+                answered = time.monotonic()
+                time.sleep(0.3)
+                asked = time.monotonic()
+                server.complete(max_tokens=12, ignore_eos=True)
+                server.stop()
+                spans = self.spans(path)
+                scheduled = {step: begin for begin, _, name, step in spans["engine", "core"] if name == "schedule"}
+                collected = {step: end for _, end, name, step in spans["engine", "core"] if name == "collect"}
+                for process in processes:
+                    device = spans[process, "device"]
+                    self.assertEqual([name for _, _, name, _ in device], ["execute_model", "sample"] * (len(device) // 2))
+                    steps = [step for _, _, _, step in device]
+                    self.assertEqual(steps[::2], list(range(len(device) // 2)))
+                    self.assertEqual(steps[::2], steps[1::2])
+                    # The last may not have ended there when the trace was written.
+                    self.assertGreaterEqual(len(device), 2 * (24 - (process == "worker.1")))
+                    for before, after in zip(device, device[1:]):
+                        self.assertLessEqual(before[1], after[0] + 0.002)  # the file has three digits
+                    for begin, end, _, step in device:
+                        self.assertGreater(begin, scheduled[step] - doubt_us)
+                        self.assertLess(end, collected.get(step, float("inf")) + doubt_us)
+                rc, out, err = tandem.run("trace", path, "--json")
+                self.assertEqual(rc, 0, err)
+                report = json.loads(out)
+                self.assertEqual([device["process"] for device in report["devices"]], processes)
+                for device in report["devices"]:
+                    self.assertEqual(device["steps"], len(spans[device["process"], "device"]) // 2)
+                    # It stood still between the two requests, at least.
+                    self.assertGreater(device["idle_us_max"], (asked - answered) * 1e6 - doubt_us)
 
     @staticmethod
     def rank(engine, number):
