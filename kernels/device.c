@@ -167,3 +167,15 @@ bool device_has_passed(const struct device *dev, const struct device_mark *mark,
     *ns_out = mark->ns;
     return true;
 }
+
+void device_begin_range(const struct device *dev, const char *name, int64_t step)
+{
+    if (dev->ops->begin_range)
+        dev->ops->begin_range(name, step);
+}
+
+void device_end_range(const struct device *dev)
+{
+    if (dev->ops->end_range)
+        dev->ops->end_range();
+}

@@ -45,6 +45,9 @@ struct device_ops {
     /* NULL: kernels have run when their calls return. */
     void (*mark)(struct device *dev, struct device_mark *mark_out);
     bool (*has_passed)(const struct device *dev, const struct device_mark *mark, int64_t *ns_out);
+    /* Any thread. NULL: nobody would listen. */
+    void (*begin_range)(const char *name, int64_t step);
+    void (*end_range)(void);
 };
 
 struct device {

@@ -329,7 +329,7 @@ void device_expect_full(struct device *dev, void *p, int64_t bytes);
 struct device_memory {
     int64_t total_bytes;
     int64_t free_bytes;
-    int64_t available_bytes; /* for this rank's KV: on a GPU its part of what is free, where several ranks are on it */
+    int64_t available_bytes; /* for this rank's KV: on a GPU its part of what is free, as several may be on it */
 };
 struct device_memory device_memory(const struct device *dev);
 
@@ -391,6 +391,13 @@ void device_mark(struct device *dev, struct device_mark *mark_out);
 /* true: everything before the mark has run; ns_out: when the last of it ended, CLOCK_MONOTONIC. false: not
  * yet; ns_out: when to ask again. A mark is told of until 32 others were made. */
 bool device_has_passed(const struct device *dev, const struct device_mark *mark, int64_t *ns_out);
+
+/*
+ * What this thread does from here to the end of the range, for a profiler of such devices that is attached; else,
+ * and on devices that have none, nothing. name: a literal. Ranges nest. Thread: any.
+ */
+void device_begin_range(const struct device *dev, const char *name, int64_t step);
+void device_end_range(const struct device *dev);
 
 /* ISA names this CPU can run, best first, NULL-terminated. Always ends with "ref". */
 const char *const *device_isas(void);

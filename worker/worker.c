@@ -507,8 +507,8 @@ static enum status alloc_kv_cache(struct worker *worker, int32_t num_blocks)
     TRY(model_alloc_kv(worker->model, num_blocks));
     note_memory(worker);
     held = worker_memory_held(worker);
-    log_info("rank %d holds %.2f GiB of weights, %.2f GiB of KV cache and %.2f GiB of workspaces; %.2f of the %.2f GiB "
-             "of its %s are free",
+    log_info("rank %d holds %.2f GiB of weights, %.2f GiB of KV cache and %.2f GiB of workspaces; %.2f of the "
+             "%.2f GiB of its %s are free",
              worker->options.rank, in_gib(held.weights_bytes), in_gib(held.kv_cache_bytes),
              in_gib(held.workspace_bytes), in_gib(held.free_bytes), in_gib(held.total_bytes), whose);
     return OK;
@@ -913,8 +913,11 @@ static void run_step(struct worker *worker, const struct command *command)
     note_device_step(worker, command->step);
     status = injected_fault_strike(&worker->options.fault, worker->options.rank, command->step,
                                    executes ? FAULT_IN_EXECUTE_MODEL : FAULT_IN_SAMPLE);
-    if (status == OK)
+    if (status == OK) {
+        device_begin_range(worker->device, executes ? "execute_model" : "sample", command->step);
         status = executes ? execute_model(worker, command->step) : sample(worker, command->step);
+        device_end_range(worker->device);
+    }
     if (!device_has_own_memory(worker->device) || status != OK)
         note_device_step(worker, -1);
     if (status != OK) {
@@ -1629,6 +1632,7 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
 {
     struct step_slot *slot = &worker->steps[step & 1];
     int64_t begin_ns = trace_begin();
+    enum status status;
 
     if (worker->initialize.num_blocks == 0)
         return fail(ERR_MISMATCH, "step %" PRId64 " came before the KV cache was sized", step);
@@ -1645,7 +1649,10 @@ enum status worker_prepare_inputs(struct worker *worker, int64_t step,
                     step - NUM_STEPS);
     TRY(injected_fault_strike(&worker->options.fault, worker->options.rank, step,
                               FAULT_IN_PREPARE_INPUTS));
-    TRY(input_batch_stage(worker->batch, step, plan));
+    device_begin_range(worker->device, "prepare_inputs", step);
+    status = input_batch_stage(worker->batch, step, plan);
+    device_end_range(worker->device);
+    TRY(status);
     slot->phase = PHASE_PREPARED;
     worker->next_step = step + 1;
     trace_end("prepare_inputs", begin_ns, step);

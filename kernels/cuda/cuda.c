@@ -153,6 +153,18 @@ static bool cuda_has_passed(const struct device *dev, const struct device_mark *
     return ns != 0;
 }
 
+static void cuda_begin_range(const char *name, int64_t step)
+{
+    if (module->ranges->begin)
+        module->ranges->begin(name, step);
+}
+
+static void cuda_end_range(void)
+{
+    if (module->ranges->end)
+        module->ranges->end();
+}
+
 /* ---- weights ------------------------------------------------------------------------------------- */
 
 int64_t matrix_bytes_cuda(enum tensor_type type, int32_t n, int32_t k)
@@ -268,6 +280,8 @@ static const struct device_ops cuda_ops = {
     .comm_ways = comm_ways,
     .mark = cuda_mark,
     .has_passed = cuda_has_passed,
+    .begin_range = cuda_begin_range,
+    .end_range = cuda_end_range,
 };
 
 /* Of the host's ordinals those that come to the same GPU. */

@@ -169,10 +169,11 @@ static void mark_time(struct cuda_state *state, int64_t *ns)
  * How far CLOCK_MONOTONIC is ahead of the device's clock: a kernel reads that clock at some time between its launch
  * and the moment when the host sees what it read, and the middle of the two is wrong by half of that trip at most,
  * about 5 us. It is measured every 100 ms while steps run, on a stream of its own: no step waits for it, and the
- * host, which waits for the device then, for 20 us at most; an answer that comes later counts with the doubt that it
- * has. Clocks drift apart by less than 1 in DRIFT, so what is known is wrong by its own doubt and 5 us for each
- * 100 ms since, at most. What is measured counts where it is more certain than that, or contradicts it: clocks step
- * when a machine was suspended. Marks keep the device's own time, so a step is as long as the device says.
+ * host, which waits for the device then, for 20 us at most; an answer that comes later counts with more doubt.
+ * Clocks drift apart by less than 1 in DRIFT, so what is known is wrong by its own doubt and 5 us for each 100 ms
+ * since, at most. What is measured counts where it is more certain than that, or contradicts it: clocks step when a
+ * machine was suspended. Marks keep the device's own time, so a step is as long as the device says. (Some GPUs'
+ * clocks step by 1 us.)
  */
 static void ask_clock(struct cuda_state *state)
 {
@@ -457,6 +458,7 @@ static void release(struct cuda_state *state)
 /* What kernels and copies need, and a first kernel, which tells whether there is code for this GPU. */
 static cudaError_t prepare(struct cuda_state *state)
 {
+    ranges_prepare();
     TRY_CUDA(cudaSetDevice(state->ordinal));
     TRY_CUDA(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
     TRY_CUDA(cudaStreamCreateWithFlags(&state->clock_stream, cudaStreamNonBlocking));
@@ -585,5 +587,6 @@ const struct cuda_module tandem_cuda = {
     .exchange_add_disjoint = exchange_add_disjoint,
     .exchange_close = exchange_close,
     .nccl = &nccl_table,
+    .ranges = &range_table,
 };
 }

@@ -70,6 +70,12 @@ struct cuda_nccl_table {
     void (*close)(struct cuda_nccl *nccl); /* aborts, too; NULL is fine */
 };
 
+/* What a thread does, for a profiler that is attached. Ranges nest; end is that of the last. Thread: any. */
+struct cuda_range_table {
+    void (*begin)(const char *name, int64_t step);
+    void (*end)(void);
+};
+
 struct cuda_module {
     size_t table_bytes;    /* another build's module is told by it */
     struct kernels kernels; /* without matrix_bytes and matrix_pack, which are the host's work */
@@ -84,7 +90,7 @@ struct cuda_module {
     const char *(*alloc_host)(struct cuda_state *state, int64_t bytes, void **out); /* page-locked, zeroed;
                                                                                                * kernels reach it */
     void (*free_host)(struct cuda_state *state, void *p);
-    void (*memory)(struct cuda_state *state, int64_t *free_out, int64_t *total_out); /* bytes of the GPU; 0: a failure */
+    void (*memory)(struct cuda_state *state, int64_t *free_out, int64_t *total_out); /* bytes; 0: a failure */
     /* Host to device, in order of execution. push: from page-locked memory, which stays as it is until the device
      * has got there; write: from any, which is free when it returns. */
     const char *(*push)(struct cuda_state *state, void *device, const void *host, int64_t bytes);
@@ -103,8 +109,8 @@ struct cuda_module {
     const char *(*limit_read)(struct cuda_state *state, double *gb_s_out);
     /*
      * The time when the device gets here will be put at *ns, page-locked: nanoseconds of its own clock, never 0;
-     * time_of_mark makes CLOCK_MONOTONIC of them. While the host waits for a mark, keep_time sees to it that the two
-     * clocks stay known to each other. Both take 20 us now and then.
+     * time_of_mark makes CLOCK_MONOTONIC of them. While the host waits for a mark, keep_time sees to it that it is
+     * known how far apart the two clocks are. Both take 20 us now and then.
      */
     void (*mark)(struct cuda_state *state, int64_t *ns);
     int64_t (*time_of_mark)(struct cuda_state *state, int64_t ns);
@@ -126,7 +132,8 @@ struct cuda_module {
     const char *(*exchange_add_disjoint)(struct cuda_exchange *exchange, float *x, int64_t count);
     void (*exchange_close)(struct cuda_exchange *exchange); /* NULL is fine */
 
-    const struct cuda_nccl_table *nccl; /* all NULL: who built the module had no nccl.h */
+    const struct cuda_nccl_table *nccl;     /* all NULL: who built the module had no nccl.h */
+    const struct cuda_range_table *ranges;  /* all NULL: nor nvtx3/nvToolsExt.h */
 };
 
 #ifdef __cplusplus

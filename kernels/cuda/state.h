@@ -63,6 +63,9 @@ cudaError_t attention_prepare(const struct cuda_state *state);
 
 extern "C" const struct cuda_nccl_table nccl_table; /* nccl.cu */
 
+extern "C" const struct cuda_range_table range_table; /* ranges.cu */
+extern "C" void ranges_prepare(); /* whatever is done once for them, when the device is opened */
+
 /* The rows of the table (kernels.h), each in a file of its own; quantize.cu has quantize, silu_mul, gelu_mul. All
  * pointers in their arguments are the device's, but for arrays of pointers (add_norm_args.parts). */
 extern "C" {

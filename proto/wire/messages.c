@@ -381,8 +381,8 @@ enum status heartbeat_check(const struct heartbeat *heartbeat)
 {
     static const int64_t max_bytes = (int64_t)1 << 50;
     const struct memory_held *memory = &heartbeat->memory;
-    const int64_t sizes[] = {memory->weights_bytes, memory->kv_cache_bytes, memory->workspace_bytes, memory->free_bytes,
-                             memory->total_bytes};
+    const int64_t sizes[] = {memory->weights_bytes, memory->kv_cache_bytes, memory->workspace_bytes,
+                             memory->free_bytes, memory->total_bytes}; /* in order of the fields */
 
     for (size_t i = 0; i < COUNT_OF(sizes); i++)
         if (sizes[i] < 0 || sizes[i] > max_bytes)

@@ -205,8 +205,8 @@ static void bring_beat(struct script *script, const char *peer, int64_t step, in
 
 static void a_rank_that_holds_more_than_there_is_has_failed(void **state)
 {
-    static const struct heartbeat beat = {.step = -1, .waits_for = -1, .memory = {.weights_bytes = 5, .free_bytes = 6}},
-                                  bad = {.step = -1, .waits_for = -1, .memory = {.free_bytes = -6}};
+    static const struct heartbeat beat = {.step = -1, .memory = {.weights_bytes = 5, .free_bytes = 6}},
+                                  bad = {.step = -1, .memory = {.free_bytes = -6}};
     const struct model_runner_output *output;
     struct engine_worker workers[2];
     struct script script;

@@ -1,6 +1,6 @@
 /*
- * The time at which a device was at its marks, by the host's clock. A device with a clock of its own is emulated, or the
- * one that TANDEM_TEST_CUDA_MODULE drives.
+ * The time at which a device was at its marks, by the host's clock. A device with a clock of its own is emulated,
+ * or the one that TANDEM_TEST_CUDA_MODULE drives.
  */
 #include "tests/support/expect.h"
 

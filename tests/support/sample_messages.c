@@ -114,9 +114,17 @@ static const struct ready ready = {.rank = 1,
 static const struct call call = {.id = 9, .name = "init_kv_cache", .args = "{\"num_blocks\": 7}"};
 static const struct reply reply = {.id = 9, .rank = 1, .status = OK, .text = "{}"};
 static const struct fault fault = {.rank = 1, .code = ERR_NO_MEMORY, .text = "no memory"};
-static const struct heartbeat heartbeat = {.rank = 1, .seq = 3, .step = -1, .ms_in_step = 0, .progress = 70, .waits_for = 2,
-    .memory = {.weights_bytes = 3000000000, .kv_cache_bytes = 5000000000, .workspace_bytes = 70000000,
-               .free_bytes = 900000000, .total_bytes = 10000000000}};
+static const struct heartbeat heartbeat = {.rank = 1,
+                                           .seq = 3,
+                                           .step = -1,
+                                           .ms_in_step = 0,
+                                           .progress = 70,
+                                           .waits_for = 2,
+                                           .memory = {.weights_bytes = 3000000000,
+                                                      .kv_cache_bytes = 5000000000,
+                                                      .workspace_bytes = 70000000,
+                                                      .free_bytes = 900000000,
+                                                      .total_bytes = 10000000000}};
 
 static const struct control_request control_request = {
     .id = 5, .command = "config get", .args = "[\"log_level\"]"};

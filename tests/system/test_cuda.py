@@ -132,8 +132,8 @@ class Cuda(unittest.TestCase):
     def test_memory_of_a_rank_s_gpu_is_told_when_it_starts(self):
         _, err = self.refuse(0, [], *CUDA, "--tp", "2", "--log-level", "info")
         for rank in (0, 1):
-            self.assertRegex(err, rf"rank {rank} holds 0\.00 GiB of weights, 0\.\d\d GiB of KV cache and 0\.\d\d GiB "
-                                  r"of workspaces; 0\.\d\d of the 1\.00 GiB of its GPU are free")
+            self.assertRegex(err, rf"rank {rank} holds 0\.00 GiB of weights, 0\.\d\d GiB of KV cache and "
+                                  r"0\.\d\d GiB of workspaces; 0\.\d\d of the 1\.00 GiB of its GPU are free")
 
     @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
     def test_auto_goes_on_with_the_cpu_and_says_so(self):
@@ -199,7 +199,8 @@ class Cuda(unittest.TestCase):
                 collected = {step: end for _, end, name, step in spans["engine", "core"] if name == "collect"}
                 for process in processes:
                     device = spans[process, "device"]
-                    self.assertEqual([name for _, _, name, _ in device], ["execute_model", "sample"] * (len(device) // 2))
+                    self.assertEqual([name for _, _, name, _ in device],
+                                     ["execute_model", "sample"] * (len(device) // 2))
                     steps = [step for _, _, _, step in device]
                     self.assertEqual(steps[::2], list(range(len(device) // 2)))
                     self.assertEqual(steps[::2], steps[1::2])
@@ -218,6 +219,26 @@ class Cuda(unittest.TestCase):
                     self.assertEqual(device["steps"], len(spans[device["process"], "device"]) // 2)
                     # It stood still between the two requests, at least.
                     self.assertGreater(device["idle_us_max"], (asked - answered) * 1e6 - doubt_us)
+
+    @unittest.skipUnless(IS_EMULATED, "who listens is emulated, too")
+    def test_a_profiler_is_told_of_verbs_and_steps(self):
+        path = tandem.path("nvtx.txt")
+        self.refuse(0, [], *CUDA, "--tp", "2", "--max-tokens", "6", "--ignore-eos", EMULATED_NVTX=path)
+        open_ranges, told = {}, {}
+        with open(path) as file:
+            for line in file:
+                pid, tid, what, domain, *range_ = line.split()
+                self.assertEqual(domain, "tandem")
+                if what == "push":
+                    self.assertNotIn(tid, open_ranges)
+                    open_ranges[tid] = range_
+                    told.setdefault((pid, tid), []).append((range_[0], int(range_[1])))
+                else:
+                    del open_ranges[tid]
+        self.assertEqual(open_ranges, {})
+        threads = sorted(told.values())
+        device = [(verb, step) for step in range(6) for verb in ("execute_model", "sample")]
+        self.assertEqual(threads, [device] * 2 + [[("prepare_inputs", step) for step in range(6)]] * 2)
 
     @staticmethod
     def rank(engine, number):

@@ -404,7 +404,8 @@ class Numbers(unittest.TestCase):
             of = {name: shared().metric("tandem:worker_memory_bytes", rank=rank, of=name)
                   for name in ("weights", "kv_cache", "workspace")}
             self.assertGreater(min(of.values()), 0, of)
-            size, free = (shared().metric(f"tandem:device_memory_{name}_bytes", rank=rank) for name in ("size", "free"))
+            size, free = (shared().metric(f"tandem:device_memory_{name}_bytes", rank=rank)
+                          for name in ("size", "free"))
             self.assertTrue(sum(of.values()) < size and 0 < free < size, (of, free, size))
             self.assertRegex(shared().log_text(), rf"rank {rank} holds \d+\.\d\d GiB of weights, ")
 
