@@ -730,12 +730,17 @@ static void invalidate(struct emulated_stream *stream)
     stream->capture->is_invalid = true;
 }
 
+/* What captures may forbid the thread. */
+static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
+
 /* Does a call that does not go to a stream disturb a capture? That is no good any more then. Not locked. */
 static bool disturbs_captures()
 {
     struct streams_lock lock;
     bool disturbs = false;
 
+    if (thread_mode == cudaStreamCaptureModeRelaxed)
+        return false;
     for (struct emulated_stream *s = streams.first; s && streams.num_captures > 0; s = s->next) {
         const struct capture *capture = s->capture;
 
@@ -1531,6 +1536,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out)
     return note(is_invalid ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
 }
 
+cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode)
+{
+    enum cudaStreamCaptureMode old = thread_mode;
+
+    thread_mode = *mode;
+    *mode = old;
+    return cudaSuccess;
+}
+
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *out)
 {
     ENTER();
@@ -1639,20 +1653,31 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph)
 
 /* ---- the door -------------------------------------------------------------------------------- */
 
-static cudaError_t call(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes)
+static cudaError_t launch_call(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes)
 {
     struct work *work;
 
     ENTER();
-    REFUSE_IF(disturbs_capture(stream), cudaErrorStreamCaptureUnsupported);
     work = make_work(CALL, argument, bytes);
     work->function = function;
     return note(give(stream, work));
+}
+
+static cudaError_t call(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes)
+{
+    REFUSE_IF(disturbs_capture(stream), cudaErrorStreamCaptureUnsupported);
+    return launch_call(stream, function, argument, bytes);
+}
+
+static cudaError_t load_code()
+{
+    ENTER_OUTSIDE_CAPTURES();
+    return cudaSuccess;
 }
 
 extern "C" {
 extern const struct emulated_cuda_door emulated_cuda_door __attribute__((visibility("default")));
 
 const struct emulated_cuda_door emulated_cuda_door = {cudaGetDevice, cudaGetDeviceProperties, emulated_is_reachable,
-                                                      call};
+                                                      call, launch_call, load_code};
 }

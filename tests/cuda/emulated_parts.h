@@ -46,6 +46,9 @@ struct emulated_cuda_door {
     bool (*is_reachable)(const void *p, size_t bytes);
     /* `function` gets a copy of the argument on the stream, and may touch device memory. Not in captures. */
     cudaError_t (*call)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes);
+    /* The same, in captures too; it may be called again. */
+    cudaError_t (*launch)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes);
+    cudaError_t (*load_code)(); /* a call as those that captures may forbid */
 };
 
 static inline size_t round_up(size_t n, size_t unit)

@@ -764,18 +764,6 @@ uint64_t global_timer()
     return (uint64_t)(ns + (ppm ? (ns - first_ns) / 1000000 * strtoll(ppm, NULL, 10) : 0));
 }
 
-float float_of_half(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3ff;
-
-    if (exponent == 0) {
-        float magnitude = (float)mantissa * 0x1p-24f;
-
-        return sign ? -magnitude : magnitude;
-    }
-    return __uint_as_float(sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | mantissa << 13);
-}
-
 uint16_t half_of_float(float f)
 {
     uint32_t bits = __float_as_uint(f), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
