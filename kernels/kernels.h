@@ -12,6 +12,8 @@
  *  - a column of a matmul depends on its weights alone, so a column-parallel
  *    shard has the same bits as the whole;
  *  - matmul_groups sums of disjoint sets of groups, added in any order, are exact.
+ * Where a GPU is told to use cuBLASLt (device_options), matmuls of 16-bit weights keep none of these, but that sums
+ * of matmul_groups are on the grid, and so exact to add up.
  *
  * All floats are little-endian IEEE; `rows` is the number of tokens in the step.
  *
@@ -311,10 +313,14 @@ struct device_options {
     int32_t ordinal;     /* CUDA: which of the GPUs that the process may see; counted round where there are fewer */
     int32_t num_users;   /* CUDA: ordinals in use on this host, from 0 on; they share the memory of a GPU. 0: this one alone */
     const char *module;  /* CUDA: its file; NULL: tandem_cuda.so beside the program */
+    /* CUDA: matmuls of 16-bit weights are cuBLASLt's, of so many rows and more: a row's bits may depend on the rows
+     * beside it then. 0: none is. */
+    int32_t cublaslt_rows;
+    const char *cublaslt; /* its file; NULL: as the system finds it */
 };
 
 /* ERR_UNSUPPORTED says which instruction sets there are, ERR_MISSING that this machine has no such device or no module
- * for it. TANDEM_ISA in the environment is read by the caller (a configuration row), not here. */
+ * for it, ERR_NOT_FOUND that it has, and no cuBLASLt. TANDEM_ISA in the environment is read by the caller (a configuration row), not here. */
 MUST_USE enum status device_open(const struct device_options *options, struct device **out);
 void device_close(struct device *dev); /* NULL is fine */
 const struct kernels *device_kernels(const struct device *dev);

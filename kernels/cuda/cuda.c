@@ -86,6 +86,15 @@ static enum status told(const char *error)
     return error ? fail(ERR_INTERNAL, "the GPU: %s", error) : OK;
 }
 
+/* What the module has met that is no failure. */
+static void tell_news(struct device *dev)
+{
+    const char *news = module->cublaslt->news ? module->cublaslt->news(cuda_state_of(dev)) : NULL;
+
+    if (news)
+        log_warn("%s", news);
+}
+
 static enum status cuda_write(struct device *dev, void *to, const void *from, int64_t bytes)
 {
     return told(module->write(cuda_state_of(dev), to, from, bytes));
@@ -93,11 +102,13 @@ static enum status cuda_write(struct device *dev, void *to, const void *from, in
 
 static enum status cuda_read(struct device *dev, void *to, const void *from, int64_t bytes)
 {
+    tell_news(dev);
     return told(module->read(cuda_state_of(dev), to, from, bytes));
 }
 
 static enum status cuda_check(struct device *dev)
 {
+    tell_news(dev);
     return told(module->check(cuda_state_of(dev)));
 }
 
@@ -294,6 +305,24 @@ static int32_t count_users(const struct device_options *options, int32_t num_dev
     return MAX(count, 1);
 }
 
+static enum status use_cublaslt(struct cuda *cuda, const struct device_options *options)
+{
+    const struct cuda_cublaslt_table *table = module->cublaslt;
+    const char *error;
+    int32_t version;
+
+    if (!table->load)
+        return fail(ERR_NOT_FOUND, "this tandem_cuda.so has no cuBLASLt: who built it had no cublasLt.h");
+    error = table->load(options->cublaslt, &version);
+    if (!error)
+        error = table->use(cuda->base.state, options->cublaslt_rows);
+    if (error)
+        return fail(ERR_NOT_FOUND, "%s", error);
+    log_info("16-bit weights are multiplied by cuBLASLt %d.%d.%d, from %d rows on: a row's bits may depend on its "
+             "batch", version / 10000, version / 100 % 100, version % 100, options->cublaslt_rows);
+    return OK;
+}
+
 static enum status init(struct cuda *cuda, const struct device_options *options)
 {
     struct device_options host = {.name = "cpu", .isa = options->isa, .num_threads = options->num_threads,
@@ -313,7 +342,7 @@ static enum status init(struct cuda *cuda, const struct device_options *options)
     log_info("GPU %d is %s, compute capability %d.%d, %.1f GiB, of a driver for CUDA %d.%d", options->ordinal, gpu.name,
              gpu.major, gpu.minor, (double)gpu.memory_bytes / (1 << 30), gpu.driver_version / 1000,
              gpu.driver_version % 1000 / 10);
-    return OK;
+    return options->cublaslt_rows > 0 ? use_cublaslt(cuda, options) : OK;
 }
 
 enum status cuda_device_new(const struct device_options *options, struct device **out)

@@ -18,7 +18,7 @@ void matrix_pack_cuda_host(struct device *host, struct matrix *w, int32_t at, in
                            int64_t src_row_bytes, int64_t k0);
 
 /* ERR_MISSING: no module, no driver or no GPU; ERR_INVALID: fewer of them; ERR_UNSUPPORTED: one that the module has no
- * code for. */
+ * code for; ERR_NOT_FOUND: a GPU, and no cuBLASLt that it can use. */
 MUST_USE enum status cuda_device_new(const struct device_options *options, struct device **out);
 
 #endif

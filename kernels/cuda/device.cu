@@ -2,6 +2,7 @@
  * The module's table, and what of it is no kernel: memory, copies and time. A call that fails leaves a sentence; a
  * launch that fails leaves its error, which every read from then on tells.
  */
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/exchange.h"
 #include "kernels/cuda/limits.h"
 #include "kernels/cuda/matmul.h"
@@ -433,6 +434,7 @@ static void release(struct cuda_state *state)
     cudaSetDevice(state->ordinal);
     if (state->stream)
         failed(cudaStreamSynchronize(state->stream));
+    cublaslt_close(state);
     for (int half = 0; half < 2; half++) {
         if (state->staged[half])
             failed(cudaEventDestroy(state->staged[half]));
@@ -588,5 +590,6 @@ const struct cuda_module tandem_cuda = {
     .exchange_close = exchange_close,
     .nccl = &nccl_table,
     .ranges = &range_table,
+    .cublaslt = &cublaslt_table,
 };
 }

@@ -1,4 +1,5 @@
 /* Which kernel a matmul goes to. */
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/half_layout.h"
 #include "kernels/cuda/matmul.h"
 
@@ -32,6 +33,8 @@ static void run(struct device *dev, const struct matrix *w, struct matmul_task t
     task.first_block = w->first_block;
     task.panel_bytes = packed_panel_bytes(w->type, w->k);
     task.supers_bytes = packed_supers_bytes(w->type, w->k);
+    if (half_has_layout(w->type) && cublaslt_matmul(state, w->type, &task))
+        return;
     if (half_has_layout(w->type))
         matmul_half(state, w->type, &task);
     else if (is_float)

@@ -76,6 +76,22 @@ struct cuda_range_table {
     void (*end)(void);
 };
 
+/*
+ * Matmuls of 16-bit weights by cuBLASLt, of a device that `use` was called for: a row's bits may depend on the rows
+ * beside it then.
+ *
+ * Thread: load, any, one at a time; else the device's.
+ */
+struct cuda_cublaslt_table {
+    /* Opens the library, once; path NULL: libcublasLt.so of the CUDA that the module was built with, as the system
+     * finds it. version_out: 10000 * major + 100 * minor + patch. */
+    const char *(*load)(const char *path, int32_t *version_out);
+    /* Matmuls of so many rows and more are its from here on. Takes memory, which cuBLASLt takes none beside. */
+    const char *(*use)(struct cuda_state *state, int32_t from_rows);
+    /* What whoever runs this is to hear, once; NULL: nothing. */
+    const char *(*news)(struct cuda_state *state);
+};
+
 struct cuda_module {
     size_t table_bytes;    /* another build's module is told by it */
     struct kernels kernels; /* without matrix_bytes and matrix_pack, which are the host's work */
@@ -134,6 +150,7 @@ struct cuda_module {
 
     const struct cuda_nccl_table *nccl;     /* all NULL: who built the module had no nccl.h */
     const struct cuda_range_table *ranges;  /* all NULL: nor nvtx3/nvToolsExt.h */
+    const struct cuda_cublaslt_table *cublaslt; /* all NULL: nor cublasLt.h */
 };
 
 #ifdef __cplusplus

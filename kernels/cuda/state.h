@@ -20,6 +20,8 @@ struct cuda_state {
     char *scratch;
     int64_t scratch_bytes;
 
+    struct cublaslt *cublaslt; /* cublaslt.cu; NULL: not in use */
+
     /* device.cu's own: */
     char name[64];
     char *staging[2];      /* page-locked, STAGING_BYTES each: what `write` copies from */
@@ -62,6 +64,7 @@ cudaError_t add_norm_prepare(const struct cuda_state *state);
 cudaError_t attention_prepare(const struct cuda_state *state);
 
 extern "C" const struct cuda_nccl_table nccl_table; /* nccl.cu */
+extern "C" const struct cuda_cublaslt_table cublaslt_table; /* cublaslt.cu */
 
 extern "C" const struct cuda_range_table range_table; /* ranges.cu */
 extern "C" void ranges_prepare(); /* whatever is done once for them, when the device is opened */
