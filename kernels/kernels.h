@@ -320,7 +320,8 @@ struct device_options {
 };
 
 /* ERR_UNSUPPORTED says which instruction sets there are, ERR_MISSING that this machine has no such device or no module
- * for it, ERR_NOT_FOUND that it has, and no cuBLASLt. TANDEM_ISA in the environment is read by the caller (a configuration row), not here. */
+ * for it, ERR_NOT_FOUND that it has, and no cuBLASLt. TANDEM_ISA in the environment is read by the caller (a
+ * configuration row), not here. */
 MUST_USE enum status device_open(const struct device_options *options, struct device **out);
 void device_close(struct device *dev); /* NULL is fine */
 const struct kernels *device_kernels(const struct device *dev);

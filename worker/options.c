@@ -15,6 +15,8 @@ enum status worker_options_read(const struct config *config, struct sim_device *
         .cuda_module = config->cuda_module,
         .device_comm = config->device_comm,
         .nccl = config->nccl_library,
+        .batch_varies = strcmp(config->batch_invariant, "off") == 0,
+        .cublaslt = config->cublaslt_library,
         .sim = config->sim ? sim : NULL,
         .kv_type = config_kv_type(config),
         .max_num_seqs = config->max_num_seqs,

@@ -30,6 +30,10 @@ enum { MIN_COMM_BYTES = 1 << 20 };
 /* The engine tells all ranks at once. NCCL looks for networks, and for the ways between all GPUs. */
 enum { MEET_TIMEOUT_MS = 2000, NCCL_TIMEOUT_MS = 60000 };
 
+/* Fewer rows take the time of reading the weights, which cuda/matmul_half.cu does with one launch where cuBLASLt
+ * wants two. */
+enum { CUBLASLT_ROWS = 9 };
+
 /* From an abort to the device's return: the rest of a kernel, or of a layer that is loaded, and the waits that follow
  * it. */
 enum { RESET_TIMEOUT_MS = 2000 };
@@ -425,15 +429,22 @@ static enum status open_device(const struct worker_options *options, struct devi
                                     .sim = options->sim,
                                     .ordinal = options->local_rank,
                                     .num_users = options->local_world,
-                                    .module = options->cuda_module};
+                                    .module = options->cuda_module,
+                                    .cublaslt_rows = options->batch_varies ? CUBLASLT_ROWS : 0,
+                                    .cublaslt = options->cublaslt};
 
     log_debug("%d threads, %s", options->num_threads, is_placed ? "bound" : "not bound");
     if (options->sim || is_device(options, "cuda"))
         return device_open(&device, out);
-    if (is_device(options, "auto") && device_open(&device, out) == OK)
-        return OK;
-    if (is_device(options, "auto"))
+    if (is_device(options, "auto")) {
+        enum status status = device_open(&device, out);
+
+        if (status == OK || status == ERR_NOT_FOUND) /* a GPU is there */
+            return status;
         log_warn("the CPU is used: %s", fail_text());
+    }
+    if (options->batch_varies)
+        log_warn("--batch-invariant off changes nothing on a CPU: a row has the same bits in any batch there");
     device.name = "cpu";
     return device_open(&device, out);
 }

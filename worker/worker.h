@@ -36,6 +36,8 @@ struct worker_options {
     const char *device;         /* "cpu", "cuda", or "auto": cuda if it can be had; NULL: cpu */
     const char *cuda_module;    /* see device_options; NULL: beside the program */
     const char *device_comm, *nccl; /* see comm_device_options; NULL: auto, and as the system finds it */
+    bool batch_varies;          /* a row's bits may depend on its batch: GPUs multiply by cuBLASLt */
+    const char *cublaslt;       /* see device_options; NULL: as the system finds it */
     const struct sim_device *sim; /* borrowed: a device that only takes time, like this; NULL: the CPU */
     struct injected_fault fault; /* zeroed: none */
     enum kv_type kv_type;

@@ -58,6 +58,12 @@ static const struct option options[] = {
         "that all can, between hosts not by NCCL, which does not encrypt",
         .words = "auto ipc nccl host"),
     ROW(nccl_library, OPTION_TEXT, NULL, "NCCL; libnccl.so.2 as the system finds it", .value = "FILE"),
+    ROW(batch_invariant, OPTION_WORD, "auto",
+        "on, which auto is: an answer has the same bits whatever runs beside it (vLLM: VLLM_BATCH_INVARIANT=1); "
+        "off: GPUs multiply 16-bit weights by cuBLASLt, which is meant to be faster for long prompts, on Hopper by "
+        "wgmma, and a row's bits, so tokens, may vary with its batch", .words = "auto on off"),
+    ROW(cublaslt_library, OPTION_TEXT, NULL, "cuBLASLt; libcublasLt.so of the module's CUDA as the system finds it",
+        .value = "FILE"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
         .words = "ref sse2 avx2 avxvnni avx512"),
     ROW(exact_sums, OPTION_BOOL, "true",

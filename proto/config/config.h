@@ -44,6 +44,8 @@ struct config {
     char *cuda_module; /* NULL: beside the program */
     char *device_comm; /* how their sums go: "auto", "ipc", "nccl", "host" */
     char *nccl_library; /* NULL: as the system finds it */
+    char *batch_invariant;  /* "auto", "on": a row's bits do not depend on its batch; "off": on GPUs they may */
+    char *cublaslt_library; /* NULL: as the system finds it */
 
     /* scheduling */
     int32_t max_num_seqs;

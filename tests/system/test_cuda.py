@@ -20,6 +20,8 @@ MODULE = os.environ.get("TANDEM_TEST_CUDA_MODULE")
 IS_EMULATED = MODULE is not None and "emulated" in MODULE
 CUDA = ["--device", "cuda", "--cuda-module", MODULE or ""]
 LIBRARY = os.environ.get("TANDEM_TEST_NCCL")  # emulated; else the machine's own, if it has one
+LT_LIBRARY = os.environ.get("TANDEM_TEST_CUBLASLT")  # likewise
+CUBLASLT = ["--batch-invariant", "off"] + (["--cublaslt-library", LT_LIBRARY] if LT_LIBRARY else [])
 NCCL = ["--tp", "2", "--device-comm", "nccl"] + (["--nccl-library", LIBRARY] if LIBRARY else [])
 
 
@@ -97,6 +99,35 @@ class Cuda(unittest.TestCase):
             with self.subTest(row=row):
                 self.assertEqual(self.ask(model, path, *dummy, *row.split()), alone)
 
+    @unittest.skipUnless(LT_LIBRARY, "TANDEM_TEST_CUBLASLT names no cuBLASLt: on a GPU tokens may well differ")
+    def test_cublaslt_gives_the_tokens_of_our_own_kernels(self):
+        """Of a model whose likeliest token is so by far; and those it refuses to give, ours give, to the bit."""
+        path = tandem.write_lines("cuda-lt.jsonl", [
+            {"prompt_token_ids": [20 + (i * 31 + t * 7) % 200 for t in range(length)], "max_tokens": 6,
+             "ignore_eos": True, "temperature": 0, "logprobs": 1}
+            for i, length in enumerate((60, 9, 33, 1, 24, 12, 3, 5, 2, 7, 4))])
+
+        def tokens(lines):
+            return [json.loads(line)["token_ids"] for line in lines]
+
+        for name, shape, kind, rows in (("half", SHAPE, "bf16", ("", "--tp 2")),
+                                        ("half-local", GEMMA3, "f16", ("--max-num-batched-tokens 30",))):
+            model = folder(name, shape)
+            dummy = [*CUDA, "--load-format", "dummy", "--dummy-type", kind, "--max-model-len", "256",
+                     "--max-num-seqs", "16"]
+            own = self.ask(model, path, *dummy)
+            for row in rows:
+                with self.subTest(name=name, kind=kind, row=row):
+                    other = self.ask(model, path, *dummy, *CUBLASLT, *row.split())
+                    self.assertEqual(tokens(other), tokens(own))
+                    self.assertNotEqual(other, own)  # logprobs: or it is not in use
+            with self.subTest(name=name, kind=kind, fault="heuristic"):
+                rc, out, err = tandem.run("generate", "--model", model, "--requests", path, "--json", *dummy,
+                                          *CUBLASLT, env={**os.environ, "EMULATED_CUBLASLT_FAULT": "heuristic"})
+                self.assertEqual(rc, 0, err)
+                self.assertEqual(sorted(out.splitlines()), sorted(own))
+                self.assertEqual(err.count("cuBLASLt refuses a matmul"), 1, err)
+
     @unittest.skipUnless(os.environ.get("TANDEM_TEST_MODELS"), "TANDEM_TEST_MODELS names no folder of weights")
     def test_real_weights_give_the_answers_of_the_cpu(self):
         for name in ("SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"):
@@ -114,6 +145,24 @@ class Cuda(unittest.TestCase):
 
     def test_no_module_is_a_sentence(self):
         self.refuse(1, [r"tandem_cuda\.so", "/nowhere/x.so"], "--device", "cuda", "--cuda-module", "/nowhere/x.so")
+
+    def test_no_cublaslt_is_a_sentence(self):
+        for device in ("cuda", "auto"):
+            out, err = self.refuse(1, ["cuBLASLt is not found: /nowhere/lt.so: .*--cublaslt-library"],
+                                   "--device", device, "--cuda-module", MODULE, "--batch-invariant", "off",
+                                   "--cublaslt-library", "/nowhere/lt.so")
+            self.assertEqual((out, err.count("cuBLASLt")), ("", 1), err)  # before a rank was ready
+        self.refuse(1, ["libc.so.6 is no cuBLASLt: it has no cublasLt"], *CUDA, "--batch-invariant", "off",
+                    "--cublaslt-library", "libc.so.6")
+        self.refuse(0, ["--batch-invariant off changes nothing on a CPU"], "--batch-invariant", "off",
+                    TANDEM_CUBLASLT_LIBRARY="/nowhere/lt.so")
+
+    @unittest.skipUnless(LT_LIBRARY, "faults are those of an emulated cuBLASLt")
+    def test_a_cublaslt_that_does_not_fit_is_a_sentence(self):
+        for fault, words in (("version", "version number 120100, and tandem_cuda.so was built for CUDA 13's"),
+                             ("create", "does not start on GPU 0 .*not initialized")):
+            with self.subTest(fault=fault):
+                self.refuse(1, [words], *CUDA, *CUBLASLT, EMULATED_CUBLASLT_FAULT=fault)
 
     def test_a_type_of_kv_cache_that_gpus_lack_is_a_sentence(self):
         for word in ("fp8", "int8"):
