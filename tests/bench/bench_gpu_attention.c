@@ -121,8 +121,8 @@ static void place_init(struct place *place, struct bench *bench, const struct mo
     int32_t blocks = (load->length + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
     int32_t width = model->num_heads * model->head_dim;
     int32_t rows = load->requests * load->rows, all = blocks * load->requests;
-    int64_t stride = (int64_t)model->num_kv_heads * model->head_dim * KV_BLOCK_TOKENS;
-    int32_t most = (int32_t)(bench->key_bytes / (stride * 2)) / all;
+    int64_t group_bytes = KV_GROUP_BLOCKS * model->num_kv_heads * kv_head_bytes(KV_FLOAT16, model->head_dim);
+    int32_t most = (int32_t)(bench->key_bytes / group_bytes) * KV_GROUP_BLOCKS / all;
     struct random random = {1};
     AUTO_MEM float *q = mem_new_array(float, (size_t)rows * (size_t)width);
 
@@ -132,7 +132,7 @@ static void place_init(struct place *place, struct bench *bench, const struct mo
                   .max_position = load->length - 1},
     };
     place->kv = (struct kv_layer){bench->k, bench->v, all * place->turns, model->num_kv_heads, model->head_dim,
-                                  stride};
+                                  group_bytes / 2};
     place->args = (struct attention_args){.num_heads = model->num_heads, .scale = 0.1f, .window = model->window,
                                           .q_stride = width};
     place->batch.row_start = place->row_start = ints(bench, load->requests + 1, row_start_of, place);
