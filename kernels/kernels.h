@@ -221,7 +221,6 @@ struct draw_rows_args {
 
 struct kernels {
     const char *name; /* "ref", "sse2", "avx2", "avxvnni", "avx512", "sim", "cuda" */
-    bool has_kv_codes; /* rope_store and attention know every kv_type, not KV_FLOAT16 alone */
 
     /* Packed size of W: [n, k] of this type; -1: this type has no kernel here. */
     int64_t (*matrix_bytes)(enum tensor_type type, int32_t n, int32_t k);

@@ -4,7 +4,6 @@
 
 const struct kernels KERNEL(kernels) = {
     .name = VEC_NAME,
-    .has_kv_codes = true,
     .matrix_bytes = matrix_bytes_cpu,
     .matrix_pack = matrix_pack_cpu,
     .quantize = SHARED(quantize),

@@ -13,14 +13,19 @@
  * not matter what else is in a step. An infinite value would, or what lies in slots that nobody uses, as 0 times it
  * is NaN: add_some keeps them away.
  *
+ * Codes of 8 bits become halves in shared memory, and from there on all is as if the cache were of these: those of
+ * KV_FP8 as they are, those of KV_INT8 times their scale, rounded, and 65504 at most (in float16 they would be
+ * infinite). A half has no room for a weight times a scale, so it is not that which is rounded.
+ *
  * Against ref: a score is off by 2^-11 * sum|q k| * scale at most, as q was rounded, and out by twice that, times
- * the largest |v|, and by 2^-10 of the largest |v|, as weights were. Tests hold it to 2^-9 of the largest |v|.
+ * the largest |v|, and by 2^-10 of the largest |v|, as weights were. Of KV_INT8 keys and values were rounded, too,
+ * by 2^-11 of each. Tests hold it to 2^-9 of the largest |v|.
  *
  * Keys and values are read once for up to 16 queries of a KV head (few), or for 128, 64 of more than 128 dimensions
  * (many), in slabs: the keys of a step, its values, the next step's keys, ... While one is used the others of the
  * ring are on their way (cp.async). In the cache keys lie [dim][token] and values [token][dim], so fragments of
  * both are read turned round; in shared memory pieces of 16 bytes change places so that any eight that ldmatrix
- * reads together are of different banks.
+ * reads together are of different banks. Of codes the ring has one slab less, and each becomes halves behind it.
  *
  *          a warp of four has                                  slabs of up to 64, 96, 128, 256   shared memory, KiB
  *    few   16 queries; of a step's scores those of a KV        4, 4, 4, 2                        37, 71, 71, 75
@@ -37,6 +42,7 @@
  * follows from a thread's number is found out where it stands (this_thread).
  */
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/kv_codes.cuh"
 
 enum {
     TILE = 512,
@@ -46,6 +52,7 @@ enum {
     HALF_BYTES = 2,
     PIECE = 16, /* bytes of cp.async, and of a row of ldmatrix */
     PIECE_HALVES = PIECE / HALF_BYTES,
+    BLOCK_SCALE_BYTES = KV_BLOCK_TOKENS * (int)sizeof(float),
     FEW_QUERIES = ROW_TILE,
     HALF_PART_FLOATS = 4, /* of a part, behind the dimensions: maximum, sum, and two more for alignment */
 };
@@ -62,7 +69,10 @@ template <int dim, int slabs> struct slab_shape {
         SLAB_BYTES = STEP * dim * HALF_BYTES,
         ROW_PIECES = dim / PIECE_HALVES,
         KEY_PIECES = dim * KV_BLOCK_TOKENS / PIECE_HALVES, /* of a KV block */
+        CODE_BLOCK_BYTES = dim * KV_BLOCK_TOKENS + BLOCK_SCALE_BYTES,
+        CODE_SLAB_BYTES = STEP_BLOCKS * CODE_BLOCK_BYTES,
     };
+    static_assert((int)CODE_SLAB_BYTES <= (int)SLAB_BYTES, "one slab less of codes is room for one of halves");
 };
 
 template <int dim, int slabs> struct few_shape : slab_shape<dim, slabs> {
@@ -145,7 +155,7 @@ static __device__ __forceinline__ int key_piece_at(unsigned piece)
 
 /* Where a block of threads finds the KV blocks that its queries see. */
 struct source {
-    const uint16_t *k, *v; /* of the KV head, in block 0 */
+    const char *k, *v;     /* of the KV head, in block 0 */
     const int32_t *blocks; /* of the request */
     struct range range;    /* KV blocks */
 };
@@ -155,13 +165,13 @@ static __device__ __forceinline__ struct source find_source(const struct attenti
 {
     int64_t head = kv_block_at(task.kv, 0, unit.kv_head);
 
-    return {task.kv.k + head,
-            task.kv.v + head,
+    return {(const char *)task.kv.k + head,
+            (const char *)task.kv.v + head,
             task.batch.block_tables + (int64_t)unit.request * task.batch.block_table_stride,
             {positions.first / KV_BLOCK_TOKENS, (positions.end - 1) / KV_BLOCK_TOKENS + 1}};
 }
 
-/* Of a step's KV blocks, in halves from block 0; -1: it is not wanted. */
+/* Of a step's KV blocks, in bytes from block 0; -1: it is not wanted. */
 static __device__ __forceinline__ void find_blocks(int64_t offsets[STEP_BLOCKS], const struct attention_task &task,
                                                    const struct source &source, int32_t step)
 {
@@ -179,7 +189,7 @@ static __device__ __forceinline__ void fetch_keys(const struct attention_task &t
                                                   int32_t step, char *to)
 {
     const unsigned piece = this_thread();
-    const uint16_t *from = source.k + piece * PIECE_HALVES;
+    const char *from = source.k + piece * PIECE;
     int64_t offsets[STEP_BLOCKS];
 
     find_blocks(offsets, task, source, step);
@@ -189,7 +199,7 @@ static __device__ __forceinline__ void fetch_keys(const struct attention_task &t
 #pragma unroll
         for (int i = 0; i < S::KEY_PIECES; i += THREADS)
             if (offsets[b] >= 0 && piece + i < task.kv.head_dim * (KV_BLOCK_TOKENS / PIECE_HALVES))
-                cp_async_16(to + i * PIECE, from + offsets[b] + i * PIECE_HALVES);
+                cp_async_16(to + i * PIECE, from + offsets[b] + i * PIECE);
 }
 
 template <typename S>
@@ -199,7 +209,7 @@ static __device__ __forceinline__ void fetch_values(const struct attention_task 
     const int in_row = S::ROW_PIECES <= 8 ? 8 : S::ROW_PIECES <= 16 ? 16 : 32; /* threads */
     const unsigned thread = this_thread(), token = thread / in_row, piece = thread % in_row;
     const int32_t dim = task.kv.head_dim;
-    const uint16_t *from = source.v + token * dim + piece * PIECE_HALVES;
+    const char *from = source.v + token * dim * HALF_BYTES + piece * PIECE;
     int64_t offsets[STEP_BLOCKS];
 
     find_blocks(offsets, task, source, step);
@@ -210,13 +220,105 @@ static __device__ __forceinline__ void fetch_values(const struct attention_task 
 #pragma unroll
         for (int i = 0; i < KV_BLOCK_TOKENS; i += THREADS / in_row)
             if (offsets[b] >= 0)
-                cp_async_16(to + row_piece_at<S>(token + i, piece), from + offsets[b] + i * dim);
+                cp_async_16(to + row_piece_at<S>(token + i, piece), from + offsets[b] + i * dim * HALF_BYTES);
 }
 
-/* Slabs are numbered: those of step i are 2 i, its keys, and 2 i + 1, its values. */
-template <typename S> static __device__ __forceinline__ char *slab_at(char *slabs, int32_t number)
+/* ---- codes --------------------------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ bool has_codes(const struct attention_task &task)
 {
-    return slabs + (unsigned)number % S::SLABS * S::SLAB_BYTES;
+    return task.kv.type != KV_FLOAT16;
+}
+
+/* Of keys or values, as they lie in the cache: base is the source's k or v. */
+template <typename S>
+static __device__ __forceinline__ void fetch_codes(const struct attention_task &task, const struct source &source,
+                                                   const char *base, int32_t step, char *to)
+{
+    const unsigned thread = this_thread(), pieces = (unsigned)kv_block_bytes(task.kv) / PIECE;
+    int64_t offsets[STEP_BLOCKS];
+
+    find_blocks(offsets, task, source, step);
+#pragma unroll
+    for (int b = 0; b < STEP_BLOCKS; b++)
+        for (unsigned i = thread; i < pieces; i += THREADS)
+            if (offsets[b] >= 0)
+                cp_async_16(to + b * S::CODE_BLOCK_BYTES + i * PIECE, base + offsets[b] + i * PIECE);
+}
+
+/* Eight codes of KV_INT8 times their scales: code i's is scales[i * step], step 0 or 1. */
+static __device__ __forceinline__ uint4 scaled_halves(uint2 codes, const float *scales, int step)
+{
+    const float most = 65504.0f / 127;
+    uint4 exact = halves_of_codes(KV_INT8, codes);
+    uint32_t words[4] = {exact.x, exact.y, exact.z, exact.w};
+
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float low = scales[2 * i * step], high = scales[(2 * i + 1) * step];
+
+        words[i] = half_pair_of_floats(float_of_half((uint16_t)words[i]) * (low > most ? most : low),
+                                       float_of_half((uint16_t)(words[i] >> 16)) * (high > most ? most : high));
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+/* All threads: a slab of codes as one of halves, as fetch_keys and fetch_values leave them. */
+template <typename S>
+static __device__ __forceinline__ void widen_keys(const struct attention_task &task, const char *from, char *to)
+{
+    const unsigned piece = this_thread(), tokens = piece % 2 * PIECE_HALVES;
+    const unsigned dim = (unsigned)task.kv.head_dim;
+
+    to += key_piece_at(piece);
+#pragma unroll 1
+    for (int b = 0; b < STEP_BLOCKS; b++, from += S::CODE_BLOCK_BYTES, to += S::KEY_PIECES * PIECE) {
+        const float *scales = (const float *)(from + dim * KV_BLOCK_TOKENS) + tokens;
+
+#pragma unroll
+        for (unsigned i = 0; i < S::KEY_PIECES; i += THREADS) {
+            if (piece + i >= dim * 2)
+                break;
+
+            uint2 codes = *(const uint2 *)(from + (piece + i) * PIECE / 2);
+
+            *(uint4 *)(to + i * PIECE) =
+                task.kv.type == KV_INT8 ? scaled_halves(codes, scales, 1) : halves_of_codes(KV_FP8, codes);
+        }
+    }
+}
+
+template <typename S>
+static __device__ __forceinline__ void widen_values(const struct attention_task &task, const char *from, char *to)
+{
+    const int in_row = S::ROW_PIECES <= 8 ? 8 : S::ROW_PIECES <= 16 ? 16 : 32; /* threads */
+    const unsigned thread = this_thread(), piece = thread % in_row, dim = (unsigned)task.kv.head_dim;
+
+    if (piece * PIECE_HALVES >= dim)
+        return;
+#pragma unroll 1
+    for (int b = 0; b < STEP_BLOCKS; b++) {
+#pragma unroll 2
+        for (unsigned token = thread / in_row; token < KV_BLOCK_TOKENS; token += THREADS / in_row) {
+            uint2 codes = *(const uint2 *)(from + token * dim + piece * PIECE_HALVES);
+            const float *scale = (const float *)(from + dim * KV_BLOCK_TOKENS) + token;
+
+            *(uint4 *)(to + row_piece_at<S>(token, piece)) =
+                task.kv.type == KV_INT8 ? scaled_halves(codes, scale, 0) : halves_of_codes(KV_FP8, codes);
+        }
+        from += S::CODE_BLOCK_BYTES;
+        to += KV_BLOCK_TOKENS * S::ROW_PIECES * PIECE;
+    }
+}
+
+/* ---- the ring ------------------------------------------------------------------------------------------------ */
+
+/* Slabs are numbered: those of step i are 2 i, its keys, and 2 i + 1, its values. */
+template <typename S>
+static __device__ __forceinline__ char *slab_at(const struct attention_task &task, char *slabs, int32_t number)
+{
+    return slabs + (has_codes(task) ? (unsigned)number % (S::SLABS - 1) * S::CODE_SLAB_BYTES
+                                    : (unsigned)number % S::SLABS * S::SLAB_BYTES);
 }
 
 /* It is on its way; behind the last, nothing is. */
@@ -224,26 +326,39 @@ template <typename S, bool IS_VALUES>
 static __device__ __forceinline__ void fetch_slab(const struct attention_task &task, const struct source &source,
                                                   char *slabs, int32_t step)
 {
-    char *to = slab_at<S>(slabs, 2 * step + IS_VALUES);
+    char *to = slab_at<S>(task, slabs, 2 * step + IS_VALUES);
 
-    if (IS_VALUES)
+    if (has_codes(task))
+        fetch_codes<S>(task, source, IS_VALUES ? source.v : source.k, step, to);
+    else if (IS_VALUES)
         fetch_values<S>(task, source, step, to);
     else
         fetch_keys<S>(task, source, step, to);
     cp_async_commit();
 }
 
-/* All threads: this slab is there, so is what they wrote before, and the one before it makes room for another. */
+/* All threads: this slab is there, so is what they wrote before, and the one before it makes room for another; of
+ * codes, this one does so, when they have become halves. */
 template <typename S, bool IS_VALUES>
 static __device__ __forceinline__ const char *take_slab(const struct attention_task &task,
                                                         const struct source &source, char *slabs, int32_t step)
 {
     const int ahead = IS_VALUES + S::SLABS - 1;
+    char *halves = slabs + (S::SLABS - 1) * S::SLAB_BYTES;
 
     cp_async_wait<S::SLABS - 2>();
     __syncthreads();
+    if (has_codes(task)) {
+        const char *codes = slab_at<S>(task, slabs, 2 * step + IS_VALUES);
+
+        if (IS_VALUES)
+            widen_values<S>(task, codes, halves);
+        else
+            widen_keys<S>(task, codes, halves);
+        __syncthreads();
+    }
     fetch_slab<S, ahead % 2 != 0>(task, source, slabs, step + ahead / 2);
-    return slab_at<S>(slabs, 2 * step + IS_VALUES);
+    return has_codes(task) ? halves : slab_at<S>(task, slabs, 2 * step + IS_VALUES);
 }
 
 /* So that take_slab finds the first. */

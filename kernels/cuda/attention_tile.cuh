@@ -2,7 +2,9 @@
  * attention_tile: how a block of threads attends to tiles. A chain of fmas is one thread's, in ref's order.
  *
  * Keys and values come to shared memory in slabs, a few of which are on their way while one is used: 16 dimensions
- * of all keys of a tile, 16 after 16, then the values of some KV blocks, then the next tile's keys.
+ * of all keys of a tile, 16 after 16, then the values of some KV blocks, then the next tile's keys. Codes come as
+ * they are, to slabs of half the size, and become halves in one more when they are used; the scales of KV_INT8 come
+ * with the first of a tile's slabs.
  *
  *  scores   a thread has some positions and some queries, and goes on along the dimensions from slab to slab
  *  weights  exp(score - max), in shared memory; the max of a tile and query is that of a team of threads
@@ -13,6 +15,7 @@
 
 #include "kernels/cuda/attention_work.cuh"
 #include "kernels/cuda/exp.cuh"
+#include "kernels/cuda/kv_codes.cuh"
 
 enum {
     HALF_BYTES = 2,
@@ -23,6 +26,7 @@ enum {
     KEY_STRIDE = SLAB_KEY_BYTES + 32, /* of KV blocks in a slab: threads that read side by side use all banks */
     SLAB_BYTES = TILE_BLOCKS * KEY_STRIDE,
     SLAB_VALUES = SLAB_DIMS * KV_TILE_TOKENS, /* numbers of a slab of values, at most */
+    TILE_SCALES = 2 * KV_TILE_TOKENS,         /* of keys, then of values */
 };
 
 /*
@@ -49,7 +53,7 @@ template <int queries, int teams, int dims, int stages> struct shape {
 struct shared_arrays {
     float *q;       /* [head_dim][Q_STRIDE]: scaled */
     float *weights; /* [THREADS][WEIGHTS]: by thread, position, query of its own */
-    char *slabs;    /* [STAGES][SLAB_BYTES] */
+    char *slabs;    /* [STAGES][SLAB_BYTES]; of codes, half as many bytes each, then one of halves, then scales */
     int32_t *heads; /* [num_heads]: those that read the KV head */
 };
 
@@ -120,14 +124,23 @@ template <int n> static __device__ __forceinline__ void load_halves(float *out, 
 
 /* Slabs of the tiles of [first, end), in the order of use. */
 struct slabs {
-    const uint16_t *k, *v; /* of the KV head, in block 0 */
+    const char *k, *v;     /* of the KV head, in block 0 */
     const int32_t *blocks; /* of the request */
     int64_t group_stride;
     int32_t head_dim, first, end;
+    int32_t block_bytes; /* of the KV head */
+    enum kv_type type;
     int32_t tile, slab; /* to be fetched next */
     char *memory;
+    float *scales; /* of KV_INT8: [2][TILE_SCALES], of a tile and the next one */
     int32_t fetched, used; /* stages of `memory` that come next */
 };
+
+/* 1 where numbers are of 8 bits: by so much bytes of halves are shifted down. */
+static __device__ __forceinline__ int32_t has_codes(const struct slabs &slabs)
+{
+    return slabs.type != KV_FLOAT16;
+}
 
 /* KV blocks of a tile: [first, end) of its own count. */
 struct block_range {
@@ -149,31 +162,44 @@ static __device__ __forceinline__ int32_t value_blocks(int32_t head_dim)
     return min(SLAB_VALUES / (KV_BLOCK_TOKENS * head_dim), (int32_t)TILE_BLOCKS);
 }
 
-/* Of block b of the tile, in halves from block 0. */
+/* Of block b of the tile, in bytes from block 0. */
 static __device__ __forceinline__ int64_t block_at(const struct slabs &slabs, int32_t b)
 {
-    return kv_block_at(slabs.group_stride, slabs.head_dim, slabs.blocks[slabs.tile * TILE_BLOCKS + b]);
+    return kv_block_at(slabs.group_stride, slabs.block_bytes, slabs.blocks[slabs.tile * TILE_BLOCKS + b]);
 }
 
 static __device__ __forceinline__ void fetch_keys(const struct slabs &slabs, struct block_range range, char *to)
 {
-    int32_t lane = threadIdx.x % WARP;
-    const uint16_t *from = slabs.k + slabs.slab * SLAB_DIMS * KV_BLOCK_TOKENS + lane * (COPY_BYTES / HALF_BYTES);
+    int32_t codes = has_codes(slabs), at = threadIdx.x * COPY_BYTES & ((SLAB_KEY_BYTES >> codes) - 1);
+    int32_t first = threadIdx.x * COPY_BYTES << codes; /* in halves, of all threads' */
+    const char *from = slabs.k + slabs.slab * (SLAB_KEY_BYTES >> codes) + at;
 
-    static_assert(SLAB_KEY_BYTES == WARP * COPY_BYTES, "one copy of a warp");
-    for (int32_t b = range.first + (int32_t)threadIdx.x / WARP; b < range.end; b += WARPS)
-        cp_async_16(to + b * KEY_STRIDE + lane * COPY_BYTES,
-                    from + block_at(slabs, b));
+    static_assert((SLAB_KEY_BYTES & (SLAB_KEY_BYTES - 1)) == 0 && SLAB_KEY_BYTES == WARP * COPY_BYTES, "");
+    for (int32_t b = range.first + first / SLAB_KEY_BYTES; b < range.end; b += WARPS << codes)
+        cp_async_16(to + b * (KEY_STRIDE >> codes) + at, from + block_at(slabs, b));
+}
+
+/* Those of a tile, of its blocks in `range`. */
+static __device__ __forceinline__ void fetch_scales(const struct slabs &slabs, struct block_range range)
+{
+    const int pieces = KV_BLOCK_TOKENS * (int)sizeof(float) / COPY_BYTES;
+    int32_t b = threadIdx.x / (2 * pieces), piece = threadIdx.x % pieces;
+    bool is_values = threadIdx.x / pieces % 2 != 0;
+    float *to = slabs.scales + slabs.tile % 2 * TILE_SCALES + is_values * KV_TILE_TOKENS + b * KV_BLOCK_TOKENS;
+
+    static_assert(TILE_BLOCKS * 2 * pieces == THREADS, "a copy each");
+    if (b >= range.first && b < range.end)
+        cp_async_16((char *)to + piece * COPY_BYTES, (is_values ? slabs.v : slabs.k) + block_at(slabs, b) +
+                                                         slabs.head_dim * KV_BLOCK_TOKENS + piece * COPY_BYTES);
 }
 
 static __device__ __forceinline__ void fetch_values(const struct slabs &slabs, int32_t first, int32_t end, char *to)
 {
-    int32_t bytes = KV_BLOCK_TOKENS * slabs.head_dim * HALF_BYTES;
+    int32_t bytes = KV_BLOCK_TOKENS * slabs.head_dim * HALF_BYTES >> has_codes(slabs);
 
 #pragma unroll 1
     for (int32_t b = first; b < end; b++) {
-        const char *from =
-            (const char *)(slabs.v + block_at(slabs, b));
+        const char *from = slabs.v + block_at(slabs, b);
 
 #pragma unroll 2
         for (int32_t at = threadIdx.x * COPY_BYTES; at < bytes; at += THREADS * COPY_BYTES)
@@ -186,7 +212,7 @@ template <typename S> static __device__ __forceinline__ void fetch_slab(struct s
 {
     if (slabs->tile * KV_TILE_TOKENS < slabs->end) {
         struct block_range range = blocks_of_tile(slabs->first, slabs->end, slabs->tile);
-        char *to = slabs->memory + slabs->fetched * SLAB_BYTES;
+        char *to = slabs->memory + slabs->fetched * (SLAB_BYTES >> has_codes(*slabs));
         int32_t key_slabs = slabs->head_dim / SLAB_DIMS, per_slab = value_blocks(slabs->head_dim);
         int32_t first = range.first + (slabs->slab - key_slabs) * per_slab, end = min(first + per_slab, range.end);
 
@@ -194,6 +220,8 @@ template <typename S> static __device__ __forceinline__ void fetch_slab(struct s
             fetch_keys(*slabs, range, to);
         else
             fetch_values(*slabs, first, end, to);
+        if (slabs->slab == 0 && slabs->type == KV_INT8)
+            fetch_scales(*slabs, range);
         slabs->slab++;
         if (slabs->slab > key_slabs && end == range.end) {
             slabs->slab = 0;
@@ -204,15 +232,35 @@ template <typename S> static __device__ __forceinline__ void fetch_slab(struct s
     cp_async_commit();
 }
 
-/* All threads: the slab to be used next is there, so is what they wrote before, and the one before it may go. */
-template <typename S> static __device__ __forceinline__ const char *next_slab(struct slabs *slabs)
+/* All threads: codes of a slab as halves of another. stride: of SLAB_KEY_BYTES of halves. */
+static __device__ __forceinline__ void widen_slab(enum kv_type type, const char *codes, int32_t stride,
+                                                  char *halves)
 {
-    const char *slab = slabs->memory + slabs->used * SLAB_BYTES;
+#pragma unroll
+    for (int32_t i = threadIdx.x * COPY_BYTES; i < SLAB_VALUES * HALF_BYTES; i += THREADS * COPY_BYTES) {
+        int32_t at = i / SLAB_KEY_BYTES * stride + i % SLAB_KEY_BYTES;
 
+        *(uint4 *)(halves + at) = halves_of_codes(type, *(const uint2 *)(codes + at / 2));
+    }
+}
+
+/* All threads: the slab to be used next is there, so is what they wrote before, and the one before it may go. */
+template <typename S> static __device__ __forceinline__ const char *next_slab(struct slabs *slabs, bool has_keys)
+{
+    const char *slab = slabs->memory + slabs->used * (SLAB_BYTES >> has_codes(*slabs));
+
+    static_assert(S::STAGES * SLAB_BYTES / 2 >= SLAB_BYTES + 2 * TILE_SCALES * (int)sizeof(float), "");
     cp_async_wait<S::STAGES - 2>();
     __syncthreads();
     fetch_slab<S>(slabs);
     slabs->used = slabs->used + 1 < S::STAGES ? slabs->used + 1 : 0;
+    if (has_codes(*slabs)) {
+        char *halves = slabs->memory + S::STAGES * SLAB_BYTES / 2;
+
+        widen_slab(slabs->type, slab, has_keys ? KEY_STRIDE : SLAB_KEY_BYTES, halves);
+        __syncthreads();
+        slab = halves;
+    }
     return slab;
 }
 
@@ -223,16 +271,19 @@ static __device__ __forceinline__ struct slabs begin_slabs(const struct attentio
     int64_t head = kv_block_at(task.kv, 0, work.unit.kv_head);
     struct slabs slabs;
 
-    slabs.k = task.kv.k + head;
-    slabs.v = task.kv.v + head;
+    slabs.k = (const char *)task.kv.k + head;
+    slabs.v = (const char *)task.kv.v + head;
     slabs.blocks = task.batch.block_tables + (int64_t)work.unit.request * task.batch.block_table_stride;
     slabs.group_stride = task.kv.group_stride;
     slabs.head_dim = task.kv.head_dim;
+    slabs.block_bytes = kv_block_bytes(task.kv);
+    slabs.type = task.kv.type;
     slabs.first = work.first;
     slabs.end = work.end;
     slabs.tile = work.first / KV_TILE_TOKENS;
     slabs.slab = 0;
     slabs.memory = memory;
+    slabs.scales = (float *)(memory + S::STAGES * SLAB_BYTES / 2 + SLAB_BYTES);
     slabs.fetched = slabs.used = 0;
 #pragma unroll 1
     for (int s = 0; s < S::STAGES - 1; s++)
@@ -367,6 +418,29 @@ static __device__ __forceinline__ void put_weights(const struct place &place,
 #pragma unroll
     for (int p = 0; p < S::POSITIONS; p++)
         store_floats<S::OWN>(place.weights + place.member * S::WEIGHTS + p * S::OWN, weights[p]);
+}
+
+/* Both multiply by what KV_INT8 has for the thread's positions: its scores, and its weights where they lie. */
+template <typename S>
+static __device__ __forceinline__ void scale_scores(float (&scores)[S::POSITIONS][S::OWN], const float *scales)
+{
+    float by[S::POSITIONS];
+
+    load_floats<S::POSITIONS>(by, scales);
+#pragma unroll
+    for (int p = 0; p < S::POSITIONS; p++)
+#pragma unroll
+        for (int u = 0; u < S::OWN; u++)
+            scores[p][u] *= by[p];
+}
+
+template <typename S> static __device__ __forceinline__ void scale_weights(float *weights, const float *scales)
+{
+#pragma unroll 1
+    for (int p = 0; p < S::POSITIONS; p++)
+#pragma unroll
+        for (int u = 0; u < S::OWN; u++)
+            weights[p * S::OWN + u] *= scales[p];
 }
 
 /* Where the weights of position `position` of the tile lie. */
@@ -588,6 +662,7 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
     int32_t position = place.member * S::POSITIONS, block = position / KV_BLOCK_TOKENS; /* in the tile */
     bool has_keys = place.is_needed && block >= range.first && block < range.end;
     const float *q = arrays.q + (place.own - work->queries);
+    const float *scales = slabs->scales + number % 2 * TILE_SCALES + position; /* of KV_INT8 */
     float scores[S::POSITIONS][S::OWN];
 
 #pragma unroll
@@ -597,7 +672,7 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
             scores[p][u] = 0;
     clear<S>(tile);
     for (int32_t i = 0; i < dim; i += SLAB_DIMS) {
-        const char *slab = next_slab<S>(slabs);
+        const char *slab = next_slab<S>(slabs, true);
 
         if (has_keys)
             add_scores<S>(scores, slab + block * KEY_STRIDE + position % KV_BLOCK_TOKENS * HALF_BYTES,
@@ -605,6 +680,8 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
     }
 
     position += number * KV_TILE_TOKENS;
+    if (slabs->type == KV_INT8)
+        scale_scores<S>(scores, scales);
     if (place.is_needed)
         find_max<S>(place, scores, position, tile->max, work->max[threadIdx.x / WARP]);
     if (S::TEAM > WARP) {
@@ -613,9 +690,17 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
     }
     if (place.is_needed)
         put_weights<S>(place, scores, position, tile->max);
+    if (slabs->type == KV_INT8) {
+        __syncthreads();
+        if (place.is_needed)
+            add_weights<S>(place, range, tile->sums);
+        __syncthreads();
+        if (place.is_needed)
+            scale_weights<S>(place.weights + place.member * S::WEIGHTS, scales + KV_TILE_TOKENS);
+    }
 
     for (int32_t first = range.first; first < range.end; first += per_slab) {
-        const char *values = next_slab<S>(slabs) + place.member * S::DIMS * HALF_BYTES;
+        const char *values = next_slab<S>(slabs, false) + place.member * S::DIMS * HALF_BYTES;
 
         if (!place.is_needed || !place.has_dims)
             continue;
@@ -626,7 +711,7 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
             values += KV_BLOCK_TOKENS * dim * HALF_BYTES;
         }
     }
-    if (place.is_needed)
+    if (place.is_needed && slabs->type != KV_INT8)
         add_weights<S>(place, range, tile->sums);
 }
 

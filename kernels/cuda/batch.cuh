@@ -44,17 +44,30 @@ static __device__ __forceinline__ int32_t request_of_row(const struct batch_view
     return request_at(batch, each_row, row);
 }
 
-/* Of halves: where a block lies behind that of the same head in block 0. */
-static __device__ __forceinline__ int64_t kv_block_at(int64_t group_stride, int32_t head_dim, int32_t block)
+/* Of k, or of v, of one block of one KV head, without the scales. */
+static __device__ __forceinline__ int32_t kv_element_bytes(const struct kv_layer &kv)
 {
-    return block / KV_GROUP_BLOCKS * group_stride + block % KV_GROUP_BLOCKS * KV_BLOCK_TOKENS * head_dim;
+    return kv.head_dim * KV_BLOCK_TOKENS << (kv.type == KV_FLOAT16);
 }
 
-/* The same from the first head of block 0. */
+/* kv_head_bytes of kernels.h, for a device. */
+static __device__ __forceinline__ int32_t kv_block_bytes(const struct kv_layer &kv)
+{
+    return kv_element_bytes(kv) + (kv.type == KV_INT8 ? KV_BLOCK_TOKENS * (int32_t)sizeof(float) : 0);
+}
+
+/* Bytes from a head's part of block 0 to its part of another; block_bytes: kv_block_bytes. */
+static __device__ __forceinline__ int64_t kv_block_at(int64_t group_stride, int32_t block_bytes, int32_t block)
+{
+    return block / KV_GROUP_BLOCKS * group_stride * 2 + block % KV_GROUP_BLOCKS * block_bytes;
+}
+
+/* kv_head_at of kernels.h, for a device. */
 static __device__ __forceinline__ int64_t kv_block_at(const struct kv_layer &kv, int32_t block, int32_t head)
 {
-    return kv_block_at(kv.group_stride, kv.head_dim, block) +
-           (int64_t)head * KV_GROUP_BLOCKS * KV_BLOCK_TOKENS * kv.head_dim;
+    int32_t bytes = kv_block_bytes(kv);
+
+    return kv_block_at(kv.group_stride, bytes, block) + (int64_t)head * KV_GROUP_BLOCKS * bytes;
 }
 
 #endif

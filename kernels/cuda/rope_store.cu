@@ -1,7 +1,10 @@
 /*
- * rope_store: 16 threads to a head of a row: a norm adds up its squares in 16 chains.
+ * rope_store: 16 threads to a head of a row: a norm adds up its squares in 16 chains. What is kept as KV_INT8 is
+ * stored when all of a head is known, as other types it is as it comes.
  */
 #include "kernels/cuda/batch.cuh"
+#include "kernels/cuda/kv_codes.cuh"
+#include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/state.h"
 #include "kernels/numerics.h"
 
@@ -31,11 +34,12 @@ struct head {
     float *x;
     const float *norm; /* NULL: none */
     float scale;       /* of the norm */
-    uint16_t *k;       /* the slot of its key: [head_dim] at stride KV_BLOCK_TOKENS; NULL: it is q's */
+    char *to;          /* its part of a block of k, or of v; NULL: it is q's */
+    int32_t first, stride; /* element i is to[first + i * stride] */
 };
 
 /* Of the norm of a head: 16 lanes. All lanes of a warp come here, with `norm` or without. */
-static __device__ __forceinline__ float norm_scale(const struct rope_task &task, const float *x, const float *norm)
+static __device__ __forceinline__ float head_scale(const struct rope_task &task, const float *x, const float *norm)
 {
     int32_t dim = task.kv.head_dim;
     float squares = 0;
@@ -55,14 +59,28 @@ static __device__ __forceinline__ float normed(const struct head &head, int32_t 
     return head.norm ? head.x[i] * head.scale * head.norm[i] : head.x[i];
 }
 
+/* Into the cache; what is of KV_INT8 has been multiplied. */
+template <enum kv_type TYPE>
+static __device__ __forceinline__ void store(const struct head &head, int32_t i, float x)
+{
+    int32_t at = head.first + i * head.stride;
+
+    if (TYPE == KV_FLOAT16)
+        ((uint16_t *)head.to)[at] = half_of_float(x);
+    else
+        ((uint8_t *)head.to)[at] = TYPE == KV_FP8 ? fp8_of_float(x) : (uint8_t)round_code(x);
+}
+
+template <enum kv_type TYPE>
 static __device__ __forceinline__ void put(const struct head &head, int32_t i, float x)
 {
     head.x[i] = x;
-    if (head.k)
-        head.k[i * KV_BLOCK_TOKENS] = half_of_float(x);
+    if (TYPE != KV_INT8 && head.to)
+        store<TYPE>(head, i, x);
 }
 
 /* The dimensions that turn, in pairs, a few at a time: a thread reads them all before it writes one. */
+template <enum kv_type TYPE>
 static __device__ __forceinline__ void turn(const struct rope_task &task, const struct head &head, int32_t position)
 {
     int32_t half = task.rope_dim / 2, step = task.adjacent ? 2 : 1, apart = task.adjacent ? 1 : half;
@@ -87,23 +105,54 @@ static __device__ __forceinline__ void turn(const struct rope_task &task, const 
             int32_t i = first + p * SUM_LANES;
 
             if (i < half) {
-                put(head, i * step, fmaf(a[p], angle[p].x, -(b[p] * angle[p].y)));
-                put(head, i * step + apart, fmaf(a[p], angle[p].y, b[p] * angle[p].x));
+                put<TYPE>(head, i * step, fmaf(a[p], angle[p].x, -(b[p] * angle[p].y)));
+                put<TYPE>(head, i * step + apart, fmaf(a[p], angle[p].y, b[p] * angle[p].x));
             }
         }
     }
 }
 
 /* Those that do not. */
+template <enum kv_type TYPE>
 static __device__ __forceinline__ void keep(const struct rope_task &task, const struct head &head)
 {
     int32_t lane = threadIdx.x % SUM_LANES;
 
-    if (head.norm || head.k)
+    if (head.norm || (TYPE != KV_INT8 && head.to))
         for (int32_t i = task.rope_dim / 2 * 2 + lane; i < task.kv.head_dim; i += SUM_LANES)
-            put(head, i, normed(head, i));
+            put<TYPE>(head, i, normed(head, i));
 }
 
+/* A head of KV_INT8 as its codes, and their scale. All lanes of a warp come here, and what they wrote is there. */
+static __device__ __forceinline__ void store_codes(const struct rope_task &task, const struct head &head,
+                                                   int32_t token)
+{
+    const uint32_t infinite = 0x7f800000, nan = 0x7fc00000;
+    int32_t dim = task.kv.head_dim, lane = threadIdx.x % SUM_LANES;
+    uint32_t most = 0; /* of magnitudes, by their bits: NaN is the largest */
+
+    if (head.to)
+        for (int32_t i = lane; i < dim; i += SUM_LANES)
+            most = max(most, __float_as_uint(fabsf(head.x[i])));
+#pragma unroll
+    for (int width = SUM_LANES / 2; width; width /= 2)
+        most = max(most, __shfl_xor_sync(ALL_LANES, most, width));
+    if (!head.to)
+        return;
+
+    float largest = __uint_as_float(most), scale = largest / 127.0f, inverse = 127.0f / largest;
+
+    if (!(most < infinite && largest >= SMALLEST_MAX)) {
+        scale = most < infinite ? 0 : __uint_as_float(nan);
+        inverse = 0;
+    }
+    for (int32_t i = lane; i < dim; i += SUM_LANES)
+        store<KV_INT8>(head, i, inverse == 0 ? 0 : head.x[i] * inverse);
+    if (lane == 0)
+        ((float *)(head.to + kv_element_bytes(task.kv)))[token] = scale;
+}
+
+template <enum kv_type TYPE>
 static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct rope_task task)
 {
     int32_t row = (int32_t)(blockIdx.x / (unsigned)task.row_blocks), dim = task.kv.head_dim;
@@ -118,7 +167,7 @@ static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct ro
                         is_q   ? task.q_norm
                         : is_k ? task.k_norm
                                : NULL,
-                        1, NULL};
+                        1, NULL, 0, 0};
     int64_t block = 0;
 
     if (first + WARP / SUM_LANES > task.num_heads) { /* some of the warp's heads are stored */
@@ -128,20 +177,34 @@ static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct ro
 
         block = kv_block_at(task.kv, blocks[position / KV_BLOCK_TOKENS], 0);
     }
-    head.scale = norm_scale(task, head.x, head.norm);
-    if (is_k)
-        head.k = task.kv.k + block + kv_block_at(task.kv, 0, kv_head) + token;
-    if (is_q || is_k) {
-        turn(task, head, position);
-        keep(task, head);
+    head.scale = head_scale(task, head.x, head.norm);
+    if (is_k) {
+        head.to = (char *)task.kv.k + block + kv_block_at(task.kv, 0, kv_head);
+        head.first = token;
+        head.stride = KV_BLOCK_TOKENS;
     }
     if (is_v) {
-        uint16_t *v = task.kv.v + block + kv_block_at(task.kv, 0, kv_head - num_kv_heads) + (int64_t)token * dim;
-
+        head.to = (char *)task.kv.v + block + kv_block_at(task.kv, 0, kv_head - num_kv_heads);
+        head.first = token * dim;
+        head.stride = 1;
+    }
+    if (is_q || is_k) {
+        turn<TYPE>(task, head, position);
+        keep<TYPE>(task, head);
+    }
+    if (TYPE == KV_INT8) {
+        __syncwarp();
+        store_codes(task, head, token);
+    } else if (is_v) {
         for (int32_t i = threadIdx.x % SUM_LANES; i < dim; i += SUM_LANES)
-            v[i] = half_of_float(head.x[i]);
+            store<TYPE>(head, i, head.x[i]);
     }
 }
+
+static void (*const kernels_by_type[])(const struct rope_task) = {
+    rope_and_store<KV_FLOAT16>, rope_and_store<KV_FP8>, rope_and_store<KV_INT8>};
+
+static_assert(sizeof(kernels_by_type) / sizeof(kernels_by_type[0]) == NUM_KV_TYPES, "a kernel for each");
 
 void rope_store_cuda(struct device *dev, const struct rope_args *args)
 {
@@ -162,7 +225,7 @@ void rope_store_cuda(struct device *dev, const struct rope_args *args)
     task.rope_dim = args->rope_dim;
     task.adjacent = args->adjacent;
     task.row_blocks = (args->num_heads + 2 * args->kv->num_kv_heads + BLOCK_HEADS - 1) / BLOCK_HEADS;
-    launch(rope_and_store, dim3((unsigned)args->batch->rows * (unsigned)task.row_blocks), dim3(THREADS), 0,
-           state->stream, task);
+    launch(kernels_by_type[args->kv->type], dim3((unsigned)args->batch->rows * (unsigned)task.row_blocks),
+           dim3(THREADS), 0, state->stream, task);
     note_launch(state);
 }

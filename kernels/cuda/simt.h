@@ -68,6 +68,15 @@ static __device__ __forceinline__ uint32_t half_pair_of_floats(float low, float 
     return pair;
 }
 
+/* Of two halves each, a * b + c, which is a half: nothing is rounded. */
+static __device__ __forceinline__ uint32_t half_pair_fma(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t pair;
+
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(c));
+    return pair;
+}
+
 /* 2^x, nearly: off by 2^-22 of it, or a little more; 1 of 0, and 0 where it is below 2^-126, as of -infinity. */
 static __device__ __forceinline__ float exp2_approx(float x)
 {

@@ -2,7 +2,6 @@
 
 const struct kernels kernels_ref = {
     .name = "ref",
-    .has_kv_codes = true,
     .matrix_bytes = matrix_bytes_ref,
     .matrix_pack = matrix_pack_ref,
     .quantize = quantize_ref,

@@ -147,7 +147,6 @@ static int32_t draw(struct device *dev, const struct draw_args *args)
 
 const struct kernels kernels_sim = {
     .name = "sim",
-    .has_kv_codes = true,
     .matrix_bytes = matrix_bytes,
     .matrix_pack = matrix_pack,
     .quantize = quantize,

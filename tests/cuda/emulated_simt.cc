@@ -797,6 +797,22 @@ uint32_t half_pair_of_floats(float low, float high)
     return half_of_float(low) | (uint32_t)half_of_float(high) << 16;
 }
 
+uint32_t half_pair_fma(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t pair = 0;
+
+    for (int shift = 0; shift < 32; shift += 16) {
+        double x = float_of_half((uint16_t)(a >> shift)), y = float_of_half((uint16_t)(b >> shift));
+        double sum = x * y + float_of_half((uint16_t)(c >> shift));
+        uint16_t half = half_of_float((float)sum);
+
+        if (sum == sum && float_of_half(half) != sum)
+            die("half_pair_fma: %g * %g + %g is no half", x, y, sum - x * y);
+        pair |= (uint32_t)half << shift;
+    }
+    return pair;
+}
+
 /* As far off as a GPU's may be, so that nothing relies on more. */
 float exp2_approx(float x)
 {

@@ -191,6 +191,7 @@ static inline int32_t unforeseen(int32_t x)
 
 uint32_t bf16_pair_of_floats(float low, float high);
 uint32_t half_pair_of_floats(float low, float high);
+uint32_t half_pair_fma(uint32_t a, uint32_t b, uint32_t c);
 uint32_t tf32_of_float(float f);
 float exp2_approx(float x);
 

@@ -414,6 +414,7 @@ static void pairs_of_halves_are_low_then_high(void **)
     assert_int_equal(half_pair_of_floats(1.5f, -2.0f), 0xc0003e00);
     assert_int_equal(half_pair_of_floats(65520, 0x1p-25f * 1.5f), 0x00017c00);
     assert_int_equal(half_pair_of_floats(1 + 0x1p-11f, 1 + 0x1.8p-10f), 0x3c023c00);
+    assert_int_equal(half_pair_fma(0x3c006480, 0x40003c00, 0xbc00e480), 0x3c000000);
 }
 
 static void floats_round_to_bf16_and_tf32(void **)

@@ -184,8 +184,8 @@ static const struct model models[] = {
     {16, 14, 2, 250, 1, long_lengths, KV_FLOAT16},
     {80, 4, 2, 0, 4, lengths, KV_FP8},
     {256, 4, 1, 40, 3, lengths, KV_INT8},
-    {16, 14, 2, 250, 1, long_lengths, KV_FP8},
-    {32, 4, 2, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_INT8},
+    {16, 14, 2, 250, 1, long_lengths, KV_INT8}, /* scales of two tiles on their way to a GPU's shared memory */
+    {32, 4, 2, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_FP8},
 };
 
 static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void **state)
@@ -213,10 +213,8 @@ static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void 
                 char *what = mem_printf("%s, model %zu in chunks of %d", *isa, m, chunks[c]);
 
                 memset(rows.out, 0, count * sizeof(float));
-                if (models[m].type == KV_FLOAT16 || device_kernels(dev)->has_kv_codes) {
-                    run(dev, &models[m], &rows, chunks[c]);
-                    expect_same_floats(what, rows.out, want, (int64_t)count);
-                }
+                run(dev, &models[m], &rows, chunks[c]);
+                expect_same_floats(what, rows.out, want, (int64_t)count);
                 mem_free(what);
                 device_close(dev);
             }
@@ -229,6 +227,7 @@ static void attention_has_the_bits_of_the_specification_whatever_the_chunk(void 
 
 static const int32_t long_half_lengths[] = {620};
 static const int32_t two_long_lengths[] = {530, 70};
+static const int32_t code_lengths[] = {67, 16, 1};
 static const struct half_model {
     struct model model;
     int32_t chunks[4];
@@ -242,7 +241,39 @@ static const struct half_model {
     {{64, 3, 1, 0, 1, long_half_lengths}, {1200, 100, 20}}, /* several tiles, in one block and in parts */
     {{32, 5, 2, 0, 2, two_long_lengths}, {1200, 250}},
     {{16, 14, 2, 250, 1, long_half_lengths}, {1200, 90, 15}},
+    {{64, 4, 2, 0, 3, code_lengths, KV_FP8}, {1200, 15}},
+    {{96, 3, 1, 40, 2, code_lengths, KV_INT8}, {1200, 7}},
+    {{128, 4, 1, 0, 2, code_lengths, KV_FP8}, {1200, 17}},
+    {{80, 5, 2, 0, 3, code_lengths, KV_INT8}, {1200, 30}},
+    {{256, 4, 1, 0, 2, code_lengths, KV_INT8}, {1200, 30}},
+    {{16, 6, 2, 0, 1, long_half_lengths, KV_INT8}, {1200, 200, 20}},
 };
+
+/* What the cache holds of element i of a head. */
+static double kept(enum kv_type type, const float *head, int32_t dim, int32_t i)
+{
+    float max = 0;
+
+    if (type == KV_FLOAT16)
+        return half_to_float(float_to_half(head[i]));
+    if (type == KV_FP8)
+        return fp8_to_float(float_to_fp8(head[i]));
+    for (int32_t j = 0; j < dim; j++)
+        max = fmaxf(max, fabsf(head[j]));
+    return rintf(head[i] * (127 / max)) * (double)(max / 127);
+}
+
+/* Keys or values as a cache of this type has them. */
+static void keep(enum kv_type type, float *x, int64_t count, int32_t dim)
+{
+    float head[MAX_HEAD_DIM];
+
+    for (int64_t first = 0; first < count; first += dim) {
+        memcpy(head, x + first, (size_t)dim * sizeof(float));
+        for (int32_t i = 0; i < dim; i++)
+            x[first + i] = (float)kept(type, head, dim, i);
+    }
+}
 
 /* Largest difference, as a part of the largest value. */
 static double largest_error(const struct rows *rows, const float *want)
@@ -289,6 +320,35 @@ static void a_gpus_own_order_gives_one_answer_near_the_specification(void **stat
     }
 }
 
+static void a_gpus_own_order_takes_codes_for_the_halves_next_to_them(void **state)
+{
+    (void)state;
+    for (size_t m = 0; m < COUNT_OF(half_models); m++) {
+        struct model model = half_models[m].model;
+        struct rows rows;
+
+        if (model.type == KV_FLOAT16)
+            continue;
+
+        struct device *gpu = open_device("cuda", 1);
+
+        rows_init(&rows, &model);
+
+        size_t count = (size_t)rows.count * rows.width_q;
+        AUTO_MEM float *want = mem_new_array(float, count);
+
+        run_in_order(gpu, &model, &rows, 1200, true);
+        memcpy(want, rows.out, count * sizeof(float));
+        keep(model.type, rows.k, (int64_t)rows.count * rows.width_kv, model.dim);
+        keep(model.type, rows.v, (int64_t)rows.count * rows.width_kv, model.dim);
+        model.type = KV_FLOAT16;
+        run_in_order(gpu, &model, &rows, 1200, true);
+        expect_same_floats("halves", rows.out, want, (int64_t)count);
+        rows_close(&rows);
+        device_close(gpu);
+    }
+}
+
 static void a_gpus_own_order_does_not_look_at_other_requests(void **state)
 {
     struct model model = half_models[0].model;
@@ -317,12 +377,13 @@ static void a_gpus_own_order_does_not_look_at_other_requests(void **state)
 }
 
 /* What a value that has become infinite does to others: nothing to rows before it, or to other dimensions, whatever
- * the chunk. */
+ * the chunk. One of int8 is no number in all of its head. */
 static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them(void **state)
 {
     enum { WHERE = 37, DIM = 64, HEADS = 4, LENGTH = 90 };
     static const int32_t length[] = {LENGTH}, chunks[] = {90, 20, 1};
-    static const struct model windows[] = {{DIM, HEADS, 1, 0, 1, length}, {DIM, HEADS, 1, 24, 1, length}};
+    static const struct model windows[] = {
+        {DIM, HEADS, 1, 0, 1, length}, {DIM, HEADS, 1, 24, 1, length}, {DIM, HEADS, 1, 24, 1, length, KV_INT8}};
 
     (void)state;
     for (size_t w = 0; w < COUNT_OF(windows); w++) {
@@ -336,14 +397,14 @@ static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_the
         AUTO_MEM float *finite = mem_new_array(float, LENGTH * HEADS * DIM);
 
         memcpy(finite, rows.out, LENGTH * HEADS * DIM * sizeof(float));
-        rows.v[WHERE * DIM + 5] = 1e6f; /* no half is so large */
+        rows.v[WHERE * DIM + 5] = model->type == KV_INT8 ? INFINITY : 1e6f; /* no half is so large */
         for (size_t c = 0; c < COUNT_OF(chunks); c++) {
             run_in_order(gpu, model, &rows, chunks[c], true);
             for (int32_t i = 0; i < LENGTH * HEADS * DIM; i++) {
                 int32_t row = i / (HEADS * DIM);
                 bool sees = row >= WHERE && (!model->window || row < WHERE + model->window);
 
-                if (sees && i % DIM == 5)
+                if (sees && (i % DIM == 5 || model->type == KV_INT8))
                     assert_false(isfinite(rows.out[i]));
                 else if (rows.out[i] != finite[i])
                     fail_msg("chunks of %d: row %d, dimension %d is %g, not %g", chunks[c], row, i % DIM,
@@ -373,20 +434,6 @@ static void a_cpu_keeps_to_the_specification_all_the_same(void **state)
     expect_same_floats("with device_order", rows.out, want, count);
     rows_close(&rows);
     device_close(dev);
-}
-
-/* What the cache holds of element i of a head. */
-static double kept(enum kv_type type, const float *head, int32_t dim, int32_t i)
-{
-    float max = 0;
-
-    if (type == KV_FLOAT16)
-        return half_to_float(float_to_half(head[i]));
-    if (type == KV_FP8)
-        return fp8_to_float(float_to_fp8(head[i]));
-    for (int32_t j = 0; j < dim; j++)
-        max = fmaxf(max, fabsf(head[j]));
-    return rintf(head[i] * (127 / max)) * (double)(max / 127);
 }
 
 /* Softmax in doubles over that. */
@@ -457,8 +504,7 @@ static void what_is_no_number_shows_where_it_is_seen(void **state)
             for (const char *const *isa = tested_isas(); *isa; isa++) {
                 struct device *dev = open_device(*isa, 1);
 
-                if (device_kernels(dev)->has_kv_codes)
-                    run(dev, &model, &rows, 1200);
+                run(dev, &model, &rows, 1200);
                 for (int64_t i = 0; i < count; i++) /* NaN has several bits */
                     if (isnan(rows.out[i]) && isnan(want[i]))
                         rows.out[i] = want[i];
@@ -610,6 +656,7 @@ int main(void)
     const struct CMUnitTest tests_with_gpu[] = {
         TESTS,
         cmocka_unit_test(a_gpus_own_order_gives_one_answer_near_the_specification),
+        cmocka_unit_test(a_gpus_own_order_takes_codes_for_the_halves_next_to_them),
         cmocka_unit_test(a_gpus_own_order_does_not_look_at_other_requests),
         cmocka_unit_test(a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them),
     };

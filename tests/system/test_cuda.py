@@ -73,16 +73,25 @@ class Cuda(unittest.TestCase):
         self.compare(MODEL, path, [row, row + " --max-num-batched-tokens 16 --max-num-seqs 8 --no-async-scheduling",
                                    "--tp 2 --device-comm host"])
 
+    def test_a_kv_cache_of_8_bits_gives_the_answers_of_the_cpu(self):
+        path = tandem.write_lines("cuda-codes.jsonl", requests(8, 50, 4))
+        for kind in ("fp8", "int8"):
+            self.compare(MODEL, path, ["", "--tp 2 --max-num-batched-tokens 16"], "--kv-cache-dtype", kind)
+
     def test_weights_of_16_bits_give_one_answer_of_their_own(self):
         """Tensor cores add them up: not as the CPU does, and yet the same for any batch, chunk and number of ranks."""
         path = tandem.write_lines("cuda-half.jsonl", requests(8, 40, 5))
         rows = ("--max-num-seqs 1", "--max-num-batched-tokens 9", "--tp 2", "--tp 2 --max-num-batched-tokens 40")
-        for name, shape, kind, some in (("half", SHAPE, "bf16", rows), ("half", SHAPE, "f16", rows[1:3]),
-                                        ("half-local", GEMMA3, "bf16", rows[1:3])):
-            dummy = ["--load-format", "dummy", "--dummy-type", kind, "--max-model-len", "256", "--max-num-seqs", "8", *CUDA]
+        for name, shape, kind, cache, some in (("half", SHAPE, "bf16", "auto", rows),
+                                               ("half", SHAPE, "f16", "auto", rows[1:3]),
+                                               ("half-local", GEMMA3, "bf16", "auto", rows[1:3]),
+                                               ("half", SHAPE, "bf16", "fp8", rows[1:3]),
+                                               ("half-local", GEMMA3, "bf16", "int8", rows[3:])):
+            dummy = ["--load-format", "dummy", "--dummy-type", kind, "--max-model-len", "256", "--max-num-seqs", "8",
+                     "--kv-cache-dtype", cache, *CUDA]
             alone = self.ask(folder(name, shape), path, *dummy)
             for row in some:
-                with self.subTest(name=name, kind=kind, row=row):
+                with self.subTest(name=name, kind=kind, cache=cache, row=row):
                     self.assertEqual(self.ask(folder(name, shape), path, *dummy, *row.split()), alone)
 
     def test_a_long_answer_of_16_bit_weights_is_one_too(self):
@@ -163,12 +172,6 @@ class Cuda(unittest.TestCase):
                              ("create", "does not start on GPU 0 .*not initialized")):
             with self.subTest(fault=fault):
                 self.refuse(1, [words], *CUDA, *CUBLASLT, EMULATED_CUBLASLT_FAULT=fault)
-
-    def test_a_type_of_kv_cache_that_gpus_lack_is_a_sentence(self):
-        for word in ("fp8", "int8"):
-            with self.subTest(word=word):
-                self.refuse(1, ["cuda keeps its KV cache as float16, not as --kv-cache-dtype " + word], *CUDA,
-                            "--kv-cache-dtype", word)
 
     @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
     def test_a_machine_that_can_not_is_told_so_in_a_sentence(self):

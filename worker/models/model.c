@@ -41,16 +41,6 @@ static enum status check_config(const struct model_config *config)
     return OK;
 }
 
-static enum status check_kv_type(const struct device *dev, enum kv_type type)
-{
-    const struct kernels *kernels = device_kernels(dev);
-
-    if (type != KV_FLOAT16 && !kernels->has_kv_codes)
-        return fail(ERR_UNSUPPORTED, "the device %s keeps its KV cache as float16, not as --kv-cache-dtype %s",
-                    kernels->name, kv_type_name(type));
-    return OK;
-}
-
 static enum status check_rope(const struct model *model)
 {
     if (model->config.rope_scaling == ROPE_SCALING_LLAMA3 && !model->weights.rope_factors)
@@ -238,7 +228,6 @@ enum status model_load(struct device *dev, const struct model_file *file,
 
     TRY(architecture_find(model->config.architecture, &model->architecture));
     TRY(check_config(&model->config));
-    TRY(check_kv_type(dev, model->kv_type));
     TRY(shard_init(&model->config, options->rank, options->world, &model->shard));
     ASSERT(!options->inexact_sums || options->world == 1);
     TRY(weights_load(&model->weights, dev, file, &model->shard, &model->architecture->tensors,

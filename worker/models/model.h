@@ -44,7 +44,7 @@ struct model_comm_bytes {
 };
 struct model_comm_bytes model_comm_bytes(const struct model_config *config, int32_t max_rows);
 
-/* ERR_UNSUPPORTED: architecture, tensor type or kv_type named; ERR_CORRUPT: a tensor missing or of the wrong
+/* ERR_UNSUPPORTED: architecture or tensor type named; ERR_CORRUPT: a tensor missing or of the wrong
  * shape, by name with both shapes; ERR_NO_MEMORY. Reads only its shard of `file`, which may be
  * freed afterwards. */
 MUST_USE enum status model_load(struct device *dev, const struct model_file *file,
