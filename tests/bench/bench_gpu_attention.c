@@ -1,6 +1,6 @@
 /*
- * bench_gpu_attention: what a layer's attention costs on a GPU, a JSON line for each shape, batch and length, in
- * the device's own order (of 16-bit weights) and in that of kernels/ref.
+ * bench_gpu_attention: what a layer's attention costs on a GPU, a JSON line for each shape, batch, length and type
+ * of the KV cache, in the device's own order (of 16-bit weights) and in that of kernels/ref.
  *
  *   bench_gpu_attention MODULE [MOST]
  *
@@ -116,12 +116,13 @@ static int32_t kv_head_of(const struct place *place, int32_t head)
     return head * place->kv.num_kv_heads / place->args.num_heads;
 }
 
-static void place_init(struct place *place, struct bench *bench, const struct model *model, const struct load *load)
+static void place_init(struct place *place, struct bench *bench, const struct model *model, const struct load *load,
+                       enum kv_type type)
 {
     int32_t blocks = (load->length + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
     int32_t width = model->num_heads * model->head_dim;
     int32_t rows = load->requests * load->rows, all = blocks * load->requests;
-    int64_t group_bytes = KV_GROUP_BLOCKS * model->num_kv_heads * kv_head_bytes(KV_FLOAT16, model->head_dim);
+    int64_t group_bytes = KV_GROUP_BLOCKS * model->num_kv_heads * kv_head_bytes(type, model->head_dim);
     int32_t most = (int32_t)(bench->key_bytes / group_bytes) * KV_GROUP_BLOCKS / all;
     struct random random = {1};
     AUTO_MEM float *q = mem_new_array(float, (size_t)rows * (size_t)width);
@@ -132,7 +133,7 @@ static void place_init(struct place *place, struct bench *bench, const struct mo
                   .max_position = load->length - 1},
     };
     place->kv = (struct kv_layer){bench->k, bench->v, all * place->turns, model->num_kv_heads, model->head_dim,
-                                  group_bytes / 2};
+                                  group_bytes / 2, type};
     place->args = (struct attention_args){.num_heads = model->num_heads, .scale = 0.1f, .window = model->window,
                                           .q_stride = width};
     place->batch.row_start = place->row_start = ints(bench, load->requests + 1, row_start_of, place);
@@ -200,24 +201,25 @@ static double best_seconds(struct place *place, struct bench *bench)
     return (double)best / bench->calls * 1e-9;
 }
 
-static void measure(struct bench *bench, const struct model *model, const struct load *load)
+static void measure(struct bench *bench, const struct model *model, const struct load *load, enum kv_type type)
 {
     int32_t width = model->num_heads * model->head_dim;
     int32_t keys = model->window ? MIN(load->length, model->window - 1 + load->rows) : load->length;
-    double bytes = 4.0 * keys * model->num_kv_heads * model->head_dim + 8.0 * load->rows * width, ops = 0;
+    double key_bytes = (double)kv_head_bytes(type, model->head_dim) / KV_BLOCK_TOKENS;
+    double bytes = 2 * key_bytes * keys * model->num_kv_heads + 8.0 * load->rows * width, ops = 0;
     struct place place;
 
     for (int32_t seen = load->length - load->rows + 1; seen <= load->length; seen++)
         ops += 4.0 * width * (model->window ? MIN(seen, model->window) : seen);
-    place_init(&place, bench, model, load);
+    place_init(&place, bench, model, load, type);
     for (int order = 0; order < 2; order++) {
         place.args.device_order = order == 0;
 
         double seconds = best_seconds(&place, bench);
 
-        printf("{\"model\": \"%s\", \"load\": \"%s\", \"order\": \"%s\", \"requests\": %d, \"rows\": %d, "
-               "\"length\": %d, \"us\": %.1f, \"gb_s\": %.0f, \"tflop_s\": %.2f}\n",
-               model->name, load->name, order ? "ref" : "device", load->requests, load->rows,
+        printf("{\"model\": \"%s\", \"load\": \"%s\", \"kv\": \"%s\", \"order\": \"%s\", \"requests\": %d, "
+               "\"rows\": %d, \"length\": %d, \"us\": %.1f, \"gb_s\": %.0f, \"tflop_s\": %.2f}\n",
+               model->name, load->name, kv_type_name(type), order ? "ref" : "device", load->requests, load->rows,
                load->length, seconds * 1e6, bytes * load->requests * 1e-9 / seconds,
                ops * load->requests * 1e-12 / seconds);
         fflush(stdout);
@@ -225,7 +227,7 @@ static void measure(struct bench *bench, const struct model *model, const struct
     place_close(&place, bench);
 }
 
-/* Halves of 0.25 to 0.5, of either sign. */
+/* Halves of 0.25 to 0.5, of either sign; codes and scales of any size, none of them infinite. */
 static void fill(struct bench *bench, uint16_t *to)
 {
     AUTO_MEM uint16_t *halves = mem_new_array(uint16_t, FILL_BYTES / 2);
@@ -261,7 +263,8 @@ int main(int argc, char **argv)
             load.requests = MIN(load.requests, bench.most);
             load.length = MIN(load.length, bench.most);
             load.rows = MIN(load.rows, load.length);
-            measure(&bench, &models[m], &load);
+            for (enum kv_type type = 0; type < NUM_KV_TYPES; type++)
+                measure(&bench, &models[m], &load, type);
         }
     device_free(bench.dev, bench.k, bench.key_bytes);
     device_free(bench.dev, bench.v, bench.key_bytes);
