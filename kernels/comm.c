@@ -160,6 +160,16 @@ enum status comm_sum(struct comm *comm, int64_t count, struct comm_parts *out)
     return comm->ops->sum(comm, count, out);
 }
 
+bool comm_can_record(const struct comm *comm)
+{
+    return is_alone(comm) || comm->ops->align;
+}
+
+enum status comm_align(struct comm *comm)
+{
+    return is_alone(comm) ? OK : comm->ops->align(comm);
+}
+
 void *comm_shared(const struct comm *comm)
 {
     return comm->shared;

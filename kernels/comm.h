@@ -21,6 +21,7 @@ struct comm_ops {
     enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
     double *(*sum_buffer)(struct comm *comm);
     enum status (*sum)(struct comm *comm, int64_t count, struct comm_parts *out);
+    enum status (*align)(struct comm *comm); /* NULL: its sums can't be recorded */
     enum status (*barrier)(struct comm *comm);
     enum status (*all_gather)(struct comm *comm, const void *data, int64_t bytes, int64_t stride,
                               void *out, int64_t *bytes_out);

@@ -466,6 +466,14 @@ double *comm_sum_buffer(struct comm *comm);
 int64_t comm_sum_max(const struct comm *comm);
 MUST_USE enum status comm_sum(struct comm *comm, int64_t count, struct comm_parts *out);
 
+/*
+ * Sums among what device_record records: where it is the device that counts them. A recording finds the parts where
+ * they were, so comm_align comes before it is made, last in it, and before each replay. One rank may replay what
+ * another launches piece by piece, between two calls of comm_align.
+ */
+bool comm_can_record(const struct comm *comm); /* one alone (or NULL): true */
+MUST_USE enum status comm_align(struct comm *comm);
+
 /* Memory that all ranks see, zeroed at first, shared_bytes of it; NULL: these ranks share none. */
 void *comm_shared(const struct comm *comm);
 /* Returns when every rank has called it: what they wrote to shared memory before is there to read. */

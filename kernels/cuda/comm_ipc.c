@@ -64,6 +64,13 @@ static enum status ipc_sum(struct comm *comm, int64_t count, struct comm_parts *
     return OK;
 }
 
+static enum status ipc_align(struct comm *comm)
+{
+    TRY(comm_check(comm));
+    cuda_module()->exchange_align(ipc_of(comm)->exchange);
+    return OK;
+}
+
 static enum status ipc_barrier(struct comm *comm)
 {
     return comm_barrier(ipc_of(comm)->host);
@@ -83,6 +90,7 @@ static const struct comm_ops ipc_ops = {
     .all_reduce_f32_disjoint = ipc_all_reduce_f32_disjoint,
     .sum_buffer = ipc_sum_buffer,
     .sum = ipc_sum,
+    .align = ipc_align,
     .barrier = ipc_barrier,
     .all_gather = ipc_all_gather,
 };

@@ -586,6 +586,7 @@ const struct cuda_module tandem_cuda = {
     .exchange_waits_for = exchange_waits_for,
     .exchange_buffer = exchange_buffer,
     .exchange_sum = exchange_sum,
+    .exchange_align = exchange_align,
     .exchange_add_disjoint = exchange_add_disjoint,
     .exchange_close = exchange_close,
     .nccl = &nccl_table,

@@ -4,6 +4,9 @@
  * A rank's part lies in its own memory. When it has told the others by a flag in theirs, and they have told it, what
  * comes next on each stream reads all parts. There are two parts, taken in turn: that of exchange e is written over in
  * e + 2, and the others have told of e + 1 behind their reading of e.
+ *
+ * Exchanges may be recorded and replayed, so it is the device that counts them. The host knows no more than which of
+ * the two parts comes next, and a recording has an even number of exchanges.
  */
 #include "kernels/cuda/exchange.h"
 #include "kernels/cuda/state.h"
@@ -14,7 +17,8 @@
 
 enum {
     FLAGS_BYTES = 4096,
-    MAX_WORLD = FLAGS_BYTES / sizeof(uint32_t),
+    COUNT = FLAGS_BYTES / sizeof(uint32_t) - 1, /* of the rank's own exchanges so far: behind all flags */
+    MAX_WORLD = COUNT,
     THREADS = 256,
     LONG = 1 << 16, /* looks at a flag: some tens of milliseconds */
 };
@@ -26,7 +30,7 @@ struct cuda_exchange {
     struct cuda_state *state;
     int32_t world, rank;
     int64_t sum_max; /* doubles of a part */
-    uint32_t count;  /* exchanges so far */
+    uint32_t turn;   /* which part was the last exchange's */
     char *peers[MAX_WORLD]; /* each rank's memory, at this process's addresses: flags, by rank, and two parts */
     uint32_t *words;        /* page-locked: by enum word */
     uint32_t **flags;       /* the device's: [world], peers' */
@@ -36,22 +40,24 @@ struct cuda_exchange {
 
 static double *part_of(const struct cuda_exchange *exchange, int32_t rank, uint32_t which)
 {
-    return (double *)(exchange->peers[rank] + FLAGS_BYTES) + (which & 1) * exchange->sum_max;
+    return (double *)(exchange->peers[rank] + FLAGS_BYTES) + which * exchange->sum_max;
 }
 
 /* ---- kernels -------------------------------------------------------------------------------------- */
 
 /* One thread a rank, MAX_WORLD at most. */
-static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank, uint32_t count,
-                            uint32_t *words)
+static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank, uint32_t *words)
 {
     int32_t peer = (int32_t)threadIdx.x, looks = 0;
     bool is_peer = peer < world && peer != rank;
+    uint32_t count = flags[rank][COUNT] + 1;
 
     __threadfence_system();
     if (is_peer)
         store_release_system(flags[peer] + rank, count);
-    __syncthreads(); /* all are told before any is waited for */
+    __syncthreads(); /* all are told before any is waited for, and all have read the count */
+    if (peer == 0)
+        flags[rank][COUNT] = count;
     while (is_peer && (int32_t)(load_acquire_system(flags[rank] + peer) - count) < 0) {
         if (load_acquire_system(&words[IS_ABORTED]))
             break;
@@ -212,18 +218,24 @@ int32_t exchange_waits_for(const struct cuda_exchange *exchange)
 
 double *exchange_buffer(struct cuda_exchange *exchange)
 {
-    return part_of(exchange, exchange->rank, exchange->count + 1);
+    return part_of(exchange, exchange->rank, exchange->turn ^ 1);
 }
 
 const double *const *exchange_sum(struct cuda_exchange *exchange)
 {
     struct cuda_state *state = exchange->state;
 
-    exchange->count++;
+    exchange->turn ^= 1;
     launch(meet, dim3(1), dim3((unsigned)(exchange->world + WARP - 1) / WARP * WARP), 0, state->stream, exchange->flags,
-           exchange->world, exchange->rank, exchange->count, exchange->words);
+           exchange->world, exchange->rank, exchange->words);
     note_launch(state);
-    return exchange->host_parts + (exchange->count & 1) * (uint32_t)exchange->world;
+    return exchange->host_parts + exchange->turn * (uint32_t)exchange->world;
+}
+
+void exchange_align(struct cuda_exchange *exchange)
+{
+    if (exchange->turn != 0)
+        exchange_sum(exchange); /* of nothing */
 }
 
 const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int64_t count)
@@ -242,7 +254,7 @@ const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int6
         exchange_sum(exchange);
         launch(add_disjoint, dim3((unsigned)(blocks < 4 * state->num_processors ? blocks : 4 * state->num_processors)),
                dim3(THREADS), 0, state->stream, x + at,
-               exchange->parts + (exchange->count & 1) * (uint32_t)exchange->world, exchange->world, n);
+               exchange->parts + exchange->turn * (uint32_t)exchange->world, exchange->world, n);
         note_launch(state);
     }
     return NULL;
