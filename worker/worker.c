@@ -460,6 +460,7 @@ static struct model_options model_options_of(struct worker *worker)
         .max_logit_rows = options->max_num_seqs,
         .kv_type = options->kv_type,
         .inexact_sums = options->inexact_sums,
+        .records_nothing = options->records_nothing,
         .work = &worker->work,
         .max_position = options->max_model_len,
     };
@@ -1041,6 +1042,13 @@ static void change(struct worker *worker, const struct command *command)
         ASSERT(false, "%s", fail_text());
 }
 
+static enum status initialize_kv_cache(struct worker *worker, int32_t num_blocks)
+{
+    if (model_kv_bytes(worker->model) == 0)
+        TRY(alloc_kv_cache(worker, num_blocks));
+    return model_record(worker->model, (float *)worker->logits.device);
+}
+
 static void obey(struct worker *worker, const struct command *command)
 {
     switch (command->verb) {
@@ -1048,7 +1056,7 @@ static void obey(struct worker *worker, const struct command *command)
         reply(worker, &worker->met, -1, connect_ranks(worker, command));
         break;
     case VERB_INITIALIZE_KV_CACHE:
-        reply(worker, &worker->setup, -1, alloc_kv_cache(worker, command->num_blocks));
+        reply(worker, &worker->setup, -1, initialize_kv_cache(worker, command->num_blocks));
         break;
     case VERB_RESET:
         reset(worker);
@@ -1356,7 +1364,7 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
     if (!worker->is_loaded || (before > 0 && before != num_blocks) || num_blocks < 1)
         return fail(ERR_MISMATCH, "the KV cache is sized once, after loading, with 1 block or more");
-    if (before == 0 || worker->weights.sleep_level == 1) {
+    if (worker->weights.sleep_level < 2) {
         worker->initialize.num_blocks = num_blocks;
         command(worker, &worker->initialize);
         TRY(wait_setup(worker));
@@ -1798,6 +1806,7 @@ struct worker_progress worker_progress(const struct worker *worker)
         .waits_for = worker->options.world > 1 && worker->is_connected
                          ? comm_waits_for(layers_comm(worker))
                          : -1,
+        .passes = work_count_passes(&worker->work),
     };
 
     if (progress.step >= 0)
