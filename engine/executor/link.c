@@ -121,6 +121,10 @@ int32_t link_workers(struct link *link, struct engine_worker *out, int32_t capac
             .ms_in_step = r->heartbeat.ms_in_step,
             .memory = r->heartbeat.memory,
             .ms_since_heard = (now_ns - r->heard_ns) / 1000000,
+            .passes_recorded_first = r->heartbeat.passes_recorded_first,
+            .passes_recorded_later = r->heartbeat.passes_recorded_later,
+            .passes_replayed = r->heartbeat.passes_replayed,
+            .passes_launched = r->heartbeat.passes_launched,
         };
         snprintf(out[rank].host, sizeof out[rank].host, "%s", info->host ? info->host : "");
     }

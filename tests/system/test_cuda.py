@@ -64,7 +64,30 @@ class Cuda(unittest.TestCase):
 
     def test_ranks_on_gpus_do_not_change_an_answer(self):
         path = tandem.write_lines("cuda-ranks.jsonl", requests(8, 30, 4))
-        self.compare(MODEL, path, ["--tp 2", "--tp 3 --max-num-batched-tokens 16 --max-num-seqs 8"])
+        self.compare(MODEL, path, ["--tp 2", "--tp 3 --max-num-batched-tokens 16 --max-num-seqs 8",
+                                   "--tp 4 --max-num-seqs 5", "--tp 2 --enforce-eager"])
+
+    def test_steps_that_only_decode_are_recorded_before_the_first_and_replayed(self):
+        """Steps are of one row and of four. MODEL has no more than 256 positions."""
+        rows = ((["--tp", "1"], True), (["--tp", "2"], True), (["--tp", "2", "--enforce-eager"], False),
+                (["--tp", "2", "--device-comm", "host"], False))
+        for options, are_recorded in rows:
+            with self.subTest(options=options), \
+                 Server("--max-num-seqs", "4", *CUDA, *options, model_file=MODEL) as server:
+                def count(what, **labels):
+                    return server.metric(f"tandem:{what}_total", **labels)
+
+                for n in (1, 4):
+                    server.complete(n=n, max_tokens=30, temperature=1, ignore_eos=True)
+                for rank in range(int(options[1])):
+                    wait_for("passes", lambda r=rank: sum(count("passes", rank=r, how=how)
+                                                          for how in ("replayed", "launched")) > 55)
+                    self.assertEqual(count("recorded_passes", rank=rank, when="start"), 3 if are_recorded else 0)
+                    self.assertEqual(count("recorded_passes", rank=rank, when="step"), 0)
+                    if are_recorded:
+                        self.assertGreater(count("passes", rank=rank, how="replayed"), 50)
+                    else:
+                        self.assertEqual(count("passes", rank=rank, how="replayed"), 0)
 
     @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
     def test_however_ranks_add_up_an_answer_is_the_same(self):
@@ -340,6 +363,18 @@ class Cuda(unittest.TestCase):
                              "--max-tokens", "20", "--ignore-eos", "--inject-fault", "step=12,rank=1,kind=hang",
                              EMULATED_CUDA_DEVICES="3")
         self.assertEqual(err.count("is emulated"), 4)
+
+    def test_streams_go_on_when_a_rank_is_killed_whose_steps_are_replayed(self):
+        lines = [{"prompt": "hello", "max_tokens": 1, "seed": 9}]
+        lines += [{"prompt": "hello", "max_tokens": 40, "ignore_eos": True, "seed": i} for i in range(4)]
+        path = tandem.write_lines("cuda-killed-replays.jsonl", lines)
+        undisturbed, _ = self.disturbed(path, [], [])
+        for rank in range(2):
+            with self.subTest(rank=rank):
+                answers, err = self.disturbed(path, [rank], [*CUDA, "--tp", "2", "--max-num-seqs", "8"])
+                self.assertEqual(answers, undisturbed)
+                self.assertEqual(err.count("is emulated"), 2 + 1)
+                self.assertEqual(err.count(" passes are recorded"), 2 + 2)  # anew by the survivor, as well
 
     @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
     def test_streams_go_on_when_a_rank_is_killed_beside_nccl(self):
