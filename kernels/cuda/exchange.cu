@@ -5,8 +5,8 @@
  * comes next on each stream reads all parts. There are two parts, taken in turn: that of exchange e is written over in
  * e + 2, and the others have told of e + 1 behind their reading of e.
  *
- * Exchanges may be recorded and replayed, so it is the device that counts them. The host knows no more than which of
- * the two parts comes next, and a recording has an even number of exchanges.
+ * Exchanges may be recorded and replayed, so it is the device that counts them. The host knows no more than which
+ * of the two parts comes next, and a recording has an even number of exchanges.
  */
 #include "kernels/cuda/exchange.h"
 #include "kernels/cuda/state.h"
@@ -50,15 +50,15 @@ static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank,
 {
     int32_t peer = (int32_t)threadIdx.x, looks = 0;
     bool is_peer = peer < world && peer != rank;
-    uint32_t count = flags[rank][COUNT] + 1;
+    uint32_t *own = flags[rank], count = own[COUNT] + 1;
 
     __threadfence_system();
     if (is_peer)
         store_release_system(flags[peer] + rank, count);
-    __syncthreads(); /* all are told before any is waited for, and all have read the count */
+    __syncthreads(); /* all are told before any is waited for, and all have read */
     if (peer == 0)
-        flags[rank][COUNT] = count;
-    while (is_peer && (int32_t)(load_acquire_system(flags[rank] + peer) - count) < 0) {
+        own[COUNT] = count;
+    while (is_peer && (int32_t)(load_acquire_system(own + peer) - count) < 0) {
         if (load_acquire_system(&words[IS_ABORTED]))
             break;
         if (++looks == LONG)
@@ -80,6 +80,15 @@ static __global__ void add_disjoint(float *x, const double *const *parts, int32_
             sum += ((const float *)parts[rank])[i];
         x[i] = sum;
     }
+}
+
+/* part: [rows, columns], out: [rows, stride], from column 0 on. */
+static __global__ void put_columns(float *out, int64_t stride, const float *part, int32_t columns, int64_t count)
+{
+    int64_t step = (int64_t)gridDim.x * THREADS;
+
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += step)
+        out[i / columns * stride + i % columns] = part[i];
 }
 
 /* ---- life ----------------------------------------------------------------------------------------- */
@@ -238,6 +247,48 @@ void exchange_align(struct cuda_exchange *exchange)
         exchange_sum(exchange); /* of nothing */
 }
 
+/* What is to go to the others: floats. */
+static const char *fill_buffer(struct cuda_exchange *exchange, const float *x, int64_t count)
+{
+    cudaError_t error = cudaMemcpyAsync(exchange_buffer(exchange), x, (size_t)count * sizeof *x,
+                                        cudaMemcpyDeviceToDevice, exchange->state->stream);
+
+    return error == cudaSuccess ? NULL : say(exchange->state, "a part of a sum", error);
+}
+
+/* For kernels whose threads take several elements each, where these are many. */
+static dim3 blocks_for(const struct cuda_exchange *exchange, int64_t count)
+{
+    int64_t blocks = (count + THREADS - 1) / THREADS, most = 4 * exchange->state->num_processors;
+
+    return dim3((unsigned)(blocks < most ? blocks : most));
+}
+
+const char *exchange_gather(struct cuda_exchange *exchange, const struct comm_columns *columns)
+{
+    struct cuda_state *state = exchange->state;
+    const int32_t *first = columns->first;
+    const double *const *parts;
+    const char *text = fill_buffer(exchange, columns->own,
+                                   (int64_t)columns->rows * (first[exchange->rank + 1] - first[exchange->rank]));
+
+    if (text)
+        return text;
+    parts = exchange_sum(exchange);
+    for (int32_t rank = 0; rank < exchange->world; rank++) {
+        int32_t width = first[rank + 1] - first[rank];
+        int64_t count = (int64_t)columns->rows * width;
+
+        if (count == 0)
+            continue;
+        launch(put_columns, blocks_for(exchange, count), dim3(THREADS), 0, state->stream,
+               columns->out + first[rank], (int64_t)first[exchange->world], (const float *)parts[rank], width,
+               count);
+        note_launch(state);
+    }
+    return NULL;
+}
+
 const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int64_t count)
 {
     struct cuda_state *state = exchange->state;
@@ -245,15 +296,12 @@ const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int6
 
     for (int64_t at = 0; at < count; at += most) {
         int64_t n = count - at < most ? count - at : most;
-        int64_t blocks = (n + THREADS - 1) / THREADS;
-        cudaError_t error = cudaMemcpyAsync(exchange_buffer(exchange), x + at, (size_t)n * sizeof *x,
-                                            cudaMemcpyDeviceToDevice, state->stream);
+        const char *text = fill_buffer(exchange, x + at, n);
 
-        if (error != cudaSuccess)
-            return say(state, "a part of a sum", error);
+        if (text)
+            return text;
         exchange_sum(exchange);
-        launch(add_disjoint, dim3((unsigned)(blocks < 4 * state->num_processors ? blocks : 4 * state->num_processors)),
-               dim3(THREADS), 0, state->stream, x + at,
+        launch(add_disjoint, blocks_for(exchange, n), dim3(THREADS), 0, state->stream, x + at,
                exchange->parts + exchange->turn * (uint32_t)exchange->world, exchange->world, n);
         note_launch(state);
     }

@@ -147,6 +147,7 @@ struct cuda_module {
     double *(*exchange_buffer)(struct cuda_exchange *exchange);
     const double *const *(*exchange_sum)(struct cuda_exchange *exchange);
     void (*exchange_align)(struct cuda_exchange *exchange);
+    const char *(*exchange_gather)(struct cuda_exchange *exchange, const struct comm_columns *columns);
     /* x: the sum of all ranks' x, of which one alone is not zero. */
     const char *(*exchange_add_disjoint)(struct cuda_exchange *exchange, float *x, int64_t count);
     void (*exchange_close)(struct cuda_exchange *exchange); /* NULL is fine */

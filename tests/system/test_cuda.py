@@ -56,11 +56,12 @@ class Cuda(unittest.TestCase):
     def test_tokens_that_the_device_draws_are_those_of_the_cpu(self):
         path = tandem.write_lines("cuda-plain.jsonl", [plain(r) for r in requests(24, 40, 12)])
         self.compare(MODEL, path, ["", "--no-async-scheduling", "--max-num-seqs 3",
-                                   "--num-gpu-blocks-override 12 --max-num-seqs 8"])
+                                   "--num-gpu-blocks-override 12 --max-num-seqs 8", "--tp 2",
+                                   "--tp 3 --no-async-scheduling --enforce-eager"])
 
     def test_steps_drawn_on_the_device_and_on_the_host_take_turns(self):
         lines = [r if i % 6 == 0 else plain(r) for i, r in enumerate(requests(18, 30, 8))]
-        self.compare(MODEL, tandem.write_lines("cuda-mixed.jsonl", lines), ["", "--max-num-seqs 4"])
+        self.compare(MODEL, tandem.write_lines("cuda-mixed.jsonl", lines), ["", "--max-num-seqs 4", "--tp 2"])
 
     def test_ranks_on_gpus_do_not_change_an_answer(self):
         path = tandem.write_lines("cuda-ranks.jsonl", requests(8, 30, 4))
@@ -357,12 +358,14 @@ class Cuda(unittest.TestCase):
                 self.assertIn(words, job.ranks[0].communicate()[1])
 
     @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and three GPUs there may not be")
-    def test_a_rank_that_hangs_beside_nccl_is_the_one_that_is_named(self):
-        """All others are in a sum, each in wait for its next."""
-        _, err = self.refuse(0, [r"rank 1 \(process \d+\) hangs in step 12"], *CUDA, *NCCL, "--tp", "3",
-                             "--max-tokens", "20", "--ignore-eos", "--inject-fault", "step=12,rank=1,kind=hang",
-                             EMULATED_CUDA_DEVICES="3")
-        self.assertEqual(err.count("is emulated"), 4)
+    def test_of_ranks_that_add_up_the_one_that_hangs_is_named(self):
+        """All others are in a sum: by NCCL, each in wait for its next; else in a replay."""
+        for way in (NCCL, ["--device-comm", "ipc"]):
+            with self.subTest(way=way):
+                _, err = self.refuse(0, [r"rank 1 \(process \d+\) hangs in step 12"], *CUDA, *way, "--tp", "3",
+                                     "--max-tokens", "20", "--ignore-eos", "--inject-fault",
+                                     "step=12,rank=1,kind=hang", EMULATED_CUDA_DEVICES="3")
+                self.assertEqual(err.count("is emulated"), 4)
 
     def test_streams_go_on_when_a_rank_is_killed_whose_steps_are_replayed(self):
         lines = [{"prompt": "hello", "max_tokens": 1, "seed": 9}]
