@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 import unittest
+import unittest.mock
 
 import ranks
 import tandem
@@ -96,6 +97,17 @@ class Cuda(unittest.TestCase):
         row = " ".join(NCCL)
         self.compare(MODEL, path, [row, row + " --max-num-batched-tokens 16 --max-num-seqs 8 --no-async-scheduling",
                                    "--tp 2 --device-comm host"])
+
+    @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
+    def test_what_can_not_be_recorded_is_launched(self):
+        path = tandem.write_lines("cuda-eager.jsonl", [plain(r) for r in requests(4, 20, 2)])
+        module = ["--max-num-seqs", "4", *CUDA]
+        with unittest.mock.patch.dict(os.environ, EMULATED_CUDA_FAULT="no_graph:2"):
+            answers = self.ask(MODEL, path, *module, "--tp", "2")
+            rc, _, err = tandem.run("generate", "--model", MODEL, "--requests", path, *module)
+        self.assertEqual(rc, 0, err)
+        self.assertRegex(err, "no more passes are recorded, as one of 4 rows up to position 255 could not .*memory")
+        self.assertEqual(answers, self.ask(MODEL, path, "--max-num-seqs", "4"))
 
     def test_weights_of_16_bits_give_one_answer_of_their_own(self):
         """Tensor cores add them up: not as the CPU does, and yet the same for any batch, chunk and number of ranks."""
