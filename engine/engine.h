@@ -148,6 +148,8 @@ struct engine_worker {
     int64_t ms_in_step;  /* as it said last */
     int64_t ms_since_heard;
     struct memory_held memory; /* likewise */
+    /* As it said last, of this process: recordings of passes, and passes, see the heartbeat. */
+    int64_t passes_recorded_first, passes_recorded_later, passes_replayed, passes_launched;
 };
 
 /* Writes at most `capacity` of them, and returns how many ranks there are. Any thread; never waits for a step. */

@@ -160,6 +160,33 @@ enum status comm_sum(struct comm *comm, int64_t count, struct comm_parts *out)
     return comm->ops->sum(comm, count, out);
 }
 
+bool comm_can_record(const struct comm *comm)
+{
+    return is_alone(comm) || comm->ops->align;
+}
+
+enum status comm_align(struct comm *comm)
+{
+    return is_alone(comm) ? OK : comm->ops->align(comm);
+}
+
+/* Each rank's share has room where its part of a sum has. */
+int32_t comm_columns_max(const struct comm *comm, const int32_t *first)
+{
+    int64_t room = comm->sum_max * (int64_t)(sizeof(double) / sizeof(float));
+    int32_t widest = 1;
+
+    for (int32_t rank = 0; rank < comm->world; rank++)
+        widest = MAX(widest, first[rank + 1] - first[rank]);
+    return comm->gathers_columns ? (int32_t)MIN(room / widest, (int64_t)INT32_MAX) : 0;
+}
+
+enum status comm_gather_columns(struct comm *comm, const struct comm_columns *columns)
+{
+    ASSERT(columns->rows <= comm_columns_max(comm, columns->first), "%d rows", columns->rows);
+    return comm->ops->gather_columns(comm, columns);
+}
+
 void *comm_shared(const struct comm *comm)
 {
     return comm->shared;

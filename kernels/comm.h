@@ -12,6 +12,7 @@
 
 /* Called where there are at least two ranks. */
 struct comm_ops {
+    bool ends_for_all; /* an abort is known to every rank when the call returns */
     void (*close)(struct comm *comm);
     void (*abort)(struct comm *comm);
     bool (*is_aborted)(const struct comm *comm);
@@ -21,6 +22,8 @@ struct comm_ops {
     enum status (*all_reduce_f32_disjoint)(struct comm *comm, float *x, int64_t count);
     double *(*sum_buffer)(struct comm *comm);
     enum status (*sum)(struct comm *comm, int64_t count, struct comm_parts *out);
+    enum status (*align)(struct comm *comm); /* NULL: its sums can't be recorded */
+    enum status (*gather_columns)(struct comm *comm, const struct comm_columns *columns);
     enum status (*barrier)(struct comm *comm);
     enum status (*all_gather)(struct comm *comm, const void *data, int64_t bytes, int64_t stride,
                               void *out, int64_t *bytes_out);
@@ -30,6 +33,7 @@ struct comm {
     const struct comm_ops *ops;
     int32_t world;
     int64_t sum_max; /* doubles */
+    bool gathers_columns;
     void *shared;    /* NULL: none */
     _Atomic int32_t awaited; /* 1 + the rank that this one waits for; 0: none */
 };

@@ -213,10 +213,20 @@ struct draw_rows_args {
     int32_t num_tokens;          /* the whole vocabulary */
     const float *logits;         /* [rows, num_tokens] */
     const struct draw_row *draws; /* [rows] */
-    const uint32_t *masks;       /* [.., words]: bit t % 32 of word t / 32 set: token t is allowed */
+    const uint32_t *masks;       /* [.., words]: bit t % 32 of word t / 32 set: token t is allowed; NULL: all are */
     int32_t words;
     int32_t *drawn;              /* [rows]: tokens; -1: none can come */
     int32_t *last_tokens;        /* [slots]: the same by slot; 0 where none can come */
+};
+
+/* What rows' masks forbid, of a part of the vocabulary, becomes -inf. */
+struct mask_rows_args {
+    int32_t rows;
+    int32_t first_token, num_tokens;
+    float *logits;               /* [rows, num_tokens] */
+    const struct draw_row *draws; /* [rows], of which mask counts alone */
+    const uint32_t *masks;       /* [.., words], from word first_token / 32 on */
+    int32_t words;
 };
 
 struct kernels {
@@ -290,6 +300,7 @@ struct kernels {
     /* Where a device has memory of its own; NULL elsewhere: the host samples. The tokens are those that the host would
      * draw. */
     void (*draw_rows)(struct device *dev, const struct draw_rows_args *args);
+    void (*mask_rows)(struct device *dev, const struct mask_rows_args *args);
     /* ids: [rows]: each that is negative becomes last_tokens[-1 - id]. */
     void (*take_last_tokens)(struct device *dev, int32_t *ids, int32_t rows, const int32_t *last_tokens);
 
@@ -464,6 +475,25 @@ struct comm_parts {
 double *comm_sum_buffer(struct comm *comm);
 int64_t comm_sum_max(const struct comm *comm);
 MUST_USE enum status comm_sum(struct comm *comm, int64_t count, struct comm_parts *out);
+
+/*
+ * Sums among what device_record records: where it is the device that counts them. A recording finds the parts where
+ * they were, so comm_align comes before it is made, last in it, and before each replay. One rank may replay what
+ * another launches piece by piece, between two calls of comm_align.
+ */
+bool comm_can_record(const struct comm *comm); /* one alone (or NULL): true */
+MUST_USE enum status comm_align(struct comm *comm);
+
+/* A matrix of whose columns each rank has a share, to be put together by every rank; arrays are the device's. */
+struct comm_columns {
+    int32_t rows;
+    const int32_t *first; /* [world + 1]: the host's; rank r has the columns from first[r] to first[r + 1] */
+    const float *own;     /* [rows, own columns] */
+    float *out;           /* [rows, first[world]] */
+};
+/* How many rows at once; 0: these ranks can't. The same for all. */
+int32_t comm_columns_max(const struct comm *comm, const int32_t *first);
+MUST_USE enum status comm_gather_columns(struct comm *comm, const struct comm_columns *columns);
 
 /* Memory that all ranks see, zeroed at first, shared_bytes of it; NULL: these ranks share none. */
 void *comm_shared(const struct comm *comm);

@@ -10,6 +10,7 @@ enum status worker_options_read(const struct config *config, struct sim_device *
     struct worker_options options = {
         .binds_threads = strcmp(config->cpu_bind, "none") != 0,
         .inexact_sums = !config->exact_sums,
+        .records_nothing = config->enforce_eager,
         .isa = config->isa,
         .device = config->device,
         .cuda_module = config->cuda_module,

@@ -14,21 +14,48 @@
 
 struct work_count {
     _Atomic int64_t num_done;
+    _Atomic int64_t num_recorded_first, num_recorded_later; /* see pass_counts */
+    _Atomic int64_t num_replayed, num_launched;
 };
 
-/* NULL: nobody asks. There is one writer, so no locked instruction is needed. */
+/* What became of passes through a model. */
+struct pass_counts {
+    int64_t recorded_first, recorded_later; /* recordings that were made: before the first step, and in one */
+    int64_t replayed, launched;             /* passes that ran: as one of these, and kernel by kernel */
+};
+
+/* There is one writer, so no locked instruction is needed. */
+static inline void count_one(_Atomic int64_t *count)
+{
+    atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + 1, memory_order_relaxed);
+}
+
+/* NULL: nobody asks. */
 static inline void work_count_add(struct work_count *count)
 {
     if (count)
-        atomic_store_explicit(
-            &count->num_done,
-            atomic_load_explicit(&count->num_done, memory_order_relaxed) + 1,
-            memory_order_relaxed);
+        count_one(&count->num_done);
 }
+
+#define work_count_pass(count, member) \
+    do { \
+        if (count) \
+            count_one(&(count)->member); \
+    } while (0)
 
 static inline int64_t work_count_read(const struct work_count *count)
 {
     return atomic_load_explicit(&count->num_done, memory_order_relaxed);
+}
+
+static inline struct pass_counts work_count_passes(const struct work_count *count)
+{
+    return (struct pass_counts){
+        .recorded_first = atomic_load_explicit(&count->num_recorded_first, memory_order_relaxed),
+        .recorded_later = atomic_load_explicit(&count->num_recorded_later, memory_order_relaxed),
+        .replayed = atomic_load_explicit(&count->num_replayed, memory_order_relaxed),
+        .launched = atomic_load_explicit(&count->num_launched, memory_order_relaxed),
+    };
 }
 
 #endif

@@ -214,18 +214,27 @@ static void make_sampler(struct worker *worker)
     });
 }
 
-/* Where a rank is alone; others' logits would have to be known. */
 static enum status make_device_draw(struct worker *worker)
 {
-    int32_t max_rows = worker->options.max_num_seqs;
+    int32_t max_rows = worker->options.max_num_seqs, world = worker->options.world;
+    AUTO_MEM int32_t *first_tokens = mem_new_array(int32_t, world + 1);
 
     worker->slots = mem_new_array(int32_t, max_rows);
-    if (worker->options.world > 1 || !device_kernels(worker->device)->draw_rows)
+    if (!device_kernels(worker->device)->draw_rows)
         return OK;
+    for (int32_t rank = 0; rank < world; rank++) {
+        struct shard shard;
+
+        TRY(shard_init(model_file_config(worker->file), rank, world, &shard));
+        first_tokens[rank] = shard.first_token;
+        first_tokens[rank + 1] = shard.first_token + shard.num_tokens;
+    }
     return device_draw_new(worker->device,
                            &(struct device_draw_limits){.rows = max_rows,
                                                         .slots = num_slots_for(max_rows),
-                                                        .num_tokens = model_shard(worker->model)->num_tokens},
+                                                        .first_tokens = first_tokens,
+                                                        .rank = worker->options.rank,
+                                                        .world = world},
                            &worker->device_draw);
 }
 
@@ -460,6 +469,7 @@ static struct model_options model_options_of(struct worker *worker)
         .max_logit_rows = options->max_num_seqs,
         .kv_type = options->kv_type,
         .inexact_sums = options->inexact_sums,
+        .records_nothing = options->records_nothing,
         .work = &worker->work,
         .max_position = options->max_model_len,
     };
@@ -578,6 +588,12 @@ static void reply(struct worker *worker, struct answer *answer, int64_t step, en
         ASSERT(false, "%s", fail_text()); /* it holds as many as there are answers */
 }
 
+/* Ranks whose devices can't put their logits together leave it to the sampler. */
+static bool can_draw_there(const struct worker *worker)
+{
+    return worker->device_draw && device_draw_can_meet(worker->device_draw, layers_comm(worker));
+}
+
 /* Of this step, on the device alone? */
 static bool are_tokens_there(const struct worker *worker, int64_t step)
 {
@@ -600,7 +616,7 @@ static enum status execute_model(struct worker *worker, int64_t step)
         input_batch_fill_ids(worker->batch, staged);
     slot->marks.step = step;
     device_mark(worker->device, &slot->marks.begin);
-    if (worker->device_draw)
+    if (can_draw_there(worker))
         model_read_last_tokens(worker->model, device_draw_last_tokens(worker->device_draw));
     TRY(model_forward(worker->model, &staged->batch, staged->ids, staged->sample_rows,
                       staged->num_samples, (float *)worker->logits.device));
@@ -679,15 +695,16 @@ static void make_rows(struct worker *worker, const struct staged_step *staged, c
 
 static bool is_to_be_drawn_there(const struct worker *worker, const struct staged_step *staged)
 {
-    return worker->device_draw && staged->num_prompt_runs == 0 && device_draw_can(worker->rows, staged->num_samples);
+    return can_draw_there(worker) && staged->num_prompt_runs == 0 &&
+           device_draw_can(worker->rows, staged->num_samples);
 }
 
 static enum status launch_draw(struct worker *worker, const struct staged_step *staged)
 {
     for (int32_t i = 0; i < staged->num_samples; i++)
         worker->slots[i] = staged->samples[i].slot;
-    return device_draw_launch(worker->device_draw, staged->step, (float *)worker->logits.device, worker->rows,
-                              worker->slots, staged->num_samples);
+    return device_draw_launch(worker->device_draw, layers_comm(worker), staged->step,
+                              (float *)worker->logits.device, worker->rows, worker->slots, staged->num_samples);
 }
 
 /* Every rank draws every row's token: the same. */
@@ -791,24 +808,28 @@ static enum status sample(struct worker *worker, int64_t step)
     return OK;
 }
 
-/* The device has passed the end of the step: its tokens are there. */
-static void take_drawn_tokens(struct worker *worker, struct step_slot *slot)
+/* The device has passed the end of the step: its tokens are there, if no rank was lost on the way. */
+static enum status take_drawn_tokens(struct worker *worker, struct step_slot *slot)
 {
     const struct staged_step *staged = input_batch_staged(worker->batch, slot->answer.step);
     const int32_t *tokens = device_draw_tokens(worker->device_draw, slot->answer.step);
 
+    TRY(comm_check(layers_comm(worker)));
     for (int32_t i = 0; i < staged->num_samples; i++)
         worker->results[i] = (struct sampler_result){.token = tokens[i]};
-    write_answer(worker, staged, &slot->answer);
+    if (worker->options.rank == 0)
+        write_answer(worker, staged, &slot->answer);
     append_tokens(worker, staged);
+    return OK;
 }
 
-/* Rank 0's answers have tokens, so they wait for the device; the others only say that they are in step. */
+/* Rank 0's answers have tokens, so they wait for the device; the others only say that they are in step, and wait
+ * where they have yet to learn the tokens. */
 static bool is_due(const struct worker *worker, const struct answer *answer, int64_t *ns_out)
 {
     bool has_passed = device_has_passed(worker->device, &worker->steps[answer->step & 1].marks.end, ns_out);
 
-    return has_passed || worker->options.rank > 0;
+    return has_passed || (worker->options.rank > 0 && !worker->steps[answer->step & 1].is_drawn_there);
 }
 
 /* When the device got to a mark that it has passed. */
@@ -876,6 +897,7 @@ static int64_t answer_finished_steps(struct worker *worker)
     while (worker->num_pending > 0 && is_due(worker, worker->pending[0], &ns)) {
         struct answer *answer = worker->pending[0];
         struct step_slot *slot = &worker->steps[answer->step & 1];
+        enum status status = OK;
 
         worker->pending[0] = worker->pending[1];
         worker->num_pending--;
@@ -889,10 +911,10 @@ static int64_t answer_finished_steps(struct worker *worker)
             late_ns = ns;
         }
         if (slot->is_drawn_there)
-            take_drawn_tokens(worker, slot);
+            status = take_drawn_tokens(worker, slot);
         if (atomic_load_explicit(&worker->device_step, memory_order_relaxed) == answer->step)
             note_device_step(worker, -1); /* nothing behind it was launched */
-        reply(worker, answer, answer->step, OK);
+        reply(worker, answer, answer->step, status);
         ns = INT64_MAX;
     }
     if (worker->num_pending + worker->num_late > 0 && device_check(worker->device) != OK) {
@@ -1041,6 +1063,13 @@ static void change(struct worker *worker, const struct command *command)
         ASSERT(false, "%s", fail_text());
 }
 
+static enum status initialize_kv_cache(struct worker *worker, int32_t num_blocks)
+{
+    if (model_kv_bytes(worker->model) == 0)
+        TRY(alloc_kv_cache(worker, num_blocks));
+    return model_record(worker->model, (float *)worker->logits.device);
+}
+
 static void obey(struct worker *worker, const struct command *command)
 {
     switch (command->verb) {
@@ -1048,7 +1077,7 @@ static void obey(struct worker *worker, const struct command *command)
         reply(worker, &worker->met, -1, connect_ranks(worker, command));
         break;
     case VERB_INITIALIZE_KV_CACHE:
-        reply(worker, &worker->setup, -1, alloc_kv_cache(worker, command->num_blocks));
+        reply(worker, &worker->setup, -1, initialize_kv_cache(worker, command->num_blocks));
         break;
     case VERB_RESET:
         reset(worker);
@@ -1356,7 +1385,7 @@ enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks
 
     if (!worker->is_loaded || (before > 0 && before != num_blocks) || num_blocks < 1)
         return fail(ERR_MISMATCH, "the KV cache is sized once, after loading, with 1 block or more");
-    if (before == 0 || worker->weights.sleep_level == 1) {
+    if (worker->weights.sleep_level < 2) {
         worker->initialize.num_blocks = num_blocks;
         command(worker, &worker->initialize);
         TRY(wait_setup(worker));
@@ -1798,6 +1827,7 @@ struct worker_progress worker_progress(const struct worker *worker)
         .waits_for = worker->options.world > 1 && worker->is_connected
                          ? comm_waits_for(layers_comm(worker))
                          : -1,
+        .passes = work_count_passes(&worker->work),
     };
 
     if (progress.step >= 0)

@@ -21,6 +21,7 @@
 #include "proto/model/model_file.h"
 #include "proto/model/sim.h"
 #include "proto/wire/messages.h"
+#include "worker/work_count.h"
 
 struct config;
 struct worker;
@@ -30,6 +31,7 @@ struct worker_options {
     int32_t local_rank, local_world; /* among those that share this host's cores; world 0: all do */
     int32_t num_threads;        /* of the device, its own thread included */
     bool inexact_sums;          /* world 1: see model_options */
+    bool records_nothing;       /* see model_options */
     bool over_mpi;              /* ranks will meet by MPI: they join it before they load, as it takes its time */
     bool binds_threads;         /* where proto/base/cpus.h has places for them; never the wire thread */
     const char *isa;            /* NULL: the best there is */
@@ -101,8 +103,9 @@ MUST_USE enum status worker_connect_begin(struct worker *worker, const struct wo
 MUST_USE enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_out);
 /* Both. */
 MUST_USE enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting);
-/* Sizes the KV cache before the first step. Once more with the same number is fine: its contents are worth
- * nothing after a reset, its memory is. */
+/* Sizes the KV cache before the first step, and records passes: see model_record. Once more with the same number is
+ * fine, and due when the ranks have met anew: the cache's contents are worth nothing after a reset, its memory
+ * is. */
 MUST_USE enum status worker_initialize_kv_cache(struct worker *worker, int32_t num_blocks);
 /*
  * The other ranks are gone, or as good as that: gives up the steps in hand, forgets every request, and leaves the
@@ -212,6 +215,7 @@ struct worker_progress {
     int64_t ns_in_step;
     int64_t num_done;  /* pieces of work, at least one for each layer that it loads or runs */
     int32_t waits_for; /* the rank without which it can't go on; -1: none */
+    struct pass_counts passes;
 };
 struct worker_progress worker_progress(const struct worker *worker); /* alone: any thread */
 

@@ -125,15 +125,19 @@ static json_t *worker_row(const struct engine_worker *worker)
 {
     const struct memory_held *memory = &worker->memory;
 
-    return json_pack("{s:i, s:i, s:o, s:s, s:I, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "rank", worker->rank,
-                     "pid", worker->pid, "host", string_of(worker->host), "state",
+    return json_pack("{s:i, s:i, s:o, s:s, s:I, s:i,"
+                     " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+                     "rank", worker->rank, "pid", worker->pid, "host", string_of(worker->host), "state",
                      worker_state_name(worker->state), "epoch", (json_int_t)worker->epoch,
                      "restarts", worker->restarts, "step", (json_int_t)worker->step, "ms_in_step",
                      (json_int_t)worker->ms_in_step, "ms_since_heard",
                      (json_int_t)worker->ms_since_heard, "weights_mib", (json_int_t)memory->weights_bytes >> 20,
                      "kv_cache_mib", (json_int_t)memory->kv_cache_bytes >> 20, "workspace_mib",
                      (json_int_t)memory->workspace_bytes >> 20, "free_mib", (json_int_t)memory->free_bytes >> 20,
-                     "total_mib", (json_int_t)memory->total_bytes >> 20);
+                     "total_mib", (json_int_t)memory->total_bytes >> 20,
+                     "passes_recorded_first", (json_int_t)worker->passes_recorded_first, "passes_recorded_later",
+                     (json_int_t)worker->passes_recorded_later, "passes_replayed",
+                     (json_int_t)worker->passes_replayed, "passes_launched", (json_int_t)worker->passes_launched);
 }
 
 static enum status look_workers(const struct control_scene *scene, const json_t *args, json_t **out)

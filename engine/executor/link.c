@@ -121,6 +121,10 @@ int32_t link_workers(struct link *link, struct engine_worker *out, int32_t capac
             .ms_in_step = r->heartbeat.ms_in_step,
             .memory = r->heartbeat.memory,
             .ms_since_heard = (now_ns - r->heard_ns) / 1000000,
+            .passes_recorded_first = r->heartbeat.passes_recorded_first,
+            .passes_recorded_later = r->heartbeat.passes_recorded_later,
+            .passes_replayed = r->heartbeat.passes_replayed,
+            .passes_launched = r->heartbeat.passes_launched,
         };
         snprintf(out[rank].host, sizeof out[rank].host, "%s", info->host ? info->host : "");
     }
@@ -394,6 +398,7 @@ static enum status check_progress(struct link *link)
 {
     int64_t now_ns = clock_now_ns(), max_ns = stuck_max_ns(link);
     int32_t stuck = 0, guilty;
+    int64_t step;
 
     while (stuck < link->world && (link->ranks[stuck].heartbeat.step < 0 ||
                                    now_ns - link->ranks[stuck].moved_ns <= max_ns))
@@ -401,10 +406,12 @@ static enum status check_progress(struct link *link)
     if (stuck == link->world)
         return OK;
     guilty = find_guilty(link, stuck);
+    step = link->ranks[guilty].heartbeat.step;
+    if (step < 0)
+        step = link->ranks[stuck].heartbeat.step; /* which it has not begun */
     return fail_rank(link, guilty, ERR_TIMEOUT,
                      "rank %d (process %d) hangs in step %" PRId64 ": its device has stood still for %.1f s",
-                     guilty, link->rendezvous.ranks[guilty].pid,
-                     link->ranks[stuck].heartbeat.step,
+                     guilty, link->rendezvous.ranks[guilty].pid, step,
                      clock_ms(now_ns - link->ranks[stuck].moved_ns) / 1e3);
 }
 

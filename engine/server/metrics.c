@@ -338,6 +338,34 @@ static void print_memory(const struct metrics *metrics, const struct metrics_sou
     }
 }
 
+#define COUNT(member) offsetof(struct engine_worker, member)
+/* Of each rank's process; rows of a name follow each other. */
+static const struct {
+    const char *name, *help, *label;
+    size_t place; /* of an int64_t in struct engine_worker */
+} rank_counters[] = {
+    {"tandem:recorded_passes_total", "Passes of decode steps, recorded as CUDA graphs: at the start, or by a step.",
+     "when=\"start\"", COUNT(passes_recorded_first)},
+    {"tandem:recorded_passes_total", NULL, "when=\"step\"", COUNT(passes_recorded_later)},
+    {"tandem:passes_total", "Passes through the model: replayed as recorded, or launched kernel by kernel.",
+     "how=\"replayed\"", COUNT(passes_replayed)},
+    {"tandem:passes_total", NULL, "how=\"launched\"", COUNT(passes_launched)},
+};
+#undef COUNT
+
+static void print_rank_counters(const struct metrics *metrics, const struct metrics_sources *from,
+                                struct bytes *out)
+{
+    for (size_t i = 0; i < COUNT_OF(rank_counters); i++) {
+        if (rank_counters[i].help)
+            print_about(out, rank_counters[i].name, "counter", rank_counters[i].help);
+        for (int32_t r = 0; r < from->num_workers; r++)
+            bytes_printf(out, "%s{%s,rank=\"%d\",%s} %lld\n", rank_counters[i].name, metrics->label,
+                         from->workers[r].rank, rank_counters[i].label,
+                         (long long)*(const int64_t *)((const char *)&from->workers[r] + rank_counters[i].place));
+    }
+}
+
 void metrics_print(const struct metrics *metrics, const struct metrics_sources *from,
                    struct bytes *out)
 {
@@ -350,6 +378,7 @@ void metrics_print(const struct metrics *metrics, const struct metrics_sources *
     print_recovery(metrics, from->engine, out);
     print_restarts(metrics, from, out);
     print_memory(metrics, from, out);
+    print_rank_counters(metrics, from, out);
     print_waiting(metrics, from->engine, out);
     print_rejections(metrics, from->engine, out);
     print_finished(metrics, out);

@@ -364,6 +364,7 @@ static enum status shm_all_gather(struct comm *comm, const void *data, int64_t b
 }
 
 static const struct comm_ops shm_ops = {
+    .ends_for_all = true,
     .close = shm_close,
     .abort = shm_abort,
     .is_aborted = shm_is_aborted,

@@ -24,10 +24,11 @@ static void ipc_close(struct comm *comm)
     mem_free(ipc_of(comm));
 }
 
+/* The hosts' first: a rank that has found what GPUs made of sums that were ended finds these ended. */
 static void ipc_abort(struct comm *comm)
 {
-    cuda_module()->exchange_abort(ipc_of(comm)->exchange);
     comm_abort(ipc_of(comm)->host);
+    cuda_module()->exchange_abort(ipc_of(comm)->exchange);
 }
 
 static bool ipc_is_aborted(const struct comm *comm)
@@ -64,6 +65,22 @@ static enum status ipc_sum(struct comm *comm, int64_t count, struct comm_parts *
     return OK;
 }
 
+static enum status ipc_gather_columns(struct comm *comm, const struct comm_columns *columns)
+{
+    const char *error;
+
+    TRY(comm_check(comm));
+    error = cuda_module()->exchange_gather(ipc_of(comm)->exchange, columns);
+    return error ? fail(ERR_INTERNAL, "the GPU: %s", error) : OK;
+}
+
+static enum status ipc_align(struct comm *comm)
+{
+    TRY(comm_check(comm));
+    cuda_module()->exchange_align(ipc_of(comm)->exchange);
+    return OK;
+}
+
 static enum status ipc_barrier(struct comm *comm)
 {
     return comm_barrier(ipc_of(comm)->host);
@@ -83,6 +100,8 @@ static const struct comm_ops ipc_ops = {
     .all_reduce_f32_disjoint = ipc_all_reduce_f32_disjoint,
     .sum_buffer = ipc_sum_buffer,
     .sum = ipc_sum,
+    .align = ipc_align,
+    .gather_columns = ipc_gather_columns,
     .barrier = ipc_barrier,
     .all_gather = ipc_all_gather,
 };
@@ -111,6 +130,8 @@ enum status comm_ipc_open(struct device *dev, struct comm *host, const struct co
     ipc = mem_new(struct comm_ipc);
     ipc->comm = (struct comm){.ops = &ipc_ops, .world = host->world, .sum_max = comm_sum_max(host)};
     ipc->host = host;
+    /* Where tokens come from what is put together no host's exchange follows, which would fail with a rank. */
+    ipc->comm.gathers_columns = host->ops->ends_for_all;
     status = meet(ipc, dev, options->rank);
     if (status != OK) {
         ipc_close(&ipc->comm);

@@ -157,7 +157,7 @@ static __device__ __forceinline__ struct row row_at(const struct draw_task &task
     struct row row;
 
     row.logits = task.logits + (int64_t)index * task.num_tokens;
-    row.mask = draw.mask < 0 ? NULL : task.masks + (int64_t)draw.mask * task.words;
+    row.mask = draw.mask < 0 || !task.masks ? NULL : task.masks + (int64_t)draw.mask * task.words;
     row.temperature = draw.temperature < GREEDY_TEMPERATURE ? 1.0f : fmaxf(draw.temperature, LEAST_TEMPERATURE);
     row.end = task.num_tokens;
     row.aligned = task.aligned;
@@ -835,6 +835,33 @@ extern "C" void draw_rows_cuda(struct device *dev, const struct draw_rows_args *
         launch(end_rows, dim3((unsigned)rows), dim3(ROW_THREADS), 0, state->stream, task);
         note_launch(state);
     }
+}
+
+/* A block for each row. */
+static __global__ void __launch_bounds__(PIECE_THREADS) forbid(struct mask_rows_args args)
+{
+    int32_t index = args.draws[blockIdx.x].mask;
+    float *logits = args.logits + (int64_t)blockIdx.x * args.num_tokens;
+    const uint32_t *mask = args.masks + (int64_t)index * args.words;
+
+    if (index < 0)
+        return;
+    for (int32_t t = (int32_t)threadIdx.x; t < args.num_tokens; t += PIECE_THREADS) {
+        int32_t bit = args.first_token % 32 + t;
+
+        if (!(mask[bit / 32] >> bit % 32 & 1u))
+            logits[t] = -INFINITY;
+    }
+}
+
+extern "C" void mask_rows_cuda(struct device *dev, const struct mask_rows_args *args)
+{
+    struct cuda_state *state = state_of(dev);
+
+    if (args->rows == 0)
+        return;
+    launch(forbid, dim3((unsigned)args->rows), dim3(PIECE_THREADS), 0, state->stream, *args);
+    note_launch(state);
 }
 
 static __global__ void __launch_bounds__(PIECE_THREADS) take_last(int32_t *ids, int32_t rows,

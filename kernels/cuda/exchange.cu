@@ -4,6 +4,9 @@
  * A rank's part lies in its own memory. When it has told the others by a flag in theirs, and they have told it, what
  * comes next on each stream reads all parts. There are two parts, taken in turn: that of exchange e is written over in
  * e + 2, and the others have told of e + 1 behind their reading of e.
+ *
+ * Exchanges may be recorded and replayed, so it is the device that counts them. The host knows no more than which
+ * of the two parts comes next, and a recording has an even number of exchanges.
  */
 #include "kernels/cuda/exchange.h"
 #include "kernels/cuda/state.h"
@@ -14,7 +17,8 @@
 
 enum {
     FLAGS_BYTES = 4096,
-    MAX_WORLD = FLAGS_BYTES / sizeof(uint32_t),
+    COUNT = FLAGS_BYTES / sizeof(uint32_t) - 1, /* of the rank's own exchanges so far: behind all flags */
+    MAX_WORLD = COUNT,
     THREADS = 256,
     LONG = 1 << 16, /* looks at a flag: some tens of milliseconds */
 };
@@ -26,7 +30,7 @@ struct cuda_exchange {
     struct cuda_state *state;
     int32_t world, rank;
     int64_t sum_max; /* doubles of a part */
-    uint32_t count;  /* exchanges so far */
+    uint32_t turn;   /* which part was the last exchange's */
     char *peers[MAX_WORLD]; /* each rank's memory, at this process's addresses: flags, by rank, and two parts */
     uint32_t *words;        /* page-locked: by enum word */
     uint32_t **flags;       /* the device's: [world], peers' */
@@ -36,23 +40,25 @@ struct cuda_exchange {
 
 static double *part_of(const struct cuda_exchange *exchange, int32_t rank, uint32_t which)
 {
-    return (double *)(exchange->peers[rank] + FLAGS_BYTES) + (which & 1) * exchange->sum_max;
+    return (double *)(exchange->peers[rank] + FLAGS_BYTES) + which * exchange->sum_max;
 }
 
 /* ---- kernels -------------------------------------------------------------------------------------- */
 
 /* One thread a rank, MAX_WORLD at most. */
-static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank, uint32_t count,
-                            uint32_t *words)
+static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank, uint32_t *words)
 {
     int32_t peer = (int32_t)threadIdx.x, looks = 0;
     bool is_peer = peer < world && peer != rank;
+    uint32_t *own = flags[rank], count = own[COUNT] + 1;
 
     __threadfence_system();
     if (is_peer)
         store_release_system(flags[peer] + rank, count);
-    __syncthreads(); /* all are told before any is waited for */
-    while (is_peer && (int32_t)(load_acquire_system(flags[rank] + peer) - count) < 0) {
+    __syncthreads(); /* all are told before any is waited for, and all have read */
+    if (peer == 0)
+        own[COUNT] = count;
+    while (is_peer && (int32_t)(load_acquire_system(own + peer) - count) < 0) {
         if (load_acquire_system(&words[IS_ABORTED]))
             break;
         if (++looks == LONG)
@@ -74,6 +80,15 @@ static __global__ void add_disjoint(float *x, const double *const *parts, int32_
             sum += ((const float *)parts[rank])[i];
         x[i] = sum;
     }
+}
+
+/* part: [rows, columns], out: [rows, stride], from column 0 on. */
+static __global__ void put_columns(float *out, int64_t stride, const float *part, int32_t columns, int64_t count)
+{
+    int64_t step = (int64_t)gridDim.x * THREADS;
+
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += step)
+        out[i / columns * stride + i % columns] = part[i];
 }
 
 /* ---- life ----------------------------------------------------------------------------------------- */
@@ -212,18 +227,66 @@ int32_t exchange_waits_for(const struct cuda_exchange *exchange)
 
 double *exchange_buffer(struct cuda_exchange *exchange)
 {
-    return part_of(exchange, exchange->rank, exchange->count + 1);
+    return part_of(exchange, exchange->rank, exchange->turn ^ 1);
 }
 
 const double *const *exchange_sum(struct cuda_exchange *exchange)
 {
     struct cuda_state *state = exchange->state;
 
-    exchange->count++;
+    exchange->turn ^= 1;
     launch(meet, dim3(1), dim3((unsigned)(exchange->world + WARP - 1) / WARP * WARP), 0, state->stream, exchange->flags,
-           exchange->world, exchange->rank, exchange->count, exchange->words);
+           exchange->world, exchange->rank, exchange->words);
     note_launch(state);
-    return exchange->host_parts + (exchange->count & 1) * (uint32_t)exchange->world;
+    return exchange->host_parts + exchange->turn * (uint32_t)exchange->world;
+}
+
+void exchange_align(struct cuda_exchange *exchange)
+{
+    if (exchange->turn != 0)
+        exchange_sum(exchange); /* of nothing */
+}
+
+/* What is to go to the others: floats. */
+static const char *fill_buffer(struct cuda_exchange *exchange, const float *x, int64_t count)
+{
+    cudaError_t error = cudaMemcpyAsync(exchange_buffer(exchange), x, (size_t)count * sizeof *x,
+                                        cudaMemcpyDeviceToDevice, exchange->state->stream);
+
+    return error == cudaSuccess ? NULL : say(exchange->state, "a part of a sum", error);
+}
+
+/* For kernels whose threads take several elements each, where these are many. */
+static dim3 blocks_for(const struct cuda_exchange *exchange, int64_t count)
+{
+    int64_t blocks = (count + THREADS - 1) / THREADS, most = 4 * exchange->state->num_processors;
+
+    return dim3((unsigned)(blocks < most ? blocks : most));
+}
+
+const char *exchange_gather(struct cuda_exchange *exchange, const struct comm_columns *columns)
+{
+    struct cuda_state *state = exchange->state;
+    const int32_t *first = columns->first;
+    const double *const *parts;
+    const char *text = fill_buffer(exchange, columns->own,
+                                   (int64_t)columns->rows * (first[exchange->rank + 1] - first[exchange->rank]));
+
+    if (text)
+        return text;
+    parts = exchange_sum(exchange);
+    for (int32_t rank = 0; rank < exchange->world; rank++) {
+        int32_t width = first[rank + 1] - first[rank];
+        int64_t count = (int64_t)columns->rows * width;
+
+        if (count == 0)
+            continue;
+        launch(put_columns, blocks_for(exchange, count), dim3(THREADS), 0, state->stream,
+               columns->out + first[rank], (int64_t)first[exchange->world], (const float *)parts[rank], width,
+               count);
+        note_launch(state);
+    }
+    return NULL;
 }
 
 const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int64_t count)
@@ -233,16 +296,13 @@ const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int6
 
     for (int64_t at = 0; at < count; at += most) {
         int64_t n = count - at < most ? count - at : most;
-        int64_t blocks = (n + THREADS - 1) / THREADS;
-        cudaError_t error = cudaMemcpyAsync(exchange_buffer(exchange), x + at, (size_t)n * sizeof *x,
-                                            cudaMemcpyDeviceToDevice, state->stream);
+        const char *text = fill_buffer(exchange, x + at, n);
 
-        if (error != cudaSuccess)
-            return say(state, "a part of a sum", error);
+        if (text)
+            return text;
         exchange_sum(exchange);
-        launch(add_disjoint, dim3((unsigned)(blocks < 4 * state->num_processors ? blocks : 4 * state->num_processors)),
-               dim3(THREADS), 0, state->stream, x + at,
-               exchange->parts + (exchange->count & 1) * (uint32_t)exchange->world, exchange->world, n);
+        launch(add_disjoint, blocks_for(exchange, n), dim3(THREADS), 0, state->stream, x + at,
+               exchange->parts + exchange->turn * (uint32_t)exchange->world, exchange->world, n);
         note_launch(state);
     }
     return NULL;

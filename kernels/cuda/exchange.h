@@ -16,6 +16,8 @@ void exchange_abort(struct cuda_exchange *exchange);
 int32_t exchange_waits_for(const struct cuda_exchange *exchange);
 double *exchange_buffer(struct cuda_exchange *exchange);
 const double *const *exchange_sum(struct cuda_exchange *exchange);
+void exchange_align(struct cuda_exchange *exchange);
+const char *exchange_gather(struct cuda_exchange *exchange, const struct comm_columns *columns);
 const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int64_t count);
 void exchange_close(struct cuda_exchange *exchange);
 }

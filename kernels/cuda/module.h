@@ -135,7 +135,9 @@ struct cuda_module {
     /*
      * Sums among ranks of one host. Each opens its own and tells all its handle, and connects to all when it has theirs,
      * handles: [world]. The part of the next sum, sum_max doubles at most, goes to exchange_buffer; exchange_sum lets
-     * what comes after it read all ranks' parts, [world]. abort, from any thread: nothing waits any more.
+     * what comes after it read all ranks' parts, [world]. Parts are at two places in turn: exchange_align goes to
+     * the first, so that what is recorded from there finds its places again. abort, from any thread: nothing waits
+     * any more.
      */
     const char *(*exchange_open)(struct cuda_state *state, int32_t world, int32_t rank, int64_t sum_max,
                                  void *handle_out, struct cuda_exchange **out);
@@ -144,6 +146,8 @@ struct cuda_module {
     int32_t (*exchange_waits_for)(const struct cuda_exchange *exchange); /* the rank; -1: none, or not for long. Any thread */
     double *(*exchange_buffer)(struct cuda_exchange *exchange);
     const double *const *(*exchange_sum)(struct cuda_exchange *exchange);
+    void (*exchange_align)(struct cuda_exchange *exchange);
+    const char *(*exchange_gather)(struct cuda_exchange *exchange, const struct comm_columns *columns);
     /* x: the sum of all ranks' x, of which one alone is not zero. */
     const char *(*exchange_add_disjoint)(struct cuda_exchange *exchange, float *x, int64_t count);
     void (*exchange_close)(struct cuda_exchange *exchange); /* NULL is fine */

@@ -87,6 +87,7 @@ void attention_cuda(struct device *dev, const struct attention_args *args);
 void silu_mul_cuda(struct device *dev, const struct activations *out, const float *gate, const float *up,
                    int64_t stride);
 void draw_rows_cuda(struct device *dev, const struct draw_rows_args *args);
+void mask_rows_cuda(struct device *dev, const struct mask_rows_args *args);
 void take_last_tokens_cuda(struct device *dev, int32_t *ids, int32_t rows, const int32_t *last_tokens);
 void gelu_mul_cuda(struct device *dev, const struct activations *out, const float *gate, const float *up,
                    int64_t stride);

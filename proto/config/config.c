@@ -64,6 +64,9 @@ static const struct option options[] = {
         "wgmma, and a row's bits, so tokens, may vary with its batch", .words = "auto on off"),
     ROW(cublaslt_library, OPTION_TEXT, NULL, "cuBLASLt; libcublasLt.so of the module's CUDA as the system finds it",
         .value = "FILE"),
+    ROW(enforce_eager, OPTION_BOOL, "false",
+        "GPUs launch each kernel by itself; else steps that only decode are replayed as CUDA graphs, captured at "
+        "the start"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
         .words = "ref sse2 avx2 avxvnni avx512"),
     ROW(exact_sums, OPTION_BOOL, "true",

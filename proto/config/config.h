@@ -37,6 +37,7 @@ struct config {
     double join_timeout; /* seconds, for ranks that others start */
     char *comm;          /* how ranks exchange: "auto", "shm", "net", "mpi" */
     int32_t threads; /* of a rank; 0: cores / ranks */
+    bool enforce_eager; /* no passes are recorded */
     bool exact_sums; /* row-parallel sums do not depend on the number of ranks */
     char *cpu_bind;  /* "auto": threads have cores, or nodes, of their own where that helps; "none" */
     char *isa;       /* NULL: the best of this machine */

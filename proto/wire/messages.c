@@ -163,6 +163,10 @@ static const struct field heartbeat_fields[] = {
     FIELD(struct heartbeat, progress, FIELD_I64),
     FIELD(struct heartbeat, waits_for, FIELD_I32),
     FIELD_STRUCT(struct heartbeat, memory, &memory_held_type),
+    FIELD(struct heartbeat, passes_recorded_first, FIELD_I64),
+    FIELD(struct heartbeat, passes_recorded_later, FIELD_I64),
+    FIELD(struct heartbeat, passes_replayed, FIELD_I64),
+    FIELD(struct heartbeat, passes_launched, FIELD_I64),
 };
 const struct message_type heartbeat_type =
     MESSAGE_TYPE("heartbeat", MESSAGE_HEARTBEAT, struct heartbeat, heartbeat_fields);

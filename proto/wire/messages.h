@@ -246,6 +246,8 @@ struct heartbeat {
     int64_t progress;   /* rises with whatever its device gets done, at least once a layer */
     int32_t waits_for;  /* the rank without which it can't go on; -1: none */
     struct memory_held memory;
+    /* Recordings of passes that it made, before the first step and in one; passes that ran as one, and without. */
+    int64_t passes_recorded_first, passes_recorded_later, passes_replayed, passes_launched;
 };
 /* ERR_MISMATCH: no device holds so much, or less than nothing. */
 MUST_USE enum status heartbeat_check(const struct heartbeat *heartbeat);

@@ -19,7 +19,7 @@ static const size_t PEERS_BYTES = (size_t)64 << 30; /* of addresses, for what ot
 
 /* ---- what the environment says --------------------------------------------------------------- */
 
-enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, NO_IPC, LAUNCH };
+enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, NO_IPC, LAUNCH, NO_GRAPH };
 
 static struct {
     enum fault fault;
@@ -51,10 +51,10 @@ void emulated_cuda_order(const char *order)
 static void read_settings()
 {
     static const char *const names[] = {"",          "no_device", "no_driver", "old_driver",
-                                        "no_memory", "no_ipc",    "launch"};
+                                        "no_memory", "no_ipc",    "launch",    "no_graph"};
     const char *fault = getenv("EMULATED_CUDA_FAULT");
 
-    for (int i = 1; fault && i <= LAUNCH; i++) {
+    for (int i = 1; fault && i <= NO_GRAPH; i++) {
         size_t length = strlen(names[i]);
 
         if (strncmp(fault, names[i], length) == 0 && (fault[length] == ':' || !fault[length])) {
@@ -1559,9 +1559,12 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureSta
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
 {
+    static int64_t num_graphs;
+
     *out = NULL;
     ENTER();
     REFUSE_IF(!graph, cudaErrorInvalidValue);
+    REFUSE_IF(settings.fault == NO_GRAPH && num_graphs++ >= settings.fault_number, cudaErrorMemoryAllocation);
     *out = (cudaGraphExec_t)calloc(1, sizeof **out);
     (*out)->device = graph->device;
     append_copies(&(*out)->works, &graph->works);

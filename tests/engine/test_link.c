@@ -226,7 +226,7 @@ static void a_rank_that_holds_more_than_there_is_has_failed(void **state)
     close_script(&script, &link);
 }
 
-/* Both beat; neither gets ahead. */
+/* Both beat; neither gets ahead. The one that waits was given a step more. */
 static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **state)
 {
     static const struct model_runner_output answer = {.num_rows = 1, .execute_ns = 2000000};
@@ -245,7 +245,7 @@ static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **s
     link_note_step(&link, 7, 1);
     do {
         script.num_frames = script.num_read = 0;
-        bring_beat(&script, "0:3", 7, 40, 1);
+        bring_beat(&script, "0:3", 8, 40, 1);
         bring_beat(&script, "1:3", 7, 40, -1);
         status = link_collect(&link, 7, clock_deadline_ns(500), &output);
         frame_drop(script.inbox[0].frame);

@@ -13,7 +13,11 @@ static const struct engine_worker workers[] = {
     {.rank = 1,
      .restarts = 3,
      .memory = {.weights_bytes = 5000000000, .kv_cache_bytes = 600, .workspace_bytes = 70, .free_bytes = 8,
-                .total_bytes = 9}},
+                .total_bytes = 9},
+     .passes_recorded_first = 64,
+     .passes_recorded_later = 2,
+     .passes_replayed = 70,
+     .passes_launched = 8},
 };
 
 static void print_page(const struct metrics *metrics, const struct engine_stats *stats,
@@ -126,6 +130,20 @@ static void what_ranks_hold_is_told(void **state)
 #undef HELD
     expect_line(&page, "tandem:device_memory_free_bytes{model_name=\"tiny\",engine=\"0\",rank=\"1\"} 8");
     expect_line(&page, "tandem:device_memory_size_bytes{model_name=\"tiny\",engine=\"0\",rank=\"1\"} 9");
+}
+
+static void passes_are_told_apart_by_how_they_ran(void **state)
+{
+    (void)state;
+    AUTO_FREE(metrics) struct metrics *metrics = metrics_new("tiny");
+    AUTO_CLOSE(bytes) struct bytes page = {0};
+
+    print_page(metrics, &(struct engine_stats){0}, &page);
+    expect_line(&page,
+                "tandem:recorded_passes_total{model_name=\"tiny\",engine=\"0\",rank=\"1\",when=\"start\"} 64");
+    expect_line(&page, "tandem:recorded_passes_total{model_name=\"tiny\",engine=\"0\",rank=\"1\",when=\"step\"} 2");
+    expect_line(&page, "tandem:passes_total{model_name=\"tiny\",engine=\"0\",rank=\"1\",how=\"replayed\"} 70");
+    expect_line(&page, "tandem:passes_total{model_name=\"tiny\",engine=\"0\",rank=\"1\",how=\"launched\"} 8");
 }
 
 static void the_log_has_the_same_in_a_line(void **state)
@@ -242,6 +260,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(reasons_are_told_apart),
     cmocka_unit_test(ranks_that_were_replaced_are_counted),
     cmocka_unit_test(what_ranks_hold_is_told),
+    cmocka_unit_test(passes_are_told_apart_by_how_they_ran),
     cmocka_unit_test(the_log_has_the_same_in_a_line),
     cmocka_unit_test(an_empty_cache_is_not_divided_by),
     cmocka_unit_test(buckets_of_a_histogram_add_up),

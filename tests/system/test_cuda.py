@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 import unittest
+import unittest.mock
 
 import ranks
 import tandem
@@ -56,15 +57,39 @@ class Cuda(unittest.TestCase):
     def test_tokens_that_the_device_draws_are_those_of_the_cpu(self):
         path = tandem.write_lines("cuda-plain.jsonl", [plain(r) for r in requests(24, 40, 12)])
         self.compare(MODEL, path, ["", "--no-async-scheduling", "--max-num-seqs 3",
-                                   "--num-gpu-blocks-override 12 --max-num-seqs 8"])
+                                   "--num-gpu-blocks-override 12 --max-num-seqs 8", "--tp 2",
+                                   "--tp 3 --no-async-scheduling --enforce-eager"])
 
     def test_steps_drawn_on_the_device_and_on_the_host_take_turns(self):
         lines = [r if i % 6 == 0 else plain(r) for i, r in enumerate(requests(18, 30, 8))]
-        self.compare(MODEL, tandem.write_lines("cuda-mixed.jsonl", lines), ["", "--max-num-seqs 4"])
+        self.compare(MODEL, tandem.write_lines("cuda-mixed.jsonl", lines), ["", "--max-num-seqs 4", "--tp 2"])
 
     def test_ranks_on_gpus_do_not_change_an_answer(self):
         path = tandem.write_lines("cuda-ranks.jsonl", requests(8, 30, 4))
-        self.compare(MODEL, path, ["--tp 2", "--tp 3 --max-num-batched-tokens 16 --max-num-seqs 8"])
+        self.compare(MODEL, path, ["--tp 2", "--tp 3 --max-num-batched-tokens 16 --max-num-seqs 8",
+                                   "--tp 4 --max-num-seqs 5", "--tp 2 --enforce-eager"])
+
+    def test_steps_that_only_decode_are_recorded_before_the_first_and_replayed(self):
+        """Steps are of one row and of four. MODEL has no more than 256 positions."""
+        rows = ((["--tp", "1"], True), (["--tp", "2"], True), (["--tp", "2", "--enforce-eager"], False),
+                (["--tp", "2", "--device-comm", "host"], False))
+        for options, are_recorded in rows:
+            with self.subTest(options=options), \
+                 Server("--max-num-seqs", "4", *CUDA, *options, model_file=MODEL) as server:
+                def count(what, **labels):
+                    return server.metric(f"tandem:{what}_total", **labels)
+
+                for n in (1, 4):
+                    server.complete(n=n, max_tokens=30, temperature=1, ignore_eos=True)
+                for rank in range(int(options[1])):
+                    wait_for("passes", lambda r=rank: sum(count("passes", rank=r, how=how)
+                                                          for how in ("replayed", "launched")) > 55)
+                    self.assertEqual(count("recorded_passes", rank=rank, when="start"), 3 if are_recorded else 0)
+                    self.assertEqual(count("recorded_passes", rank=rank, when="step"), 0)
+                    if are_recorded:
+                        self.assertGreater(count("passes", rank=rank, how="replayed"), 50)
+                    else:
+                        self.assertEqual(count("passes", rank=rank, how="replayed"), 0)
 
     @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
     def test_however_ranks_add_up_an_answer_is_the_same(self):
@@ -77,6 +102,17 @@ class Cuda(unittest.TestCase):
         path = tandem.write_lines("cuda-codes.jsonl", requests(8, 50, 4))
         for kind in ("fp8", "int8"):
             self.compare(MODEL, path, ["", "--tp 2 --max-num-batched-tokens 16"], "--kv-cache-dtype", kind)
+
+    @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
+    def test_what_can_not_be_recorded_is_launched(self):
+        path = tandem.write_lines("cuda-eager.jsonl", [plain(r) for r in requests(4, 20, 2)])
+        module = ["--max-num-seqs", "4", *CUDA]
+        with unittest.mock.patch.dict(os.environ, EMULATED_CUDA_FAULT="no_graph:2"):
+            answers = self.ask(MODEL, path, *module, "--tp", "2")
+            rc, _, err = tandem.run("generate", "--model", MODEL, "--requests", path, *module)
+        self.assertEqual(rc, 0, err)
+        self.assertRegex(err, "no more passes are recorded, as one of 4 rows up to position 255 could not .*memory")
+        self.assertEqual(answers, self.ask(MODEL, path, "--max-num-seqs", "4"))
 
     def test_weights_of_16_bits_give_one_answer_of_their_own(self):
         """Tensor cores add them up: not as the CPU does, and yet the same for any batch, chunk and number of ranks."""
@@ -337,12 +373,26 @@ class Cuda(unittest.TestCase):
                 self.assertIn(words, job.ranks[0].communicate()[1])
 
     @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and three GPUs there may not be")
-    def test_a_rank_that_hangs_beside_nccl_is_the_one_that_is_named(self):
-        """All others are in a sum, each in wait for its next."""
-        _, err = self.refuse(0, [r"rank 1 \(process \d+\) hangs in step 12"], *CUDA, *NCCL, "--tp", "3",
-                             "--max-tokens", "20", "--ignore-eos", "--inject-fault", "step=12,rank=1,kind=hang",
-                             EMULATED_CUDA_DEVICES="3")
-        self.assertEqual(err.count("is emulated"), 4)
+    def test_of_ranks_that_add_up_the_one_that_hangs_is_named(self):
+        """All others are in a sum: by NCCL, each in wait for its next; else in a replay."""
+        for way in (NCCL, ["--device-comm", "ipc"]):
+            with self.subTest(way=way):
+                _, err = self.refuse(0, [r"rank 1 \(process \d+\) hangs in step 12"], *CUDA, *way, "--tp", "3",
+                                     "--max-tokens", "20", "--ignore-eos", "--inject-fault",
+                                     "step=12,rank=1,kind=hang", EMULATED_CUDA_DEVICES="3")
+                self.assertEqual(err.count("is emulated"), 4)
+
+    def test_streams_go_on_when_a_rank_is_killed_whose_steps_are_replayed(self):
+        lines = [{"prompt": "hello", "max_tokens": 1, "seed": 9}]
+        lines += [{"prompt": "hello", "max_tokens": 40, "ignore_eos": True, "seed": i} for i in range(4)]
+        path = tandem.write_lines("cuda-killed-replays.jsonl", lines)
+        undisturbed, _ = self.disturbed(path, [], [])
+        for rank in range(2):
+            with self.subTest(rank=rank):
+                answers, err = self.disturbed(path, [rank], [*CUDA, "--tp", "2", "--max-num-seqs", "8"])
+                self.assertEqual(answers, undisturbed)
+                self.assertEqual(err.count("is emulated"), 2 + 1)
+                self.assertEqual(err.count(" passes are recorded"), 2 + 2)  # anew by the survivor, as well
 
     @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
     def test_streams_go_on_when_a_rank_is_killed_beside_nccl(self):

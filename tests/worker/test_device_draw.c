@@ -4,13 +4,18 @@
 
 #include "kernels/kernels.h"
 #include "proto/base/memory.h"
+#include "worker/device_draw.h"
 #include "worker/sampler.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { NO_MASK = -1, MASK_KINDS = 6, LOGIT_KINDS = 13 };
 
-static struct device *device;
+static struct device *device; /* NULL: not opened yet */
 static uint64_t random_state = 1;
 
 static uint32_t next_random(void)
@@ -50,10 +55,23 @@ struct rows {
     struct sampler *sampler;
 };
 
+static void open_device(int32_t ordinal)
+{
+    expect_ok(device_open(&(struct device_options){.name = "cuda",
+                                                   .num_threads = 1,
+                                                   .ordinal = ordinal,
+                                                   .module = getenv("TANDEM_TEST_CUDA_MODULE")},
+                          &device));
+    assert_non_null(device_kernels(device)->draw_rows);
+    assert_non_null(device_kernels(device)->take_last_tokens);
+}
+
 static void *on_device(int64_t bytes)
 {
     void *p;
 
+    if (!device)
+        open_device(0);
     expect_ok(device_alloc(device, bytes, "rows of a test", &p));
     return p;
 }
@@ -436,16 +454,114 @@ static void last_tokens_take_the_place_of_negative_ids(void **state)
     device_free(device, device_last_tokens, sizeof last_tokens);
 }
 
-static int open_device(void **state)
+/* ---- several ranks -------------------------------------------------------------------------- */
+
+enum { RANKS = 3, RANK_ROWS = 40, RANK_TOKENS = 5003, RANK_STEPS = 3 };
+
+/* Where masks' words and logits' quads are cut, and one that holds little. */
+static const int32_t first_tokens[RANKS + 1] = {0, 2021, 2023, RANK_TOKENS};
+
+/* What lies in a rank's process. */
+struct rank {
+    int32_t rank;
+    struct comm *host, *comm;
+    struct device_draw *draw;
+    float *logits; /* the device's: of its slice */
+};
+
+static void open_rank(struct rank *self, int fd)
 {
+    char path[32];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    open_device(self->rank);
+    expect_ok(comm_open(path, self->rank, RANKS, &self->host));
+    expect_ok(comm_open_device(device, self->host,
+                               &(struct comm_device_options){.rank = self->rank, .is_one_host = true, .by = "ipc"},
+                               &self->comm));
+    expect_ok(device_draw_new(device,
+                              &(struct device_draw_limits){.rows = RANK_ROWS,
+                                                           .slots = RANK_ROWS,
+                                                           .first_tokens = first_tokens,
+                                                           .rank = self->rank,
+                                                           .world = RANKS},
+                              &self->draw));
+    self->logits = on_device(RANK_ROWS * (int64_t)sizeof(float) * RANK_TOKENS);
+}
+
+/* The tokens of rows that all ranks have made alike. */
+static const int32_t *draw_as_rank(struct rank *self, const struct rows *r, int64_t step)
+{
+    int32_t first = first_tokens[self->rank], own = first_tokens[self->rank + 1] - first, slots[RANK_ROWS];
+    struct sampler_row rows[RANK_ROWS];
+    int32_t last_tokens[RANK_ROWS];
+    const int32_t *tokens;
+
+    for (int32_t i = 0; i < RANK_ROWS; i++) {
+        rows[i] = r->rows[i];
+        if (rows[i].bitmask)
+            rows[i].bitmask += first / 32;
+        slots[i] = RANK_ROWS - 1 - i;
+        expect_ok(device_write(device, self->logits + (int64_t)i * own,
+                               r->logits + (int64_t)i * RANK_TOKENS + first, own * (int64_t)sizeof(float)));
+    }
+    expect_ok(device_draw_launch(self->draw, self->comm, step, self->logits, rows, slots, RANK_ROWS));
+    expect_ok(device_read(device, last_tokens, device_draw_last_tokens(self->draw), sizeof last_tokens));
+    tokens = device_draw_tokens(self->draw, step);
+    for (int32_t i = 0; i < RANK_ROWS; i++)
+        assert_int_equal(last_tokens[slots[i]], MAX(tokens[i], 0));
+    return tokens;
+}
+
+static void play_rank(int32_t rank, int fd)
+{
+    struct rank self = {.rank = rank};
+
+    open_rank(&self, fd);
+    assert_true(device_draw_can_meet(self.draw, self.comm));
+    assert_false(device_draw_can_meet(self.draw, self.host));
+
+    struct rows *r = rows_new(RANK_TOKENS, RANK_ROWS);
+
+    for (int64_t step = 0; step < RANK_STEPS; step++) {
+        for (int32_t i = 0; i < RANK_ROWS; i++)
+            make_row(r, i);
+        memcpy(r->drawn, draw_as_rank(&self, r, step), RANK_ROWS * sizeof *r->drawn);
+        expect_ok(sampler_run(r->sampler, r->logits, r->rows, RANK_ROWS, r->results));
+        for (int32_t i = 0; i < RANK_ROWS; i++) {
+            r->last_tokens[RANK_ROWS - 1 - i] = MAX(r->drawn[i], 0);
+            check_row(r, i, RANK_ROWS);
+        }
+    }
+    rows_free(r);
+    device_draw_free(self.draw);
+    device_free(device, self.logits, RANK_ROWS * (int64_t)sizeof(float) * RANK_TOKENS);
+    comm_close(self.comm);
+    comm_close(self.host);
+    device_close(device);
+}
+
+/* The first test: a process that has opened a device can't fork ranks. */
+static void ranks_with_slices_draw_what_one_host_draws_of_all(void **state)
+{
+    char path[32];
+    int fd = memfd_create("comm", 0), status;
+
     (void)state;
-    expect_ok(device_open(&(struct device_options){.name = "cuda",
-                                                   .num_threads = 1,
-                                                   .module = getenv("TANDEM_TEST_CUDA_MODULE")},
-                          &device));
-    assert_non_null(device_kernels(device)->draw_rows);
-    assert_non_null(device_kernels(device)->take_last_tokens);
-    return 0;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    expect_ok(comm_create(path, RANKS, 1 << 18, 0));
+    for (int32_t rank = 0; rank < RANKS; rank++)
+        if (fork() == 0) {
+            alarm(100);
+            dup2(STDERR_FILENO, STDOUT_FILENO); /* one process has tests to tell of */
+            play_rank(rank, fd);
+            _exit(0);
+        }
+    for (int32_t rank = 0; rank < RANKS; rank++) {
+        wait(&status);
+        assert_int_equal(status, 0);
+    }
+    close(fd);
 }
 
 static int close_device(void **state)
@@ -456,6 +572,7 @@ static int close_device(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(ranks_with_slices_draw_what_one_host_draws_of_all),
     cmocka_unit_test(tokens_are_those_that_the_host_draws),
     cmocka_unit_test(long_cuts_are_the_hosts),
     cmocka_unit_test(a_cut_where_a_bin_ends_is_the_hosts),
@@ -472,5 +589,5 @@ int main(void)
         puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module for GPUs");
         return 0;
     }
-    return cmocka_run_group_tests(tests, open_device, close_device);
+    return cmocka_run_group_tests(tests, NULL, close_device);
 }

@@ -8,6 +8,9 @@
  * the other ranks. */
 enum { SHARED_ROWS = 8 };
 
+/* That passes may take which are recorded before the first step. A rank says nothing meanwhile. */
+enum { RECORD_FIRST_MS = 1500 };
+
 struct model {
     const struct architecture *architecture;
     struct model_config config;
@@ -23,7 +26,8 @@ struct model {
     struct step_inputs inputs;
     struct batch_view batch; /* of the step, as kernels read it */
     const int32_t *last_tokens; /* see model_read_last_tokens */
-    struct recordings *recordings; /* NULL: the device can't */
+    struct recordings *recordings; /* NULL: the device can't, or is not to */
+    bool keeps_to_launches;        /* a recording has failed: there are no new ones */
     const double **parts;    /* [world] */
     int64_t *gathered_bytes; /* [world] */
     struct pass pass;
@@ -144,10 +148,19 @@ struct model_comm_bytes model_comm_bytes(const struct model_config *config, int3
     };
 }
 
+/* They are of arrays, and of sums among ranks, that are about to go. */
+static void forget_recordings(struct model *model)
+{
+    if (model->recordings)
+        recordings_forget(model->recordings);
+}
+
 void model_connect(struct model *model, struct comm *comm)
 {
     struct slab slab = {.base = comm ? comm_shared(comm) : NULL};
 
+    if (comm != model->pass.comm)
+        forget_recordings(model);
     model->pass.comm = comm;
     model->pass.common = (struct activations){0};
     if (!slab.base)
@@ -248,7 +261,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
                                                       .logit_rows = model->max_logit_rows,
                                                       .position = model->max_position}));
 
-    if (device_can_record(dev))
+    if (device_can_record(dev) && !options->records_nothing)
         model->recordings = recordings_new(dev, MIN(model->max_rows, model->max_logit_rows), model->max_position);
 
     *out = give(model);
@@ -329,12 +342,6 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
     return OK;
 }
 
-static void forget_recordings(struct model *model)
-{
-    if (model->recordings)
-        recordings_forget(model->recordings);
-}
-
 void model_free_kv(struct model *model)
 {
     forget_recordings(model);
@@ -386,15 +393,43 @@ static int32_t last_position(const struct batch_view *batch)
     return last;
 }
 
-/* Does every request have one row, which samples? And is there nobody to meet or to show the residual to on the way? */
-static bool can_be_recorded(const struct model *model, int32_t num_logit_rows, struct recording_sizes *sizes)
+/* Does every request have one row, which samples? And does the host meet nobody on the way, nor show the
+ * residual? */
+static bool can_be_recorded(const struct model *model, const struct batch_view *batch, int32_t num_logit_rows,
+                            struct recording_sizes *sizes)
 {
-    const struct batch_view *batch = &model->batch;
-
-    if (!model->recordings || model->pass.comm || model->pass.observer || batch->rows != batch->num_requests ||
-        batch->rows != num_logit_rows)
+    if (!model->recordings || !comm_can_record(model->pass.comm) || model->pass.observer ||
+        batch->rows != batch->num_requests || batch->rows != num_logit_rows)
         return false;
     return recordings_round_up(model->recordings, batch->rows, batch->max_position, sizes);
+}
+
+/* Puts the arrays of a step where the pass reads them, of these sizes if they are not NULL. */
+static enum status place(struct model *model, const struct batch_view *batch, const int32_t *ids,
+                         const int32_t *logit_rows, int32_t num_logit_rows, const struct recording_sizes *sizes)
+{
+    struct pass *pass = &model->pass;
+    int32_t all = sizes ? sizes->rows : num_logit_rows;
+
+    model->batch = *batch;
+    TRY(step_inputs_put(&model->inputs, &model->batch, &ids, model->last_tokens, sizes));
+    TRY(step_inputs_put_rows(&model->inputs, &logit_rows, num_logit_rows, all));
+    pass->batch = &model->batch;
+    pass->ids = ids;
+    pass->logit_rows = logit_rows;
+    pass->num_logit_rows = all;
+    /* An observer wants all rows of the residual on every rank. */
+    pass->shares_rows = pass->common.q && batch->rows >= SHARED_ROWS && !pass->observer;
+    pass->normed = pass->shares_rows ? pass->common : pass->own;
+    return OK;
+}
+
+/* What another rank may replay. */
+static enum status launch_aligned(struct model *model)
+{
+    TRY(comm_align(model->pass.comm));
+    TRY(model->architecture->forward(&model->pass));
+    return comm_align(model->pass.comm);
 }
 
 static enum status record(struct model *model, struct device_recording **out)
@@ -402,8 +437,9 @@ static enum status record(struct model *model, struct device_recording **out)
     struct device *dev = model->pass.dev;
     enum status status, ended;
 
+    TRY(comm_align(model->pass.comm));
     TRY(device_record(dev));
-    status = model->architecture->forward(&model->pass);
+    status = launch_aligned(model);
     ended = device_end_record(dev, out);
     if (status == OK || ended != OK)
         return ended;
@@ -411,52 +447,124 @@ static enum status record(struct model *model, struct device_recording **out)
     return status;
 }
 
+/* The pass as it was placed. Where that fails, and all else goes on, it is the last attempt, and *out is NULL. */
+static enum status add_recording(struct model *model, const struct recording_sizes *sizes,
+                                 struct device_recording **out)
+{
+    AUTO_MEM char *why = NULL;
+
+    *out = NULL;
+    if (record(model, out) == OK) {
+        recordings_add(model->recordings, sizes, *out);
+        return OK;
+    }
+    why = mem_strdup(fail_text());
+    TRY(comm_check(model->pass.comm));
+    TRY(device_check(model->pass.dev));
+    log_warn("no more passes are recorded, as one of %d rows up to position %d could not be: %s", sizes->rows,
+             sizes->position, why);
+    model->keeps_to_launches = true;
+    *out = NULL;
+    return OK;
+}
+
 static enum status replay(struct model *model, const struct recording_sizes *sizes)
 {
     struct device_recording *recording = recordings_find(model->recordings, sizes);
+    struct work_count *work = model->pass.work;
 
-    if (!recording) {
+    if (!recording && !model->keeps_to_launches) {
         int64_t start_ns = clock_now_ns();
 
-        TRY(record(model, &recording));
-        recordings_add(model->recordings, sizes, recording);
-        log_debug("a pass of %d rows up to position %d is recorded, in %.1f ms", sizes->rows, sizes->position,
-                  clock_ms(clock_now_ns() - start_ns));
+        TRY(add_recording(model, sizes, &recording));
+        if (recording) {
+            work_count_pass(work, num_recorded_later);
+            log_debug("a pass of %d rows up to position %d is recorded, in %.1f ms", sizes->rows, sizes->position,
+                      clock_ms(clock_now_ns() - start_ns));
+        }
     }
-    work_count_add(model->pass.work);
+    if (!recording) {
+        work_count_pass(work, num_launched);
+        return launch_aligned(model);
+    }
+    work_count_pass(work, num_replayed);
+    work_count_add(work);
+    TRY(comm_align(model->pass.comm));
     return device_replay(model->pass.dev, recording);
+}
+
+/* Where logits go: recordings write to where they went before. */
+static void set_logits(struct model *model, float *logits_out)
+{
+    if (logits_out != model->pass.logits_out)
+        forget_recordings(model);
+    model->pass.logits_out = logits_out;
 }
 
 enum status model_forward(struct model *model, const struct batch_view *batch, const int32_t *ids,
                           const int32_t *logit_rows, int32_t num_logit_rows, float *logits_out)
 {
-    struct pass *pass = &model->pass;
+    struct batch_view step = *batch;
     struct recording_sizes sizes;
-    bool is_recorded;
 
-    ASSERT(pass->kv, "model_alloc_kv comes first");
+    ASSERT(model->pass.kv, "model_alloc_kv comes first");
     ASSERT(batch->rows > 0 && batch->rows <= model->max_rows, "%d rows", batch->rows);
     ASSERT(num_logit_rows >= 0 && num_logit_rows <= model->max_logit_rows, "%d logit rows",
            num_logit_rows);
-    if (logits_out != pass->logits_out && model->recordings)
-        recordings_forget(model->recordings); /* they write to where it was */
-    model->batch = *batch;
-    if (device_has_own_memory(pass->dev))
-        model->batch.max_position = last_position(batch);
-    is_recorded = can_be_recorded(model, num_logit_rows, &sizes);
-    if (is_recorded)
-        num_logit_rows = sizes.rows;
-    TRY(step_inputs_put(&model->inputs, &model->batch, &ids, model->last_tokens, is_recorded ? &sizes : NULL));
-    TRY(step_inputs_put_rows(&model->inputs, &logit_rows, MIN(num_logit_rows, batch->rows), num_logit_rows));
-    pass->batch = &model->batch;
-    pass->ids = ids;
-    pass->logit_rows = logit_rows;
-    pass->num_logit_rows = num_logit_rows;
-    pass->logits_out = logits_out;
-    /* An observer wants all rows of the residual on every rank. */
-    pass->shares_rows = pass->common.q && batch->rows >= SHARED_ROWS && !pass->observer;
-    pass->normed = pass->shares_rows ? pass->common : pass->own;
-    return is_recorded ? replay(model, &sizes) : model->architecture->forward(pass);
+    set_logits(model, logits_out);
+    if (device_has_own_memory(model->pass.dev))
+        step.max_position = last_position(batch);
+    if (can_be_recorded(model, &step, num_logit_rows, &sizes)) {
+        TRY(place(model, &step, ids, logit_rows, num_logit_rows, &sizes));
+        return replay(model, &sizes);
+    }
+    TRY(place(model, &step, ids, logit_rows, num_logit_rows, NULL));
+    work_count_pass(model->pass.work, num_launched);
+    return model->architecture->forward(&model->pass);
+}
+
+/* A step of one row that is nobody's: what is added to come to these sizes is the same. */
+static enum status place_nobody(struct model *model, const struct recording_sizes *sizes)
+{
+    const struct batch_view batch = {
+        .rows = 1,
+        .num_requests = 1,
+        .row_start = (int32_t[]){0, 1},
+        .positions = (int32_t[]){0},
+        .block_tables = &model->inputs.spare_block,
+        .block_table_stride = 1,
+    };
+
+    return place(model, &batch, (int32_t[]){0}, (int32_t[]){0}, 1, sizes);
+}
+
+enum status model_record(struct model *model, float *logits_out)
+{
+    int64_t start_ns = clock_now_ns(), end_ns = clock_deadline_ns(RECORD_FIRST_MS);
+    const struct pass *pass = &model->pass;
+    struct recording_sizes sizes;
+    int32_t count = 0;
+
+    if (!model->recordings || !comm_can_record(pass->comm) || (model->shard.world > 1 && !pass->comm))
+        return OK;
+    ASSERT(pass->kv, "model_alloc_kv comes first");
+    set_logits(model, logits_out);
+    for (int32_t i = 0; recordings_usual(model->recordings, i, &sizes) && clock_now_ns() < end_ns; i++) {
+        struct device_recording *recording;
+
+        if (recordings_find(model->recordings, &sizes))
+            continue;
+        TRY(place_nobody(model, &sizes));
+        TRY(add_recording(model, &sizes, &recording));
+        if (!recording)
+            break;
+        work_count_pass(pass->work, num_recorded_first);
+        count++;
+    }
+    if (count > 0)
+        log_info("%d passes are recorded, of steps that only decode, in %.0f ms", count,
+                 clock_ms(clock_now_ns() - start_ns));
+    return OK;
 }
 
 enum status model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,

@@ -29,6 +29,7 @@ struct model_options {
     int32_t max_position;       /* positions below this; sizes the RoPE tables */
     enum kv_type kv_type;       /* of the KV cache */
     bool inexact_sums;          /* world 1: row-parallel layers are plain matmuls, with bits of their own */
+    bool records_nothing;       /* all is launched kernel by kernel, on devices too that can do otherwise */
     struct work_count *work; /* borrowed; adds for each part of a layer, loaded or run; may be NULL */
     const _Atomic bool *is_given_up; /* looked at before each layer is loaded: ERR_ABORTED; may be NULL */
     /* Called now and then while loading, with a fraction 0..1; may be NULL. */
@@ -74,6 +75,11 @@ int64_t model_kv_bytes(const struct model *model); /* 0: there is none */
 void model_adopt(struct model *model, struct device *dev, struct work_count *work);
 /* Gets the KV cache of `from`, a model of the same shape, which has none then. */
 void model_take_kv(struct model *model, struct model *from);
+
+/* Before the first step, when it is connected and has a KV cache: records passes of the usual sizes (recordings.h),
+ * as many as a bounded time allows. logits_out: that of these steps. Where none can be recorded there is nothing to
+ * do. Failures of the device. */
+MUST_USE enum status model_record(struct model *model, float *logits_out);
 
 /* Ids of a step that are negative are last_tokens[-1 - id] from now on, memory of a device of its own; NULL: there are
  * none. */

@@ -4,7 +4,8 @@
  * A step in which every request has one row and every row samples differs from another in nothing but what lies in the
  * arrays of its inputs, if their sizes are rounded up: to a number of rows and to a number of KV tiles that the longest
  * request has. Rows that are added are requests of one token, in a KV block that nobody else has; they change no bit of
- * the others. A pass is recorded when its sizes come for the first time; those that were not used for long go.
+ * the others. Passes of usual sizes are recorded before the first step, others when their sizes come for the first
+ * time; those that were not used for long go.
  *
  * Thread: the device thread.
  */
@@ -30,6 +31,8 @@ void recordings_forget(struct recordings *recordings);
 /* true: a step of these sizes can be recorded, as one of *out. */
 bool recordings_round_up(const struct recordings *recordings, int32_t rows, int32_t position,
                          struct recording_sizes *out);
+/* Of the usual sizes the i-th, the likeliest first; false: there are no more than i. There is room for all. */
+bool recordings_usual(const struct recordings *recordings, int32_t i, struct recording_sizes *out);
 /* NULL: there is none of these sizes yet. */
 struct device_recording *recordings_find(struct recordings *recordings, const struct recording_sizes *sizes);
 /* Takes it. */

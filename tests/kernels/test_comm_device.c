@@ -1,7 +1,7 @@
 /*
- * Sums among ranks by NCCL: each rank is a process with a GPU. The library is that of TANDEM_TEST_NCCL, an emulated
- * one, beside the emulated GPUs of TANDEM_TEST_CUDA_MODULE; where these are real, NCCL is as well, and only those
- * tests run that one GPU is enough for.
+ * Sums among ranks by NCCL, or in each other's memory: each rank is a process with a GPU. NCCL's library is that
+ * of TANDEM_TEST_NCCL, an emulated one, beside the emulated GPUs of TANDEM_TEST_CUDA_MODULE; where these are real,
+ * NCCL is as well, and only those tests run that one GPU is enough for.
  */
 #include "tests/support/expect.h"
 
@@ -36,6 +36,7 @@ static struct {
 } *board;
 
 static int comm_fd;
+static bool is_one_host;
 
 static void create_host(int32_t world)
 {
@@ -58,7 +59,7 @@ static enum status open_comm(struct rank *self)
 {
     return comm_open_device(self->dev, self->host,
                             &(struct comm_device_options){.rank = self->rank,
-                                                          .is_one_host = false,
+                                                          .is_one_host = is_one_host,
                                                           .by = self->by,
                                                           .nccl = getenv("TANDEM_TEST_NCCL"),
                                                           .timeout_ms = self->meet_ms},
@@ -215,6 +216,85 @@ static void one_rank_alone_adds_up(void **state)
     play(1, "nccl", MEET_MS, add_up);
 }
 
+/* ---- recorded ------------------------------------------------------------------------------------ */
+
+/* A sum that is recorded, of `count` floats at x. */
+static enum status sum_aligned(struct rank *self, float *x, int64_t count)
+{
+    TRY(comm_align(self->comm));
+    TRY(comm_all_reduce_f32_disjoint(self->comm, x, count));
+    return comm_align(self->comm);
+}
+
+static enum status record(struct rank *self, float *x, int64_t count, struct device_recording **out)
+{
+    TRY(comm_align(self->comm));
+    TRY(device_record(self->dev));
+    TRY(sum_aligned(self, x, count));
+    return device_end_record(self->dev, out);
+}
+
+static enum status replay(struct rank *self, struct device_recording *recording)
+{
+    TRY(comm_align(self->comm));
+    return device_replay(self->dev, recording);
+}
+
+/* In each round some ranks replay what the others launch. Before some there is a sum that is not recorded. */
+static enum status play_rounds(struct rank *self, float *x, float *host, int64_t count,
+                               struct device_recording *recording)
+{
+    for (int round = 0; round < ROUNDS; round++) {
+        if (round % 3 == 1)
+            TRY(comm_all_reduce_f32_disjoint(self->comm, x, 100));
+        for (int64_t i = 0; i < count; i++)
+            host[i] = (i + round) % self->world == self->rank ? (float)(i + 1000000 * round + 1) : 0;
+        TRY(device_write(self->dev, x, host, count * 4));
+        if ((round + self->rank) % 3 == 0)
+            TRY(sum_aligned(self, x, count));
+        else
+            TRY(replay(self, recording));
+        TRY(device_read(self->dev, host, x, count * 4));
+        for (int64_t i = 0; i < count; i++)
+            if (host[i] != (float)(i + 1000000 * round + 1))
+                return fail(ERR_INTERNAL, "round %d: number %d of %d is %f", round, (int)i, (int)count, host[i]);
+    }
+    return OK;
+}
+
+/* Of one exchange, and of two. */
+static int replay_sums(struct rank *self)
+{
+    if (open_comm(self) != OK || !comm_can_record(self->comm))
+        return 1;
+    for (int exchanges = 1; exchanges <= 2; exchanges++) {
+        int64_t count = 1000 + (exchanges - 1) * 2 * comm_sum_max(self->comm);
+        AUTO_MEM float *host = mem_new_array(float, count);
+        struct device_recording *recording = NULL;
+        void *x;
+        enum status status = device_alloc(self->dev, count * 4, "numbers", &x);
+
+        if (status == OK)
+            status = record(self, x, count, &recording);
+        if (status == OK)
+            status = play_rounds(self, x, host, count, recording);
+        if (status != OK)
+            return 2;
+        device_recording_free(self->dev, recording);
+        device_free(self->dev, x, count * 4);
+    }
+    return 0;
+}
+
+static void sums_may_be_replayed_beside_ranks_that_launch_them(void **state)
+{
+    (void)state;
+    is_one_host = true;
+    for (int32_t world = 2; world <= 4; world++)
+        play(world, "ipc", MEET_MS, replay_sums);
+    is_one_host = false;
+}
+
 /* ---- who is awaited, and who ends it ------------------------------------------------------------- */
 
 static void *abort_later(void *comm)
@@ -259,6 +339,57 @@ static int wait_for_the_dead(struct rank *self)
     comm_close(give(self->host));
     comm_fd++;
     return open_host(self) == OK ? add_up(self) : 5;
+}
+
+/* The same where the sum is one that is replayed: a rank whose device hangs in it says for whom it waits. */
+static int replay_beside_the_dead(struct rank *self)
+{
+    struct device_recording *recording = NULL;
+    pthread_t thread;
+    enum status status;
+    float number;
+    void *x;
+
+    if (open_comm(self) != OK || device_alloc(self->dev, 400, "numbers", &x) != OK ||
+        record(self, x, 100, &recording) != OK || replay(self, recording) != OK ||
+        device_read(self->dev, &number, x, sizeof number) != OK)
+        return 1;
+    if (self->rank == 2) {
+        atomic_fetch_add(&board->stage, 1);
+        raise(SIGKILL);
+    }
+    pthread_create(&thread, NULL, abort_later, self->comm);
+    if (replay(self, recording) != OK || replay(self, recording) != OK)
+        return 2;
+    while (comm_waits_for(self->comm) != 2)
+        usleep(1000);
+    atomic_fetch_add(&board->stage, 1);
+    status = device_read(self->dev, &number, x, sizeof number);
+    pthread_join(thread, NULL);
+    if (status != OK || comm_check(self->comm) != ERR_ABORTED || replay(self, recording) != ERR_ABORTED)
+        return 3;
+    device_recording_free(self->dev, recording);
+    device_free(self->dev, x, 400);
+    return comm_waits_for(self->comm) == -1 ? 0 : 4;
+}
+
+static void a_replay_that_waits_for_the_dead_ends_when_it_is_told_to(void **state)
+{
+    pid_t pids[3];
+    int status;
+
+    (void)state;
+    is_one_host = true;
+    create_host(3);
+    atomic_store(&board->stage, 0);
+    for (int32_t rank = 0; rank < 3; rank++)
+        pids[rank] = start_rank(rank, 3, "ipc", MEET_MS, replay_beside_the_dead);
+    for (int32_t rank = 0; rank < 3; rank++) {
+        waitpid(pids[rank], &status, 0);
+        assert_int_equal(status, rank == 2 ? SIGKILL : 0);
+    }
+    close(comm_fd);
+    is_one_host = false;
 }
 
 static void who_is_told_to_stop_goes_on_with_another_rank(void **state)
@@ -405,6 +536,8 @@ static void what_can_not_be_goes_through_the_hosts(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(sums_are_the_same_bits_on_every_rank),
     cmocka_unit_test(one_rank_alone_adds_up),
+    cmocka_unit_test(sums_may_be_replayed_beside_ranks_that_launch_them),
+    cmocka_unit_test(a_replay_that_waits_for_the_dead_ends_when_it_is_told_to),
     cmocka_unit_test(who_is_told_to_stop_goes_on_with_another_rank),
     cmocka_unit_test(who_waits_leads_to_the_one_that_has_not_come),
     cmocka_unit_test(a_failure_of_nccl_is_told_and_lets_all_go),
@@ -414,6 +547,8 @@ static const struct CMUnitTest tests[] = {
 };
 
 static const struct CMUnitTest tests_of_one_gpu[] = {
+    cmocka_unit_test(sums_may_be_replayed_beside_ranks_that_launch_them),
+    cmocka_unit_test(a_replay_that_waits_for_the_dead_ends_when_it_is_told_to),
     cmocka_unit_test(one_rank_alone_adds_up),
     cmocka_unit_test(ranks_of_one_gpu_are_refused),
 };
