@@ -520,18 +520,24 @@ static double in_gib(int64_t bytes)
     return (double)bytes / (1 << 30);
 }
 
+/* A GPU's in the log; a host's memory is in /metrics, and in `tandem ctl workers`. */
+static void tell_memory(const struct worker *worker)
+{
+    struct memory_held held = worker_memory_held(worker);
+
+    if (worker->options.sim || !device_has_own_memory(worker->device))
+        return;
+    log_info("rank %d holds %.2f GiB of weights, %.2f GiB of KV cache and %.2f GiB of workspaces; %.2f of the "
+             "%.2f GiB of its GPU are free",
+             worker->options.rank, in_gib(held.weights_bytes), in_gib(held.kv_cache_bytes),
+             in_gib(held.workspace_bytes), in_gib(held.free_bytes), in_gib(held.total_bytes));
+}
+
 static enum status alloc_kv_cache(struct worker *worker, int32_t num_blocks)
 {
-    const char *whose = worker->options.sim ? "device" : device_has_own_memory(worker->device) ? "GPU" : "host";
-    struct memory_held held;
-
     TRY(model_alloc_kv(worker->model, num_blocks));
     note_memory(worker);
-    held = worker_memory_held(worker);
-    log_info("rank %d holds %.2f GiB of weights, %.2f GiB of KV cache and %.2f GiB of workspaces; %.2f of the "
-             "%.2f GiB of its %s are free",
-             worker->options.rank, in_gib(held.weights_bytes), in_gib(held.kv_cache_bytes),
-             in_gib(held.workspace_bytes), in_gib(held.free_bytes), in_gib(held.total_bytes), whose);
+    tell_memory(worker);
     return OK;
 }
 
