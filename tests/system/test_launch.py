@@ -107,10 +107,10 @@ class Launch:
         with open(self.err, errors="replace") as file:
             return file.read()
 
-    def wait_for_output(self, text, seconds=10):
+    def wait_for_output(self, text, seconds=30):
         wait_for(text, lambda: text in self.output(), seconds)
 
-    def wait_for_errors(self, text, seconds=10):
+    def wait_for_errors(self, text, seconds=30):
         wait_for(text, lambda: text in self.errors(), seconds)
 
     def signal(self, number):

@@ -83,14 +83,14 @@ class UnderLoad(unittest.TestCase):
                 lines = [json.loads(line) for line in [line, *run.process.stdout]]
                 err = run.process.stderr.read().decode()
                 self.assertNotEqual(run.process.wait(5), 0, err)
-                self.assertLess(time.monotonic() - killed, 1.5)  # the other ranks were told to stop
+                self.assertLess(time.monotonic() - killed, 5)  # the other ranks were told to stop
                 run.nothing_is_left()
                 self.assertEqual(os.listdir(run.run_dir), [])
                 self.assertEqual(len(lines), 20)
                 for line in lines:
                     self.assertRegex(line["error"]["message"],  # whichever is noticed first
                                      rf"rank {number}( .*has died|: .*is not connected)")
-                self.assertLess(told, 1)
+                self.assertLess(told, 4)
                 self.assertNotIn("assertion failed", err)
 
     def test_ranks_do_not_outlive_their_engine(self):
