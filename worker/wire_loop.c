@@ -288,7 +288,7 @@ static enum status call_trace(struct wire *wire, const json_t *args, struct byte
     return OK;
 }
 
-static const struct {
+static const struct own_call {
     const char *name;
     enum status (*run)(struct wire *wire, const json_t *args, struct bytes *reply); /* JSON, or nothing */
 } calls[] = {
@@ -300,6 +300,15 @@ static const struct {
     {"restart", call_restart},
     {"trace", call_trace},
 };
+
+/* NULL: the worker's own, if there is such a call. */
+static const struct own_call *find_call(const char *name)
+{
+    for (size_t i = 0; i < COUNT_OF(calls); i++)
+        if (strcmp(calls[i].name, name) == 0)
+            return &calls[i];
+    return NULL;
+}
 
 /* The others' are the worker's own. One may go on while steps are, and its reply comes when it is over. */
 static enum status run_procedure(struct wire *wire, const struct call *call, struct bytes *reply,
@@ -321,19 +330,20 @@ static enum status run_procedure(struct wire *wire, const struct call *call, str
 static enum status run_call(struct wire *wire, const struct call *call, struct bytes *reply,
                             bool *is_over_out)
 {
-    for (size_t i = 0; i < COUNT_OF(calls); i++)
-        if (strcmp(calls[i].name, call->name) == 0) {
-            json_t *args = json_loads(call->args, 0, NULL); /* NULL has no members either */
-            bool was_meeting = wire->is_meeting;
-            enum status status = calls[i].run(wire, args, reply);
+    const struct own_call *own = find_call(call->name);
+    bool was_meeting = wire->is_meeting;
+    enum status status;
+    json_t *args;
 
-            json_decref(args);
-            *is_over_out = was_meeting || !wire->is_meeting;
-            if (!*is_over_out)
-                wire->meeting_call_id = call->id;
-            return status;
-        }
-    return run_procedure(wire, call, reply, is_over_out);
+    if (!own)
+        return run_procedure(wire, call, reply, is_over_out);
+    args = json_loads(call->args, 0, NULL); /* NULL has no members either */
+    status = own->run(wire, args, reply);
+    json_decref(args);
+    *is_over_out = was_meeting || !wire->is_meeting;
+    if (!*is_over_out)
+        wire->meeting_call_id = call->id;
+    return status;
 }
 
 static enum status on_call(struct wire *wire, const struct message *message)
@@ -387,27 +397,31 @@ static void drop_held(struct wire *wire)
     wire->num_held = 0;
 }
 
-/* Our own are for the moment at which they come. A rank's stacks are asked for when it hangs. */
-static bool is_for_now(const struct call *call)
-{
-    for (size_t i = 0; i < COUNT_OF(calls); i++)
-        if (strcmp(calls[i].name, call->name) == 0)
-            return true;
-    return strcmp(call->name, "stacks") == 0;
-}
-
 /*
  * The engine knows from rank 0 that a step is over: the one before the last when it prepares another, also the last
  * when that gives a slot of it away, and all before it calls a procedure. Here their ends may be a moment away, or
  * never come, since another rank is lost. So this thread does not wait for them: it has heartbeats to send, and the
  * engine's word to hear.
  */
-static bool waits(const struct wire *wire, const struct message *message)
+static bool prepare_waits(const struct wire *wire, const struct message *message)
 {
-    if (message->header.type == MESSAGE_CALL)
-        return !is_for_now(message->body) && (wire->num_held > 0 || worker_has_steps(wire->worker));
-    return wire->num_held > 0 || (message->header.type == MESSAGE_PREPARE_INPUTS &&
-                                  worker_awaits_collect(wire->worker, message->header.step, message->body));
+    return wire->num_held > 0 || worker_awaits_collect(wire->worker, message->header.step, message->body);
+}
+
+/* The rest of a step follows its prepare_inputs. */
+static bool step_waits(const struct wire *wire, const struct message *message)
+{
+    (void)message;
+    return wire->num_held > 0;
+}
+
+/* Our own are for the moment at which they come. A rank's stacks are asked for when it hangs. */
+static bool call_waits(const struct wire *wire, const struct message *message)
+{
+    const struct call *call = message->body;
+
+    return !find_call(call->name) && strcmp(call->name, "stacks") != 0 &&
+           (wire->num_held > 0 || worker_has_steps(wire->worker));
 }
 
 /* ---- messages ------------------------------------------------------------------------------- */
@@ -440,16 +454,16 @@ static enum status on_heartbeat(struct wire *wire, const struct message *message
 static const struct {
     enum message_id id;
     bool is_of_step; /* not for ranks whose step was aborted */
-    bool is_for_now; /* whatever has to wait */
+    bool (*waits)(const struct wire *wire, const struct message *message); /* NULL: never */
     enum status (*handle)(struct wire *wire, const struct message *message);
 } handlers[] = {
-    {MESSAGE_PREPARE_INPUTS, true, false, on_prepare_inputs},
-    {MESSAGE_EXECUTE_MODEL, true, false, on_execute_model},
-    {MESSAGE_SAMPLE, true, false, on_sample},
-    {MESSAGE_CALL, false, false, on_call},
-    {MESSAGE_WELCOME, false, true, on_welcome},
-    {MESSAGE_HEARTBEAT, false, true, on_heartbeat},
-    {MESSAGE_SHUTDOWN, false, true, on_shutdown},
+    {MESSAGE_PREPARE_INPUTS, true, prepare_waits, on_prepare_inputs},
+    {MESSAGE_EXECUTE_MODEL, true, step_waits, on_execute_model},
+    {MESSAGE_SAMPLE, true, step_waits, on_sample},
+    {MESSAGE_CALL, false, call_waits, on_call},
+    {MESSAGE_WELCOME, false, NULL, on_welcome},
+    {MESSAGE_HEARTBEAT, false, NULL, on_heartbeat},
+    {MESSAGE_SHUTDOWN, false, NULL, on_shutdown},
 };
 
 static enum status handle(struct wire *wire, const void *data, size_t size)
@@ -467,8 +481,8 @@ static enum status handle(struct wire *wire, const void *data, size_t size)
             continue;
         if (wire->is_aborted && handlers[i].is_of_step)
             return OK;
-        return !handlers[i].is_for_now && waits(wire, &message) ? hold(wire, data, size)
-                                                                : handlers[i].handle(wire, &message);
+        return handlers[i].waits && handlers[i].waits(wire, &message) ? hold(wire, data, size)
+                                                                      : handlers[i].handle(wire, &message);
     }
     return fail(ERR_MISMATCH, "message %s is not for a worker", message.type->name);
 }
