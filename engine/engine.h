@@ -12,6 +12,7 @@
 #include "proto/base/memory.h"
 #include "proto/model/kv_type.h"
 #include "proto/wire/memory_held.h"
+#include "proto/wire/pass_counts.h"
 #include "proto/wire/sampling_params.h"
 
 #include <stdint.h>
@@ -148,8 +149,7 @@ struct engine_worker {
     int64_t ms_in_step;  /* as it said last */
     int64_t ms_since_heard;
     struct memory_held memory; /* likewise */
-    /* As it said last, of this process: recordings of passes, and passes, see the heartbeat. */
-    int64_t passes_recorded_first, passes_recorded_later, passes_replayed, passes_launched;
+    struct pass_counts passes; /* likewise, of this process */
 };
 
 /* Writes at most `capacity` of them, and returns how many ranks there are. Any thread; never waits for a step. */

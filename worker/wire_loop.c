@@ -122,10 +122,7 @@ static enum status beat(struct wire *wire)
         heartbeat.progress = progress.num_done;
         heartbeat.waits_for = progress.waits_for;
         heartbeat.memory = worker_memory_held(wire->worker);
-        heartbeat.passes_recorded_first = progress.passes.recorded_first;
-        heartbeat.passes_recorded_later = progress.passes.recorded_later;
-        heartbeat.passes_replayed = progress.passes.replayed;
-        heartbeat.passes_launched = progress.passes.launched;
+        heartbeat.passes = progress.passes;
     }
     wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
     notify("WATCHDOG=1");

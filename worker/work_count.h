@@ -8,6 +8,8 @@
 #ifndef WORKER_WORK_COUNT_H
 #define WORKER_WORK_COUNT_H
 
+#include "proto/wire/pass_counts.h"
+
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -16,12 +18,6 @@ struct work_count {
     _Atomic int64_t num_done;
     _Atomic int64_t num_recorded_first, num_recorded_later; /* see pass_counts */
     _Atomic int64_t num_replayed, num_launched;
-};
-
-/* What became of passes through a model. */
-struct pass_counts {
-    int64_t recorded_first, recorded_later; /* recordings that were made: before the first step, and in one */
-    int64_t replayed, launched;             /* passes that ran: as one of these, and kernel by kernel */
 };
 
 /* There is one writer, so no locked instruction is needed. */

@@ -124,6 +124,7 @@ static enum status look_health(const struct control_scene *scene, const json_t *
 static json_t *worker_row(const struct engine_worker *worker)
 {
     const struct memory_held *memory = &worker->memory;
+    const struct pass_counts *passes = &worker->passes;
 
     return json_pack("{s:i, s:i, s:o, s:s, s:I, s:i,"
                      " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
@@ -135,9 +136,9 @@ static json_t *worker_row(const struct engine_worker *worker)
                      "kv_cache_mib", (json_int_t)memory->kv_cache_bytes >> 20, "workspace_mib",
                      (json_int_t)memory->workspace_bytes >> 20, "free_mib", (json_int_t)memory->free_bytes >> 20,
                      "total_mib", (json_int_t)memory->total_bytes >> 20,
-                     "passes_recorded_first", (json_int_t)worker->passes_recorded_first, "passes_recorded_later",
-                     (json_int_t)worker->passes_recorded_later, "passes_replayed",
-                     (json_int_t)worker->passes_replayed, "passes_launched", (json_int_t)worker->passes_launched);
+                     "passes_recorded_first", (json_int_t)passes->recorded_first, "passes_recorded_later",
+                     (json_int_t)passes->recorded_later, "passes_replayed", (json_int_t)passes->replayed,
+                     "passes_launched", (json_int_t)passes->launched);
 }
 
 static enum status look_workers(const struct control_scene *scene, const json_t *args, json_t **out)

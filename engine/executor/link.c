@@ -121,10 +121,7 @@ int32_t link_workers(struct link *link, struct engine_worker *out, int32_t capac
             .ms_in_step = r->heartbeat.ms_in_step,
             .memory = r->heartbeat.memory,
             .ms_since_heard = (now_ns - r->heard_ns) / 1000000,
-            .passes_recorded_first = r->heartbeat.passes_recorded_first,
-            .passes_recorded_later = r->heartbeat.passes_recorded_later,
-            .passes_replayed = r->heartbeat.passes_replayed,
-            .passes_launched = r->heartbeat.passes_launched,
+            .passes = r->heartbeat.passes,
         };
         snprintf(out[rank].host, sizeof out[rank].host, "%s", info->host ? info->host : "");
     }
@@ -294,11 +291,8 @@ static enum status take(struct link *link, const struct received *received,
         message_out->type = NULL; /* said before it has heard of this epoch */
         return OK;
     }
-    if (message_check_place(message_out, link->epoch) != OK) {
-        message_out->type = NULL;
-        return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s", rank, fail_text());
-    }
-    if (message_out->type == &heartbeat_type && heartbeat_check(message_out->body) != OK) {
+    if (message_check_place(message_out, link->epoch) != OK ||
+        (message_out->type == &heartbeat_type && heartbeat_check(message_out->body) != OK)) {
         message_out->type = NULL;
         return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s", rank, fail_text());
     }

@@ -124,10 +124,7 @@ static int32_t uniproc_workers(struct executor *executor, struct engine_worker *
                                   .step = progress.step,
                                   .ms_in_step = progress.ns_in_step / 1000000,
                                   .memory = worker_memory_held(of(executor)->worker),
-                                  .passes_recorded_first = progress.passes.recorded_first,
-                                  .passes_recorded_later = progress.passes.recorded_later,
-                                  .passes_replayed = progress.passes.replayed,
-                                  .passes_launched = progress.passes.launched};
+                                  .passes = progress.passes};
     gethostname(out->host, sizeof out->host - 1);
     return 1;
 }

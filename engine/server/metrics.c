@@ -306,63 +306,46 @@ static void print_restarts(const struct metrics *metrics, const struct metrics_s
                      from->workers[i].restarts);
 }
 
+#define OF(member) offsetof(struct engine_worker, member)
+/* Of each rank, as it said last. */
 static const struct {
-    const char *name, *of, *help; /* of: NULL: no label; the same name as the row above: no help of its own */
-    size_t offset;                /* in struct memory_held */
-} memory_rows[] = {
-    {"tandem:worker_memory_bytes", "weights", "What a rank holds of its device's memory.",
-     offsetof(struct memory_held, weights_bytes)},
-    {"tandem:worker_memory_bytes", "kv_cache", NULL, offsetof(struct memory_held, kv_cache_bytes)},
-    {"tandem:worker_memory_bytes", "workspace", NULL, offsetof(struct memory_held, workspace_bytes)},
-    {"tandem:device_memory_size_bytes", NULL, "Memory of a rank's device, or of its host where that is a CPU.",
-     offsetof(struct memory_held, total_bytes)},
-    {"tandem:device_memory_free_bytes", NULL,
-     "Of that what was free when the rank's weights or KV cache changed last.",
-     offsetof(struct memory_held, free_bytes)},
+    const char *name;
+    const char *type, *help; /* NULL: it has those of the row above, and its name */
+    const char *label;       /* besides the rank's */
+    size_t place;            /* of an int64_t in struct engine_worker */
+} rank_rows[] = {
+    {"tandem:worker_memory_bytes", "gauge", "What a rank holds of its device's memory.", ",of=\"weights\"",
+     OF(memory.weights_bytes)},
+    {"tandem:worker_memory_bytes", NULL, NULL, ",of=\"kv_cache\"", OF(memory.kv_cache_bytes)},
+    {"tandem:worker_memory_bytes", NULL, NULL, ",of=\"workspace\"", OF(memory.workspace_bytes)},
+    {"tandem:device_memory_size_bytes", "gauge", "Memory of a rank's device, or of its host where that is a CPU.", "",
+     OF(memory.total_bytes)},
+    {"tandem:device_memory_free_bytes", "gauge",
+     "Of that what was free when the rank's weights or KV cache changed last.", "", OF(memory.free_bytes)},
+    {"tandem:recorded_passes_total", "counter",
+     "Passes of decode steps, recorded as CUDA graphs: at the start, or by a step.", ",when=\"start\"",
+     OF(passes.recorded_first)},
+    {"tandem:recorded_passes_total", NULL, NULL, ",when=\"step\"", OF(passes.recorded_later)},
+    {"tandem:passes_total", "counter",
+     "Passes through the model: replayed as recorded, or launched kernel by kernel.", ",how=\"replayed\"",
+     OF(passes.replayed)},
+    {"tandem:passes_total", NULL, NULL, ",how=\"launched\"", OF(passes.launched)},
 };
+#undef OF
 
-static void print_memory(const struct metrics *metrics, const struct metrics_sources *from, struct bytes *out)
+static void print_ranks(const struct metrics *metrics, const struct metrics_sources *from, struct bytes *out)
 {
-    for (size_t row = 0; row < COUNT_OF(memory_rows); row++) {
-        const char *name = memory_rows[row].name, *of = memory_rows[row].of;
+    for (size_t row = 0; row < COUNT_OF(rank_rows); row++) {
+        const char *name = rank_rows[row].name;
 
-        if (memory_rows[row].help)
-            print_about(out, name, "gauge", memory_rows[row].help);
+        if (rank_rows[row].help)
+            print_about(out, name, rank_rows[row].type, rank_rows[row].help);
         for (int32_t i = 0; i < from->num_workers; i++) {
-            const char *memory = (const char *)&from->workers[i].memory;
+            const struct engine_worker *worker = &from->workers[i];
 
-            bytes_printf(out, "%s{%s,rank=\"%d\"%s%s%s} %lld\n", name, metrics->label, from->workers[i].rank,
-                         of ? ",of=\"" : "", of ? of : "", of ? "\"" : "",
-                         (long long)*(const int64_t *)(memory + memory_rows[row].offset));
+            bytes_printf(out, "%s{%s,rank=\"%d\"%s} %lld\n", name, metrics->label, worker->rank, rank_rows[row].label,
+                         (long long)*(const int64_t *)((const char *)worker + rank_rows[row].place));
         }
-    }
-}
-
-#define COUNT(member) offsetof(struct engine_worker, member)
-/* Of each rank's process; rows of a name follow each other. */
-static const struct {
-    const char *name, *help, *label;
-    size_t place; /* of an int64_t in struct engine_worker */
-} rank_counters[] = {
-    {"tandem:recorded_passes_total", "Passes of decode steps, recorded as CUDA graphs: at the start, or by a step.",
-     "when=\"start\"", COUNT(passes_recorded_first)},
-    {"tandem:recorded_passes_total", NULL, "when=\"step\"", COUNT(passes_recorded_later)},
-    {"tandem:passes_total", "Passes through the model: replayed as recorded, or launched kernel by kernel.",
-     "how=\"replayed\"", COUNT(passes_replayed)},
-    {"tandem:passes_total", NULL, "how=\"launched\"", COUNT(passes_launched)},
-};
-#undef COUNT
-
-static void print_rank_counters(const struct metrics *metrics, const struct metrics_sources *from,
-                                struct bytes *out)
-{
-    for (size_t i = 0; i < COUNT_OF(rank_counters); i++) {
-        if (rank_counters[i].help)
-            print_about(out, rank_counters[i].name, "counter", rank_counters[i].help);
-        for (int32_t r = 0; r < from->num_workers; r++)
-            bytes_printf(out, "%s{%s,rank=\"%d\",%s} %lld\n", rank_counters[i].name, metrics->label,
-                         from->workers[r].rank, rank_counters[i].label,
-                         (long long)*(const int64_t *)((const char *)&from->workers[r] + rank_counters[i].place));
     }
 }
 
@@ -377,8 +360,7 @@ void metrics_print(const struct metrics *metrics, const struct metrics_sources *
     print_kv_cache(metrics, from->engine, out);
     print_recovery(metrics, from->engine, out);
     print_restarts(metrics, from, out);
-    print_memory(metrics, from, out);
-    print_rank_counters(metrics, from, out);
+    print_ranks(metrics, from, out);
     print_waiting(metrics, from->engine, out);
     print_rejections(metrics, from->engine, out);
     print_finished(metrics, out);

@@ -155,6 +155,8 @@ static const struct field memory_held_fields[] = {
 };
 const struct message_type memory_held_type = MESSAGE_TYPE("memory_held", 0, struct memory_held, memory_held_fields);
 
+#define PASSES(member) \
+    {.name = "passes_" #member, .kind = FIELD_I64, .offset = offsetof(struct heartbeat, passes.member)}
 static const struct field heartbeat_fields[] = {
     FIELD(struct heartbeat, rank, FIELD_I32),
     FIELD(struct heartbeat, seq, FIELD_I64),
@@ -163,11 +165,12 @@ static const struct field heartbeat_fields[] = {
     FIELD(struct heartbeat, progress, FIELD_I64),
     FIELD(struct heartbeat, waits_for, FIELD_I32),
     FIELD_STRUCT(struct heartbeat, memory, &memory_held_type),
-    FIELD(struct heartbeat, passes_recorded_first, FIELD_I64),
-    FIELD(struct heartbeat, passes_recorded_later, FIELD_I64),
-    FIELD(struct heartbeat, passes_replayed, FIELD_I64),
-    FIELD(struct heartbeat, passes_launched, FIELD_I64),
+    PASSES(recorded_first),
+    PASSES(recorded_later),
+    PASSES(replayed),
+    PASSES(launched),
 };
+#undef PASSES
 const struct message_type heartbeat_type =
     MESSAGE_TYPE("heartbeat", MESSAGE_HEARTBEAT, struct heartbeat, heartbeat_fields);
 

@@ -22,6 +22,7 @@
 
 #include "proto/wire/memory_held.h"
 #include "proto/wire/message.h"
+#include "proto/wire/pass_counts.h"
 #include "proto/wire/sampling_params.h"
 
 /* On the wire: numbers are never used again. */
@@ -246,8 +247,7 @@ struct heartbeat {
     int64_t progress;   /* rises with whatever its device gets done, at least once a layer */
     int32_t waits_for;  /* the rank without which it can't go on; -1: none */
     struct memory_held memory;
-    /* Recordings of passes that it made, before the first step and in one; passes that ran as one, and without. */
-    int64_t passes_recorded_first, passes_recorded_later, passes_replayed, passes_launched;
+    struct pass_counts passes;
 };
 /* ERR_MISMATCH: no device holds so much, or less than nothing. */
 MUST_USE enum status heartbeat_check(const struct heartbeat *heartbeat);

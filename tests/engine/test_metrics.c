@@ -14,10 +14,7 @@ static const struct engine_worker workers[] = {
      .restarts = 3,
      .memory = {.weights_bytes = 5000000000, .kv_cache_bytes = 600, .workspace_bytes = 70, .free_bytes = 8,
                 .total_bytes = 9},
-     .passes_recorded_first = 64,
-     .passes_recorded_later = 2,
-     .passes_replayed = 70,
-     .passes_launched = 8},
+     .passes = {.recorded_first = 64, .recorded_later = 2, .replayed = 70, .launched = 8}},
 };
 
 static void print_page(const struct metrics *metrics, const struct engine_stats *stats,

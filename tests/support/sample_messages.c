@@ -125,10 +125,10 @@ static const struct heartbeat heartbeat = {.rank = 1,
                                                       .workspace_bytes = 70000000,
                                                       .free_bytes = 900000000,
                                                       .total_bytes = 10000000000},
-                                           .passes_recorded_first = 64,
-                                           .passes_recorded_later = 1,
-                                           .passes_replayed = 1LL << 40,
-                                           .passes_launched = 9};
+                                           .passes = {.recorded_first = 64,
+                                                      .recorded_later = 1,
+                                                      .replayed = 1LL << 40,
+                                                      .launched = 9}};
 
 static const struct control_request control_request = {
     .id = 5, .command = "config get", .args = "[\"log_level\"]"};
