@@ -18,6 +18,7 @@
  */
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/half_layout.h"
+#include "kernels/cuda/library.h"
 #include "kernels/cuda/matmul.cuh"
 #include "kernels/cuda/rows.cuh"
 
@@ -25,7 +26,6 @@
 
 #include <cublasLt.h>
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,11 +77,9 @@ struct cublaslt {
                     row(cublasLtMatmulPreferenceDestroy) row(cublasLtMatmulPreferenceSetAttribute)         \
                         row(cublasLtMatmulAlgoGetHeuristic) row(cublasLtMatmul)
 
-#define CUBLASLT_MEMBER(name) decltype(&::name) name;
-
 static struct {
     bool is_open;
-    CUBLASLT_FUNCTIONS(CUBLASLT_MEMBER)
+    CUBLASLT_FUNCTIONS(LIBRARY_MEMBER)
 } library;
 
 static thread_local char load_text[512];
@@ -89,25 +87,19 @@ static thread_local char load_text[512];
 /* The first function that the library lacks; NULL: it has all. */
 static const char *find_functions(void *file)
 {
-#define CUBLASLT_FIND(name)                                                                                \
-    *(void **)&library.name = dlsym(file, #name);                                                          \
-    if (!library.name)                                                                                     \
-        return #name;
-    CUBLASLT_FUNCTIONS(CUBLASLT_FIND)
-#undef CUBLASLT_FIND
+    CUBLASLT_FUNCTIONS(LIBRARY_FIND)
     return NULL;
 }
 
 /* Structures and numbers are those of one major version. */
 static const char *load(const char *path, int32_t *version_out)
 {
-    static const int flags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE;
     char name[64];
     void *file;
     const char *missing;
 
     snprintf(name, sizeof name, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
-    file = library.is_open ? NULL : dlopen(path ? path : name, flags);
+    file = library.is_open ? NULL : library_open(path ? path : name);
     missing = file ? find_functions(file) : NULL;
     *version_out = 0;
     if (!library.is_open && !file)

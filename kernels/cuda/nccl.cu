@@ -7,13 +7,13 @@
  * What is one rank's alone (add_disjoint) is moved as whole numbers: its bits come out, where sums of floats, some
  * of which switches add up, might flush what is subnormal.
  */
+#include "kernels/cuda/library.h"
 #include "kernels/cuda/state.h"
 
 #if __has_include(<nccl.h>)
 
 #include <nccl.h>
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,11 +36,9 @@ struct cuda_nccl {
     row(ncclGetVersion) row(ncclGetErrorString) row(ncclGetLastError) row(ncclGetUniqueId)                 \
         row(ncclCommInitRankConfig) row(ncclCommGetAsyncError) row(ncclAllReduce) row(ncclCommAbort)
 
-#define NCCL_MEMBER(name) decltype(&::name) name;
-
 static struct {
     bool is_open;
-    NCCL_FUNCTIONS(NCCL_MEMBER)
+    NCCL_FUNCTIONS(LIBRARY_MEMBER)
 } library;
 
 /* What is said where there is no cuda_nccl to keep it in. */
@@ -49,19 +47,13 @@ static thread_local char load_text[512];
 /* The first function that the library lacks; NULL: it has all. */
 static const char *find_functions(void *file)
 {
-#define NCCL_FIND(name)                                                                                    \
-    *(void **)&library.name = dlsym(file, #name);                                                          \
-    if (!library.name)                                                                                     \
-        return #name;
-    NCCL_FUNCTIONS(NCCL_FIND)
-#undef NCCL_FIND
+    NCCL_FUNCTIONS(LIBRARY_FIND)
     return NULL;
 }
 
 static const char *load(const char *path, int32_t *version_out)
 {
-    static const int flags = RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE;
-    void *file = library.is_open ? NULL : dlopen(path ? path : "libnccl.so.2", flags);
+    void *file = library.is_open ? NULL : library_open(path ? path : "libnccl.so.2");
     const char *missing = file ? find_functions(file) : NULL;
     int version = 0;
 

@@ -1,9 +1,7 @@
 #include "tests/cuda/cublasLt.h"
 #include "tests/cuda/emulated_parts.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
-#include <stdio.h>
 
 #define DOOR extern "C" __attribute__((visibility("default")))
 
@@ -47,14 +45,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void find_runtime()
 {
-    const char *path = getenv("TANDEM_TEST_CUDA_MODULE");
-    void *module = path ? dlopen(path, RTLD_NOW | RTLD_NOLOAD) : NULL;
-
-    cuda = module ? (const struct emulated_cuda_door *)dlsym(module, "emulated_cuda_door") : NULL;
-    if (!cuda) {
-        fprintf(stderr, "emulated_cublaslt: TANDEM_TEST_CUDA_MODULE names no emulated module that is open\n");
-        abort();
-    }
+    cuda = emulated_cuda("emulated_cublaslt");
 }
 
 static bool has_fault(const char *name)

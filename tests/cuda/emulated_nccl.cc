@@ -1,7 +1,6 @@
 #include "tests/cuda/emulated_parts.h"
 #include "tests/cuda/nccl.h"
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -23,14 +22,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void find_runtime()
 {
-    const char *path = getenv("TANDEM_TEST_CUDA_MODULE");
-    void *module = path ? dlopen(path, RTLD_NOW | RTLD_NOLOAD) : NULL;
-
-    cuda = module ? (const struct emulated_cuda_door *)dlsym(module, "emulated_cuda_door") : NULL;
-    if (!cuda) {
-        fprintf(stderr, "emulated_nccl: TANDEM_TEST_CUDA_MODULE names no emulated module that is open\n");
-        abort();
-    }
+    cuda = emulated_cuda("emulated_nccl");
 }
 
 /* Of the current device; number_out: behind its name, or 0. */

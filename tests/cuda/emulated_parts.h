@@ -7,6 +7,9 @@
 
 #include "tests/cuda/emulated_simt.h"
 
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 
 #if defined(__has_feature) /* clang's way to say what gcc says by this word */
@@ -50,6 +53,20 @@ struct emulated_cuda_door {
     cudaError_t (*launch)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes);
     cudaError_t (*load_code)(); /* a call as those that captures may forbid */
 };
+
+/* What such a library has of the module that TANDEM_TEST_CUDA_MODULE names, which is open. */
+static inline const struct emulated_cuda_door *emulated_cuda(const char *library)
+{
+    const char *path = getenv("TANDEM_TEST_CUDA_MODULE");
+    void *module = path ? dlopen(path, RTLD_NOW | RTLD_NOLOAD) : NULL;
+    void *door = module ? dlsym(module, "emulated_cuda_door") : NULL;
+
+    if (!door) {
+        fprintf(stderr, "%s: TANDEM_TEST_CUDA_MODULE names no emulated module that is open\n", library);
+        abort();
+    }
+    return (const struct emulated_cuda_door *)door;
+}
 
 static inline size_t round_up(size_t n, size_t unit)
 {
