@@ -501,7 +501,7 @@ static void count_model(const struct model *model, struct memory_held *held)
 }
 
 /* Whenever what the device holds has changed. */
-static void note_memory(struct worker *worker)
+static struct device_memory note_memory(struct worker *worker)
 {
     struct device_memory memory = device_memory(worker->device);
     struct memory_held held = {.workspace_bytes = worker->logits.bytes};
@@ -513,6 +513,7 @@ static void note_memory(struct worker *worker)
     set(&worker->held.workspace_bytes, held.workspace_bytes);
     set(&worker->held.free_bytes, memory.free_bytes);
     set(&worker->held.total_bytes, memory.total_bytes);
+    return memory;
 }
 
 static double in_gib(int64_t bytes)
@@ -561,10 +562,9 @@ static enum status load(struct worker *worker)
         .step_weight_bytes = model_step_weight_bytes(worker->model),
         .workspace_bytes = model_workspace_bytes(worker->model),
         .kv_block_bytes = model_kv_block_bytes(worker->model),
-        .available_bytes = device_memory(worker->device).available_bytes,
+        .available_bytes = note_memory(worker).available_bytes,
     };
     find_slice(worker, &worker->memory.first_token, &worker->memory.num_tokens);
-    note_memory(worker);
     return OK;
 }
 
