@@ -28,29 +28,30 @@ static int remove_model(void **state)
     return unlink(model_path);
 }
 
-/* A request's prompt, or its token n. */
-static void prepare(struct executor *executor, int64_t step, int32_t n)
+/* The prompt of a slot's request, or its token n. */
+static void prepare(struct executor *executor, int64_t step, int32_t slot, int32_t n)
 {
-    static int32_t prompt[NUM_PROMPT] = {5, 6, 7}, blocks[] = {0};
+    static int32_t prompt[NUM_PROMPT] = {5, 6, 7};
     struct plan_sheet sheet;
 
     plan_sheet_begin(&sheet);
     if (n == 0)
         plan_sheet_new(&sheet,
-                       &(struct new_request){.id = "r",
+                       &(struct new_request){.slot = slot,
+                                             .id = "r",
                                              .prompt_token_ids = prompt,
                                              .num_prompt_token_ids = NUM_PROMPT,
-                                             .block_ids = blocks,
+                                             .block_ids = &slot,
                                              .num_block_ids = 1},
                        NULL, NUM_PROMPT, true);
     else
-        plan_sheet_row(&sheet, 0, NUM_PROMPT + n - 1, 1, true, 0, 0);
+        plan_sheet_row(&sheet, slot, NUM_PROMPT + n - 1, 1, true, 0, 0);
     expect_ok(executor_prepare_inputs(executor, step, &sheet.plan));
 }
 
-static void run(struct executor *executor, int64_t step, int32_t n)
+static void run(struct executor *executor, int64_t step, int32_t slot, int32_t n)
 {
-    prepare(executor, step, n);
+    prepare(executor, step, slot, n);
     expect_ok(executor_execute_model(executor, step));
     expect_ok(executor_sample(executor, step, NULL));
 }
@@ -65,31 +66,35 @@ static void open_ranks(const char *fault, struct config *config, struct model_fi
     expect_ok(executor_open(&(struct executor_options){.config = config, .model = *file}, out));
 }
 
+static int32_t collect(struct executor *executor, int64_t step)
+{
+    const struct model_runner_output *output;
+
+    expect_ok(executor_collect(executor, step, &output));
+    assert_int_equal(output->num_sampled, 1);
+    return output->sampled_token_ids[0];
+}
+
 static void steps_may_come_before_those_before_them_are_over(void **state)
 {
+    enum { NUM_STEPS = 4 };
     struct config config = {0};
     AUTO_FREE(model_file) struct model_file *file = NULL;
     struct executor *executor;
-    const struct model_runner_output *output;
-    int32_t tokens[4];
+    int32_t tokens[NUM_STEPS];
 
     (void)state;
-    for (int ahead = 0; ahead < 2; ahead++) {
-        open_ranks(NULL, &config, &file, &executor);
-        for (int64_t step = 0; step < 4; step++) {
-            run(executor, step, (int32_t)step);
-            for (int64_t due = ahead ? 0 : step; (!ahead || step == 3) && due <= step; due++) {
-                expect_ok(executor_collect(executor, due, &output));
-                assert_int_equal(output->num_sampled, 1);
-                if (ahead)
-                    assert_int_equal(output->sampled_token_ids[0], tokens[due]);
-                tokens[due] = output->sampled_token_ids[0];
-            }
-        }
-        executor_free(executor);
-        model_file_free(give(file));
-        config_close(&config);
+    open_ranks(NULL, &config, &file, &executor);
+    for (int32_t step = 0; step < NUM_STEPS; step++) {
+        run(executor, step, 0, step);
+        tokens[step] = collect(executor, step);
     }
+    for (int32_t n = 0; n < NUM_STEPS; n++)
+        run(executor, NUM_STEPS + n, 1, n);
+    for (int32_t n = 0; n < NUM_STEPS; n++)
+        assert_int_equal(collect(executor, NUM_STEPS + n), tokens[n]);
+    executor_free(executor);
+    config_close(&config);
 }
 
 /* On one core the others mostly have some of the step to do when rank 0 has answered. */
@@ -99,7 +104,6 @@ static void a_call_waits_for_the_end_of_a_step_on_every_rank(void **state)
     AUTO_FREE(model_file) struct model_file *file = NULL;
     AUTO_CLOSE(bytes) struct bytes replies = {0};
     struct executor *executor;
-    const struct model_runner_output *output;
     cpu_set_t before, one;
     bool is_refused;
 
@@ -112,8 +116,8 @@ static void a_call_waits_for_the_end_of_a_step_on_every_rank(void **state)
     assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
     open_ranks(NULL, &config, &file, &executor);
     for (int64_t step = 0; step < 20; step++) {
-        run(executor, step, 0); /* whoever sleeps forgets requests */
-        expect_ok(executor_collect(executor, step, &output));
+        run(executor, step, 0, 0); /* whoever sleeps forgets requests */
+        collect(executor, step);
         expect_ok(executor->ops->call(executor, "sleep", "{\"level\": 1}", &replies, &is_refused));
         expect_ok(executor->ops->call(executor, "wake_up", "{}", &replies, &is_refused));
     }
@@ -134,7 +138,7 @@ static void a_rank_is_heard_while_a_step_waits_for_one_that_does_not_end(void **
     (void)state;
     open_ranks("step=0,rank=1,verb=sample,kind=hang", &config, &file, &executor);
     for (int64_t step = 0; step < 3; step++)
-        run(executor, step, (int32_t)step); /* the third waits for the first */
+        run(executor, step, 0, (int32_t)step); /* the third waits for the first */
     assert_int_equal(timerfd_settime(timer, 0, &longer_than_silence, NULL), 0);
     expect_ok(executor_wait(executor, timer));
     close(timer);
