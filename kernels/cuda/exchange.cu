@@ -20,7 +20,8 @@ enum {
     COUNT = FLAGS_BYTES / sizeof(uint32_t) - 1, /* of the rank's own exchanges so far: behind all flags */
     MAX_WORLD = COUNT,
     THREADS = 256,
-    LONG = 1 << 16, /* looks at a flag: some tens of milliseconds */
+    SOME = 16,              /* looks at a flag, between two at the clock */
+    LONG_NS = 50 * 1000000, /* of such looks: who is awaited is then told */
 };
 
 /* What host and kernels tell each other: aborted, or not; 1 + the rank that is waited for, if for long. */
@@ -48,8 +49,9 @@ static double *part_of(const struct cuda_exchange *exchange, int32_t rank, uint3
 /* One thread a rank, MAX_WORLD at most. */
 static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank, uint32_t *words)
 {
-    int32_t peer = (int32_t)threadIdx.x, looks = 0;
-    bool is_peer = peer < world && peer != rank;
+    int32_t peer = (int32_t)threadIdx.x;
+    bool is_peer = peer < world && peer != rank, is_long = false;
+    uint64_t since_ns = 0;
     uint32_t *own = flags[rank], count = own[COUNT] + 1;
 
     __threadfence_system();
@@ -58,13 +60,18 @@ static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank,
     __syncthreads(); /* all are told before any is waited for, and all have read */
     if (peer == 0)
         own[COUNT] = count;
-    while (is_peer && (int32_t)(load_acquire_system(own + peer) - count) < 0) {
+    for (uint32_t looks = 1; is_peer && (int32_t)(load_acquire_system(own + peer) - count) < 0; looks++) {
         if (load_acquire_system(&words[IS_ABORTED]))
             break;
-        if (++looks == LONG)
+        if (looks % SOME)
+            continue;
+        if (since_ns == 0)
+            since_ns = global_timer();
+        is_long = global_timer() - since_ns > LONG_NS;
+        if (is_long) /* again and again: who has no longer to wait for another takes it back */
             store_release_system(&words[WAITS_FOR], (uint32_t)peer + 1);
     }
-    if (looks >= LONG)
+    if (is_long)
         store_release_system(&words[WAITS_FOR], 0);
 }
 
