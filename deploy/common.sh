@@ -22,7 +22,7 @@ phase() {
         printf '%d s\n' $((SECONDS - start)) >&2
     else
         printf 'failed after %d s:\n' $((SECONDS - start)) >&2
-        tail -40 "$log" >&2
+        tail -80 "$log" >&2
     fi
     rm -f "$log"
     return "$status"

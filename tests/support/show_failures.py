@@ -1,0 +1,42 @@
+"""Prints what each program that failed in the last `meson test` said of it, in few lines.
+
+usage: show_failures.py BUILD_FOLDER/meson-logs
+
+Of unittest's output: the reports of its failed cases; of TAP: the cases that are "not ok"; of any: its last lines.
+"""
+import json
+import pathlib
+import re
+import sys
+
+LINES_OF_A_CASE = 14
+LINES_OF_A_PROGRAM = 60
+CHARACTERS_OF_A_LINE = 300
+RULE = re.compile(r"^={70}\n|^-{70}\nRan ", re.MULTILINE)  # unittest's, around its reports
+
+
+def words_of(stdout, stderr):
+    """The lines worth reading."""
+    reports = [part for part in RULE.split(stderr) if part.startswith(("FAIL:", "ERROR:"))]
+    if reports:
+        for report in reports:
+            lines = report.rstrip().splitlines()
+            yield lines[0]
+            yield from lines[1:][-LINES_OF_A_CASE:]
+        return
+    yield from (line for line in stdout.splitlines() if line.startswith(("not ok", "Bail out")))
+    yield from (stderr.strip() or stdout.strip()).splitlines()[-LINES_OF_A_CASE:]
+
+
+def show(logs):
+    for log in sorted(logs.glob("testlog*.json")):
+        for program in map(json.loads, log.read_text().splitlines()):
+            if program["result"] in ("OK", "SKIP", "EXPECTEDFAIL"):
+                continue
+            print(f"{program['name'].split(' / ')[-1]}: {program['result'].lower()} after {program['duration']:.0f} s")
+            words = list(words_of(program.get("stdout", ""), program.get("stderr", "")))
+            for line in words[:LINES_OF_A_PROGRAM]:
+                print("   ", line[:CHARACTERS_OF_A_LINE])
+
+
+show(pathlib.Path(sys.argv[1]))
