@@ -125,7 +125,7 @@ class Deployment:
             except ProcessLookupError:
                 pass
         for command in self.commands:
-            command.wait(10)
+            command.wait(tandem.within(10))
 
     def log(self):
         with open(self.log_path, errors="replace") as file:
@@ -200,6 +200,6 @@ class Deployment:
 def end(command, deployment, signal_number=signal.SIGTERM):
     """Its exit status, when nothing is left of it."""
     command.send_signal(signal_number)
-    status = command.wait(20)
+    status = command.wait(tandem.within(20))
     deployment.wait_until_gone()
     return status

@@ -84,5 +84,5 @@ class Job:
         return threads
 
     def answers(self):
-        out, _ = self.engine.communicate(timeout=60)
+        out, _ = self.engine.communicate(timeout=tandem.within(60))
         return self.engine.returncode, answers_in(out)

@@ -16,6 +16,7 @@ import tandem
 
 def wait_for(what, condition, seconds=10):
     """Polls until condition() is true and returns what it returned."""
+    seconds = tandem.within(seconds)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
@@ -70,7 +71,7 @@ class Server:
         line = self.process.stdout.readline().decode()
         match = re.fullmatch(r"tandem: serving (\S+) on (http://\S+:(\d+))\n", line)
         if not match:
-            self.process.wait(10)
+            self.process.wait(tandem.within(10))
             raise AssertionError(f"no server: {line!r} {self.log_text()}")
         self.url, self.port = match.group(2), int(match.group(3))
 
@@ -86,7 +87,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(tandem.within(20))
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"still there 20 s after SIGTERM: {self.log_text()}")

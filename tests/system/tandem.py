@@ -1,7 +1,7 @@
 """What system tests share: where the program is, a tiny model, and how to run the one on the other.
 
 Environment (set by meson): TANDEM_PROGRAM the program, TANDEM_MAKE_TINY_MODEL the maker of tiny models; without it
-those of build/ are meant.
+those of build/ are meant. TANDEM_TEST_PATIENCE: how many times as long as on a quiet machine all may take.
 """
 import atexit
 import json
@@ -26,6 +26,11 @@ os.environ.setdefault("TANDEM_DUMP_DIR", _folder)  # steps that fail in tests ar
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 # What a test starts ends with it, too, when it is told to end: by a timeout, mostly.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def within(seconds):
+    """How long what takes so long at most on a quiet machine may take on this one."""
+    return seconds * float(os.environ.get("TANDEM_TEST_PATIENCE", "1"))
 
 
 def deploy(name):

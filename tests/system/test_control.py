@@ -327,14 +327,14 @@ class Ends(unittest.TestCase):
             stream.close()
             server.tell("drain", "--wait", "20")
             server.tell("shutdown")
-            self.assertEqual(server.process.wait(20), 0)
+            self.assertEqual(server.process.wait(tandem.within(20)), 0)
             self.assertEqual(server.ctl("status")[0], GONE)
 
     def test_shutdown_now_cuts_off(self):
         with Controlled() as server, server.open_stream():
             wait_for("the stream", lambda: server.tell("status")["requests_running"])
             server.tell("shutdown", "now")
-            self.assertEqual(server.process.wait(20), FAILED)
+            self.assertEqual(server.process.wait(tandem.within(20)), FAILED)
 
     def test_the_only_engine_of_a_place_is_found(self):
         place = tandem.path("place")

@@ -354,7 +354,7 @@ class Cuda(unittest.TestCase):
                 while text.count("2 ranks meet") < number + 2:
                     text += wait_for("another meeting", err.read, 30)
             lines += process.stdout
-            process.wait(30)
+            process.wait(tandem.within(30))
             text += err.read()
         self.assertEqual(process.returncode, 0, text)
         return {(line := json.loads(answer))["index"]: line["token_ids"] for answer in lines}, text
@@ -380,7 +380,7 @@ class Cuda(unittest.TestCase):
                 _, err = self.refuse(0, [r"rank 1 \(process \d+\) hangs in step 12"], *CUDA, *way, "--tp", "3",
                                      "--max-tokens", "20", "--ignore-eos", "--inject-fault",
                                      "step=12,rank=1,kind=hang", EMULATED_CUDA_DEVICES="3")
-                self.assertEqual(err.count("is emulated"), 4)
+                self.assertEqual(err.count("is emulated"), 4, err)
 
     def test_streams_go_on_when_a_rank_is_killed_whose_steps_are_replayed(self):
         lines = [{"prompt": "hello", "max_tokens": 1, "seed": 9}]

@@ -236,7 +236,7 @@ class Group(unittest.TestCase):
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertNotEqual(group.status_of("/ready"), 200)
             self.assertEqual(deployed.end(engine, group), 0)
-            self.assertEqual([rank.wait(1) for rank in ranks], [0] * len(ranks))
+            self.assertEqual([rank.wait(tandem.within(1)) for rank in ranks], [0] * len(ranks))
 
 
 if __name__ == "__main__":

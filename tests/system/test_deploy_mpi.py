@@ -73,13 +73,13 @@ class Launcher:
         started = time.monotonic()
         with deployed.Deployment() as deployment:
             command = self.start(deployment, PATH="/usr/bin:/bin")
-            self.assertEqual(command.wait(10), 2)
+            self.assertEqual(command.wait(tandem.within(10)), 2)
             self.assertIn("no tandem: put it in PATH", deployment.log())
             # The launcher's own mistakes are: it may have no room yet.
             command = self.start(deployment, "--no-such-option", RESTARTS="0")
-            self.assertEqual(command.wait(20), 75)
+            self.assertEqual(command.wait(tandem.within(20)), 75)
             deployment.wait_until_gone()
-        self.assertLess(time.monotonic() - started, 20)
+        self.assertLess(time.monotonic() - started, tandem.within(20))
 
     def test_a_wrong_command_line_is_refused(self):
         script = tandem.deploy("mpi/" + self.name)

@@ -57,12 +57,12 @@ class Placed(unittest.TestCase):
     def test_no_room_is_told(self):
         with deployed.Deployment() as deployment:
             command = self.start(deployment, "--ranks", "2", "--cpus-per-rank", "2", "--timeout", "1")
-            self.assertEqual(command.wait(30), 75)
+            self.assertEqual(command.wait(tandem.within(30)), 75)
             self.assertIn("no room for 2 times {'CPU': 2.0}", deployment.log())
 
     def test_wrong_options_are_refused(self):
         with deployed.Deployment() as deployment:
-            self.assertEqual(self.start(deployment, "--ranks", "0").wait(30), 2)
+            self.assertEqual(self.start(deployment, "--ranks", "0").wait(tandem.within(30)), 2)
 
 
 if __name__ == "__main__":

@@ -156,8 +156,8 @@ class Notices(unittest.TestCase):
                     each.wait_for("WATCHDOG=1")
                 engine.process.terminate()
                 engine.wait_for("STOPPING=1")
-                self.assertEqual(engine.process.wait(20), 0)
-                self.assertEqual(rank.process.wait(5), 0)
+                self.assertEqual(engine.process.wait(tandem.within(20)), 0)
+                self.assertEqual(rank.process.wait(tandem.within(5)), 0)
 
 
 class Settings(unittest.TestCase):

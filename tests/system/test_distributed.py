@@ -41,7 +41,7 @@ class Distributed(unittest.TestCase):
                     threads = job.keep_all()
                     first = job.engine.stdout.readline()
                     job.ranks[victim].kill()
-                    rest, _ = job.engine.communicate(timeout=60)
+                    rest, _ = job.engine.communicate(timeout=tandem.within(60))
                     self.assertEqual(job.engine.returncode, 0, job.log())
                     self.assertEqual(answers_in(first + rest), self.expected)
                     self.assertIn((victim, -signal.SIGKILL), job.ends)
@@ -64,7 +64,7 @@ class Distributed(unittest.TestCase):
             job.ranks[1] = job.start(1)
             job.engine.stdout.readline()
             job.ranks[1].kill()
-            job.engine.communicate(timeout=20)
+            job.engine.communicate(timeout=tandem.within(20))
             self.assertNotEqual(job.engine.returncode, 0)
             self.assertIn("rank 1 has not joined", job.log())
             thread.join(10)
@@ -79,20 +79,20 @@ class Distributed(unittest.TestCase):
                     (0, 3, "rank 0 was started for 3 ranks, the engine has 2"),
                     (2, 3, "rank 2, started as one of 3, is not one of the 2 ranks")):
                 process = job.start(rank, world=world)
-                process.communicate(timeout=20)
+                process.communicate(timeout=tandem.within(20))
                 self.assertEqual(process.returncode, 76)
                 self.assertIn(why, job.log())
             threads = job.keep_all()
             first = job.engine.stdout.readline()
             twin = job.start(1)
-            _, err = twin.communicate(timeout=20)
+            _, err = twin.communicate(timeout=tandem.within(20))
             self.assertEqual(twin.returncode, 76, err + job.log())
             self.assertIn("rank 1 comes twice", job.log())
-            rest, _ = job.engine.communicate(timeout=60)
+            rest, _ = job.engine.communicate(timeout=tandem.within(60))
             self.assertEqual((job.engine.returncode, len(answers_in(first + rest))), (0, 8), job.log())
             for thread in threads:
                 thread.join(10)
-            _, err = stranger.communicate(timeout=20)
+            _, err = stranger.communicate(timeout=tandem.within(20))
             self.assertEqual(stranger.returncode, 124, err)
             self.assertIn("has it another token", err)
 
@@ -117,7 +117,7 @@ class Distributed(unittest.TestCase):
     def test_the_missing_are_named(self):
         with Job(3, "--join-timeout", "1") as job:
             job.ranks[1] = job.start(1)
-            job.engine.communicate(timeout=20)
+            job.engine.communicate(timeout=tandem.within(20))
             self.assertEqual(job.engine.returncode, 124)
             self.assertIn("ranks 0 and 2 have not joined", job.log())
 

@@ -51,7 +51,7 @@ class Hosts(unittest.TestCase):
     def test_memory_alone_is_refused(self):
         with job(2, "--comm", "shm") as it:
             it.keep_all()
-            it.engine.communicate(timeout=20)
+            it.engine.communicate(timeout=tandem.within(20))
             self.assertEqual(it.engine.returncode, 76, it.log())
             self.assertIn("rank 0 is on h1 and rank 1 on h2: with --comm shm", it.log())
 
@@ -62,7 +62,7 @@ class Hosts(unittest.TestCase):
                 threads = it.keep_all()
                 first = it.engine.stdout.readline()
                 it.ranks[victim].kill()
-                rest, _ = it.engine.communicate(timeout=60)
+                rest, _ = it.engine.communicate(timeout=tandem.within(60))
                 self.assertEqual(it.engine.returncode, 0, it.log())
                 self.assertEqual(answers_in(first + rest), expected)
                 self.assertIn((victim, -signal.SIGKILL), it.ends)
@@ -86,7 +86,7 @@ class Hosts(unittest.TestCase):
             self.assertIsNone(it.engine.poll(), it.log())
             group.restore("h2")
             threads += it.keep_all(2, 3)
-            rest, _ = it.engine.communicate(timeout=60)
+            rest, _ = it.engine.communicate(timeout=tandem.within(60))
             self.assertEqual(it.engine.returncode, 0, it.log())
             self.assertEqual(answers_in(first + rest), expected)
             for thread in threads:
@@ -105,7 +105,7 @@ class Hosts(unittest.TestCase):
                 wait_for("notice", lambda: "a step was given up 10 s ago, and all ranks are there" in it.log(), 20)
             finally:
                 group.join("h2", "h3")
-            rest, _ = it.engine.communicate(timeout=60)
+            rest, _ = it.engine.communicate(timeout=tandem.within(60))
             self.assertEqual(it.engine.returncode, 0, f"{it.ends} {it.log()}")
             self.assertEqual(answers_in(first + rest), expected)
             for thread in threads:
@@ -130,7 +130,7 @@ class Hosts(unittest.TestCase):
                              capture_output=True, text=True, timeout=30)
             self.assertEqual(json.loads(done.stdout)["choices"][0]["text"], json.loads(out)["text"], done)
             launch.send_signal(signal.SIGTERM)
-            self.assertEqual(launch.wait(20), 0)
+            self.assertEqual(launch.wait(tandem.within(20)), 0)
         finally:
             launch.kill()
             launch.wait()

@@ -221,7 +221,7 @@ class Interrupt(unittest.TestCase):
             with open(f"/proc/{process.pid}/task/{process.pid}/children") as f:
                 ranks = f.read().split()
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=tandem.within(20))
         self.assertEqual(process.returncode, 130, err)
         self.assertLess(len(out.splitlines()), 100)
         self.assertNotIn(b"rank", err.replace(b"ranks:", b""))

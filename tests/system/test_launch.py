@@ -176,7 +176,7 @@ class Programs(unittest.TestCase):
         time.sleep(0.5)
         lines = process.stdout.read().count(b"\n")
         process.stdout.close()
-        self.assertEqual((process.wait(20), lines), (0, 200000))
+        self.assertEqual((process.wait(tandem.within(20)), lines), (0, 200000))
 
     def test_input_goes_to_rank_0_alone(self):
         text = b"".join(b"line %d\n" % i for i in range(20000))
@@ -266,7 +266,7 @@ class Restarts(unittest.TestCase):
             self.assertEqual(len(after), 3)
             self.assertEqual(set(before) - set(after), {victim})
             launch.signal(signal.SIGTERM)
-            self.assertEqual(launch.process.wait(10), 143)
+            self.assertEqual(launch.process.wait(tandem.within(10)), 143)
             self.assertRegex(launch.errors().splitlines()[-1], r"rank \d, after .*: signal 9")
 
     def test_the_budget_is_spent_with_growing_pauses(self):
@@ -297,7 +297,7 @@ class Restarts(unittest.TestCase):
             seconds = float(re.search(r"one by one in ([\d.]+) s", launch.errors()).group(1))
             self.assertGreaterEqual(seconds, 0.14)
             launch.signal(signal.SIGINT)
-            self.assertEqual(launch.process.wait(10), 130)
+            self.assertEqual(launch.process.wait(tandem.within(10)), 130)
             self.assertNotIn("failure", launch.errors())
 
 
@@ -314,7 +314,7 @@ class Readiness(unittest.TestCase):
                 launch.wait_for_errors("launch: 2 ranks ready in 0.")
                 launch.signal(signal.SIGTERM)
                 self.assertEqual(listener.recv(4096), b"STOPPING=1")
-                launch.process.wait(10)
+                launch.process.wait(tandem.within(10))
         os.unlink(path)
 
     @SLOW
@@ -331,7 +331,7 @@ class Signals(unittest.TestCase):
             launch.wait_for_errors("2 ranks ready")
             began = time.monotonic()
             launch.signal(signal.SIGTERM)
-            self.assertEqual(launch.process.wait(10), 0, launch.errors())
+            self.assertEqual(launch.process.wait(tandem.within(10)), 0, launch.errors())
             self.assertGreater(time.monotonic() - began, 0.6)
 
     def test_who_does_not_go_is_killed_after_the_grace_and_named(self):
@@ -339,17 +339,17 @@ class Signals(unittest.TestCase):
                     "forever") as launch:
             launch.wait_for_errors("2 ranks ready")
             launch.signal(signal.SIGTERM)
-            self.assertEqual(launch.process.wait(10), 143)
+            self.assertEqual(launch.process.wait(tandem.within(10)), 143)
             self.assertRegex(launch.errors(), r"still there after (0\.[5-9]|[1-9]\.\d) s, and killed: rank 1\n")
 
     def test_a_second_signal_ends_at_once(self):
-        with Launch("-np", 2, "--", PROBE, "drain=20000", "ready", "forever") as launch:
+        with Launch("-np", 2, "--", PROBE, "drain=100000", "ready", "forever") as launch:
             launch.wait_for_errors("2 ranks ready")
             launch.signal(signal.SIGINT)
             time.sleep(0.5)
             self.assertIsNone(launch.process.poll())
             launch.signal(signal.SIGINT)
-            self.assertEqual(launch.process.wait(5), 137)
+            self.assertEqual(launch.process.wait(tandem.within(5)), 137)
 
     def test_others_are_passed_on(self):
         with Launch("-np", 2, "--", PROBE, "show=10", "show=12", "show=18", "ready", "sleep=60000") as launch:
@@ -402,7 +402,7 @@ esac
             with self.subTest(options), self.launch("ready drain=10 forever", "ready forever", "-np", 2, *options,
                                                     *(() if not options else ("-x", "A=b"))) as launch:
                 if options:  # "a" is known to nobody, so the engine must be told where to listen
-                    self.assertEqual(launch.process.wait(5), 2)
+                    self.assertEqual(launch.process.wait(tandem.within(5)), 2)
                     self.assertIn("host a is not known here", launch.errors())
                     continue
                 launch.wait_for_errors("the engine and 2 ranks ready in ")
@@ -412,7 +412,7 @@ esac
                 for rank in (0, 1):
                     self.assertIn(f"[rank {rank}] tcp://127.0.0.1:7\n", out)
                 launch.signal(signal.SIGTERM)
-                self.assertEqual(launch.process.wait(10), 0, launch.errors())
+                self.assertEqual(launch.process.wait(tandem.within(10)), 0, launch.errors())
 
     def test_the_address_reaches_other_hosts(self):
         with Launch("-np", 2, *HOSTS, "-H", "a,b", "--", self.engine, "serve", "--listen", "tcp://127.0.0.1:0",
@@ -421,7 +421,7 @@ esac
             for rank in (0, 1):
                 self.assertIn(f"[rank {rank}] tcp://127.0.0.1:7\n", launch.output())
             launch.signal(signal.SIGTERM)
-            self.assertEqual(launch.process.wait(10), 0, launch.errors())
+            self.assertEqual(launch.process.wait(tandem.within(10)), 0, launch.errors())
 
     def test_all_have_the_same_keys_and_nobody_else_can_read_them(self):
         named = tandem.path("token")
@@ -441,7 +441,7 @@ esac
         for act, code in (("sleep=100 exit=0", 0), ("sleep=100 exit=74", 74), ("sleep=100 signal=11", 139)):
             with self.subTest(act), self.launch(act, "ready forever", "-np", 2) as launch:
                 launch.census()
-                self.assertEqual(launch.process.wait(10), code, launch.errors())
+                self.assertEqual(launch.process.wait(tandem.within(10)), code, launch.errors())
                 launch.nothing_is_left()
 
     def test_ranks_are_told_when_it_has_ended(self):
@@ -459,7 +459,7 @@ esac
 
     def test_ranks_have_three_restarts_and_one_more_each(self):
         with self.launch("ready drain=1 forever", "exit=5", "-np", 1) as launch:
-            self.assertEqual(launch.process.wait(15), 75, launch.errors())
+            self.assertEqual(launch.process.wait(tandem.within(15)), 75, launch.errors())
             self.assertIn("4 restarts within 60 s are spent", launch.errors())
 
 
@@ -501,7 +501,7 @@ class RealEngine(unittest.TestCase):
             self.assertEqual(len(set(ranks) & set(launch.named("tandem-worker"))), 2)
             launch.census()
             launch.signal(signal.SIGTERM)
-            self.assertEqual(launch.process.wait(10), 0)
+            self.assertEqual(launch.process.wait(tandem.within(10)), 0)
             launch.nothing_is_left()
 
 
@@ -521,7 +521,7 @@ class RealEngine(unittest.TestCase):
                                            f"--max-restarts {told} within 60 s, 0 are spent")
                     self.assertEqual(before, launch.named("tandem-worker"))
                 launch.signal(signal.SIGTERM)
-                self.assertEqual(launch.process.wait(10), 0, launch.errors())
+                self.assertEqual(launch.process.wait(tandem.within(10)), 0, launch.errors())
 
 
 class NoOrphans(unittest.TestCase):
@@ -532,6 +532,8 @@ class NoOrphans(unittest.TestCase):
     def launched(self, options, **more):
         launch = Launch("-np", 3, *options, "--", *self.RANK, **more)
         launch.wait_for_errors("3 ranks ready")
+        # A child of a shell is a second "sh" until it executes something.
+        wait_for("3 that sleep", lambda: len(launch.named("sleep")) == 3)
         self.assertGreaterEqual(len(launch.census()), 3 * 4)
         return launch
 
@@ -542,7 +544,7 @@ class NoOrphans(unittest.TestCase):
                     pid = launch.process.pid if name == "launcher" else launch.named(name)[-1]
                     os.kill(pid, signal.SIGKILL)
                     if name != "launcher":
-                        code = launch.process.wait(3)
+                        code = launch.process.wait(tandem.within(3))
                         self.assertEqual(code, 69 if name == "tandem-agent" else 137, launch.errors())
                     launch.nothing_is_left()
 
@@ -550,7 +552,7 @@ class NoOrphans(unittest.TestCase):
         with self.launched(self.PLACES[1]) as launch:
             guard = next(pid for pid in launch.named("tandem") if "launch-agent" in words_of(pid))
             os.kill(guard, signal.SIGKILL)
-            self.assertEqual(launch.process.wait(3), 69, launch.errors())
+            self.assertEqual(launch.process.wait(tandem.within(3)), 69, launch.errors())
             launch.nothing_is_left()
 
     def test_the_launcher_ends_with_its_parent(self):
@@ -580,7 +582,7 @@ class NoOrphans(unittest.TestCase):
         for options in self.PLACES:
             with self.subTest(options), self.launched(options) as launch:
                 launch.signal(signal.SIGTERM)
-                self.assertEqual(launch.process.wait(6), 143, launch.errors())
+                self.assertEqual(launch.process.wait(tandem.within(6)), 143, launch.errors())
                 self.assertFalse([pid for pid in launch.seen if is_there(pid)])
 
 
@@ -612,11 +614,11 @@ class OtherHosts(unittest.TestCase):
 
     def test_an_agent_that_is_none_is_one_sentence(self):
         cases = (
-            ("sh -c 'echo Welcome to this host; sleep 5'", 69, "it says 'Welcome to this host?' where its agent"),
+            ("sh -c 'echo Welcome to this host; sleep 100'", 69, "it says 'Welcome to this host?' where its agent"),
             ("sh -c 'echo no route to $0 >&2; exit 255'", 69,
              "exit status 255 before it was there: no route to a"),
             ("/no/such/agent", 127, "exit status 127 before it was there"),
-            ("sh -c 'head -c 4096 /dev/zero; sleep 5'", 69, "it says '????"),
+            ("sh -c 'head -c 4096 /dev/zero; sleep 100'", 69, "it says '????"),
             ("true", 69, "exit status 0 before it was there"),
         )
         for agent, code, part in cases:
@@ -626,13 +628,13 @@ class OtherHosts(unittest.TestCase):
                 self.assertEqual(rc, code, err)
                 self.assertIn(f"host a is lost: ", err)
                 self.assertIn(part, err)
-                self.assertLess(time.monotonic() - began, 4)
+                self.assertLess(time.monotonic() - began, tandem.within(4))
 
     def test_another_build_is_refused_and_its_words_are_not_obeyed(self):
         build = b"\x1b[2J" + b"0" * 36
         body = b"\x01" + b"\xc4\x01a" + b"\xc4" + bytes([len(build)]) + build
         hello = tandem.write("hello", len(body).to_bytes(4, "little") + b"\x08" + body)
-        rc, _, err = run("--launch-agent", f"sh -c 'cat {hello}; sleep 5'", "-H", "a", "--", "true")
+        rc, _, err = run("--launch-agent", f"sh -c 'cat {hello}; sleep 100'", "-H", "a", "--", "true")
         self.assertEqual(rc, 76, err)
         self.assertIn("host a is lost: tandem is another build there, ?[2J00000000, than here, ", err)
 
@@ -659,8 +661,8 @@ while pairs:
             began = time.monotonic()
             tandem.write("cut", "")
             launch.wait_for_errors("host b is lost: nothing was heard for 1.", 3)
-            self.assertLess(time.monotonic() - began, 2.5)
-            self.assertEqual(launch.process.wait(5), 69)
+            self.assertLess(time.monotonic() - began, tandem.within(2.5))
+            self.assertEqual(launch.process.wait(tandem.within(5)), 69)
             launch.nothing_is_left()
 
 
@@ -731,7 +733,7 @@ class Networks(unittest.TestCase):
                 print(launch.errors().strip(), end=" ", flush=True)
                 self.assertEqual(launch.output().count("TANDEM_NODE=1"), 2)
                 launch.signal(signal.SIGTERM)
-                self.assertEqual(launch.process.wait(10), 0, launch.errors())
+                self.assertEqual(launch.process.wait(tandem.within(10)), 0, launch.errors())
 
             rank = "sh", "-c", f"sleep 1000 & {PROBE} daemon ready forever; true"
             with cluster.launch(*rank) as launch:
@@ -748,10 +750,10 @@ class Networks(unittest.TestCase):
                 noticed = time.monotonic() - began
                 wait_for("an empty host that is cut off", lambda: self.num_ranks(cluster, "h3") == 0, 4)
                 gone = time.monotonic() - began
-                self.assertEqual(launch.process.wait(5), 69, launch.errors())
+                self.assertEqual(launch.process.wait(tandem.within(5)), 69, launch.errors())
                 print(f"cut noticed in {noticed:.2f} s, cut-off ranks gone in {gone:.2f} s", end=" ", flush=True)
-                self.assertLess(noticed, 2.5)
-                self.assertLess(gone, 4)
+                self.assertLess(noticed, tandem.within(2.5))
+                self.assertLess(gone, tandem.within(4))
 
     @staticmethod
     def num_ranks(cluster, *names):

@@ -57,7 +57,7 @@ class Mpi(unittest.TestCase):
                 job.ranks["all"] = ranks = start(mpirun(world, *worker_of(job)))
                 self.assertEqual(job.answers(), (0, local_answers()), job.log())
                 self.assertIn(f"{world} ranks meet by MPI", job.log())
-                out, _ = ranks.communicate(timeout=20)
+                out, _ = ranks.communicate(timeout=tandem.within(20))
                 self.assertEqual((ranks.returncode, out), (0, ""))
 
     def test_a_world_that_is_not_the_engines_is_refused(self):
@@ -67,7 +67,7 @@ class Mpi(unittest.TestCase):
                  "rank 0 of 2 is rank 1 of 2 to MPI")):
             with self.subTest(why=why), Job(2, "--comm", "mpi") as job:
                 job.ranks["all"] = ranks = start([*words, *worker_of(job)])
-                out, _ = ranks.communicate(timeout=20)
+                out, _ = ranks.communicate(timeout=tandem.within(20))
                 self.assertEqual(ranks.returncode, 76, out + job.log())
                 self.assertIn(why, job.log())
 
@@ -80,7 +80,7 @@ class Refused(unittest.TestCase):
             for rank in 0, 1:
                 job.ranks[rank] = start(worker_of(job, "--rank", str(rank), "--world", "2", program=program))
             for process in job.ranks.values():
-                out, _ = process.communicate(timeout=20)
+                out, _ = process.communicate(timeout=tandem.within(20))
                 self.assertEqual((process.returncode, out), (2, ""), job.log())
             return job.log()
 

@@ -116,7 +116,7 @@ class Replay(unittest.TestCase):
                     folder) as server:
             server.post("/v1/completions", {"prompt": "hello", "max_tokens": 20,
                                             "ignore_eos": True})
-            server.process.wait(timeout=20)
+            server.process.wait(tandem.within(20))
         self.expect_again(glob.glob(folder + "/*")[0])
 
     def test_a_simulated_engine_fails_again(self):

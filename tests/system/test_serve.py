@@ -304,7 +304,7 @@ class Ends(unittest.TestCase):
             wait_for("no new connections", is_shut)
             ask.join(60)
             assert answers and answers[0]["usage"]["completion_tokens"] == 2000, answers
-            assert server.process.wait(10) == 0, server.log_text()
+            assert server.process.wait(tandem.within(10)) == 0, server.log_text()
 
     def test_a_drain_has_an_end_and_tells_those_it_cuts_off(self):
         with Server(*RANKS, "--drain-timeout", "0.3") as server:
@@ -315,7 +315,7 @@ class Ends(unittest.TestCase):
                 while piece := client.recv(1 << 20):
                     text += piece
             assert b"shutting down" in text and b"data: [DONE]" in text, text[-300:]
-            assert server.process.wait(10) == 124, server.log_text()
+            assert server.process.wait(tandem.within(10)) == 124, server.log_text()
 
     def test_whoever_started_it_hears_of_its_life(self):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
@@ -337,7 +337,7 @@ class Ends(unittest.TestCase):
                 assert server.complete()["usage"]
                 server.process.send_signal(signal.SIGTERM)
                 hear_until("STOPPING=1")
-                assert server.process.wait(10) == 0, server.log_text()
+                assert server.process.wait(tandem.within(10)) == 0, server.log_text()
 
     def test_health_goes_on_while_ranks_are_replaced(self):
         with Server(*RANKS) as server:
@@ -361,7 +361,7 @@ class Ends(unittest.TestCase):
                 time.sleep(0.2)
                 assert server.process.poll() is None
                 server.process.send_signal(signal.SIGINT)
-                assert server.process.wait(5) == 1, server.log_text()
+                assert server.process.wait(tandem.within(5)) == 1, server.log_text()
 
     def test_a_killed_worker_that_may_not_be_replaced_is_told_to_everyone_who_waits(self):
         with Server(*RANKS, "--max-restarts", "0") as server:
@@ -378,7 +378,7 @@ class Ends(unittest.TestCase):
                     texts.append(text)
             assert b'"error"' in texts[0][-1000:], texts[0][-1000:]
             assert b"HTTP/1.1 50" in texts[1] and b'"error"' in texts[1], texts[1]
-            assert server.process.wait(10) != 0, server.log_text()
+            assert server.process.wait(tandem.within(10)) != 0, server.log_text()
             wait_for("no orphans", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), 3)
 
 

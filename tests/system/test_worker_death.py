@@ -82,15 +82,15 @@ class UnderLoad(unittest.TestCase):
                 told = time.monotonic() - killed
                 lines = [json.loads(line) for line in [line, *run.process.stdout]]
                 err = run.process.stderr.read().decode()
-                self.assertNotEqual(run.process.wait(5), 0, err)
-                self.assertLess(time.monotonic() - killed, 5)  # the other ranks were told to stop
+                self.assertNotEqual(run.process.wait(tandem.within(5)), 0, err)
+                self.assertLess(time.monotonic() - killed, tandem.within(5))  # the other ranks were told to stop
                 run.nothing_is_left()
                 self.assertEqual(os.listdir(run.run_dir), [])
                 self.assertEqual(len(lines), 20)
                 for line in lines:
                     self.assertRegex(line["error"]["message"],  # whichever is noticed first
                                      rf"rank {number}( .*has died|: .*is not connected)")
-                self.assertLess(told, 4)
+                self.assertLess(told, tandem.within(4))
                 self.assertNotIn("assertion failed", err)
 
     def test_ranks_do_not_outlive_their_engine(self):
@@ -104,9 +104,9 @@ class UnderLoad(unittest.TestCase):
             os.kill(run.rank(1), signal.SIGSTOP)
             line = json.loads(run.process.stdout.readline())
             self.assertRegex(line["error"]["message"], r"rank 1 (.*has been silent for|: .*not connected)")
-            self.assertLess(time.monotonic() - stopped, 5)
+            self.assertLess(time.monotonic() - stopped, tandem.within(5))
             run.process.stdout.read()
-            self.assertNotEqual(run.process.wait(5), 0)
+            self.assertNotEqual(run.process.wait(tandem.within(5)), 0)
             run.nothing_is_left()
 
 
@@ -118,7 +118,7 @@ class Replaced(unittest.TestCase):
                 os.kill(pid, how)
             lines = [json.loads(line) for line in run.process.stdout]
             err = run.process.stderr.read().decode()
-            self.assertEqual(run.process.wait(30), 0, err)
+            self.assertEqual(run.process.wait(tandem.within(30)), 0, err)
             self.assertNotIn("assertion failed", err)
         return {line["index"]: line["token_ids"] for line in lines}, err
 
@@ -163,7 +163,7 @@ class Replaced(unittest.TestCase):
             os.kill(children_of(server.process.pid)[1], signal.SIGKILL)
             wait_for("tries that fail", lambda: server.log_text().count("going.gguf: No such file") > 2, 20)
             server.process.send_signal(signal.SIGTERM)
-            self.assertEqual(server.process.wait(10), 0, server.log_text())
+            self.assertEqual(server.process.wait(tandem.within(10)), 0, server.log_text())
 
     def test_the_budget_of_restarts_is_kept(self):
         rc, _, err = tandem.run("generate", "--model", MODEL, "--prompt", "hello", "--max-tokens",
@@ -190,7 +190,7 @@ class Idle(unittest.TestCase):
                 killed = time.monotonic()
                 os.kill(ranks[number], signal.SIGKILL)
                 wait_for("the end of the server", lambda: server.process.poll() is not None, 5)
-                self.assertLess(time.monotonic() - killed, 3)
+                self.assertLess(time.monotonic() - killed, tandem.within(3))
                 self.assertEqual(server.process.returncode, 69)
                 self.assertRegex(server.log_text(), r"rank \d \(process %d\) has died" %
                                  ranks[number])
