@@ -103,8 +103,7 @@ static enum status end_text_job(struct text_job *job)
     return job->status == OK ? OK : fail(job->status, "%s", job->sentence);
 }
 
-/* A mask takes microseconds. */
-enum { MASK_TIMEOUT_MS = 500, MAX_COMPILING = 8 };
+enum { MAX_COMPILING = 8 };
 
 static enum status open_grammars(const struct config *config, struct front *front)
 {
@@ -122,7 +121,7 @@ static enum status open_grammars(const struct config *config, struct front *fron
             .cache_bytes = config->grammar_cache,
             .max_compiling = MAX_COMPILING,
             .compile_timeout_ms = (int32_t)(config->grammar_compile_timeout * 1000),
-            .mask_timeout_ms = MASK_TIMEOUT_MS,
+            .mask_timeout_ms = (int32_t)(config->grammar_mask_timeout * 1000),
         },
         &front->grammars);
 }

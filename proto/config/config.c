@@ -120,6 +120,9 @@ static const struct option options[] = {
         .most = (int64_t)1 << 40),
     ROW(grammar_compile_timeout, OPTION_F64, "1.5", "seconds that a grammar may take to compile",
         .least = 0.01, .most = 3600),
+    ROW(grammar_mask_timeout, OPTION_F64, "0.5",
+        "seconds that it may take for one bitmask, which is microseconds but where nothing gets a core",
+        .least = 0.01, .most = 3600),
 
     ROW(host, OPTION_TEXT, "127.0.0.1", "address to listen on", .group = "Server"),
     ROW(port, OPTION_I32, "8000", "0 picks a free one and prints it", .most = 65535),

@@ -74,7 +74,7 @@ struct config {
     char *grammar_folder;   /* of the libraries; NULL: `grammar` beside the program */
     int64_t grammar_memory; /* bytes that the process of one grammar may take */
     int64_t grammar_cache;  /* bytes of grammars that no request uses */
-    double grammar_compile_timeout; /* seconds */
+    double grammar_compile_timeout, grammar_mask_timeout; /* seconds */
 
     /* server */
     char *host;

@@ -331,7 +331,8 @@ def longest_pause(times, begin, end):
 def serve(options, model_file, launcher=()):
     """tandem serve with what the grammars need."""
     if GRAMMARS:
-        options = [*options, "--grammar-folder", str(GRAMMARS), "--grammar-compile-timeout", "30"]
+        options = [*options, "--grammar-folder", str(GRAMMARS), "--grammar-compile-timeout", "30",
+                   "--grammar-mask-timeout", "30"]
     return Server(*options, model_file=model_file, launcher=launcher)
 
 
