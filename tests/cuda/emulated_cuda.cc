@@ -21,11 +21,21 @@ static const size_t PEERS_BYTES = (size_t)64 << 30; /* of addresses, for what ot
 
 enum fault { NO_FAULT, NO_DEVICE, NO_DRIVER, OLD_DRIVER, NO_MEMORY, NO_IPC, LAUNCH, NO_GRAPH };
 
+/* What blocks may have of shared memory, if they ask for it. */
+struct card {
+    int major, minor, shared_bytes;
+};
+
+static const struct card cards[] = {
+    {8, 0, 163 << 10}, {8, 6, 99 << 10}, {8, 9, 99 << 10}, {9, 0, 227 << 10}, {10, 0, 227 << 10},
+};
+
 static struct {
     enum fault fault;
     int64_t fault_number;
     struct emulated_turns turns;
     int num_devices;
+    const struct card *cards[MAX_DEVICES];
     size_t memory_bytes; /* of a device */
     bool open;           /* the host may touch it */
     bool is_synchronous;
@@ -48,6 +58,30 @@ void emulated_cuda_order(const char *order)
                                                         : RANDOM;
 }
 
+static const struct card *find_card(const char *capability)
+{
+    int major = 0, minor = 0;
+
+    sscanf(capability, "%d.%d", &major, &minor);
+    for (const struct card &card : cards)
+        if (card.major == major && card.minor == minor)
+            return &card;
+    fprintf(stderr, "emulated_cuda: EMULATED_CUDA_CAPABILITY: no GPU of %s is emulated\n", capability);
+    abort();
+}
+
+static void read_cards()
+{
+    const char *text = getenv("EMULATED_CUDA_CAPABILITY");
+
+    for (const struct card *&card : settings.cards) {
+        const char *comma = text ? strchr(text, ',') : NULL;
+
+        card = text && *text ? find_card(text) : &cards[0];
+        text = comma ? comma + 1 : text;
+    }
+}
+
 static void read_settings()
 {
     static const char *const names[] = {"",          "no_device", "no_driver", "old_driver",
@@ -64,6 +98,7 @@ static void read_settings()
     }
     emulated_cuda_order(getenv("EMULATED_CUDA_ORDER"));
     settings.num_devices = min((int)number_from("EMULATED_CUDA_DEVICES", 2), (int)MAX_DEVICES);
+    read_cards();
     settings.memory_bytes = (size_t)number_from("EMULATED_CUDA_MEMORY", 1 << 30);
     if (settings.fault == NO_MEMORY)
         settings.memory_bytes = (size_t)settings.fault_number;
@@ -893,7 +928,8 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
         return cudaSuccess;
     while (i < num_opted_in && (opted_in[i].kernel != kernel || opted_in[i].device != current_device))
         i++;
-    REFUSE_IF(value < 0 || value > MAX_SHARED_BYTES || i == MAX_OPTED_IN, cudaErrorInvalidValue);
+    REFUSE_IF(value < 0 || value > settings.cards[current_device]->shared_bytes, cudaErrorInvalidValue);
+    REFUSE_IF(i == MAX_OPTED_IN, cudaErrorInvalidValue);
     opted_in[i].kernel = kernel;
     opted_in[i].device = current_device;
     opted_in[i].bytes = value;
@@ -1004,16 +1040,20 @@ cudaError_t cudaGetDevice(int *out)
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int ordinal)
 {
+    const struct card *card;
+
     ENTER();
     REFUSE_IF(ordinal < 0 || ordinal >= settings.num_devices, cudaErrorInvalidDevice);
+    card = settings.cards[ordinal];
     memset(out, 0, sizeof *out);
     strcpy(out->name, "emulated");
     memcpy(out->uuid.bytes, &ordinal, sizeof ordinal);
     out->totalGlobalMem = settings.memory_bytes;
     out->sharedMemPerBlock = SHARED_BYTES;
-    out->sharedMemPerBlockOptin = MAX_SHARED_BYTES;
-    out->sharedMemPerMultiprocessor = MAX_SHARED_BYTES + 1024;
-    out->major = 8;
+    out->sharedMemPerBlockOptin = (size_t)card->shared_bytes;
+    out->sharedMemPerMultiprocessor = out->sharedMemPerBlockOptin + 1024;
+    out->major = card->major;
+    out->minor = card->minor;
     out->multiProcessorCount = 4;
     out->warpSize = LANES;
     out->maxThreadsPerBlock = MAX_THREADS;

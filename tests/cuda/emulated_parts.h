@@ -19,7 +19,7 @@
 #endif
 
 enum { LANES = 32, MAX_WARPS = 32, MAX_THREADS = LANES * MAX_WARPS };
-enum { PAGE = 4096, SHARED_BYTES = 48 << 10, MAX_SHARED_BYTES = 163 << 10 };
+enum { PAGE = 4096, SHARED_BYTES = 48 << 10 };
 static const int JUNK = 0xff; /* floats: NaN; indices: -1 */
 
 /* ---- the machine ----------------------------------------------------------------------------- */

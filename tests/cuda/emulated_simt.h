@@ -24,6 +24,8 @@
  *  EMULATED_CUDA_ORDER        forward, backward, or a number that random orders begin with; else all in turn
  *  EMULATED_CUDA_DEVICES      how many there are, 2
  *  EMULATED_CUDA_MEMORY       bytes of each, 1 GiB
+ *  EMULATED_CUDA_CAPABILITY   compute capabilities: "8.0,8.9" is that of device 0, and of the others; 8.0. By it
+ *                             goes how much shared memory a block may ask for, and nothing else
  *  EMULATED_CUDA_OPEN_MEMORY  1: the host may touch device memory, for debuggers
  *  EMULATED_CUDA_SYNCHRONOUS  1: what is launched or copied has been done when the call returns, by the thread that
  *                             called

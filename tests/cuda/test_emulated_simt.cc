@@ -1525,6 +1525,35 @@ static void finds_little_memory()
     CHECK(cudaFree(p) == cudaSuccess && cudaMalloc(&q, 60000) == cudaSuccess);
 }
 
+/* EMULATED_CUDA_CAPABILITY=8.0,8.9 */
+static void finds_cards()
+{
+    static const int shared[] = {163 << 10, 99 << 10}, minors[] = {0, 9};
+    struct cudaDeviceProp gpu;
+
+    for (int i = 0; i < 2; i++) {
+        CHECK(cudaGetDeviceProperties(&gpu, i) == cudaSuccess && gpu.major == 8 && gpu.minor == minors[i]);
+        CHECK(gpu.sharedMemPerBlockOptin == (size_t)shared[i] && cudaSetDevice(i) == cudaSuccess);
+        CHECK(allow_shared(reverse, shared[i] + 1) == cudaErrorInvalidValue);
+        cudaGetLastError();
+        CHECK(allow_shared(reverse, shared[i]) == cudaSuccess);
+    }
+
+    int *p = (int *)quick_alloc(32 * sizeof(int));
+
+    launch(reverse, 1, 32, 100 << 10, 0, p, 1);
+    CHECK(cudaGetLastError() == cudaErrorInvalidValue);
+    launch(reverse, 1, 32, 99 << 10, 0, p, 1);
+    CHECK(cudaGetLastError() == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess);
+}
+
+static void finds_no_card()
+{
+    int count;
+
+    cudaGetDeviceCount(&count);
+}
+
 static void forks()
 {
     int *p = (int *)quick_alloc(64), status;
@@ -1583,6 +1612,8 @@ static const struct {
     {"finds_no_driver", "EMULATED_CUDA_FAULT", "no_driver", finds_no_driver, NULL},
     {"finds_an_old_driver", "EMULATED_CUDA_FAULT", "old_driver", finds_no_driver, NULL},
     {"finds_little_memory", "EMULATED_CUDA_FAULT", "no_memory:100000", finds_little_memory, NULL},
+    {"finds_cards", "EMULATED_CUDA_CAPABILITY", "8.0,8.9", finds_cards, NULL},
+    {"finds_no_card", "EMULATED_CUDA_CAPABILITY", "8.0,7.5", finds_no_card, "CAPABILITY: no GPU of 7.5 is emulated"},
     {"reads_open_memory", "EMULATED_CUDA_OPEN_MEMORY", "1", reads_open_memory, NULL},
     {"forks", NULL, NULL, forks, NULL},
     {"borrows_memory", NULL, NULL, borrows_memory, NULL},

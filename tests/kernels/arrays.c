@@ -6,6 +6,8 @@
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/table.h"
 
+#include <stdlib.h>
+
 void matrix_init(struct matrix *w, struct device *dev, enum tensor_type type, const void *tensor,
                  int32_t tensor_k, int32_t n0, int32_t n, int32_t k0, int32_t k)
 {
@@ -50,9 +52,11 @@ struct device *open_device(const char *isa, int32_t num_threads)
         return dev;
     }
 #endif
-    if (isa && strcmp(isa, "cuda") == 0) {
+    if (isa && strncmp(isa, "cuda", 4) == 0) {
+        setenv("EMULATED_CUDA_CAPABILITY", "8.0,8.9", 0);
         expect_ok(device_open(&(struct device_options){.name = "cuda",
                                                        .num_threads = num_threads,
+                                                       .ordinal = strcmp(isa, "cuda:1") == 0,
                                                        .module = getenv("TANDEM_TEST_CUDA_MODULE")},
                               &dev));
         return copying_device_new(dev);

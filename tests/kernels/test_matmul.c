@@ -84,7 +84,7 @@ static void check(struct problem *p, struct device *dev, const struct matrix *w,
     mem_free(sum);
 }
 
-/* GPUs add what weights of 16 bits give on tensor cores, in an order of the hardware's. */
+/* GPUs add what weights of 16 bits give on tensor cores, in an order of the hardware's; all in the same. */
 static bool has_bits_of_ref(const char *isa, enum tensor_type type)
 {
     return strcmp(isa, "cuda") != 0 || (type != TYPE_F16 && type != TYPE_BF16);
@@ -173,6 +173,36 @@ static void rows_of_any_batch_have_the_same_bits(void **state)
     check_everywhere((struct problem){TYPE_Q4_1, 300, 64, 576, 576, 0, 192, NULL});
     check_everywhere((struct problem){TYPE_Q6_K, 260, 32, 512, 512, 0, 256, NULL});
     check_everywhere((struct problem){TYPE_Q4_1, 260, 33, 2304, 2304, 0, 768, NULL}); /* chunks */
+}
+
+/* Kernels' largest blocks: of up to 32 rows, and for 16 bits of few columns with many groups, and of many rows. */
+static void a_gpu_of_less_shared_memory_has_the_same_bits(void **state)
+{
+    static const struct problem problems[] = {
+        {TYPE_Q4_0, 32, 64, 1024, 1024, 0, 256, NULL},  {TYPE_Q4_K, 32, 64, 1024, 1024, 0, 256, NULL},
+        {TYPE_Q6_K, 32, 64, 1024, 1024, 0, 256, NULL},  {TYPE_F32, 32, 64, 256, 256, 0, 64, NULL},
+        {TYPE_F16, 8, 48, 1536, 1536, 0, 192, NULL},    {TYPE_F16, 160, 160, 512, 512, 0, 128, NULL},
+        {TYPE_BF16, 8, 48, 1536, 1536, 0, 192, NULL},   {TYPE_BF16, 160, 160, 512, 512, 0, 128, NULL},
+    };
+
+    (void)state;
+    if (!getenv("TANDEM_TEST_CUDA_MODULE"))
+        skip();
+    for (size_t i = 0; i < COUNT_OF(problems); i++) {
+        struct problem p = problems[i];
+        struct device *gpu = open_device("cuda", 1), *other = open_device("cuda:1", 1);
+        struct matrix w;
+
+        problem_init(&p);
+        matrix_init(&w, gpu, p.type, p.tensor, p.k, 0, p.n, 0, p.k);
+        if (!has_bits_of_ref("cuda", p.type))
+            accept_near(&p, gpu, &w);
+        check(&p, other, &w, 0, p.rows);
+        matrix_close(&w, gpu);
+        problem_close(&p);
+        device_close(other);
+        device_close(gpu);
+    }
 }
 
 /* Columns [n0, n) and [0, n0) on two devices are the columns of the whole. */
@@ -390,6 +420,7 @@ static void packed_sizes_are_near_the_files(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_type_has_the_bits_of_the_specification),
     cmocka_unit_test(rows_of_any_batch_have_the_same_bits),
+    cmocka_unit_test(a_gpu_of_less_shared_memory_has_the_same_bits),
     cmocka_unit_test(a_column_shard_has_the_bits_of_the_whole),
     cmocka_unit_test(gated_matmuls_have_the_bits_of_their_two_kernels),
     cmocka_unit_test(several_tensors_pack_into_one_matrix),
