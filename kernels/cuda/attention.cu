@@ -169,7 +169,7 @@ static void launch_merge(struct cuda_state *state, const struct attention_task &
     note_launch(state);
 }
 
-static int32_t many_queries(int32_t)
+static int32_t many_queries(const struct cuda_state *, int32_t, int32_t)
 {
     return MANY_QUERIES;
 }
@@ -272,12 +272,15 @@ void attention_cuda(struct device *dev, const struct attention_args *args)
         attend_few(state, way, task, queries);
         return;
     }
-    if ((int64_t)rows * args->num_heads < (int64_t)way->busy_queries * state->num_processors) {
+
+    int32_t many = way->many_queries(state, args->kv->head_dim, args->num_heads);
+
+    if (many == 0 || (int64_t)rows * args->num_heads < (int64_t)way->busy_queries * state->num_processors) {
         task.slots = request_places{heads, few, 1};
         attend_few(state, way, task, few);
         return;
     }
-    task.slots = request_places{heads, way->many_queries(args->kv->head_dim), 1};
+    task.slots = request_places{heads, many, 1};
     if (num_requests > 1) {
         struct attention_task small_ones = task;
 

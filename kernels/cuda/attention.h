@@ -16,7 +16,8 @@ struct attention_way {
     int32_t most_group_tiles;
     int32_t blocks_wanted;                     /* of few queries, for a processor */
     int32_t busy_queries;                      /* for a processor: from here on blocks of many keep it busy */
-    int32_t (*many_queries)(int32_t head_dim); /* of a block of many */
+    /* of a block of many; 0: the GPU has no room for one, and few give the same bits */
+    int32_t (*many_queries)(const struct cuda_state *state, int32_t head_dim, int32_t num_heads);
     int32_t (*part_floats)(int32_t head_dim);  /* a multiple of 4 */
     /* groups: of tiles, that its rows see at most. queries: few_queries, or so few that blocks need no more. */
     void (*few)(struct cuda_state *state, const struct attention_task &task, int32_t queries, int32_t groups);

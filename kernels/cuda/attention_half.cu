@@ -1125,12 +1125,18 @@ static const struct half_kernel *kernel_for(const struct half_kernel *kernels, i
     return kernels;
 }
 
+/* Of a launch. */
+static size_t shared_bytes(const struct half_kernel *k, int32_t num_heads)
+{
+    return k->shared_bytes + num_heads * sizeof(int32_t);
+}
+
 static void launch_half(struct cuda_state *state, const struct half_kernel *k, const struct attention_task &task,
                         int32_t groups)
 {
     dim3 grid((unsigned)task.num_slots * (unsigned)task.kv.num_kv_heads, (unsigned)groups);
 
-    launch(k->kernel, grid, dim3(THREADS), k->shared_bytes + task.num_heads * sizeof(int32_t), state->stream, task);
+    launch(k->kernel, grid, dim3(THREADS), shared_bytes(k, task.num_heads), state->stream, task);
     note_launch(state);
 }
 
@@ -1153,9 +1159,11 @@ static void launch_merge(struct cuda_state *state, const struct attention_task &
     note_launch(state);
 }
 
-static int32_t many_queries(int32_t head_dim)
+static int32_t many_queries(const struct cuda_state *state, int32_t head_dim, int32_t num_heads)
 {
-    return kernel_for(many_kernels, head_dim)->queries;
+    const struct half_kernel *k = kernel_for(many_kernels, head_dim);
+
+    return shared_bytes(k, num_heads) + k->own_bytes <= (size_t)state->max_shared ? k->queries : 0;
 }
 
 const struct attention_way attention_half = {TILE,         FEW_QUERIES,      16,         4,           64,
