@@ -25,6 +25,7 @@
 enum {
     LOOK_MS = 20,          /* between two looks of `watch` */
     SETTLE_NS = 50 * 1000, /* between two looks of who waits for longer than SPIN_NS */
+    TELL_NS = 500 * 1000,  /* until ranks that meet tell each other again how far they are */
     WARM_UP_FACTOR = 16,   /* between the sizes of sums that are tried first */
 };
 
@@ -292,21 +293,34 @@ static enum status check_places(const struct place *places, int32_t world)
     return OK;
 }
 
-/* Until what was begun is over, and the stream has done it. */
+/*
+ * Until all ranks' streams have done what was begun. A rank that waits in NCCL does not hear that another one has
+ * failed: so all tell each other through the hosts how far they are, and where one fails all do, with its sentence.
+ */
 static enum status finish(struct comm_nccl *self, const char *error)
 {
-    for (bool is_over = false; !error && !(is_over && table()->is_idle(self->nccl)); sleep_ns(SETTLE_NS)) {
-        if (comm_is_aborted(self->host))
-            return fail(ERR_ABORTED, "another rank is gone");
-        if (clock_now_ns() >= self->meet_by_ns)
-            return fail(ERR_TIMEOUT, "NCCL: the ranks have not met in %.1f s: NCCL_DEBUG=INFO has it say more",
-                        (double)self->meet_ms / 1e3);
-        error = table()->poll(self->nccl, &is_over);
+    int32_t world = self->comm.world, num_over = 0;
+    AUTO_MEM bool *all = mem_new_array(bool, world);
+    char late[128];
+
+    snprintf(late, sizeof late, "NCCL: the ranks have not met in %.1f s: NCCL_DEBUG=INFO has it say more",
+             (double)self->meet_ms / 1e3);
+    for (bool is_over = false;; sleep_ns(TELL_NS)) {
+        if (!error)
+            error = table()->poll(self->nccl, &is_over);
+        is_over = !error && is_over && table()->is_idle(self->nccl);
+        if (!error && !is_over && clock_now_ns() >= self->meet_by_ns)
+            error = late;
+        TRY(comm_tell(self->host, error, &is_over, sizeof is_over, all));
+        for (int32_t rank = num_over = 0; rank < world; rank++)
+            num_over += all[rank];
+        if (num_over == world)
+            return OK;
     }
-    return error ? fail(ERR_IO, "%s", error) : OK;
 }
 
-/* Meets the others, and adds up arrays of many sizes: what NCCL sets up for each of them is there before a step. */
+/* Meets the others, and adds up arrays of many sizes: what NCCL sets up for each of them is there before a step. A
+ * failure is the same for all ranks. */
 static enum status meet(struct comm_nccl *self, struct device *dev, const char *id)
 {
     int32_t world = self->comm.world;
@@ -338,11 +352,8 @@ static enum status open_nccl(struct comm_nccl *self, struct device *dev, const s
     TRY(check_places(places, world));
     error = self->rank == 0 ? table()->make_id(id) : NULL;
     TRY(comm_tell(self->host, error, id, sizeof id, ids));
-    status = meet(self, dev, ids);
-    if (status == OK)
-        status = start_watch(self);
-    if (status == ERR_ABORTED)
-        return status;
+    TRY(meet(self, dev, ids));
+    status = start_watch(self);
     TRY(comm_tell(self->host, status == OK ? NULL : fail_text(), NULL, 0, NULL));
     write_version(own.version, version);
     if (self->rank == 0)

@@ -241,9 +241,12 @@ class Cuda(unittest.TestCase):
                     "--nccl-library", "/nowhere/nccl.so")
 
     @unittest.skipUnless(LIBRARY, "faults are those of an emulated NCCL")
-    def test_another_nccl_on_a_rank_is_told_with_both_versions(self):
-        self.refuse(1, [r"rank 0 has NCCL 2\.28\.9 and rank 1 has 2\.28\.8: give all ranks the same"], *CUDA, *NCCL,
-                    EMULATED_NCCL_FAULT="version@1")
+    def test_what_one_rank_s_nccl_can_not_do_is_told_by_all(self):
+        for fault, words in (
+                ("version@1", r"rank 0 has NCCL 2\.28\.9 and rank 1 has 2\.28\.8: give all ranks the same"),
+                ("init@1", "can't be nccl: rank 1: NCCL: meeting the other ranks: unhandled system error")):
+            with self.subTest(fault=fault):
+                self.refuse(1, [words], *CUDA, *NCCL, EMULATED_NCCL_FAULT=fault)
 
     @unittest.skipUnless(LIBRARY, "faults are those of emulated GPUs")
     def test_ranks_take_the_first_way_that_all_can_go(self):
