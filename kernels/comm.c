@@ -44,6 +44,18 @@ void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out)
             out[i] += parts->parts[p][i];
 }
 
+void comm_add_disjoint(float *x, const float *part, int64_t count)
+{
+    uint32_t word, other;
+
+    for (int64_t i = 0; i < count; i++) {
+        memcpy(&word, &x[i], sizeof word);
+        memcpy(&other, &part[i], sizeof other);
+        word |= other;
+        memcpy(&x[i], &word, sizeof word);
+    }
+}
+
 enum status comm_check(const struct comm *comm)
 {
     if (comm && comm->ops->check)

@@ -41,6 +41,9 @@ struct comm {
 /* Adds the parts of a sum in their order. out: [count] */
 void comm_add_parts(const struct comm_parts *parts, int64_t count, double *out);
 
+/* Of numbers that one rank has: x's bits where the part's are all zero, which are +0, and the other way round. */
+void comm_add_disjoint(float *x, const float *part, int64_t count);
+
 /*
  * A stage of meeting, that every rank calls whatever has become of it. error: why this one can't go on, NULL: it
  * can. Then all[rank * bytes] is what each told. ERR_UNSUPPORTED, for all alike: some rank can't, and why.

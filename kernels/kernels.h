@@ -460,7 +460,8 @@ int32_t comm_waits_for(const struct comm *comm);
 /* What has ended it, ERR_ABORTED or ERR_CLOSED: then what devices have of its sums is worth nothing. NULL: OK. */
 MUST_USE enum status comm_check(const struct comm *comm);
 
-/* world 1 (or comm NULL): nothing to add, OK. Disjoint: of each number all ranks' but one are +0. */
+/* world 1 (or comm NULL): nothing to add, OK. Disjoint: of each number all ranks' but one are +0, and
+ * that one's bits come out. */
 MUST_USE enum status comm_all_reduce_f64(struct comm *comm, double *x, int64_t count);
 MUST_USE enum status comm_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count);
 /*

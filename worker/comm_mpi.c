@@ -328,12 +328,8 @@ static enum status mpi_all_reduce_f32_disjoint(struct comm *comm, float *x, int6
         memcpy(next_data(of(comm)), x, (size_t)piece * sizeof *x);
         TRY(post(of(comm), KIND_DISJOINT, piece * (int64_t)sizeof *x));
         memcpy(x, frame_of(of(comm), 0)->data, (size_t)piece * sizeof *x);
-        for (int32_t r = 1; r < comm->world; r++) {
-            const float *other = (const float *)frame_of(of(comm), r)->data;
-
-            for (int64_t i = 0; i < piece; i++)
-                x[i] += other[i];
-        }
+        for (int32_t r = 1; r < comm->world; r++)
+            comm_add_disjoint(x, (const float *)frame_of(of(comm), r)->data, piece);
     }
     return OK;
 }

@@ -931,12 +931,8 @@ static enum status net_all_reduce_f32_disjoint(struct comm *comm, float *x, int6
         piece = MIN(count, net->self.buffer_bytes / (int64_t)sizeof *x);
         TRY(exchange(net, COMM_DISJOINT, x, piece * (int64_t)sizeof *x));
         memcpy(x, part_of(net, 0)->data, (size_t)piece * sizeof *x);
-        for (int32_t r = 1; r < comm->world; r++) {
-            const float *other = (const float *)part_of(net, r)->data;
-
-            for (int64_t i = 0; i < piece; i++)
-                x[i] += other[i];
-        }
+        for (int32_t r = 1; r < comm->world; r++)
+            comm_add_disjoint(x, (const float *)part_of(net, r)->data, piece);
     }
     return OK;
 }

@@ -307,12 +307,8 @@ static enum status shm_all_reduce_f32_disjoint(struct comm *comm, float *x, int6
         piece = MIN(count, max);
         TRY(exchange(shm, x, (size_t)piece * sizeof *x));
         memcpy(x, buffer_of(shm, 0, shm->exchange), (size_t)piece * sizeof *x);
-        for (int32_t rank = 1; rank < shm->comm.world; rank++) {
-            const float *other = buffer_of(shm, rank, shm->exchange);
-
-            for (int64_t i = 0; i < piece; i++)
-                x[i] += other[i];
-        }
+        for (int32_t rank = 1; rank < shm->comm.world; rank++)
+            comm_add_disjoint(x, buffer_of(shm, rank, shm->exchange), piece);
         x += piece;
     }
     return OK;

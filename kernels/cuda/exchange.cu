@@ -75,17 +75,17 @@ static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank,
         store_release_system(&words[WAITS_FOR], 0);
 }
 
-/* Of each element one rank has something, the others zero. */
-static __global__ void add_disjoint(float *x, const double *const *parts, int32_t world, int64_t count)
+/* Of each element one rank has something, the others +0: its bits, which a sum of floats might not keep (-0). */
+static __global__ void add_disjoint(uint32_t *x, const double *const *parts, int32_t world, int64_t count)
 {
     int64_t stride = (int64_t)gridDim.x * THREADS;
 
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += stride) {
-        float sum = ((const float *)parts[0])[i];
+        uint32_t bits = ((const uint32_t *)parts[0])[i];
 
         for (int32_t rank = 1; rank < world; rank++)
-            sum += ((const float *)parts[rank])[i];
-        x[i] = sum;
+            bits |= ((const uint32_t *)parts[rank])[i];
+        x[i] = bits;
     }
 }
 
@@ -308,8 +308,8 @@ const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int6
         if (text)
             return text;
         exchange_sum(exchange);
-        launch(add_disjoint, blocks_for(exchange, n), dim3(THREADS), 0, state->stream, x + at,
-               exchange->parts + exchange->turn * (uint32_t)exchange->world, exchange->world, n);
+        launch(add_disjoint, blocks_for(exchange, n), dim3(THREADS), 0, state->stream,
+               (uint32_t *)(x + at), exchange->parts + exchange->turn * (uint32_t)exchange->world, exchange->world, n);
         note_launch(state);
     }
     return NULL;

@@ -216,6 +216,21 @@ static void one_rank_alone_adds_up(void **state)
     play(1, "nccl", MEET_MS, add_up);
 }
 
+static int move_bits(struct rank *self)
+{
+    return open_comm(self) == OK && moves_bits(self, 1000) && moves_bits(self, 2 * comm_sum_max(self->comm) + 3) ? 0
+                                                                                                               : 1;
+}
+
+static void the_bits_of_one_rank_come_to_all(void **state)
+{
+    (void)state;
+    is_one_host = true;
+    play(3, "ipc", MEET_MS, move_bits);
+    play(3, "host", MEET_MS, move_bits);
+    is_one_host = false;
+}
+
 /* ---- recorded ------------------------------------------------------------------------------------ */
 
 /* A sum that is recorded, of `count` floats at x. */
@@ -537,6 +552,7 @@ static void what_can_not_be_goes_through_the_hosts(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(sums_are_the_same_bits_on_every_rank),
     cmocka_unit_test(one_rank_alone_adds_up),
+    cmocka_unit_test(the_bits_of_one_rank_come_to_all),
     cmocka_unit_test(sums_may_be_replayed_beside_ranks_that_launch_them),
     cmocka_unit_test(a_replay_that_waits_for_the_dead_ends_when_it_is_told_to),
     cmocka_unit_test(who_is_told_to_stop_goes_on_with_another_rank),
@@ -548,6 +564,7 @@ static const struct CMUnitTest tests[] = {
 };
 
 static const struct CMUnitTest tests_of_one_gpu[] = {
+    cmocka_unit_test(the_bits_of_one_rank_come_to_all),
     cmocka_unit_test(sums_may_be_replayed_beside_ranks_that_launch_them),
     cmocka_unit_test(a_replay_that_waits_for_the_dead_ends_when_it_is_told_to),
     cmocka_unit_test(one_rank_alone_adds_up),

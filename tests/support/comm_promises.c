@@ -2,6 +2,7 @@
 
 #include "proto/base/memory.h"
 
+#include <string.h>
 #include <unistd.h>
 
 enum { COUNT = 700 /* more than one buffer */, STRIDE = 10000 };
@@ -10,6 +11,14 @@ enum { COUNT = 700 /* more than one buffer */, STRIDE = 10000 };
 static double value(int32_t rank, int round, int i)
 {
     return (double)((rank + 1) * 7919 + round * 31 - i * 3) * EXACT_GRID;
+}
+
+/* Of what one rank has alone. Some that a sum with +0 would change: -0, and a NaN that signals. */
+static uint32_t word(int round, int i)
+{
+    static const uint32_t special[] = {0x80000000, 0x7f812345, 0x00000001};
+
+    return i % 5 < 3 ? special[i % 5] : (uint32_t)(i + round) * 2654435761u;
 }
 
 /* What a rank tells the others in a round: nothing, a little, or more than a buffer holds. */
@@ -70,6 +79,7 @@ bool comm_keeps_its_promises(struct comm *comm, int32_t rank, int32_t world, int
 {
     AUTO_MEM double *sums = mem_new_array(double, COUNT);
     AUTO_MEM float *disjoint = mem_new_array(float, COUNT);
+    AUTO_MEM uint32_t *words = mem_new_array(uint32_t, COUNT);
     AUTO_MEM char *told = mem_new_array(char, STRIDE);
     AUTO_MEM char *gathered = mem_new_array(char, STRIDE * 16);
     int64_t told_bytes[16];
@@ -78,20 +88,22 @@ bool comm_keeps_its_promises(struct comm *comm, int32_t rank, int32_t world, int
     for (int round = 0; round < rounds && good; round++) {
         for (int i = 0; i < COUNT; i++) {
             sums[i] = value(rank, round, i);
-            disjoint[i] = i % world == rank ? (float)(i + round) : 0;
+            words[i] = i % world == rank ? word(round, i) : 0;
         }
+        memcpy(disjoint, words, COUNT * sizeof *words);
         for (int64_t i = 0; i < bytes_of(rank, round); i++)
             told[i] = byte_of(rank, round, i);
         if (comm_all_reduce_f64(comm, sums, COUNT) != OK ||
             comm_all_reduce_f32_disjoint(comm, disjoint, COUNT) != OK ||
             comm_all_gather(comm, told, bytes_of(rank, round), STRIDE, gathered, told_bytes) != OK)
             return false;
+        memcpy(words, disjoint, COUNT * sizeof *words);
         for (int i = 0; i < COUNT; i++) {
             double sum = 0;
 
             for (int32_t r = world; r-- > 0;)
                 sum += value(r, round, i);
-            good &= sums[i] == sum && disjoint[i] == (float)(i + round);
+            good &= sums[i] == sum && words[i] == word(round, i);
         }
         good &= sums_in_place_are_right(comm, rank, round, world) &&
                 ranks_see_shared_memory(comm, rank, round, world);
