@@ -4,8 +4,8 @@
  *   create_shared {"num_ranks"} -> {"path", "inode"}    the first rank of a host, where it has several
  *   open_shared {"hosts", "memory"}                     all, before they connect: can each reach its host's memory?
  *   listen -> "tcp://IP:PORT"                           all, where there are several hosts
- *   connect {"session", "hosts", "endpoints"}           all
- *   connect {"mpi": true}                               all, and none of the others: by MPI
+ *   connect {"session", "hosts", "endpoints"} -> {"free_bytes"}  all: see worker_available_bytes
+ *   connect {"mpi": true} -> {"free_bytes"}             all, and none of the others: by MPI
  *
  * "hosts" names for each rank the first one on its host; "memory" and "endpoints" have an entry for each rank:
  * what it has replied. The memory has no name, so it ends with its users; its inode tells it from what

@@ -179,6 +179,8 @@ static enum status tell_meeting_end(struct wire *wire)
         return OK;
     meeting_end(&wire->meeting);
     wire->is_meeting = false;
+    if (status == OK)
+        bytes_printf(&reply, "{\"free_bytes\": %" PRId64 "}", worker_available_bytes(wire->worker));
     return tell_reply(wire, wire->meeting_call_id, status, &reply);
 }
 

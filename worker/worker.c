@@ -123,6 +123,7 @@ struct worker {
     int64_t next_step; /* the one prepare_inputs may name; -1: any */
     struct step_slot steps[NUM_STEPS];
     struct worker_memory memory; /* the device thread's until the load is answered */
+    int64_t available_bytes;     /* likewise, until the meeting is */
 
     struct input_batch *batch; /* see there for what belongs to whom */
 
@@ -1069,6 +1070,14 @@ static void change(struct worker *worker, const struct command *command)
         ASSERT(false, "%s", fail_text());
 }
 
+/* What the ranks need of each other's devices has been taken then. */
+static enum status meet_ranks(struct worker *worker, const struct command *command)
+{
+    TRY(connect_ranks(worker, command));
+    worker->available_bytes = note_memory(worker).available_bytes;
+    return OK;
+}
+
 static enum status initialize_kv_cache(struct worker *worker, int32_t num_blocks)
 {
     if (model_kv_bytes(worker->model) == 0)
@@ -1080,7 +1089,7 @@ static void obey(struct worker *worker, const struct command *command)
 {
     switch (command->verb) {
     case VERB_CONNECT:
-        reply(worker, &worker->met, -1, connect_ranks(worker, command));
+        reply(worker, &worker->met, -1, meet_ranks(worker, command));
         break;
     case VERB_INITIALIZE_KV_CACHE:
         reply(worker, &worker->setup, -1, initialize_kv_cache(worker, command->num_blocks));
@@ -1375,6 +1384,12 @@ enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_o
     return worker->is_connecting || worker->met_status == OK
                ? OK
                : fail(worker->met_status, "%s", worker->met.text);
+}
+
+int64_t worker_available_bytes(const struct worker *worker)
+{
+    ASSERT(worker->is_connected);
+    return worker->available_bytes;
 }
 
 enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting)

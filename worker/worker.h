@@ -62,7 +62,7 @@ struct worker_memory {
     int64_t step_weight_bytes; /* that every step reads */
     int64_t workspace_bytes;
     int64_t kv_block_bytes;
-    int64_t available_bytes; /* of this host, after loading */
+    int64_t available_bytes; /* for KV, after loading; where ranks meet, worker_available_bytes counts */
     int32_t first_token, num_tokens; /* whose masks it wants: see grammar_output_slice */
 };
 
@@ -101,6 +101,12 @@ struct worker_meeting {
 MUST_USE enum status worker_connect_begin(struct worker *worker, const struct worker_meeting *meeting);
 /* Is it over, if need be after waiting? The failure is the meeting's, then. */
 MUST_USE enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_out);
+/*
+ * For KV, as measured when the ranks had met. All have loaded then, so a GPU that several share holds all but KV;
+ * and NCCL has added up arrays of all sizes, so it has taken what it keeps of the device, and nobody needs to guess
+ * how much that is. After a reset it is what is left beside the KV cache.
+ */
+int64_t worker_available_bytes(const struct worker *worker);
 /* Both. */
 MUST_USE enum status worker_connect(struct worker *worker, const struct worker_meeting *meeting);
 /* Sizes the KV cache before the first step, and records passes: see model_record. Once more with the same number is

@@ -113,15 +113,19 @@ static enum status meet(struct linked_executor *linked, int64_t deadline_ns)
     return meeting_hold(link, &options, deadline_ns);
 }
 
-/* Every rank has loaded: they meet, and get their KV blocks. */
-static enum status start_ranks(struct linked_executor *linked)
+/* Every rank has loaded: they meet, and get their KV blocks, as many as there is room for beside what meeting took.
+ * options: NULL, that is known from before. */
+static enum status start_ranks(struct linked_executor *linked, const struct executor_options *options)
 {
     struct link *link = &linked->link;
     int64_t deadline_ns = clock_deadline_ns(START_TIMEOUT_MS);
     char args[64];
 
+    TRY(check_all_ready(link));
     if (linked->source && link->world > 1)
         TRY(meet(linked, deadline_ns));
+    if (options)
+        TRY(size_kv_cache(linked, options));
     snprintf(args, sizeof args, "{\"num_blocks\": %d}", linked->executor.info.num_kv_blocks);
     return link_call_all(link, "initialize_kv_cache", args, deadline_ns);
 }
@@ -145,8 +149,7 @@ enum status linked_gather(struct linked_executor *linked, const struct executor_
                               linked->link.waits_for_others);
     TRY(link_gather(&linked->link, options->progress, options->user, linked->settings,
                     clock_deadline_ns(linked->join_timeout_ms)));
-    TRY(size_kv_cache(linked, options));
-    return start_ranks(linked);
+    return start_ranks(linked, options);
 }
 
 /* ---- recovery ------------------------------------------------------------------------------- */
@@ -292,8 +295,7 @@ static enum status rebuild(struct linked_executor *linked, int32_t wanted_rank)
     TRY(link_welcome(link, linked->settings));
     TRY(link_gather(link, NULL, NULL, linked->settings,
                     clock_deadline_ns(linked->join_timeout_ms)));
-    TRY(check_all_ready(link));
-    return start_ranks(linked);
+    return start_ranks(linked, NULL);
 }
 
 enum status linked_recover(struct executor *executor, int32_t rank)

@@ -3,6 +3,7 @@
 #include "proto/base/log.h"
 
 #include <inttypes.h>
+#include <jansson.h>
 #include <string.h>
 
 static int32_t count_local(const int32_t *hosts, int32_t world, int32_t first)
@@ -68,6 +69,24 @@ static int32_t count_first(const int32_t *hosts, int32_t world)
     return count;
 }
 
+/* They meet, and tell what that has left of their devices' memory. */
+static enum status call_connect(struct link *link, const char *args, int64_t deadline_ns)
+{
+    AUTO_CLOSE(bytes) struct bytes replies = {0};
+    bool is_refused;
+    json_t *list;
+
+    TRY(link_call(link, 0, link->world, "connect", args, deadline_ns, &replies, &is_refused));
+    list = json_loads(bytes_text(&replies), 0, NULL);
+    for (int32_t rank = 0; rank < link->world; rank++) {
+        const json_t *bytes = json_object_get(json_array_get(list, (size_t)rank), "free_bytes");
+
+        link->rendezvous.ranks[rank].ready.free_bytes = json_is_integer(bytes) ? json_integer_value(bytes) : -1;
+    }
+    json_decref(list);
+    return OK;
+}
+
 static enum status connect_all(struct link *link, uint64_t session, const int32_t *hosts,
                                int64_t deadline_ns)
 {
@@ -84,7 +103,7 @@ static enum status connect_all(struct link *link, uint64_t session, const int32_
                                      bytes_text(&text), has_several ? ", \"endpoints\": " : "",
                                      has_several ? bytes_text(&endpoints) : "");
 
-    return link_call_all(link, "connect", args, deadline_ns);
+    return call_connect(link, args, deadline_ns);
 }
 
 enum status meeting_hold(struct link *link, const struct meeting_options *options,
@@ -96,7 +115,7 @@ enum status meeting_hold(struct link *link, const struct meeting_options *option
 
     if (options->over_mpi) {
         log_info("%d ranks meet by MPI", link->world);
-        return link_call_all(link, "connect", "{\"mpi\": true}", deadline_ns);
+        return call_connect(link, "{\"mpi\": true}", deadline_ns);
     }
     for (int32_t rank = 0; rank < link->world; rank++) {
         hosts[rank] = options->hosts[rank];

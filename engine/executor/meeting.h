@@ -16,7 +16,8 @@ struct meeting_options {
     bool may_do_without;  /* where the ranks of a host can't share memory, all meet over tcp, with a warning */
 };
 
-/* A failure is as link_call's. */
+/* A failure is as link_call's. What each rank then has left for KV goes to its rank_info's ready.free_bytes; -1: it
+ * does not say. */
 MUST_USE enum status meeting_hold(struct link *link, const struct meeting_options *options,
                                   int64_t deadline_ns);
 

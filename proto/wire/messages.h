@@ -209,7 +209,7 @@ struct ready {
     const char *fingerprint;  /* of the model: the same on every rank */
     int64_t weights_bytes;    /* as the device holds them */
     int64_t step_weights_bytes; /* that a step reads: not those of an embedding table of its own */
-    int64_t free_bytes;       /* left for KV */
+    int64_t free_bytes;       /* left for KV; less, where the ranks have yet to meet */
     int64_t kv_block_bytes;   /* one block of all layers on this rank */
     int64_t max_num_blocks;   /* that fit */
     int32_t max_position;     /* tokens the model was made for */

@@ -1722,5 +1722,5 @@ extern "C" {
 extern const struct emulated_cuda_door emulated_cuda_door __attribute__((visibility("default")));
 
 const struct emulated_cuda_door emulated_cuda_door = {cudaGetDevice, cudaGetDeviceProperties, emulated_is_reachable,
-                                                      call, launch_call, load_code};
+                                                      call, launch_call, load_code, cudaMalloc, cudaFree};
 }

@@ -90,6 +90,7 @@ struct ncclComm {
     ncclResult_t error;     /* atomic */
     bool is_aborted;        /* atomic */
     int users;              /* atomic: sums on the stream, and 1 until it is aborted */
+    void *memory;           /* the device's; NULL: none */
     uint32_t num_exchanges; /* the stream's */
 };
 
@@ -281,6 +282,7 @@ DOOR ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int world, ncclUniqueI
     static long num_meetings;
     long number;
     enum fault fault = fault_here(&number);
+    const char *memory = getenv("EMULATED_NCCL_MEMORY");
 
     num_meetings++;
     *out = NULL;
@@ -302,6 +304,8 @@ DOOR ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int world, ncclUniqueI
     if (fault != NEVER || (number > 0 && number != num_meetings))
         __atomic_store_n(&group->lanes[rank].is_there, 1, __ATOMIC_RELEASE);
     *out = comm;
+    if (cuda->alloc(&comm->memory, memory ? strtoull(memory, NULL, 10) : 0) != cudaSuccess)
+        return refuse(ncclUnhandledCudaError, "Failed to CUDA malloc");
     return ncclInProgress;
 }
 
@@ -366,11 +370,14 @@ DOOR ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDa
 
 DOOR ncclResult_t ncclCommAbort(ncclComm_t comm)
 {
+    void *memory = comm->memory;
+
     {
         struct in_call one(comm);
 
         __atomic_store_n(&comm->is_aborted, true, __ATOMIC_RELEASE);
     }
     drop(comm);
+    cuda->free(memory);
     return ncclSuccess;
 }

@@ -52,6 +52,8 @@ struct emulated_cuda_door {
     /* The same, in captures too; it may be called again. */
     cudaError_t (*launch)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes);
     cudaError_t (*load_code)(); /* a call as those that captures may forbid */
+    cudaError_t (*alloc)(void **out, size_t bytes);
+    cudaError_t (*free)(void *p);
 };
 
 /* What such a library has of the module that TANDEM_TEST_CUDA_MODULE names, which is open. */

@@ -15,6 +15,8 @@
  *                       or the Nth time that it should; async:N, the Nth sum never ends, and the communicator tells
  *                       of an error
  *
+ *  EMULATED_NCCL_MEMORY bytes of its device that a communicator takes to meet, 0
+ *
  * Not here: sums that are captured, or of other types than double and uint32.
  */
 #ifndef TESTS_CUDA_NCCL_H

@@ -223,6 +223,13 @@ class Cuda(unittest.TestCase):
             self.assertRegex(err, rf"rank {rank} holds 0\.00 GiB of weights, 0\.\d\d GiB of KV cache and "
                                   r"0\.\d\d GiB of workspaces; 0\.\d\d of the 1\.00 GiB of its GPU are free")
 
+    @unittest.skipUnless(LIBRARY, "how much NCCL takes is emulated, too")
+    def test_a_kv_cache_has_what_nccl_leaves(self):
+        """Beside NCCL's 100 MiB there is no room for one that 1000 rows could fill, of 0.12 GiB."""
+        self.refuse(0, [r"0\.07 GiB of KV cache .* 0\.01 of the 0\.25 GiB of its GPU are free"], *CUDA, *NCCL,
+                    "--max-num-seqs", "1000", "--enforce-eager", "--log-level", "info",
+                    EMULATED_CUDA_MEMORY=str(260 << 20), EMULATED_NCCL_MEMORY=str(100 << 20))
+
     @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
     def test_auto_goes_on_with_the_cpu_and_says_so(self):
         _, err = self.refuse(0, ["the CPU is used"], "--device", "auto", "--cuda-module", MODULE,
