@@ -33,11 +33,17 @@ extern const struct attention_way attention_half;
 /* Once, when the device is opened. */
 cudaError_t attention_half_prepare(const struct cuda_state *state);
 
-/* Kernels with more shared memory than a block has without asking. own: of which a kernel has so much already. */
+/* What a kernel may ask for that has `own` bytes of shared memory without asking: that comes first, up to where what
+ * is asked for may begin, at a multiple of 16. */
+static inline int32_t rest_of_shared(const struct cuda_state *state, size_t own)
+{
+    return state->max_shared - (int32_t)((own + 15) / 16 * 16);
+}
+
 template <typename Kernel>
 static inline cudaError_t allow_all_shared(const struct cuda_state *state, Kernel kernel, size_t own)
 {
-    return allow_shared(kernel, state->max_shared - (int32_t)own);
+    return allow_shared(kernel, rest_of_shared(state, own));
 }
 
 static inline int32_t divide_up(int64_t x, int64_t by)

@@ -1163,7 +1163,7 @@ static int32_t many_queries(const struct cuda_state *state, int32_t head_dim, in
 {
     const struct half_kernel *k = kernel_for(many_kernels, head_dim);
 
-    return shared_bytes(k, num_heads) + k->own_bytes <= (size_t)state->max_shared ? k->queries : 0;
+    return (int32_t)shared_bytes(k, num_heads) <= rest_of_shared(state, k->own_bytes) ? k->queries : 0;
 }
 
 const struct attention_way attention_half = {TILE,         FEW_QUERIES,      16,         4,           64,

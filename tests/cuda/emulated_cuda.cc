@@ -929,7 +929,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
     while (i < num_opted_in && (opted_in[i].kernel != kernel || opted_in[i].device != current_device))
         i++;
     REFUSE_IF(value < 0 || value > settings.cards[current_device]->shared_bytes, cudaErrorInvalidValue);
-    REFUSE_IF(i == MAX_OPTED_IN, cudaErrorInvalidValue);
+    REFUSE_IF(value % 16 != 0 || i == MAX_OPTED_IN, cudaErrorInvalidValue);
     opted_in[i].kernel = kernel;
     opted_in[i].device = current_device;
     opted_in[i].bytes = value;

@@ -10,6 +10,8 @@
  *    missing gives other results in one of them.
  *  - Shared memory holds junk when a block begins (`__shared__`: when a launch does), and memory that cudaMalloc
  *    gave. Behind dynamic shared memory lies an unreadable page; behind device memory, under ASan, poison.
+ *  - A kernel may ask for shared memory in pieces of 16 bytes: `__shared__`, of which nobody here knows how large
+ *    it is, ends where dynamic shared memory may begin; what a kernel has of the one it can't have of the other.
  *  - cp_async_16 copies when it is waited for, not before.
  *  - The host cannot touch device memory but in cudaMemcpy. Where the CPU has protection keys (pku) that holds at
  *    all times; where it has none, while no stream has work: EMULATED_CUDA_SYNCHRONOUS=1 is stricter there.
