@@ -51,27 +51,26 @@ class Cuda(unittest.TestCase):
 
     def test_answers_are_those_of_the_cpu(self):
         path = tandem.write_lines("cuda.jsonl", requests(16, 50, 5))
-        self.compare(MODEL, path, ["", "--max-num-batched-tokens 7 --max-num-seqs 7", "--no-async-scheduling",
-                                   "--executor multiproc"])
+        self.compare(MODEL, path, ["", "--max-num-batched-tokens 7 --max-num-seqs 7",
+                                   "--executor multiproc --no-async-scheduling"])
 
     def test_tokens_that_the_device_draws_are_those_of_the_cpu(self):
-        path = tandem.write_lines("cuda-plain.jsonl", [plain(r) for r in requests(24, 40, 12)])
-        self.compare(MODEL, path, ["", "--no-async-scheduling", "--max-num-seqs 3",
-                                   "--num-gpu-blocks-override 12 --max-num-seqs 8", "--tp 2",
-                                   "--tp 3 --no-async-scheduling --enforce-eager"])
+        path = tandem.write_lines("cuda-plain.jsonl", [plain(r) for r in requests(16, 40, 8)])
+        self.compare(MODEL, path, ["--no-async-scheduling --max-num-seqs 3",
+                                   "--num-gpu-blocks-override 12 --max-num-seqs 8", "--tp 3"])
 
     def test_steps_drawn_on_the_device_and_on_the_host_take_turns(self):
         lines = [r if i % 6 == 0 else plain(r) for i, r in enumerate(requests(18, 30, 8))]
-        self.compare(MODEL, tandem.write_lines("cuda-mixed.jsonl", lines), ["", "--max-num-seqs 4", "--tp 2"])
+        self.compare(MODEL, tandem.write_lines("cuda-mixed.jsonl", lines), ["--max-num-seqs 4", "--tp 2"])
 
     def test_ranks_on_gpus_do_not_change_an_answer(self):
         path = tandem.write_lines("cuda-ranks.jsonl", requests(8, 30, 4))
         self.compare(MODEL, path, ["--tp 2", "--tp 3 --max-num-batched-tokens 16 --max-num-seqs 8",
-                                   "--tp 4 --max-num-seqs 5", "--tp 2 --enforce-eager"])
+                                   "--tp 4 --max-num-seqs 5 --enforce-eager"])
 
     def test_steps_that_only_decode_are_recorded_before_the_first_and_replayed(self):
         """Steps are of one row and of four. MODEL has no more than 256 positions."""
-        rows = ((["--tp", "1"], True), (["--tp", "2"], True), (["--tp", "2", "--enforce-eager"], False),
+        rows = ((["--tp", "1"], True), (["--tp", "2"], True), (["--tp", "1", "--enforce-eager"], False),
                 (["--tp", "2", "--device-comm", "host"], False))
         for options, are_recorded in rows:
             with self.subTest(options=options), \
@@ -80,14 +79,14 @@ class Cuda(unittest.TestCase):
                     return server.metric(f"tandem:{what}_total", **labels)
 
                 for n in (1, 4):
-                    server.complete(n=n, max_tokens=30, temperature=1, ignore_eos=True)
+                    server.complete(n=n, max_tokens=20, temperature=1, ignore_eos=True)
                 for rank in range(int(options[1])):
                     wait_for("passes", lambda r=rank: sum(count("passes", rank=r, how=how)
-                                                          for how in ("replayed", "launched")) > 55)
+                                                          for how in ("replayed", "launched")) > 35)
                     self.assertEqual(count("recorded_passes", rank=rank, when="start"), 3 if are_recorded else 0)
                     self.assertEqual(count("recorded_passes", rank=rank, when="step"), 0)
                     if are_recorded:
-                        self.assertGreater(count("passes", rank=rank, how="replayed"), 50)
+                        self.assertGreater(count("passes", rank=rank, how="replayed"), 30)
                     else:
                         self.assertEqual(count("passes", rank=rank, how="replayed"), 0)
 
@@ -101,7 +100,7 @@ class Cuda(unittest.TestCase):
     def test_a_kv_cache_of_8_bits_gives_the_answers_of_the_cpu(self):
         path = tandem.write_lines("cuda-codes.jsonl", requests(8, 50, 4))
         for kind in ("fp8", "int8"):
-            self.compare(MODEL, path, ["", "--tp 2 --max-num-batched-tokens 16"], "--kv-cache-dtype", kind)
+            self.compare(MODEL, path, ["--tp 2 --max-num-batched-tokens 16"], "--kv-cache-dtype", kind)
 
     @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
     def test_what_can_not_be_recorded_is_launched(self):
@@ -116,13 +115,13 @@ class Cuda(unittest.TestCase):
 
     def test_weights_of_16_bits_give_one_answer_of_their_own(self):
         """Tensor cores add them up: not as the CPU does, and yet the same for any batch, chunk and number of ranks."""
-        path = tandem.write_lines("cuda-half.jsonl", requests(8, 40, 5))
-        rows = ("--max-num-seqs 1", "--max-num-batched-tokens 9", "--tp 2", "--tp 2 --max-num-batched-tokens 40")
+        path = tandem.write_lines("cuda-half.jsonl", requests(8, 24, 4))
+        rows = ("--max-num-seqs 1", "--tp 2", "--tp 2 --max-num-batched-tokens 9")
         for name, shape, kind, cache, some in (("half", SHAPE, "bf16", "auto", rows),
-                                               ("half", SHAPE, "f16", "auto", rows[1:3]),
-                                               ("half-local", GEMMA3, "bf16", "auto", rows[1:3]),
-                                               ("half", SHAPE, "bf16", "fp8", rows[1:3]),
-                                               ("half-local", GEMMA3, "bf16", "int8", rows[3:])):
+                                               ("half", SHAPE, "f16", "auto", rows[2:]),
+                                               ("half-local", GEMMA3, "bf16", "auto", rows[2:]),
+                                               ("half", SHAPE, "bf16", "fp8", rows[2:]),
+                                               ("half-local", GEMMA3, "bf16", "int8", rows[2:])):
             dummy = ["--load-format", "dummy", "--dummy-type", kind, "--max-model-len", "256", "--max-num-seqs", "8",
                      "--kv-cache-dtype", cache, *CUDA]
             alone = self.ask(folder(name, shape), path, *dummy)
@@ -140,9 +139,7 @@ class Cuda(unittest.TestCase):
         dummy = ["--load-format", "dummy", "--dummy-type", "bf16", "--max-num-seqs", "2", "--max-model-len", "600",
                  *CUDA]
         alone = self.ask(model, path, *dummy, "--max-num-seqs", "1", "--no-async-scheduling")
-        for row in ("--max-num-batched-tokens 150", "--tp 2"):
-            with self.subTest(row=row):
-                self.assertEqual(self.ask(model, path, *dummy, *row.split()), alone)
+        self.assertEqual(self.ask(model, path, *dummy, "--tp", "2", "--max-num-batched-tokens", "150"), alone)
 
     @unittest.skipUnless(LT_LIBRARY, "TANDEM_TEST_CUBLASLT names no cuBLASLt: on a GPU tokens may well differ")
     def test_cublaslt_gives_the_tokens_of_our_own_kernels(self):
@@ -155,23 +152,21 @@ class Cuda(unittest.TestCase):
         def tokens(lines):
             return [json.loads(line)["token_ids"] for line in lines]
 
-        for name, shape, kind, rows in (("half", SHAPE, "bf16", ("", "--tp 2")),
-                                        ("half-local", GEMMA3, "f16", ("--max-num-batched-tokens 30",))):
+        for name, shape, kind, row in (("half", SHAPE, "bf16", "--tp 2"),
+                                       ("half-local", GEMMA3, "f16", "--max-num-batched-tokens 30")):
             model = folder(name, shape)
             dummy = [*CUDA, "--load-format", "dummy", "--dummy-type", kind, "--max-model-len", "256",
                      "--max-num-seqs", "16"]
             own = self.ask(model, path, *dummy)
-            for row in rows:
-                with self.subTest(name=name, kind=kind, row=row):
-                    other = self.ask(model, path, *dummy, *CUBLASLT, *row.split())
-                    self.assertEqual(tokens(other), tokens(own))
-                    self.assertNotEqual(other, own)  # logprobs: or it is not in use
-            with self.subTest(name=name, kind=kind, fault="heuristic"):
-                rc, out, err = tandem.run("generate", "--model", model, "--requests", path, "--json", *dummy,
-                                          *CUBLASLT, env={**os.environ, "EMULATED_CUBLASLT_FAULT": "heuristic"})
-                self.assertEqual(rc, 0, err)
-                self.assertEqual(sorted(out.splitlines()), sorted(own))
-                self.assertEqual(err.count("cuBLASLt refuses a matmul"), 1, err)
+            with self.subTest(name=name, kind=kind, row=row):
+                other = self.ask(model, path, *dummy, *CUBLASLT, *row.split())
+                self.assertEqual(tokens(other), tokens(own))
+                self.assertNotEqual(other, own)  # logprobs: or it is not in use
+        rc, out, err = tandem.run("generate", "--model", model, "--requests", path, "--json", *dummy, *CUBLASLT,
+                                  env={**os.environ, "EMULATED_CUBLASLT_FAULT": "heuristic"})
+        self.assertEqual(rc, 0, err)
+        self.assertEqual(sorted(out.splitlines()), sorted(own))
+        self.assertEqual(err.count("cuBLASLt refuses a matmul"), 1, err)
 
     @unittest.skipUnless(os.environ.get("TANDEM_TEST_MODELS"), "TANDEM_TEST_MODELS names no folder of weights")
     def test_real_weights_give_the_answers_of_the_cpu(self):
