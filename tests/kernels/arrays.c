@@ -42,6 +42,16 @@ const char *const *tested_isas(void)
     return isas;
 }
 
+bool has_gpu_of_less_shared_memory(void)
+{
+    const char *module = getenv("TANDEM_TEST_CUDA_MODULE");
+
+    if (module && strstr(module, "emulated"))
+        return true;
+    puts("# no emulated GPUs: what is about their shared memory is skipped");
+    return false;
+}
+
 struct device *open_device(const char *isa, int32_t num_threads)
 {
     struct device *dev;

@@ -14,8 +14,10 @@ void matrix_close(struct matrix *w, struct device *dev);
 /* Instruction sets to hold against ref: those of this CPU, and emu512 on x86; and "cuda" where the environment names
  * a module, TANDEM_TEST_CUDA_MODULE: that of emulated GPUs, or the real one where a GPU is. NULL-terminated. */
 const char *const *tested_isas(void);
-/* "cuda": a GPU; "cuda:1": the second one, which, emulated, offers blocks less shared memory than the first. */
+/* "cuda": a GPU; "cuda:1": the second one, if has_gpu_of_less_shared_memory. */
 struct device *open_device(const char *isa, int32_t num_threads);
+/* Is there an emulated one that offers blocks less of it than the first? Says so if not. */
+bool has_gpu_of_less_shared_memory(void);
 
 /* Same bits, else the first difference is shown. */
 void expect_same_floats(const char *what, const float *a, const float *b, int64_t count);

@@ -424,7 +424,7 @@ static void a_gpu_of_less_shared_memory_has_the_same_bits(void **state)
     static const struct { int32_t dim, num_heads; } shapes[] = {{64, 8}, {96, 8}, {128, 8}, {256, 8}, {256, 120}};
 
     (void)state;
-    for (size_t s = 0; s < COUNT_OF(shapes); s++)
+    for (size_t s = 0; has_gpu_of_less_shared_memory() && s < COUNT_OF(shapes); s++)
         for (int device_order = 0; device_order < 2; device_order++)
             for (size_t c = 0; c < COUNT_OF(chunks); c++) {
                 const struct model model = {shapes[s].dim, shapes[s].num_heads, 1, 0, 2, some_lengths, KV_FLOAT16};
