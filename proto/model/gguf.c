@@ -386,10 +386,11 @@ static const struct architecture {
     float rope_theta;
     float rope_theta_local; /* 0: as rope_theta */
     int32_t sliding_pattern; /* used when the file has a window; 0: no layer is left without one */
+    bool rope_is_adjacent;   /* as llama.cpp's converter orders q and k */
 } architectures[] = {
-    {"llama", 10000, 0, 0},
-    {"qwen3", 10000, 0, 0},
-    {"gemma3", 1000000, 10000, 6},
+    {"llama", 10000, 0, 0, true},
+    {"qwen3", 10000, 0, 0, false},
+    {"gemma3", 1000000, 10000, 6, false},
 };
 
 static enum status find_architecture(const char *name, const struct architecture **out)
@@ -579,6 +580,7 @@ static enum status read_config(const struct gguf *gguf, struct model_config *con
     config->rope_theta = architecture->rope_theta;
     config->rope_theta_local = architecture->rope_theta_local;
     config->sliding_pattern = architecture->sliding_pattern;
+    config->rope_is_adjacent = architecture->rope_is_adjacent;
     config->rope_scaling_factor = 1;
 
     TRY(read_name(gguf, config));

@@ -49,6 +49,7 @@ struct model_config {
     enum rope_scaling rope_scaling;
     float rope_scaling_factor;
     int32_t rope_dim;        /* rotated dimensions of a head */
+    bool rope_is_adjacent;   /* rows of q and k are in pairs (2i, 2i + 1); else (i, i + rope_dim / 2) */
     int32_t sliding_window;  /* 0: none. A row sees positions p - window < q <= p */
     int32_t sliding_pattern; /* every n-th layer is global (6: layers 5, 11, …); 0: all are */
 };

@@ -15,7 +15,7 @@
 struct rope_table {
     const float *cos_sin; /* [max_position, dim / 2, 2] */
     int32_t dim;
-    bool adjacent; /* pairs (2i, 2i + 1), as llama files store them; else (i, i + dim / 2) */
+    bool adjacent; /* pairs (2i, 2i + 1), as llama files of GGUF store them; else (i, i + dim / 2) */
 };
 
 struct rope_frequencies {

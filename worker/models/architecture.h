@@ -11,7 +11,6 @@
 struct architecture {
     const char *name; /* as in model_config */
     struct tensor_tables tensors;
-    bool rope_adjacent; /* how q and k rows are stored: see struct rope_table */
     enum status (*forward)(struct pass *pass);
 };
 

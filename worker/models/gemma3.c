@@ -82,6 +82,5 @@ static enum status forward(struct pass *pass)
 const struct architecture gemma3 = {
     .name = "gemma3",
     .tensors = {of_model, of_layer},
-    .rope_adjacent = false,
     .forward = forward,
 };

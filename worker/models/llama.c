@@ -64,6 +64,5 @@ enum status llama_forward(struct pass *pass)
 const struct architecture llama = {
     .name = "llama",
     .tensors = {of_model, of_layer},
-    .rope_adjacent = true,
     .forward = llama_forward,
 };

@@ -176,7 +176,7 @@ static enum status fill_rope(struct model *model, struct rope_table *table,
     float *place = (float *)table->cos_sin;
 
     table->dim = frequencies->dim;
-    table->adjacent = model->architecture->rope_adjacent;
+    table->adjacent = model->config.rope_is_adjacent;
     if (!device_has_own_memory(model->pass.dev)) {
         rope_fill(place, model->max_position, frequencies);
         return OK;

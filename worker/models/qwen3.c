@@ -1,5 +1,5 @@
 /*
- * qwen3: Qwen 3 without experts: as llama, with a norm on each head of q and k, and pairs of RoPE in its halves.
+ * qwen3: Qwen 3 without experts: as llama, with a norm on each head of q and k.
  */
 #include "worker/models/architecture.h"
 
@@ -32,6 +32,5 @@ static const struct tensor_row of_layer[] = {
 const struct architecture qwen3 = {
     .name = "qwen3",
     .tensors = {of_model, of_layer},
-    .rope_adjacent = false,
     .forward = llama_forward,
 };
