@@ -1,94 +1,13 @@
 #include "proto/model/hf_config.h"
 
+#include "proto/model/json_field.h"
 #include "proto/model/shape.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 enum { MAX_FILE_BYTES = 1 << 20 };
-
-/* ---- typed access: the wrong type fails, an absent value leaves *out alone ------------------- */
-
-static const json_t *find(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-
-    return json_is_null(value) ? NULL : value;
-}
-
-static enum status missing(const char *key)
-{
-    return fail(ERR_CORRUPT, "%s is missing", key);
-}
-
-/* As it stands in the file, and no more than a line of it. */
-static enum status not_what_is_needed(enum status status, const char *key, const json_t *value,
-                                      const char *needed)
-{
-    AUTO_MEM char *text =
-        json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(12));
-
-    return fail(status, "%s is %.64s%s; %s", key, text ? text : "too deep",
-                text && strlen(text) > 64 ? " ..." : "", needed);
-}
-
-static enum status get_integer(const json_t *object, const char *key, int32_t least, int32_t most,
-                               int32_t *out)
-{
-    const json_t *value = find(object, key);
-    json_int_t number = json_integer_value(value);
-    char needed[64];
-
-    if (!value)
-        return OK;
-    snprintf(needed, sizeof needed, "a whole number from %d to %d is possible", least, most);
-    if (!json_is_integer(value) || number < least || number > most)
-        return not_what_is_needed(ERR_CORRUPT, key, value, needed);
-    *out = (int32_t)number;
-    return OK;
-}
-
-static enum status get_float(const json_t *object, const char *key, double least, double most,
-                             float *out)
-{
-    const json_t *value = find(object, key);
-    double number = json_number_value(value);
-    char needed[64];
-
-    if (!value)
-        return OK;
-    snprintf(needed, sizeof needed, "a number from %g to %g is possible", least, most);
-    if (!json_is_number(value) || !(number >= least && number <= most))
-        return not_what_is_needed(ERR_CORRUPT, key, value, needed);
-    *out = (float)number;
-    return OK;
-}
-
-static enum status get_bool(const json_t *object, const char *key, bool *out)
-{
-    const json_t *value = find(object, key);
-
-    if (!value)
-        return OK;
-    if (!json_is_boolean(value))
-        return not_what_is_needed(ERR_CORRUPT, key, value, "true or false is possible");
-    *out = json_is_true(value);
-    return OK;
-}
-
-static enum status get_text(const json_t *object, const char *key, const char **out)
-{
-    const json_t *value = find(object, key);
-
-    if (!value)
-        return OK;
-    if (!json_is_string(value))
-        return not_what_is_needed(ERR_CORRUPT, key, value, "a text is needed");
-    *out = json_string_value(value);
-    return OK;
-}
 
 /* ---- the architecture ------------------------------------------------------------------------ */
 
@@ -110,11 +29,11 @@ static const struct architecture {
 static enum status find_architecture(const json_t *root, const struct architecture **out)
 {
     AUTO_CLOSE(bytes) struct bytes needed = {0};
-    const json_t *names = find(root, "architectures");
+    const json_t *names = field_find(root, "architectures");
     const char *name = json_string_value(json_array_get(names, 0));
 
     if (!names)
-        return missing("architectures");
+        return field_missing("architectures");
     bytes_printf(&needed, "these are supported:");
     for (size_t i = 0; i < COUNT_OF(architectures); i++) {
         *out = &architectures[i];
@@ -122,7 +41,7 @@ static enum status find_architecture(const json_t *root, const struct architectu
             return OK;
         bytes_printf(&needed, "%s %s", i ? "," : "", (*out)->hf_name);
     }
-    return not_what_is_needed(ERR_UNSUPPORTED, "architectures", names, bytes_text(&needed));
+    return field_wrong(ERR_UNSUPPORTED, "architectures", names, bytes_text(&needed));
 }
 
 /* Of the choices that models have, those that are made in the same way for all of an architecture. */
@@ -137,7 +56,7 @@ static enum status refuse_extras(const json_t *root, const struct architecture *
     for (size_t i = 0; i < COUNT_OF(activations); i++) {
         const char *name = architecture->activation;
 
-        TRY(get_text(root, activations[i], &name));
+        TRY(field_text(root, activations[i], &name));
         if (strcmp(name, architecture->activation) != 0)
             return fail(ERR_UNSUPPORTED, "%s is \"%.64s\"; \"%s\" is supported", activations[i], name,
                         architecture->activation);
@@ -145,15 +64,15 @@ static enum status refuse_extras(const json_t *root, const struct architecture *
     for (size_t i = 0; i < COUNT_OF(switches); i++) {
         bool is_on = false;
 
-        TRY(get_bool(root, switches[i], &is_on));
+        TRY(field_bool(root, switches[i], &is_on));
         if (is_on)
             return fail(ERR_UNSUPPORTED, "%s is true; false is supported", switches[i]);
     }
     for (size_t i = 0; i < COUNT_OF(softcaps); i++)
-        if (find(root, softcaps[i]))
-            return not_what_is_needed(ERR_UNSUPPORTED, softcaps[i], find(root, softcaps[i]),
-                                      "null is supported");
-    TRY(get_float(root, "partial_rotary_factor", 0, 1, &rotated));
+        if (field_find(root, softcaps[i]))
+            return field_wrong(ERR_UNSUPPORTED, softcaps[i], field_find(root, softcaps[i]),
+                               "null is supported");
+    TRY(field_float(root, "partial_rotary_factor", 0, 1, &rotated));
     return rotated == 1 ? OK
                         : fail(ERR_UNSUPPORTED, "partial_rotary_factor is %g; 1 is supported",
                                (double)rotated);
@@ -196,10 +115,10 @@ static enum status check_heads(const struct model_config *config)
 static enum status read_numbers(const json_t *root, struct model_config *config)
 {
     for (size_t i = 0; i < COUNT_OF(integers); i++) {
-        if (integers[i].required && !find(root, integers[i].key))
-            return missing(integers[i].key);
-        TRY(get_integer(root, integers[i].key, integers[i].least, integers[i].most,
-                        (int32_t *)((char *)config + integers[i].offset)));
+        if (integers[i].required && !field_find(root, integers[i].key))
+            return field_missing(integers[i].key);
+        TRY(field_integer(root, integers[i].key, integers[i].least, integers[i].most,
+                          (int32_t *)((char *)config + integers[i].offset)));
     }
     if (!config->num_kv_heads)
         config->num_kv_heads = config->num_heads;
@@ -209,7 +128,7 @@ static enum status read_numbers(const json_t *root, struct model_config *config)
     if (!config->head_dim)
         config->head_dim = config->hidden_size / config->num_heads;
     config->rope_dim = config->head_dim;
-    TRY(get_float(root, "rms_norm_eps", 1e-12, 0.1, &config->rms_norm_eps));
+    TRY(field_float(root, "rms_norm_eps", 1e-12, 0.1, &config->rms_norm_eps));
     return check_heads(config);
 }
 
@@ -229,9 +148,9 @@ static enum status read_llama3(const json_t *rope, struct hf_config *config)
     };
 
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        if (!find(rope, rows[i].key))
-            return missing(rows[i].key);
-        TRY(get_float(rope, rows[i].key, 1e-3, rows[i].most, rows[i].out));
+        if (!field_find(rope, rows[i].key))
+            return field_missing(rows[i].key);
+        TRY(field_float(rope, rows[i].key, 1e-3, rows[i].most, rows[i].out));
     }
     if (config->llama3.low_freq_factor >= config->llama3.high_freq_factor)
         return fail(ERR_CORRUPT, "low_freq_factor is %g; less than high_freq_factor, %g, is possible",
@@ -242,18 +161,18 @@ static enum status read_llama3(const json_t *rope, struct hf_config *config)
 
 static enum status read_linear(const json_t *rope, struct hf_config *config)
 {
-    if (!find(rope, "factor"))
-        return missing("factor");
+    if (!field_find(rope, "factor"))
+        return field_missing("factor");
     config->model.rope_scaling = ROPE_SCALING_LINEAR;
-    return get_float(rope, "factor", 1e-3, 1e6, &config->model.rope_scaling_factor);
+    return field_float(rope, "factor", 1e-3, 1e6, &config->model.rope_scaling_factor);
 }
 
 static enum status read_scaling(const json_t *rope, struct hf_config *config)
 {
     const char *kind = "default";
 
-    TRY(get_text(rope, "type", &kind)); /* of old files */
-    TRY(get_text(rope, "rope_type", &kind));
+    TRY(field_text(rope, "type", &kind)); /* of old files */
+    TRY(field_text(rope, "rope_type", &kind));
     if (strcmp(kind, "llama3") == 0)
         return read_llama3(rope, config);
     if (strcmp(kind, "linear") == 0)
@@ -266,26 +185,26 @@ static enum status read_scaling(const json_t *rope, struct hf_config *config)
 
 static enum status get_theta(const json_t *object, const char *key, float *out)
 {
-    return get_float(object, key, 1, 1e12, out);
+    return field_float(object, key, 1, 1e12, out);
 }
 
 /* rope_scaling stands beside rope_theta in files of transformers 4; both are in rope_parameters in those of 5, and
  * there once for each kind of layer where there are two. */
 static enum status read_rope(const json_t *root, struct hf_config *config)
 {
-    const json_t *parameters = find(root, "rope_parameters");
-    const json_t *of_global = find(parameters, "full_attention");
-    const json_t *rope = of_global ? of_global : parameters ? parameters : find(root, "rope_scaling");
+    const json_t *parameters = field_find(root, "rope_parameters");
+    const json_t *of_global = field_find(parameters, "full_attention");
+    const json_t *rope = of_global ? of_global : parameters ? parameters : field_find(root, "rope_scaling");
     struct model_config *model = &config->model;
 
     TRY(get_theta(root, "rope_theta", &model->rope_theta));
     TRY(get_theta(root, "rope_local_base_freq", &model->rope_theta_local));
     if (rope && !json_is_object(rope))
-        return not_what_is_needed(ERR_CORRUPT, parameters ? "rope_parameters" : "rope_scaling", rope,
-                                  "an object is needed");
+        return field_wrong(ERR_CORRUPT, parameters ? "rope_parameters" : "rope_scaling", rope,
+                           "an object is needed");
     if (parameters)
         TRY(get_theta(rope, "rope_theta", &model->rope_theta));
-    TRY(get_theta(find(parameters, "sliding_attention"), "rope_theta", &model->rope_theta_local));
+    TRY(get_theta(field_find(parameters, "sliding_attention"), "rope_theta", &model->rope_theta_local));
     if (!model->rope_theta_local)
         model->rope_theta_local = model->rope_theta;
     return read_scaling(rope, config);
@@ -313,7 +232,7 @@ static enum status check_layer_types(const json_t *types, const struct model_con
     if (!types)
         return OK;
     if (!json_is_array(types) || json_array_size(types) != (size_t)config->num_layers)
-        return not_what_is_needed(ERR_CORRUPT, "layer_types", types, "one text for each layer is needed");
+        return field_wrong(ERR_CORRUPT, "layer_types", types, "one text for each layer is needed");
     for (int32_t i = 0; i < config->num_layers; i++) {
         const json_t *type = json_array_get(types, (size_t)i);
         const char *name = json_string_value(type);
@@ -329,16 +248,16 @@ static enum status check_layer_types(const json_t *types, const struct model_con
 static enum status read_windows(const json_t *root, const struct architecture *architecture,
                                 struct model_config *config)
 {
-    const json_t *types = find(root, "layer_types");
+    const json_t *types = field_find(root, "layer_types");
 
     if (!architecture->sliding_pattern)
         return check_layer_types(types, config);
     config->sliding_pattern = architecture->sliding_pattern;
-    if (!find(root, "sliding_window"))
-        return missing("sliding_window");
-    TRY(get_integer(root, "sliding_window", 1, 1 << 30, &config->sliding_window));
-    TRY(get_integer(root, "_sliding_window_pattern", 1, 1024, &config->sliding_pattern));
-    TRY(get_integer(root, "sliding_window_pattern", 1, 1024, &config->sliding_pattern));
+    if (!field_find(root, "sliding_window"))
+        return field_missing("sliding_window");
+    TRY(field_integer(root, "sliding_window", 1, 1 << 30, &config->sliding_window));
+    TRY(field_integer(root, "_sliding_window_pattern", 1, 1024, &config->sliding_pattern));
+    TRY(field_integer(root, "sliding_window_pattern", 1, 1024, &config->sliding_pattern));
     return check_layer_types(types, config);
 }
 
@@ -350,7 +269,7 @@ static enum status check_scale(const json_t *root, const struct model_config *co
 
     if (strcmp(config->architecture, "gemma3") != 0)
         return OK;
-    TRY(get_float(root, "query_pre_attn_scalar", 1, 1 << 20, &scalar));
+    TRY(field_float(root, "query_pre_attn_scalar", 1, 1 << 20, &scalar));
     return scalar == (float)wanted ? OK
                                    : fail(ERR_UNSUPPORTED, "query_pre_attn_scalar is %g; %d is supported",
                                           (double)scalar, wanted);
@@ -379,21 +298,16 @@ static enum status read_root(const json_t *root, struct hf_config *config)
     TRY(read_rope(root, config));
     TRY(read_windows(root, architecture, model));
     TRY(check_scale(root, model));
-    return get_bool(root, "tie_word_embeddings", &config->is_tied);
+    return field_bool(root, "tie_word_embeddings", &config->is_tied);
 }
 
 enum status hf_config_read(const void *data, size_t size, struct hf_config *out)
 {
     struct hf_config config = {0};
-    json_error_t error;
     enum status status;
     json_t *root;
 
-    if (size > MAX_FILE_BYTES)
-        return fail(ERR_CORRUPT, "has %zu bytes; a config.json has at most %d", size, MAX_FILE_BYTES);
-    root = json_loadb(data, size, JSON_REJECT_DUPLICATES, &error);
-    if (!root)
-        return fail(ERR_CORRUPT, "line %d, column %d: %s", error.line, error.column, error.text);
+    TRY(field_parse(data, size, MAX_FILE_BYTES, 0, &root));
     status = read_root(root, &config);
     json_decref(root);
     if (status == OK)
