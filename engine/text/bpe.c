@@ -214,9 +214,11 @@ static void encode_piece(void *context, const char *text, size_t size)
         token_list_add(e->out, e->merge->symbols[i].id);
 }
 
-static enum status encode(const struct token_model *model, const char *text, size_t size,
+static enum status encode(const struct token_model *model, const char *text, size_t size, bool is_start,
                           struct merge *scratch, struct token_list *out)
 {
+    (void)is_start;
+
     struct encoding e = {bpe_of(model), scratch, {0}, out};
     enum status status = split_run(e.bpe->split, text, size, encode_piece, &e);
 

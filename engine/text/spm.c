@@ -19,7 +19,7 @@ struct spm {
     token_id byte_ids[256]; /* -1: the vocabulary lacks this byte */
     bool joins_space[256];  /* whether some word has this byte right before a U+2581 */
     token_id unknown_id;    /* -1: none */
-    bool add_space_prefix;
+    bool add_space_prefix, prefix_is_once;
 };
 
 static struct spm *spm_of(const struct token_model *model)
@@ -166,12 +166,20 @@ static void encode_text(const struct spm *spm, const char *text, size_t size, st
     }
 }
 
-static enum status encode(const struct token_model *model, const char *text, size_t size,
+/* At the start and after a special token, as llama.cpp does, or as Hugging Face's "first" is. */
+static bool wants_prefix(const struct spm *spm, const char *text, size_t size, bool is_start)
+{
+    bool has_space = size >= META_SPACE_BYTES && memcmp(text, META_SPACE, META_SPACE_BYTES) == 0;
+
+    return spm->add_space_prefix && (!spm->prefix_is_once || (is_start && !has_space));
+}
+
+static enum status encode(const struct token_model *model, const char *text, size_t size, bool is_start,
                           struct merge *scratch, struct token_list *out)
 {
     const struct spm *spm = spm_of(model);
 
-    if (spm->add_space_prefix) { /* as llama.cpp does: at the start and after a special token */
+    if (wants_prefix(spm, text, size, is_start)) {
         AUTO_CLOSE(bytes) struct bytes prefixed = {0};
 
         bytes_append(&prefixed, META_SPACE, META_SPACE_BYTES);
@@ -235,6 +243,7 @@ static enum status create(const struct vocabulary *vocabulary, const struct toke
     spm->tokens = tokens;
     spm->unknown_id = vocabulary->unknown_id;
     spm->add_space_prefix = vocabulary->add_space_prefix;
+    spm->prefix_is_once = vocabulary->space_prefix_is_once;
     spm->priorities = mem_new_array(uint32_t, (size_t)tokens->num_tokens);
     for (int32_t i = 0; i < tokens->num_tokens; i++)
         spm->priorities[i] = priority_of(vocabulary->scores[i]);

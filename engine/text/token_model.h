@@ -26,8 +26,9 @@ struct token_model_ops {
      * NULL: as it is. */
     void (*normalize)(const char *text, size_t size, struct bytes *out);
 
-    /* Appends the tokens of a normalised text without special tokens: valid UTF-8, size > 0. */
-    enum status (*encode)(const struct token_model *model, const char *text, size_t size,
+    /* Appends the tokens of a normalised text without special tokens: valid UTF-8, size > 0. is_start: no special
+     * token was before it. */
+    enum status (*encode)(const struct token_model *model, const char *text, size_t size, bool is_start,
                           struct merge *scratch, struct token_list *out);
 
     /* Appends the bytes that a normal, user-defined or byte token stands for. */

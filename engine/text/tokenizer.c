@@ -5,6 +5,7 @@
 #include "engine/text/utf8.h"
 
 #include <string.h>
+#include <utf8proc.h>
 
 /* Symbols of a text are counted in 32 bits, and cost some 40 bytes each while it is encoded. */
 enum { MAX_TEXT_BYTES = 256 << 20 };
@@ -18,7 +19,8 @@ struct tokenizer {
     token_id bos, eos; /* -1: none */
     bool add_bos, add_eos;
     bool drops_first_space; /* decode undoes the space that encode put before the text */
-    token_id stop_ids[2];
+    bool is_nfc; /* texts are encoded in Unicode's form C */
+    token_id stop_ids[2 + VOCABULARY_MORE_EOS];
     int32_t num_stop_ids;
 };
 
@@ -65,6 +67,7 @@ static enum status check_ids(const struct vocabulary *vocabulary)
         if (ids[i].id < -1 || ids[i].id >= vocabulary->num_tokens)
             return fail(ERR_CORRUPT, "the %s token is %d, the vocabulary has %d tokens",
                         ids[i].name, ids[i].id, vocabulary->num_tokens);
+    ASSERT(vocabulary->num_more_eos_ids <= VOCABULARY_MORE_EOS);
     return OK;
 }
 
@@ -109,6 +112,8 @@ static void collect_stops(struct tokenizer *tokenizer, const struct vocabulary *
         tokenizer->stop_ids[tokenizer->num_stop_ids++] = vocabulary->eos_id;
     if (vocabulary->eot_id >= 0 && vocabulary->eot_id != vocabulary->eos_id)
         tokenizer->stop_ids[tokenizer->num_stop_ids++] = vocabulary->eot_id;
+    for (int32_t i = 0; i < vocabulary->num_more_eos_ids; i++)
+        tokenizer->stop_ids[tokenizer->num_stop_ids++] = vocabulary->more_eos_ids[i];
 }
 
 enum status tokenizer_new(const struct vocabulary *vocabulary, struct tokenizer **out)
@@ -127,6 +132,7 @@ enum status tokenizer_new(const struct vocabulary *vocabulary, struct tokenizer 
     tokenizer->eos = vocabulary->eos_id;
     tokenizer->add_bos = vocabulary->add_bos && vocabulary->bos_id >= 0;
     tokenizer->add_eos = vocabulary->add_eos && vocabulary->eos_id >= 0;
+    tokenizer->is_nfc = vocabulary->is_nfc;
     tokenizer->drops_first_space = ops == &spm_ops && vocabulary->add_space_prefix;
     collect_special(tokenizer);
     collect_stops(tokenizer, vocabulary);
@@ -161,6 +167,39 @@ static enum status check_text(const char *text, size_t size)
     return OK;
 }
 
+/* Is there anything to compose? And no more marks on one letter than Unicode's stream-safe texts have, twice: those
+ * are sorted in the square of the time. Of a text that is UTF-8. */
+static bool can_be_composed(const char *text, size_t size)
+{
+    enum { MOST_MARKS = 60 };
+    utf8proc_ssize_t bytes;
+    int num_marks = 0;
+    bool is_ascii = true;
+
+    for (size_t at = 0; at < size; at += (size_t)bytes) {
+        utf8proc_int32_t c = 0;
+
+        bytes = utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(size - at), &c);
+        ASSERT(bytes > 0, "at %zu of %zu bytes", at, size);
+        is_ascii = is_ascii && c < 0x80;
+        num_marks = c >= 0x80 && utf8proc_get_property(c)->combining_class ? num_marks + 1 : 0;
+        if (num_marks > MOST_MARKS)
+            return false;
+    }
+    return !is_ascii;
+}
+
+static void compose(const char *text, size_t size, struct bytes *out)
+{
+    utf8proc_uint8_t *composed = NULL;
+    utf8proc_ssize_t bytes = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)size, &composed,
+                                          UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+
+    ASSERT(bytes >= 0, "%zu bytes: %s", size, utf8proc_errmsg(bytes));
+    bytes_append(out, composed, (size_t)bytes);
+    free(composed);
+}
+
 /* Special tokens cut the text; what lies between them is the model's. */
 static enum status encode_normalized(const struct tokenizer *tokenizer, const char *text,
                                      size_t size, bool parse_special, struct merge *scratch,
@@ -175,7 +214,7 @@ static enum status encode_normalized(const struct tokenizer *tokenizer, const ch
         size_t at = special_find(&tokenizer->special, text, size, from, parse_special, &id, &bytes);
 
         if (at > from)
-            TRY(model->ops->encode(model, text + from, at - from, scratch, out));
+            TRY(model->ops->encode(model, text + from, at - from, from == 0, scratch, out));
         if (at < size)
             token_list_add(out, id);
         from = at + bytes;
@@ -187,10 +226,15 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
                              bool parse_special, bool add_special, struct token_list *out)
 {
     AUTO_CLOSE(merge) struct merge scratch = {0};
-    AUTO_CLOSE(bytes) struct bytes normal = {0};
+    AUTO_CLOSE(bytes) struct bytes composed = {0}, normal = {0};
     int32_t count_before = out->count;
 
     TRY(check_text(text, size));
+    if (tokenizer->is_nfc && can_be_composed(text, size)) {
+        compose(text, size, &composed);
+        text = (const char *)composed.data;
+        size = composed.size;
+    }
     if (tokenizer->model->ops->normalize) {
         tokenizer->model->ops->normalize(text, size, &normal);
         text = (const char *)normal.data;

@@ -1,10 +1,10 @@
 /*
  * model_file: one view of any model on disk: its shape, its tensors, its vocabulary.
  *
- * A reader (gguf.c today) maps the file and checks everything in it against the
- * file's size before it fills this view; whoever reads the view may trust every
+ * A reader (gguf.c, hf_folder.c) maps the files and checks everything in them against
+ * their sizes before it fills this view; whoever reads the view may trust every
  * pointer and every size. Names are the GGUF names ("blk.3.attn_q.weight") for
- * every format; a reader of another format translates.
+ * every format; a reader of another format translates. Data need not be aligned.
  *
  * Nothing is read that is not touched: the file is mapped, and a rank that walks
  * only its rows pages in only those.
@@ -34,7 +34,7 @@ enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3 
 /* Shape and constants of the model; absent metadata has the architecture's default. */
 struct model_config {
     char architecture[32]; /* "llama", "qwen3", "gemma3" */
-    char name[128];        /* general.name, or the file's */
+    char name[128];        /* general.name, or that of the file or folder */
     int32_t num_layers;
     int32_t hidden_size;
     int32_t intermediate_size;
@@ -66,10 +66,12 @@ enum token_type {
     TOKEN_UNUSED = 5, TOKEN_BYTE = 6
 };
 
-struct text_view { /* not NUL-terminated, points into the map */
+struct text_view { /* not NUL-terminated, lives as long as the file */
     const char *data;
     size_t size;
 };
+
+enum { VOCABULARY_MORE_EOS = 14 };
 
 struct vocabulary {
     /* tokenizer.ggml.model: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE). As the file has
@@ -83,14 +85,18 @@ struct vocabulary {
     int32_t num_merges;
     const struct text_view *merges;/* [num_merges] "left right", in order of rank */
     int32_t bos_id, eos_id, eot_id, unknown_id, padding_id; /* -1: none */
+    int32_t more_eos_ids[VOCABULARY_MORE_EOS]; /* [num_more_eos_ids] that end an answer too */
+    int32_t num_more_eos_ids;
     bool add_bos, add_eos, add_space_prefix;
+    bool space_prefix_is_once; /* at the start of a text alone, if no space is there; else before each part */
+    bool is_nfc; /* texts are brought to Unicode's form C first; GGUF does not tell */
     struct text_view chat_template;/* size 0: none */
 };
 
 struct model_file;
 
-/* Opens a .gguf (or, later, a folder). Every failure is one sentence that names the path,
- * the offset or tensor, and the numbers: ERR_NOT_FOUND, ERR_IO, ERR_CORRUPT, ERR_UNSUPPORTED. */
+/* Opens a .gguf, or a folder as Hugging Face's libraries save a model. Every failure is one sentence that names
+ * the path, the offset or tensor, and the numbers: ERR_NOT_FOUND, ERR_IO, ERR_CORRUPT, ERR_UNSUPPORTED. */
 MUST_USE enum status model_file_open(const char *path, struct model_file **out);
 void model_file_free(struct model_file *file); /* NULL is fine */
 DEFINE_AUTO_FREE(model_file)

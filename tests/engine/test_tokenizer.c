@@ -133,6 +133,21 @@ static void a_space_is_put_before_the_text_where_the_model_asks(void **state)
     assert_string_equal(bytes_text(&text), "hello"); /* and decoding takes it away again */
 }
 
+static void a_space_may_be_put_at_the_start_alone(void **state)
+{
+    (void)state;
+    struct vocabulary vocabulary = small_spm_vocabulary();
+
+    vocabulary.add_space_prefix = vocabulary.space_prefix_is_once = true;
+    AUTO_FREE(tokenizer) struct tokenizer *t = tokenizer_of(vocabulary);
+    const token_id hello = 3 + 256 + 10, space_hello = hello + 1;
+
+    expect_tokens(t, "hello", false, space_hello);
+    expect_tokens(t, " hello", false, space_hello);
+    expect_tokens(t, "<s>hello", true, 1, hello);
+    expect_tokens(t, "hello<s>hello", true, space_hello, 1, hello);
+}
+
 /* ---- special tokens ----------------------------------------------------------------------- */
 
 static void control_tokens_are_recognised_only_when_asked(void **state)
@@ -191,6 +206,43 @@ static void stop_ids_are_eos_and_eot_once_each(void **state)
 }
 
 /* ---- decode ------------------------------------------------------------------------------- */
+
+static void more_than_two_tokens_may_end_an_answer(void **state)
+{
+    (void)state;
+    struct vocabulary vocabulary = small_bpe_vocabulary();
+    int32_t count;
+
+    vocabulary.more_eos_ids[0] = SMALL_TOOL;
+    vocabulary.more_eos_ids[1] = SMALL_BOS;
+    vocabulary.num_more_eos_ids = 2;
+    AUTO_FREE(tokenizer) struct tokenizer *t = tokenizer_of(vocabulary);
+    const token_id *ids = tokenizer_stop_ids(t, &count);
+
+    assert_int_equal(count, 3);
+    assert_true(ids[0] == SMALL_EOS && ids[1] == SMALL_TOOL && ids[2] == SMALL_BOS);
+}
+
+static void texts_are_composed_where_the_model_asks(void **state)
+{
+    (void)state;
+    struct vocabulary vocabulary = small_bpe_vocabulary();
+    AUTO_CLOSE(bytes) struct bytes marks = {0};
+    AUTO_CLOSE(token_list) struct token_list list = {0};
+
+    vocabulary.is_nfc = true;
+    AUTO_FREE(tokenizer) struct tokenizer *t = tokenizer_of(vocabulary);
+
+    expect_tokens(t, "xe\xcc\x81", false, 'x', 0xc3, 0xa9);     /* U+0301 */
+    expect_tokens(t, "\xe1\x84\x80\xe1\x85\xa1", false, 0xea, 0xb0, 0x80); /* Hangul */
+    expect_tokens(t, "\xe2\x84\xab", false, 0xc3, 0x85); /* the sign of angstrom is a letter */
+
+    /* Marks of two classes in turn, which must be sorted. */
+    for (int i = 0; i < 200000; i++)
+        bytes_append(&marks, i % 2 ? "\xcc\x81" : "\xcc\xa3", 2);
+    expect_ok(tokenizer_encode(t, bytes_text(&marks), marks.size, false, false, &list));
+    assert_int_equal(list.count, 400000);
+}
 
 static void decode_shows_control_tokens_only_when_asked(void **state)
 {
@@ -446,10 +498,13 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_character_that_is_no_token_falls_back_to_bytes),
     cmocka_unit_test(byte_and_control_tokens_are_never_made_of_text),
     cmocka_unit_test(a_space_is_put_before_the_text_where_the_model_asks),
+    cmocka_unit_test(a_space_may_be_put_at_the_start_alone),
     cmocka_unit_test(control_tokens_are_recognised_only_when_asked),
     cmocka_unit_test(user_defined_tokens_are_always_recognised_longest_first),
     cmocka_unit_test(bos_and_eos_are_added_where_the_model_asks),
     cmocka_unit_test(stop_ids_are_eos_and_eot_once_each),
+    cmocka_unit_test(more_than_two_tokens_may_end_an_answer),
+    cmocka_unit_test(texts_are_composed_where_the_model_asks),
     cmocka_unit_test(decode_shows_control_tokens_only_when_asked),
     cmocka_unit_test(decode_replaces_each_hopeless_part_once),
     cmocka_unit_test(a_nul_byte_in_the_middle_of_text_survives),
