@@ -414,7 +414,7 @@ static enum status run(const void *user, double *figures_out)
 #define ROW(member, ...) OPTION(struct model_settings, member, __VA_ARGS__)
 static const struct option options[] = {
     ROW(model, OPTION_TEXT, NULL, "to run on this machine", .value = "FILE"),
-    ROW(load_format, OPTION_WORD, "auto", "as of the engine", .words = "auto dummy"),
+    ROW(load_format, OPTION_WORD, "auto", "as of the engine", .words = "auto safetensors dummy"),
     ROW(dummy_type, OPTION_TEXT, "bf16", "as of the engine", .value = "TYPE"),
     ROW(prefill, OPTION_I32, "512", "random tokens of each prompt, up to the model's context",
         .least = 1, .most = 1 << 24),

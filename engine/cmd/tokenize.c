@@ -13,7 +13,7 @@ static const char help_text[] =
     "\n"
     "Reads one JSON object a line and answers each with one line.\n"
     "\n"
-    "  --model FILE   the model whose vocabulary is used (.gguf)\n"
+    "  --model FILE   the model whose vocabulary is used, a file or a folder\n"
     "  --decode       token ids to text instead\n"
     "  --help         this text\n"
     "\n"

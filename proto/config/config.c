@@ -3,6 +3,7 @@
 #include "proto/base/log.h"
 #include "proto/config/injected_fault.h"
 #include "proto/model/dummy.h"
+#include "proto/model/hf_folder.h"
 #include "proto/model/sim.h"
 #include "proto/wire/channel.h"
 
@@ -10,9 +11,12 @@
 
 #define ROW(member, ...) OPTION(struct config, member, __VA_ARGS__)
 static const struct option options[] = {
-    ROW(model, OPTION_TEXT, NULL, "the model to run", .value = "FILE", .group = "Model"),
+    ROW(model, OPTION_TEXT, NULL,
+        "the model to run: a .gguf file, or a folder of Hugging Face's: config.json, *.safetensors, tokenizer.json",
+        .value = "FILE", .group = "Model"),
     ROW(load_format, OPTION_WORD, "auto",
-        "dummy: --model is a config.json or its folder, and the weights are random", .words = "auto dummy"),
+        "auto: what --model is; safetensors: a folder of them; dummy: the weights are random, and --model is a "
+        "config.json or its folder", .words = "auto safetensors dummy"),
     ROW(dummy_type, OPTION_WORD, "bf16", "of such weights",
         .words = "f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k"),
     ROW(dummy_seed, OPTION_I64, "0", "of such weights: the same one makes the same"),
@@ -180,9 +184,14 @@ enum kv_type config_kv_type(const struct config *config)
     return type;
 }
 
+static bool has_load_format(const struct config *config, const char *name)
+{
+    return config->load_format && strcmp(config->load_format, name) == 0;
+}
+
 static bool is_dummy(const struct config *config)
 {
-    return config->load_format && strcmp(config->load_format, "dummy") == 0;
+    return has_load_format(config, "dummy");
 }
 
 static enum status open_dummy(const struct config *config, struct model_file **out)
@@ -200,6 +209,8 @@ enum status config_open_model(const struct config *config, struct model_file **o
 
     if (is_dummy(config))
         TRY(open_dummy(config, &file));
+    else if (has_load_format(config, "safetensors"))
+        TRY(hf_folder_open(config->model, &file));
     else
         TRY(model_file_open(config_model_path(config), &file));
     if (model_file_is_simulated(file) && !config->sim)
@@ -246,8 +257,9 @@ static enum status check_answer_size(const struct config *config)
 enum status config_check(const struct config *config)
 {
     TRY(check_answer_size(config));
-    if (is_dummy(config) && config->sim)
-        return fail(ERR_INVALID, "--load-format dummy is for --model alone; --sim has no weights");
+    if (config->sim && config->load_format && !has_load_format(config, "auto"))
+        return fail(ERR_INVALID, "--load-format %s is for --model alone; --sim has no weights",
+                    config->load_format);
     if (config->executor && strcmp(config->executor, "uniproc") == 0 && config->tp > 1)
         return fail(ERR_INVALID, "--executor uniproc runs one rank, --tp is %d; use multiproc",
                     config->tp);

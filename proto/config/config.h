@@ -17,8 +17,8 @@ enum { KV_BLOCK_SIZE = 16, MAX_RANKS = 256 }; /* tokens in a KV block */
 
 struct config {
     /* model */
-    char *model;             /* a file; dummy: a config.json or its folder */
-    char *load_format;       /* "auto"; "dummy": weights are random */
+    char *model;             /* a file or a folder; dummy: a config.json or its folder */
+    char *load_format;       /* "auto"; "safetensors": a folder; "dummy": weights are random */
     char *dummy_type;        /* of those; see dummy.h */
     int64_t dummy_seed;
     char *sim;               /* a file: a device that only takes time, with a model; NULL: a real one */

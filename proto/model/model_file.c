@@ -1,6 +1,9 @@
+#include "proto/model/hf_folder.h"
 #include "proto/model/reader.h"
+#include "proto/model/safetensors.h"
 
 #include <string.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
 static enum status map_whole(struct model_file *file, const char *path)
@@ -8,7 +11,7 @@ static enum status map_whole(struct model_file *file, const char *path)
     enum status status = file_map_open(path, &file->map);
 
     if (status == ERR_UNSUPPORTED)
-        return fail(status, "%s; a model is one .gguf file", fail_text());
+        return fail(status, "%s; a model is a .gguf file or a folder", fail_text());
     return status;
 }
 
@@ -17,8 +20,11 @@ static enum status read_as_its_format(struct model_file *file, const void *user)
     (void)user;
     if (file->map.data[0] == '{')
         return sim_read(file);
-    if (file->map.bytes < 4 || memcmp(file->map.data, "GGUF", 4) != 0)
+    if (file->map.bytes < 4 || memcmp(file->map.data, "GGUF", 4) != 0) {
+        if (safetensors_is_likely(file->map.data, file->map.bytes))
+            return fail(ERR_UNSUPPORTED, "is a file of safetensors; a model is the folder around it");
         return fail(ERR_UNSUPPORTED, "is not a GGUF file: it does not start with \"GGUF\"");
+    }
     return gguf_read(file);
 }
 
@@ -51,30 +57,46 @@ static void name_model(struct model_config *config, const char *path)
         strncpy(config->name, slash ? slash + 1 : path, sizeof config->name - 1);
 }
 
-static enum status open_model(struct model_file *file, const char *path, model_reader *read,
-                              const void *user)
+static enum status fill(struct model_file *file, const char *path, model_reader *read, const void *user)
 {
-    TRY(map_whole(file, path));
     TRY(read(file, user));
     TRY(index_tensors(file));
     name_model(&file->config, path);
     return OK;
 }
 
-enum status model_file_open_by(const char *path, model_reader *read, const void *user,
-                               struct model_file **out)
+static enum status make(const char *path, bool is_mapped, model_reader *read, const void *user,
+                        struct model_file **out)
 {
     AUTO_FREE(model_file) struct model_file *file = mem_new(struct model_file);
-    enum status status = open_model(file, path, read, user);
+    enum status status = is_mapped ? map_whole(file, path) : OK;
 
+    if (status == OK)
+        status = fill(file, path, read, user);
     if (status != OK)
         return fail(status, "%s: %s", path, fail_text());
     *out = give(file);
     return OK;
 }
 
+enum status model_file_open_by(const char *path, model_reader *read, const void *user,
+                               struct model_file **out)
+{
+    return make(path, true, read, user, out);
+}
+
+enum status model_file_make_by(const char *path, model_reader *read, const void *user,
+                               struct model_file **out)
+{
+    return make(path, false, read, user, out);
+}
+
 enum status model_file_open(const char *path, struct model_file **out)
 {
+    struct stat stat_of;
+
+    if (stat(path, &stat_of) == 0 && S_ISDIR(stat_of.st_mode))
+        return hf_folder_open(path, out);
     return model_file_open_by(path, read_as_its_format, NULL, out);
 }
 
@@ -101,6 +123,8 @@ void model_file_free(struct model_file *file)
         return;
     model_file_free(file->words);
     file_map_close(&file->map);
+    for (int32_t i = 0; i < file->num_parts; i++)
+        file_map_close(&file->parts[i]);
     arena_close(&file->arena);
     mem_free(file);
 }
@@ -110,6 +134,8 @@ void model_file_free(struct model_file *file)
 void model_file_drop_pages(const struct model_file *file)
 {
     file_map_drop_pages(&file->map);
+    for (int32_t i = 0; i < file->num_parts; i++)
+        file_map_drop_pages(&file->parts[i]);
 }
 
 bool model_file_is_simulated(const struct model_file *file)
@@ -153,7 +179,11 @@ const struct tensor *model_file_tensor_at(const struct model_file *file, int32_t
 
 int64_t model_file_bytes(const struct model_file *file)
 {
-    return (int64_t)file->map.bytes;
+    size_t bytes = file->map.bytes;
+
+    for (int32_t i = 0; i < file->num_parts; i++)
+        bytes += file->parts[i].bytes;
+    return (int64_t)bytes;
 }
 
 static void hash_tensor(XXH3_state_t *hash, const struct tensor *tensor)

@@ -13,7 +13,9 @@
 #include "proto/model/model_file.h"
 
 struct model_file {
-    struct file_map map;
+    struct file_map map;    /* of the file that was opened; of a folder: not open */
+    struct file_map *parts; /* [num_parts] a folder's files of weights */
+    int32_t num_parts;
     struct model_config config;
     struct vocabulary vocabulary;
     struct tensor *tensors; /* [num_tensors] in the file's order */
@@ -28,6 +30,10 @@ struct model_file {
 typedef enum status model_reader(struct model_file *file, const void *user);
 /* model_file_open for one kind of file. */
 MUST_USE enum status model_file_open_by(const char *path, model_reader *read, const void *user,
+                                        struct model_file **out);
+
+/* The same where the reader opens what it wants by itself: nothing is mapped. */
+MUST_USE enum status model_file_make_by(const char *path, model_reader *read, const void *user,
                                         struct model_file **out);
 
 MUST_USE enum status gguf_read(struct model_file *file);

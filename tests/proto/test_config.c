@@ -197,6 +197,8 @@ static void settings_survive_json(void **state)
     expect_ok(config_from_json("{\"load_format\": null}", &again));
     expect_fails(config_from_json("{\"load_format\": \"dummy\", \"sim\": \"f\"}", &again), ERR_INVALID,
                  "--load-format dummy is for --model alone; --sim has no weights");
+    expect_fails(config_from_json("{\"load_format\": \"safetensors\", \"sim\": \"f\"}", &again), ERR_INVALID,
+                 "--load-format safetensors is for --model alone; --sim has no weights");
     expect_fails(config_from_json("{\"port\"", &again), ERR_INVALID, "settings, line 1, column 7");
 }
 

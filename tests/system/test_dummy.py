@@ -66,10 +66,10 @@ class Dummy(unittest.TestCase):
         model = folder("llama", SHAPE)
         sim = os.path.join(SHAPES, "..", "..", "..", "kernels", "sim", "h100-llama-3.1-8b.json")
         for args, words in (
-                (["--model", model], "is not a regular file"),
+                (["--model", model], "llama: has no model.safetensors and no model.safetensors.index.json"),
                 (["--load-format", "dummy"], "--model FILE is missing"),
                 (["--load-format", "dummy", "--sim", sim], "--load-format dummy is for --model alone"),
-                (["--load-format", "dumy", "--model", model], "must be one of auto dummy"),
+                (["--load-format", "dumy", "--model", model], "must be one of auto safetensors dummy"),
                 (["--load-format", "dummy", "--dummy-type", "q9", "--model", model], "must be one of f32"),
                 (["--load-format", "dummy", "--dummy-type", "q4_k", "--model", model],
                  "llama/config.json: token_embd.weight has 64 columns; Q4_K has blocks of 256"),
