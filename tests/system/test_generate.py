@@ -6,6 +6,7 @@ import struct
 import subprocess
 import unittest
 
+import folders
 import tandem
 
 MODEL = tandem.make_tiny_model()
@@ -207,6 +208,72 @@ class BadInput(unittest.TestCase):
             for line in out.splitlines():
                 self.assertIn("logits are not numbers", json.loads(line)["error"]["message"])
             self.assertEqual(len(out.splitlines()), 3)
+
+
+class Folder(unittest.TestCase):
+    """A model as Hugging Face has it, against the file of GGUF with the same values."""
+    PROMPTS = [{"prompt": "hello the and 12 \u00e9<|im_end|> x"}, {"prompt": "in the ring  and <eos> more\n"},
+               {"messages": [{"role": "user", "content": "hello"}]}]
+
+    def answers(self, model, *args):
+        requests = [{**prompt, "max_tokens": 16, "ignore_eos": True, "temperature": t, "seed": 1, "logprobs": 3}
+                    for prompt in self.PROMPTS for t in (0, 1)]
+        rc, out, err = generate("--requests", tandem.write_lines("folder.jsonl", requests), "--json", *args,
+                                model=model)
+        self.assertEqual(rc, 0, err)
+        return sorted((json.loads(line) for line in out.splitlines()), key=lambda line: line["index"])
+
+    def test_it_answers_as_the_file_does(self):
+        for architecture, dtype, num_shards in (("qwen3", "F16", 3), ("gemma3", "BF16", 1), ("gemma3", "F32", 2)):
+            with self.subTest(architecture=architecture, dtype=dtype):
+                folder, file = folders.make(f"{architecture}-{dtype}", architecture, dtype, num_shards)
+                wanted = self.answers(file)
+                self.assertEqual(self.answers(folder), wanted)
+                self.assertEqual(self.answers(folder + "/", "--tp", 2, "--load-format", "safetensors"), wanted)
+
+    def test_llamas_heads_are_ordered_otherwise_there(self):
+        """Rows of q and k are not those of GGUF, so they add up in another order: the last bits differ."""
+        for dtype, num_shards in (("F32", 1), ("BF16", 2)):
+            with self.subTest(dtype=dtype):
+                folder, file = folders.make(f"llama-{dtype}", "llama", dtype, num_shards)
+                wanted, got = self.answers(file), self.answers(folder)
+                self.assertEqual(self.answers(folder, "--tp", 2), got)
+                for ours, theirs in zip(got, wanted):
+                    self.assertEqual(ours["prompt_token_ids"], theirs["prompt_token_ids"])
+                for ours, theirs in zip(got[::2], wanted[::2]):  # those without chance
+                    self.assertEqual(ours["token_ids"], theirs["token_ids"])
+                    for a, b in zip(ours["logprobs"], theirs["logprobs"]):
+                        self.assertAlmostEqual(a["logprob"], b["logprob"], delta=1e-3)
+
+    def test_one_that_is_not_whole_is_refused(self):
+        folder, file = folders.make("broken", "llama", "BF16", 2)
+        index = f"{folder}/model.safetensors.index.json"
+        with open(index) as f:
+            places = json.load(f)["weight_map"]
+        shard = places["model.norm.weight"]
+
+        def refused(words, model=folder, *args):
+            rc, out, err = generate("--prompt", "x", *args, model=model)
+            self.assertEqual((rc, out), (1, ""), err)
+            self.assertEqual(len(err.splitlines()), 1, err)
+            self.assertIn(words, err)
+
+        refused("broken.gguf: is no folder", file, "--load-format", "safetensors")
+        refused("is a file of safetensors; a model is the folder around it", f"{folder}/{shard}")
+        tandem.write("broken/model.safetensors.index.json",
+                     json.dumps({"weight_map": {**places, "model.norm.weight": "../broken.gguf"}}))
+        refused('broken: model.safetensors.index.json: model.norm.weight is "../broken.gguf"; the name of a file')
+        del places["model.norm.weight"]
+        tandem.write("broken/model.safetensors.index.json", json.dumps({"weight_map": places}))
+        refused("tensor output_norm.weight (1 x 64) is missing")
+        with open(f"{folder}/{shard}", "rb") as f:
+            whole = f.read()
+        tandem.write(f"broken/{shard}", whole[:-100])
+        refused(f"broken: {shard}: tensor '")
+        tandem.write(f"broken/{shard}", whole.replace(b'"BF16"', b'"F8x2"'))
+        refused("dtype F8x2 is not supported; these are: F32, F16, BF16")
+        os.unlink(f"{folder}/{shard}")
+        refused(f"broken: {shard}: No such file")
 
 
 class Interrupt(unittest.TestCase):
