@@ -165,7 +165,6 @@ enum status safetensors_read(const uint8_t *data, size_t bytes, struct arena *ar
                              int32_t *num_tensors_out)
 {
     struct section section;
-    json_error_t error;
     enum status status;
     uint64_t length;
     json_t *header;
@@ -180,9 +179,9 @@ enum status safetensors_read(const uint8_t *data, size_t bytes, struct arena *ar
         return fail(ERR_UNSUPPORTED, "its header has %llu bytes; %d is the limit", (unsigned long long)length,
                     MAX_HEADER_BYTES);
     section = (struct section){data + LENGTH_BYTES + length, bytes - LENGTH_BYTES - (size_t)length};
-    header = json_loadb((const char *)data + LENGTH_BYTES, (size_t)length, JSON_REJECT_DUPLICATES, &error);
-    if (!header)
-        return fail(ERR_CORRUPT, "its header, line %d, column %d: %s", error.line, error.column, error.text);
+    status = field_parse(data + LENGTH_BYTES, (size_t)length, MAX_HEADER_BYTES, 0, &header);
+    if (status != OK)
+        return fail(status, "its header, %s", fail_text());
     status = read_header(header, &section, arena, tensors_out, num_tensors_out);
     json_decref(header);
     return status;
