@@ -5,15 +5,11 @@ usage: count_results.py BUILD_FOLDER/meson-logs
 A case is a line of TAP; a program that speaks none is one case. A program that died, or ran out of
 time, between its cases is a failed case too: only testlog.json tells.
 """
-import json
 import pathlib
 import sys
 import xml.etree.ElementTree as xml
 
-
-def program_of(name):
-    """"tandem:suite / proto/test_map" -> "proto/test_map"."""
-    return name.split(" / ")[-1]
+from testlog import program_of, programs_that_failed
 
 
 def count(logs):
@@ -31,11 +27,8 @@ def count(logs):
             skipped += 1
         else:
             passed += 1
-    for line in logs["json"].read_text().splitlines():
-        program = json.loads(line)
-        if (program["result"] not in ("OK", "SKIP", "EXPECTEDFAIL")
-                and program_of(program["name"]) not in programs_with_failures):
-            failed += 1
+    failed += sum(program_of(program["name"]) not in programs_with_failures
+                  for program in programs_that_failed(logs["json"]))
     return passed, failed, skipped
 
 

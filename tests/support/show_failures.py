@@ -4,10 +4,11 @@ usage: show_failures.py BUILD_FOLDER/meson-logs
 
 Of unittest's output: the reports of its failed cases; of TAP: the cases that are "not ok"; of any: its last lines.
 """
-import json
 import pathlib
 import re
 import sys
+
+from testlog import program_of, programs_that_failed
 
 LINES_OF_A_CASE = 14
 LINES_OF_A_PROGRAM = 60
@@ -30,10 +31,8 @@ def words_of(stdout, stderr):
 
 def show(logs):
     for log in sorted(logs.glob("testlog*.json")):
-        for program in map(json.loads, log.read_text().splitlines()):
-            if program["result"] in ("OK", "SKIP", "EXPECTEDFAIL"):
-                continue
-            print(f"{program['name'].split(' / ')[-1]}: {program['result'].lower()} after {program['duration']:.0f} s")
+        for program in programs_that_failed(log):
+            print(f"{program_of(program['name'])}: {program['result'].lower()} after {program['duration']:.0f} s")
             words = list(words_of(program.get("stdout", ""), program.get("stderr", "")))
             for line in words[:LINES_OF_A_PROGRAM]:
                 print("   ", line[:CHARACTERS_OF_A_LINE])
