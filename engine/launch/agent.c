@@ -140,7 +140,7 @@ static void reap_strays(const struct agent *agent)
 
 static int64_t next_deadline(const struct agent *agent)
 {
-    int64_t deadline_ns = agent->kill_ns;
+    int64_t deadline_ns = MIN(agent->kill_ns, crew_deadline_ns(agent->crew));
 
     if (agent->beats && !agent->is_paused && leash_is_open(&agent->leash))
         deadline_ns = MIN(deadline_ns, leash_deadline_ns(&agent->leash));

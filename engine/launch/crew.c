@@ -13,11 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/inotify.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_LINE = 16 << 10 };
+enum { MAX_LINE = 16 << 10, LOOK_MS = 10 };
 
 struct stream { /* its stdout or stderr */
     int fd;     /* -1: it has ended */
@@ -41,7 +40,7 @@ struct crew {
     bool whole_lines, has_engine;
     struct member **members; /* [count], alive */
     int32_t count;
-    int watch_fd;    /* inotify on the run directory while the engine's address is not there; -1 */
+    int64_t look_ns; /* when it looks for the engine's address again; INT64_MAX: it is not waited for */
     size_t num_sent; /* bytes of output in this turn */
 };
 
@@ -49,7 +48,7 @@ struct crew *crew_new(struct leash *leash, const char *run_path)
 {
     struct crew *crew = mem_new(struct crew);
 
-    *crew = (struct crew){.leash = leash, .run_path = run_path, .watch_fd = -1};
+    *crew = (struct crew){.leash = leash, .run_path = run_path, .look_ns = INT64_MAX};
     return crew;
 }
 
@@ -82,30 +81,29 @@ enum status crew_set_address(struct crew *crew, struct text address)
     return write_file(crew, "engine", address);
 }
 
-/* The engine's address, once it is there. */
+/* The engine's address, once it is there. By polling: a user may have few inotify instances, 128 in all that
+ * runs on the host. */
 static void look_for_address(struct crew *crew)
 {
     AUTO_MEM char *path = mem_printf("%s/engine", crew->run_path);
-    char address[RENDEZVOUS_MAX_ENDPOINT + 1], events[4096];
-    enum status status;
+    char address[RENDEZVOUS_MAX_ENDPOINT + 1];
+    enum status status = rendezvous_look_up(path, address);
 
-    while (read(crew->watch_fd, events, sizeof events) > 0)
-        continue;
-    status = rendezvous_look_up(path, address);
-    if (status != OK && status != ERR_NOT_FOUND)
-        log_warn("the engine's address is not passed on: %s", fail_text());
-    if (status != OK)
+    if (status == ERR_NOT_FOUND) {
+        crew->look_ns = clock_deadline_ns(LOOK_MS);
         return;
-    leash_send(crew->leash, &(struct parcel){.kind = PARCEL_ADDRESS, .text = text_of(address)});
-    close(crew->watch_fd);
-    crew->watch_fd = -1;
+    }
+    crew->look_ns = INT64_MAX;
+    if (status == OK)
+        leash_send(crew->leash,
+                   &(struct parcel){.kind = PARCEL_ADDRESS, .text = text_of(address)});
+    else
+        log_warn("the engine's address is not passed on: %s", fail_text());
 }
 
-static void watch_for_address(struct crew *crew)
+int64_t crew_deadline_ns(const struct crew *crew)
 {
-    crew->watch_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-    if (crew->watch_fd >= 0)
-        inotify_add_watch(crew->watch_fd, crew->run_path, IN_CLOSE_WRITE | IN_MOVED_TO);
+    return crew->look_ns;
 }
 
 /* ---- output ---------------------------------------------------------------------------------- */
@@ -222,8 +220,6 @@ void crew_free(struct crew *crew)
         return;
     for (int32_t i = 0; i < crew->count; i++)
         member_free(crew->members[i]);
-    if (crew->watch_fd >= 0)
-        close(crew->watch_fd);
     mem_free(crew->members);
     mem_free(crew);
 }
@@ -466,8 +462,8 @@ void crew_start(struct crew *crew, const struct parcel *start)
                               .streams = {{.fd = -1}, {.fd = -1}},
                               .input_fd = -1,
                               .notices = {.fd = -1}};
-    if ((start->number & START_IS_ENGINE) && crew->watch_fd < 0)
-        watch_for_address(crew);
+    if (start->number & START_IS_ENGINE)
+        crew->look_ns = clock_now_ns();
     enum status status = find(crew, start->process)
                              ? fail(ERR_INTERNAL, "process %d runs already", start->process)
                              : start_member(crew, start, member, bound);
@@ -494,7 +490,7 @@ enum { FDS_OF_MEMBER = 5 };
 
 size_t crew_num_fds(const struct crew *crew)
 {
-    return 1 + FDS_OF_MEMBER * (size_t)crew->count;
+    return FDS_OF_MEMBER * (size_t)crew->count;
 }
 
 /* Each has its place, -1 where there is nothing to wait for: poll passes over those. */
@@ -502,7 +498,6 @@ size_t crew_poll(const struct crew *crew, bool wants_output, struct pollfd *fds)
 {
     size_t n = 0;
 
-    fds[n++] = (struct pollfd){.fd = crew->watch_fd, .events = POLLIN};
     for (int32_t i = 0; i < crew->count; i++) {
         const struct member *member = crew->members[i];
 
@@ -533,10 +528,10 @@ static void turn_member(struct crew *crew, struct member *member, const struct p
 size_t crew_turn(struct crew *crew, const struct pollfd *fds, size_t num_fds)
 {
     crew->num_sent = 0;
-    if (fds[0].revents)
+    if (clock_now_ns() >= crew->look_ns)
         look_for_address(crew);
     /* From the last: end() puts the last in the place of one that goes. */
-    for (size_t i = (num_fds - 1) / FDS_OF_MEMBER; i-- > 0;)
-        turn_member(crew, crew->members[i], fds + 1 + FDS_OF_MEMBER * i);
+    for (size_t i = num_fds / FDS_OF_MEMBER; i-- > 0;)
+        turn_member(crew, crew->members[i], fds + FDS_OF_MEMBER * i);
     return crew->num_sent;
 }

@@ -37,6 +37,8 @@ bool crew_has(const struct crew *crew, pid_t pid);
  * wants_output nothing is read from the processes, and they wait. */
 size_t crew_num_fds(const struct crew *crew);
 size_t crew_poll(const struct crew *crew, bool wants_output, struct pollfd *fds);
+/* When crew_turn is wanted even if they tell nothing; INT64_MAX: never. */
+int64_t crew_deadline_ns(const struct crew *crew);
 /* Takes what those fds tell. Returns the bytes of output that were sent. */
 size_t crew_turn(struct crew *crew, const struct pollfd *fds, size_t num_fds);
 

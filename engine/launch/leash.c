@@ -93,10 +93,20 @@ int64_t leash_deadline_ns(const struct leash *leash)
     return MIN(leash->beat_ns + BEAT_MS * 1000000LL, leash->heard_ns + SILENCE_MS * 1000000LL);
 }
 
+static void forgive_absence(struct leash *leash, int64_t now_ns)
+{
+    int64_t away_ns = leash->looked_ns ? now_ns - leash->looked_ns : 0;
+
+    leash->looked_ns = now_ns;
+    if (away_ns >= 2 * BEAT_MS * 1000000LL) /* it is called for each beat */
+        leash->heard_ns = MIN(leash->heard_ns + away_ns, now_ns);
+}
+
 enum status leash_beat(struct leash *leash)
 {
     int64_t now_ns = clock_now_ns();
 
+    forgive_absence(leash, now_ns);
     if (now_ns - leash->heard_ns >= SILENCE_MS * 1000000LL)
         return fail(ERR_TIMEOUT, "nothing was heard for %.1f s",
                     (double)(now_ns - leash->heard_ns) / 1e9);

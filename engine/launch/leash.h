@@ -11,7 +11,8 @@
 
 #include "engine/launch/parcel.h"
 
-/* A beat each BEAT_MS; a side that has heard nothing for SILENCE_MS takes the other for lost. */
+/* A beat each BEAT_MS; a side that has heard nothing for SILENCE_MS takes the other for lost. Time in which it
+ * was not there to hear, as its machine was paused or its core another's, is no silence of the other's. */
 enum { BEAT_MS = 500, SILENCE_MS = 1700 };
 
 struct leash {
@@ -21,6 +22,7 @@ struct leash {
     struct bytes outgoing;
     size_t sent; /* bytes of outgoing that have gone */
     int64_t heard_ns, beat_ns;
+    int64_t looked_ns; /* when leash_beat last looked for silence; 0: never */
 };
 
 /* Takes the descriptors, and makes them not wait. */

@@ -108,10 +108,24 @@ class Launch:
             return file.read()
 
     def wait_for_output(self, text, seconds=30):
-        wait_for(text, lambda: text in self.output(), seconds)
+        self.wait_for(text, self.output, seconds)
 
     def wait_for_errors(self, text, seconds=30):
-        wait_for(text, lambda: text in self.errors(), seconds)
+        self.wait_for(text, self.errors, seconds)
+
+    def wait_for(self, text, read, seconds):
+        def is_there():
+            has_ended = self.process.poll() is not None
+            if text in read():
+                return True
+            if has_ended:
+                raise AssertionError(f"the launcher ended with {self.process.returncode} and did not say: {text}")
+            return False
+
+        try:
+            wait_for(text, is_there, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nstdout: {self.output()}\nstderr: {self.errors()}") from None
 
     def signal(self, number):
         self.process.send_signal(number)
@@ -638,6 +652,22 @@ class OtherHosts(unittest.TestCase):
         self.assertEqual(rc, 76, err)
         self.assertIn("host a is lost: tandem is another build there, ?[2J00000000, than here, ", err)
 
+    def test_a_machine_that_stands_still_loses_nothing(self):
+        """As one that is paused: nobody is there to hear, so nobody was silent."""
+        for order in (1, -1):
+            with self.subTest(order), Launch("-np", 2, *HOSTS, "-H", "a,b", "--", PROBE, "ready", "forever") as launch:
+                launch.wait_for_errors("2 ranks ready")
+                all_of_it = [launch.process.pid, *launch.census()][::order]
+                for pid in all_of_it:
+                    os.kill(pid, signal.SIGSTOP)
+                time.sleep(2)
+                for pid in all_of_it:
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(0.7)  # a beat is due within
+                self.assertIsNone(launch.process.poll())
+                self.assertEqual(len(launch.ranks()), 2)
+                self.assertNotIn("is lost", launch.errors())
+
     def test_a_silent_link_is_noticed_on_both_sides(self):
         relay = tandem.write("relay", f"""#!{sys.executable}
 import os, select, subprocess, sys
@@ -660,7 +690,7 @@ while pairs:
             launch.census()
             began = time.monotonic()
             tandem.write("cut", "")
-            launch.wait_for_errors("host b is lost: nothing was heard for 1.", 3)
+            launch.wait_for_errors("host b is lost: nothing was heard for ", 3)
             self.assertLess(time.monotonic() - began, tandem.within(2.5))
             self.assertEqual(launch.process.wait(tandem.within(5)), 69)
             launch.nothing_is_left()
@@ -746,7 +776,7 @@ class Networks(unittest.TestCase):
                 self.assertGreaterEqual(self.num_ranks(cluster), 12)
                 began = time.monotonic()
                 cluster.group.cut("h3")
-                launch.wait_for_errors("host h3 is lost: nothing was heard for 1.", 3)
+                launch.wait_for_errors("host h3 is lost: nothing was heard for ", 3)
                 noticed = time.monotonic() - began
                 wait_for("an empty host that is cut off", lambda: self.num_ranks(cluster, "h3") == 0, 4)
                 gone = time.monotonic() - began
