@@ -26,6 +26,8 @@ os.environ.setdefault("TANDEM_DUMP_DIR", _folder)  # steps that fail in tests ar
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 # What a test starts ends with it, too, when it is told to end: by a timeout, mostly.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+# Under nohup it would be ignored by all that a test starts, and it is what a launcher ends by.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def within(seconds):
