@@ -132,9 +132,9 @@ static void set_options(void *socket, const char *endpoint)
     set_int(socket, ZMQ_SNDHWM, 0);
     set_int(socket, ZMQ_RCVHWM, MAX_QUEUE);
     set_int(socket, ZMQ_HANDSHAKE_IVL, 3000);
+    /* Each side asks. No TTL: it is up, too, when this side itself stood still, with what the other sent unread. */
     set_int(socket, ZMQ_HEARTBEAT_IVL, 500);
     set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
-    set_int(socket, ZMQ_HEARTBEAT_TTL, 2000);
     set_int(socket, ZMQ_IPV6, strchr(endpoint, '[') != NULL);
     zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame);
 }

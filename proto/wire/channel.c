@@ -112,9 +112,9 @@ static void set_common_options(void *socket, int linger_ms, int64_t max_frame)
     set_int(socket, ZMQ_LINGER, linger_ms);
     set_int(socket, ZMQ_SNDHWM, CHANNEL_MAX_QUEUE);
     set_int(socket, ZMQ_RCVHWM, CHANNEL_MAX_QUEUE);
+    /* Each side asks. No TTL: it is up, too, when this side itself stood still, with what the other sent unread. */
     set_int(socket, ZMQ_HEARTBEAT_IVL, 500);
     set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
-    set_int(socket, ZMQ_HEARTBEAT_TTL, 2000);
     set_int(socket, ZMQ_HANDSHAKE_IVL, 3000);
     zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame);
 }

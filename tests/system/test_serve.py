@@ -353,6 +353,20 @@ class Ends(unittest.TestCase):
                 "tandem:worker_restarts_total", rank="1") == 1
             assert server.metric("tandem:recovery_seconds_sum") > 0
 
+    def test_a_machine_that_stands_still_loses_no_rank(self):
+        """As one that is paused: heartbeats are late for all alike."""
+        with Server(*RANKS) as server:
+            for order in (1, -1):
+                everyone = [server.process.pid, *children_of(server.process.pid)][::order]
+                for pid in everyone:
+                    os.kill(pid, signal.SIGSTOP)
+                time.sleep(2.6)
+                for pid in everyone:
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(0.7)  # a beat is due within
+                assert server.complete()["usage"]
+            assert server.metric("tandem:recoveries_total") == 0, server.log_text()
+
     def test_a_second_signal_ends_at_once(self):
         with Server(*RANKS) as server:
             with server.open_stream():
