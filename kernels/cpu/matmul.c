@@ -68,6 +68,7 @@ struct tile {
 
     /* matmul_groups; NULL otherwise */
     double *sum;          /* [rows, PANEL] */
+    bool sum_begins;      /* no group has ended before the chunk: what `sum` holds is nothing */
     int32_t group, left;  /* records of a group; of the current one from here */
 };
 
@@ -185,8 +186,8 @@ INLINE void fetch_ahead(const struct tile *t, const uint8_t *record, const int r
 
 /* ---- a tile of a quantised type ------------------------------------------------------------------- */
 
-/* A finished group: rounded to the grid, and added to the others. */
-INLINE void add_group(const int R, const int C, const struct tile *t, int first_column,
+/* A finished group: rounded to the grid, and added to those before it, if there are any. */
+INLINE void add_group(const int R, const int C, const struct tile *t, int first_column, bool is_first,
                       vf f[MAX_ROWS][4])
 {
     UNROLL for (int r = 0; r < R; r++)
@@ -195,8 +196,8 @@ INLINE void add_group(const int R, const int C, const struct tile *t, int first_
             vd low = (vd_low(f[r][c]) + EXACT_MAGIC) - EXACT_MAGIC;
             vd high = (vd_high(f[r][c]) + EXACT_MAGIC) - EXACT_MAGIC;
 
-            vd_store(sum, vd_load(sum) + low);
-            vd_store(sum + LANES / 2, vd_load(sum + LANES / 2) + high);
+            vd_store(sum, (is_first ? (vd){0} : vd_load(sum)) + low);
+            vd_store(sum + LANES / 2, (is_first ? (vd){0} : vd_load(sum + LANES / 2)) + high);
             f[r][c] = vf_set(0);
         }
 }
@@ -292,7 +293,7 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
             }
         }
         if (t->sum && --left == 0) {
-            add_group(R, C, t, first_column, f);
+            add_group(R, C, t, first_column, t->sum_begins && b < t->group, f);
             left = t->group;
         }
     }
@@ -337,7 +338,7 @@ INLINE void tile_float(const int R, enum tensor_type type, const struct tile *t)
                     f[r][c] = vf_fma(vf_set(t->x[r * t->k + i]), w, f[r][c]);
             }
             if (t->sum && --left == 0) {
-                add_group(R, C, t, first_column, f);
+                add_group(R, C, t, first_column, t->sum_begins && i < t->group, f);
                 left = t->group;
             }
         }
@@ -535,9 +536,8 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
         }
         if (job->group) {
             t.sum = scratch->sums[kept];
+            t.sum_begins = at < job->group;
             t.left = job->group - at % job->group;
-            if (begins)
-                memset(t.sum, 0, (size_t)rows * sizeof(scratch->sums[0]));
         } else if (slice_width(slice) == PANEL) {
             t.acc = slice->out + r0 * slice->out_stride;
             t.acc_stride = slice->out_stride;
