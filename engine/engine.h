@@ -164,11 +164,11 @@ MUST_USE enum status engine_restart_worker(struct engine *engine, int32_t rank,
 MUST_USE enum status engine_call_workers(struct engine *engine, const char *name, const char *args,
                                          engine_listener *listener, void *user);
 /*
- * Other weights of the same shape and vocabulary: every rank loads the file, of this path on its host, beside those
- * in use while streams go on; then all take them at once, and every request is computed again with them from its first
+ * Other weights of the same shape and vocabulary: the engine compares the words, and then every rank loads the file,
+ * of this path on its host, beside those in use while streams go on; then all take them at once, and every request is computed again with them from its first
  * token. The old ones stay beside, for engine_call_workers of reload_weights {"phase": "rollback"}, until the next
  * reload or {"phase": "drop"}. The text of the answer is {"fingerprint", "version"}, as engine_stats has them. One
- * rank that can't load them is enough for none to take them.
+ * rank that can't load them is enough for none to take them. ERR_INVALID: the path is not UTF-8.
  */
 MUST_USE enum status engine_reload_weights(struct engine *engine, const char *path,
                                            engine_listener *listener, void *user);

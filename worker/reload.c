@@ -44,61 +44,9 @@ static const struct {
 #undef DIMENSION
 };
 
-static const struct {
-    const char *name;
-    size_t place;
-} special_tokens[] = {
-#define SPECIAL(member) {#member, offsetof(struct vocabulary, member)}
-    SPECIAL(num_tokens), SPECIAL(num_merges), SPECIAL(bos_id),     SPECIAL(eos_id),
-    SPECIAL(eot_id),     SPECIAL(unknown_id), SPECIAL(padding_id),
-#undef SPECIAL
-};
-
 static int32_t number_at(const void *base, size_t place)
 {
     return *(const int32_t *)((const char *)base + place);
-}
-
-static bool is_equal(struct text_view a, struct text_view b)
-{
-    return a.size == b.size && memcmp(a.data, b.data, a.size) == 0;
-}
-
-static enum status check_texts(const char *what, const struct text_view *a,
-                               const struct text_view *b, int32_t n)
-{
-    enum { SHOWN = 64 };
-
-    for (int32_t i = 0; i < n; i++)
-        if (!is_equal(a[i], b[i]))
-            return fail(ERR_MISMATCH, "%s %d is '%.*s' here, '%.*s' there", what, i,
-                        (int)MIN(a[i].size, (size_t)SHOWN), a[i].data,
-                        (int)MIN(b[i].size, (size_t)SHOWN), b[i].data);
-    return OK;
-}
-
-static enum status check_vocabulary(const struct vocabulary *a, const struct vocabulary *b)
-{
-    if (strcmp(a->model, b->model) != 0 || strcmp(a->pre, b->pre) != 0)
-        return fail(ERR_MISMATCH, "the tokenizer is %s %s here, %s %s there", a->model, a->pre,
-                    b->model, b->pre);
-    for (size_t i = 0; i < COUNT_OF(special_tokens); i++) {
-        int32_t ours = number_at(a, special_tokens[i].place),
-                theirs = number_at(b, special_tokens[i].place);
-
-        if (ours != theirs)
-            return fail(ERR_MISMATCH, "%s is %d here, %d there", special_tokens[i].name, ours,
-                        theirs);
-    }
-    for (int32_t i = 0; i < a->num_tokens; i++) {
-        int32_t ours = a->types ? a->types[i] : TOKEN_NORMAL,
-                theirs = b->types ? b->types[i] : TOKEN_NORMAL;
-
-        if (ours != theirs)
-            return fail(ERR_MISMATCH, "token %d is of type %d here, %d there", i, ours, theirs);
-    }
-    TRY(check_texts("token", a->tokens, b->tokens, a->num_tokens));
-    return check_texts("merge", a->merges, b->merges, a->num_merges);
 }
 
 enum status reload_check_fit(const struct model_file *running, const struct model_file *other)
@@ -117,7 +65,7 @@ enum status reload_check_fit(const struct model_file *running, const struct mode
         if (ours != theirs)
             return fail(ERR_MISMATCH, "%s is %d here, %d there", dimensions[i].name, ours, theirs);
     }
-    return check_vocabulary(model_file_vocabulary(running), model_file_vocabulary(other));
+    return OK;
 }
 
 /* ---- the thread ------------------------------------------------------------------------------- */

@@ -3,7 +3,7 @@
  *
  * On a thread of its own, of low priority, with a device of its own: steps go on meanwhile. The other model
  * is a whole one, so it may be of other tensor types; what the engine, the KV cache and the other ranks know of the
- * running one must be the same.
+ * shape of the running one must be the same. Whether its words are, the engine has seen.
  *
  * Thread: one, the wire thread; the model that comes out is the device thread's.
  */

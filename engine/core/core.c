@@ -2,6 +2,7 @@
 
 #include "engine/core/step_dump.h"
 #include "engine/core/step_log.h"
+#include "engine/core/vocabulary_check.h"
 #include "engine/executor/procedures.h"
 #include "engine/grammar/grammar.h"
 #include "proto/base/build_id.h"
@@ -50,9 +51,10 @@ struct order {
     struct grammar *grammar; /* ORDER_SET_GRAMMAR, with the next two */
     enum status status;
     char *text; /* owned; of ORDER_RELOAD_WEIGHTS the path, of ORDER_CALL_WORKERS the name, with */
-    char *args; /* owned */
+    char *args; /* owned: what the ranks are told */
     int32_t rank; /* ORDER_RESTART_WORKER */
-    bool has_begun; /* ORDER_RELOAD_WEIGHTS: the ranks load */
+    struct vocabulary_check *words; /* ORDER_RELOAD_WEIGHTS: they are compared; then */
+    bool has_begun;                 /* the ranks load */
 
     /* Those that are answered: */
     engine_listener *listener;
@@ -348,6 +350,8 @@ static enum status core_step_async(struct core *core)
 
 static void free_order(struct order *order)
 {
+    if (order->words && vocabulary_check_end(order->words) != OK)
+        log_debug("nobody waits for it: %s", fail_text());
     mem_free(order->text);
     mem_free(order->args);
     mem_free(order);
@@ -588,20 +592,27 @@ static enum status look_later(struct core *core)
     return OK;
 }
 
+/* Before the ranks load: a refusal costs little then. */
+static enum status compare_words(struct core *core, struct order *order, bool *is_over_out)
+{
+    const struct vocabulary *running = core->options.vocabulary;
+
+    *is_over_out = true;
+    if (!running)
+        return OK;
+    if (!order->words)
+        TRY(vocabulary_check_start(running, order->text, &order->words));
+    *is_over_out = vocabulary_check_is_over(order->words);
+    return *is_over_out ? vocabulary_check_end(give(order->words)) : look_later(core);
+}
+
 /* Weights that an earlier reload has left are given up first. */
 static enum status begin_reload(struct core *core, const struct order *order, bool *refused_out)
 {
     AUTO_CLOSE(bytes) struct bytes replies = {0};
-    json_t *args = json_pack("{s:s, s:s}", "phase", "begin", "path", order->text);
-    AUTO_MEM char *text = args ? json_dumps(args, JSON_COMPACT) : NULL;
 
-    json_decref(args);
-    if (!text) {
-        *refused_out = true;
-        return fail(ERR_INVALID, "the path of the weights is not UTF-8");
-    }
     TRY(call_weights(core, "{\"phase\": \"drop\"}", &replies, refused_out));
-    return call_weights(core, text, &replies, refused_out);
+    return call_weights(core, order->args, &replies, refused_out);
 }
 
 /* Nothing to be seen is left of a load that came to nothing. The failure stays as it was. */
@@ -633,22 +644,31 @@ static enum status end_reload(struct core *core, bool *is_over_out, bool *refuse
     return call_weights(core, "{\"phase\": \"swap\"}", &replies, refused_out);
 }
 
+static enum status go_on_to_load(struct core *core, struct order *order, bool *is_over_out, bool *refused_out)
+{
+    bool may_load;
+
+    *is_over_out = false;
+    *refused_out = true;
+    TRY(compare_words(core, order, &may_load));
+    if (!may_load)
+        return OK;
+    order->has_begun = true;
+    TRY(begin_reload(core, order, refused_out));
+    return look_later(core);
+}
+
 static void reload_weights(struct core *core, struct order *order)
 {
     bool is_refused = true, is_over = true;
     enum status status;
 
-    if (order->has_begun) {
+    if (order->has_begun)
         status = end_reload(core, &is_over, &is_refused);
-    } else if (core->reload) {
+    else if (core->reload)
         status = fail(ERR_FULL, "other weights are being loaded");
-    } else {
-        status = begin_reload(core, order, &is_refused);
-        if (status == OK)
-            status = look_later(core);
-        order->has_begun = true;
-        is_over = false;
-    }
+    else
+        status = go_on_to_load(core, order, &is_over, &is_refused);
     if (status != OK || is_over) {
         AUTO_MEM char *text = mem_printf("{\"fingerprint\": \"%s\", \"version\": %" PRId64 "}",
                                          core->stats.fingerprint, core->stats.weights_version);
@@ -1127,10 +1147,19 @@ enum status core_call_workers(struct core *core, const char *name, const char *a
 enum status core_reload_weights(struct core *core, const char *path, engine_listener *listener,
                                 void *user)
 {
-    if (!core->executor->ops->call)
+    json_t *args = json_pack("{s:s, s:s}", "phase", "begin", "path", path);
+    char *text = args ? json_dumps(args, JSON_COMPACT) : NULL;
+
+    json_decref(args);
+    if (!text)
+        return fail(ERR_INVALID, "the path of the weights is not UTF-8");
+    if (!core->executor->ops->call) {
+        mem_free(text);
         return fail(ERR_UNSUPPORTED, "--executor %s has no calls", core->executor->ops->name);
+    }
     return give_order(core, (struct order){.kind = ORDER_RELOAD_WEIGHTS,
                                            .text = mem_strdup(path),
+                                           .args = text,
                                            .listener = listener,
                                            .user = user});
 }

@@ -21,6 +21,8 @@
 
 struct core;
 
+struct vocabulary; /* proto/model/model_file.h */
+
 struct core_options {
     const struct config *config;
     struct executor *executor;
@@ -29,6 +31,7 @@ struct core_options {
     int grammar_fd; /* an eventfd that whoever fills masks writes to; borrowed; -1: none does */
     int32_t mask_patience_ms; /* so long does a step wait for masks that are being filled */
     uint64_t fingerprint; /* of the model: model_file_fingerprint; 0: not known */
+    const struct vocabulary *vocabulary; /* that other weights must have too; borrowed; NULL: any */
 };
 
 /* Takes the executor, which is freed on core's thread; on failure it stays the caller's. */

@@ -186,9 +186,9 @@ def _hf_name(name, architecture):
     return f"model.layers.{parts[1]}.{names[parts[2]]}.{parts[3]}"
 
 
-def make(name, architecture="llama", dtype="F32", num_shards=1):
+def make(name, architecture="llama", dtype="F32", num_shards=1, **options):
     """A folder of that name, and NAME.gguf of the same values: their paths."""
-    gguf = Gguf(tandem.make_tiny_model(f"{name}-original.gguf", architecture))
+    gguf = Gguf(tandem.make_tiny_model(f"{name}-original.gguf", architecture, **options))
     tensors = {_hf_name(t, architecture): _tensor(gguf, t, architecture, dtype) for t in gguf.tensors}
     tokenizer, tokenizer_config = _tokenizer(gguf)
     os.makedirs(tandem.path(name), exist_ok=True)
@@ -204,3 +204,15 @@ def make(name, architecture="llama", dtype="F32", num_shards=1):
                         ("tokenizer_config.json", tokenizer_config)):
         tandem.write(f"{name}/{file}", json.dumps(value))
     return tandem.path(name), tandem.write(f"{name}.gguf", bytes(gguf.data))
+
+
+def edit(folder, file, change):
+    """change(the JSON of one of its files, {} where it is not there) and writes it again."""
+    path = os.path.join(folder, file)
+    value = {}
+    if os.path.exists(path):
+        with open(path) as f:
+            value = json.load(f)
+    change(value)
+    with open(path, "w") as f:
+        json.dump(value, f)

@@ -10,6 +10,7 @@ import threading
 import time
 import unittest
 
+import folders
 import tandem
 from server import Server, model as server_model, wait_for
 
@@ -273,6 +274,32 @@ class Ranks(unittest.TestCase):
             self.assertEqual(text(), new)  # the same file twice
             server.tell("weights", "drop")
             server.refused("weights", "rollback")
+
+    def test_weights_of_a_folder_are_exchanged_and_its_words_compared(self):
+        folder, _ = folders.make("running", "llama", "BF16", 2)
+        other, _ = folders.make("other", "llama", "F32", seed=7)
+        with Controlled("--tp", "2", model_file=folder) as server:
+            def text():
+                return server.complete(max_tokens=20)["choices"][0]["text"]
+
+            old = text()
+            self.assertEqual(server.tell("weights", "reload", other)["version"], 1)
+            new = text()
+            self.assertNotEqual(old, new)
+            os.kill(server.tell("workers")[1]["pid"], signal.SIGKILL)
+            wait_for("recovery", lambda: server.tell("status")["recoveries"] == 1, 20)
+            self.assertEqual(text(), new)
+            words = [("tokenizer.json", lambda t: t.update(normalizer={"type": "NFC"}),
+                      "is_nfc is false here, true there"),
+                     ("generation_config.json", lambda g: g.update(eos_token_id=[2, 0]),
+                      "num_more_eos_ids is 0 here, 1 there"),
+                     ("tokenizer.json", lambda t: t["model"]["merges"].reverse(), "merge 0 is '\u0120 t' here")]
+            for i, (file, change, why) in enumerate(words):
+                changed, _ = folders.make(f"changed-{i}", "llama", "F32", seed=8)
+                folders.edit(changed, file, change)
+                _, err = server.refused("weights", "reload", changed)
+                self.assertIn(f"{changed}: {why}", err)
+                self.assertEqual(text(), new)
 
     def test_a_profile_has_every_rank(self):
         with Controlled("--tp", "2") as server:
