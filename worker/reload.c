@@ -112,7 +112,8 @@ static enum status open_and_load(struct reload *reload)
     struct device *dev;
     enum status status;
 
-    TRY(model_file_open(reload->path, &reload->loaded.file)); /* its sentence has the path */
+    /* Its sentence has the path. */
+    TRY(model_file_open_parts(reload->path, MODEL_WITHOUT_WORDS, &reload->loaded.file));
     TRY(device_open(&(struct device_options){
                         .name = device_has_own_memory(reload->options.device) ? "cuda" : "cpu",
                         .isa = reload->options.isa,

@@ -575,7 +575,7 @@ static enum status start(struct wire *wire)
         TRY(trace_start(TRACE_SPANS));
     trace_name_thread("wire");
     notify("STATUS=open the model");
-    TRY(config_open_model(config, &wire->model));
+    TRY(config_open_model(config, MODEL_WITHOUT_WORDS, &wire->model));
     TRY(worker_options_read(config, &wire->sim, &worker_options));
     worker_options.rank = options->rank;
     worker_options.world = options->world;

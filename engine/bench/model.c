@@ -407,7 +407,7 @@ static enum status run(const void *user, double *figures_out)
 
     TRY(parse_config(settings, &config));
     log_set_level(LOG_WARN);
-    TRY(config_open_model(&config, &file));
+    TRY(config_open_model(&config, MODEL_WHOLE, &file));
     return measure(settings, &config, file, figures_out);
 }
 

@@ -269,7 +269,7 @@ static enum status run(const void *user, double *figures_out)
 
     TRY(parse_config(settings, &config));
     log_set_level(LOG_WARN);
-    TRY(config_open_model(&config, &model));
+    TRY(config_open_model(&config, MODEL_WHOLE, &model));
     TRY(executor_open(&(struct executor_options){.config = &config, .model = model}, &self.inner));
     self.executor.info = self.inner->info;
     TRY(run_core(settings, &config, model, &self));

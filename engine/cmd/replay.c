@@ -101,7 +101,7 @@ static enum status check_model(const struct step_dump *dump, const struct config
 
     if (!config_model_path(config))
         return fail(ERR_CORRUPT, "the dump names no model; say --model FILE");
-    TRY(config_open_model(config, out));
+    TRY(config_open_model(config, MODEL_WHOLE, out));
     fingerprint = mem_printf("%016" PRIx64, model_file_fingerprint(*out));
     if (strcmp(fingerprint, dump->fingerprint) != 0)
         return fail(ERR_MISMATCH, "%s has fingerprint %s, the model of the dump had %s",

@@ -136,7 +136,7 @@ enum status front_open(const struct config *config,
 
     pthread_mutex_init(&front->routes_lock, NULL);
     trace_name_thread("front");
-    TRY(config_open_model(config, &front->model));
+    TRY(config_open_model(config, MODEL_WHOLE, &front->model));
     start_text_job(&job);
     status = engine_new(config, front->model, progress, user, &front->engine);
     if (status != OK) { /* whatever the text has met, this came first */

@@ -194,25 +194,25 @@ static bool is_dummy(const struct config *config)
     return has_load_format(config, "dummy");
 }
 
-static enum status open_dummy(const struct config *config, struct model_file **out)
+static enum status open_dummy(const struct config *config, enum model_parts parts, struct model_file **out)
 {
     struct dummy_options dummy = {.seed = (uint64_t)config->dummy_seed};
 
     if (!config->dummy_type || !tensor_type_find(config->dummy_type, &dummy.type))
         return fail(ERR_INVALID, "--load-format dummy needs a --dummy-type");
-    return dummy_open(config->model, &dummy, out);
+    return dummy_open(config->model, &dummy, parts, out);
 }
 
-enum status config_open_model(const struct config *config, struct model_file **out)
+enum status config_open_model(const struct config *config, enum model_parts parts, struct model_file **out)
 {
     AUTO_FREE(model_file) struct model_file *file = NULL;
 
     if (is_dummy(config))
-        TRY(open_dummy(config, &file));
+        TRY(open_dummy(config, parts, &file));
     else if (has_load_format(config, "safetensors"))
-        TRY(hf_folder_open(config->model, &file));
+        TRY(hf_folder_open(config->model, parts, &file));
     else
-        TRY(model_file_open(config_model_path(config), &file));
+        TRY(model_file_open_parts(config_model_path(config), parts, &file));
     if (model_file_is_simulated(file) && !config->sim)
         return fail(ERR_INVALID, "%s describes a simulated device: give it to --sim", config->model);
     if (config->sim && config->model)

@@ -111,7 +111,8 @@ MUST_USE enum status config_parse(struct config *config, const struct option_set
 const char *config_model_path(const struct config *config);
 /* Opens it. Of a simulated device's shape and a model the words are the model's. ERR_INVALID: that model
  * has too many; or the model is a description of a device. Else as model_file_open. */
-MUST_USE enum status config_open_model(const struct config *config, struct model_file **out);
+MUST_USE enum status config_open_model(const struct config *config, enum model_parts parts,
+                                       struct model_file **out);
 enum kv_type config_kv_type(const struct config *config);
 /* Do the settings go together? */
 MUST_USE enum status config_check(const struct config *config);

@@ -199,7 +199,8 @@ static enum status read_dummy(struct model_file *file, const void *user)
     return OK;
 }
 
-enum status dummy_open(const char *path, const struct dummy_options *options, struct model_file **out)
+enum status dummy_open(const char *path, const struct dummy_options *options, enum model_parts parts,
+                       struct model_file **out)
 {
     size_t size = strlen(path);
     struct stat stat_of;
@@ -211,5 +212,5 @@ enum status dummy_open(const char *path, const struct dummy_options *options, st
     bool is_folder = stat(trimmed, &stat_of) == 0 && S_ISDIR(stat_of.st_mode);
     AUTO_MEM char *file = mem_printf("%s%s", trimmed, is_folder ? "/config.json" : "");
 
-    return model_file_open_by(file, read_dummy, &(struct dummy){*options, trimmed}, out);
+    return model_file_open_by(file, parts, read_dummy, &(struct dummy){*options, trimmed}, out);
 }

@@ -21,8 +21,8 @@ struct dummy_options {
     uint64_t seed;
 };
 
-/* path: a config.json or its folder. As model_file_open, and ERR_NO_MEMORY. */
-MUST_USE enum status dummy_open(const char *path, const struct dummy_options *options,
+/* path: a config.json or its folder. As model_file_open_parts, and ERR_NO_MEMORY. */
+MUST_USE enum status dummy_open(const char *path, const struct dummy_options *options, enum model_parts parts,
                                 struct model_file **out);
 
 #endif

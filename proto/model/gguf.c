@@ -77,7 +77,7 @@ struct value {
     enum value_type element_type;  /* of an array */
     uint64_t count;                /* of an array; else 1 */
     const uint8_t *data;           /* of numbers: not aligned */
-    struct text_view *strings;     /* [count] of a string or an array of them; else NULL */
+    struct text_view *strings;     /* [count] of a string or an array of them that is kept; else NULL */
 };
 
 struct gguf {
@@ -185,15 +185,20 @@ static enum status take_value_type(struct gguf *gguf, const char *key, enum valu
     return OK;
 }
 
+/* Arrays of them are words, all that there are. */
 static enum status take_strings(struct gguf *gguf, struct value *value)
 {
+    bool are_kept = value->type == VALUE_STRING || !gguf->file->without_words;
+    struct text_view passed;
+
     if (value->count > MAX_STRINGS - gguf->num_strings)
         return fail(ERR_UNSUPPORTED, "%s has %llu strings, the limit of a file is %d", value->key,
                     (unsigned long long)value->count, MAX_STRINGS);
     gguf->num_strings += value->count;
-    value->strings = arena_alloc(&gguf->file->arena, value->count * sizeof *value->strings);
+    if (are_kept)
+        value->strings = arena_alloc(&gguf->file->arena, value->count * sizeof *value->strings);
     for (uint64_t i = 0; i < value->count; i++)
-        TRY(take_string(gguf, value->key, &value->strings[i]));
+        TRY(take_string(gguf, value->key, are_kept ? &value->strings[i] : &passed));
     return OK;
 }
 
@@ -640,14 +645,18 @@ static enum status check_tokens(const struct vocabulary *vocabulary)
     return OK;
 }
 
+static enum status get_tokens(const struct gguf *gguf, struct vocabulary *vocabulary)
+{
+    TRY(get_strings(gguf, "tokenizer.ggml.tokens", &vocabulary->tokens, &vocabulary->num_tokens));
+    return vocabulary->num_tokens == 0 ? missing("tokenizer.ggml.tokens") : OK;
+}
+
 static enum status read_tokens(const struct gguf *gguf, struct vocabulary *vocabulary)
 {
     const void *scores = NULL, *types = NULL;
     int32_t n;
 
-    TRY(get_strings(gguf, "tokenizer.ggml.tokens", &vocabulary->tokens, &vocabulary->num_tokens));
-    if (vocabulary->num_tokens == 0)
-        return missing("tokenizer.ggml.tokens");
+    TRY(get_tokens(gguf, vocabulary));
     n = vocabulary->num_tokens;
     TRY(get_strings(gguf, "tokenizer.ggml.merges", &vocabulary->merges, &vocabulary->num_merges));
     TRY(get_per_token(gguf, "tokenizer.ggml.scores", VALUE_FLOAT32, n, &scores));
@@ -698,6 +707,8 @@ static enum status read_specials(const struct gguf *gguf, struct vocabulary *voc
 
 static enum status read_vocabulary(const struct gguf *gguf, struct vocabulary *vocabulary)
 {
+    if (gguf->file->without_words)
+        return get_tokens(gguf, vocabulary);
     if (!find(gguf, "tokenizer.ggml.model"))
         return missing("tokenizer.ggml.model");
     TRY(get_word(gguf, "tokenizer.ggml.model", vocabulary->model, sizeof vocabulary->model));

@@ -349,6 +349,9 @@ static enum status read_words(struct folder *folder)
     AUTO_CLOSE(file_map) struct file_map tokenizer = {0}, config = {0}, generation = {0}, template = {0};
     struct model_file *file = folder->file;
 
+    file->vocabulary.num_tokens = file->config.vocab_size; /* padded, where the embedding has more rows than words */
+    if (file->without_words)
+        return OK;
     TRY(map_file(folder, "tokenizer.json", &tokenizer));
     TRY(map_optional(folder, "tokenizer_config.json", &config));
     TRY(map_optional(folder, "generation_config.json", &generation));
@@ -372,7 +375,7 @@ static enum status read_folder(struct model_file *file, const void *path)
     return read_words(&folder);
 }
 
-enum status hf_folder_open(const char *path, struct model_file **out)
+enum status hf_folder_open(const char *path, enum model_parts parts, struct model_file **out)
 {
     size_t size = strlen(path);
     struct stat stat_of;
@@ -384,5 +387,5 @@ enum status hf_folder_open(const char *path, struct model_file **out)
 
     AUTO_MEM char *trimmed = mem_strndup(path, size);
 
-    return model_file_make_by(trimmed, read_folder, trimmed, out);
+    return model_file_make_by(trimmed, parts, read_folder, trimmed, out);
 }

@@ -13,7 +13,7 @@
 
 #include "proto/model/model_file.h"
 
-/* As model_file_open; sentences name the folder and the file in it. */
-MUST_USE enum status hf_folder_open(const char *path, struct model_file **out);
+/* As model_file_open_parts; sentences name the folder and the file in it. */
+MUST_USE enum status hf_folder_open(const char *path, enum model_parts parts, struct model_file **out);
 
 #endif

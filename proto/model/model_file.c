@@ -65,12 +65,13 @@ static enum status fill(struct model_file *file, const char *path, model_reader 
     return OK;
 }
 
-static enum status make(const char *path, bool is_mapped, model_reader *read, const void *user,
-                        struct model_file **out)
+static enum status make(const char *path, bool is_mapped, enum model_parts parts, model_reader *read,
+                        const void *user, struct model_file **out)
 {
     AUTO_FREE(model_file) struct model_file *file = mem_new(struct model_file);
     enum status status = is_mapped ? map_whole(file, path) : OK;
 
+    file->without_words = parts == MODEL_WITHOUT_WORDS;
     if (status == OK)
         status = fill(file, path, read, user);
     if (status != OK)
@@ -79,25 +80,30 @@ static enum status make(const char *path, bool is_mapped, model_reader *read, co
     return OK;
 }
 
-enum status model_file_open_by(const char *path, model_reader *read, const void *user,
+enum status model_file_open_by(const char *path, enum model_parts parts, model_reader *read, const void *user,
                                struct model_file **out)
 {
-    return make(path, true, read, user, out);
+    return make(path, true, parts, read, user, out);
 }
 
-enum status model_file_make_by(const char *path, model_reader *read, const void *user,
+enum status model_file_make_by(const char *path, enum model_parts parts, model_reader *read, const void *user,
                                struct model_file **out)
 {
-    return make(path, false, read, user, out);
+    return make(path, false, parts, read, user, out);
 }
 
-enum status model_file_open(const char *path, struct model_file **out)
+enum status model_file_open_parts(const char *path, enum model_parts parts, struct model_file **out)
 {
     struct stat stat_of;
 
     if (stat(path, &stat_of) == 0 && S_ISDIR(stat_of.st_mode))
-        return hf_folder_open(path, out);
-    return model_file_open_by(path, read_as_its_format, NULL, out);
+        return hf_folder_open(path, parts, out);
+    return model_file_open_by(path, parts, read_as_its_format, NULL, out);
+}
+
+enum status model_file_open(const char *path, struct model_file **out)
+{
+    return model_file_open_parts(path, MODEL_WHOLE, out);
 }
 
 enum status model_file_take_vocabulary(struct model_file *file, const char *path)
@@ -105,7 +111,7 @@ enum status model_file_take_vocabulary(struct model_file *file, const char *path
     AUTO_FREE(model_file) struct model_file *words = NULL;
 
     ASSERT(!file->words);
-    TRY(model_file_open(path, &words));
+    TRY(model_file_open_parts(path, file->without_words ? MODEL_WITHOUT_WORDS : MODEL_WHOLE, &words));
     if (words->is_simulated)
         return fail(ERR_INVALID, "words come from a model file, not a description of a device: %s",
                     path);

@@ -41,7 +41,8 @@ struct model_config {
     int32_t num_heads;
     int32_t num_kv_heads;
     int32_t head_dim;
-    int32_t vocab_size; /* logits of a row; tokens are below vocabulary.num_tokens, which is no more */
+    int32_t vocab_size; /* logits of a row; tokens are below vocabulary.num_tokens, which is no more, and less only
+                           where a simulated device has taken the words of another model */
     int32_t max_position;    /* context length the model was trained for */
     float rms_norm_eps;
     float rope_theta;
@@ -95,9 +96,14 @@ struct vocabulary {
 
 struct model_file;
 
+/* WITHOUT_WORDS: for ranks, which know tokens by their numbers. The vocabulary is num_tokens and nothing else, and
+ * the words are neither looked at nor held: those of a large one take longer to read than the tensors' names. */
+enum model_parts { MODEL_WHOLE, MODEL_WITHOUT_WORDS };
+
 /* Opens a .gguf, or a folder as Hugging Face's libraries save a model. Every failure is one sentence that names
  * the path, the offset or tensor, and the numbers: ERR_NOT_FOUND, ERR_IO, ERR_CORRUPT, ERR_UNSUPPORTED. */
 MUST_USE enum status model_file_open(const char *path, struct model_file **out);
+MUST_USE enum status model_file_open_parts(const char *path, enum model_parts parts, struct model_file **out);
 void model_file_free(struct model_file *file); /* NULL is fine */
 DEFINE_AUTO_FREE(model_file)
 
@@ -107,8 +113,8 @@ void model_file_drop_pages(const struct model_file *file);
 
 /*
  * Puts the vocabulary of another model file, and with it the chat template, in the place of the file's own:
- * a simulated model has a shape and no words. ERR_INVALID: there are more tokens than logits;
- * else as model_file_open. Before anybody has the old one.
+ * a simulated model has a shape and no words. Of both the same parts are read. ERR_INVALID: there are more tokens than
+ * logits; else as model_file_open. Before anybody has the old one.
  */
 MUST_USE enum status model_file_take_vocabulary(struct model_file *file, const char *path);
 

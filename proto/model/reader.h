@@ -23,18 +23,19 @@ struct model_file {
     const struct tensor **by_name; /* [num_tensors] sorted, filled by model_file.c */
     struct arena arena;            /* holds what the map does not: names, views, the arrays above */
     bool is_simulated;
+    bool without_words; /* of the vocabulary num_tokens alone is wanted */
     struct model_file *words; /* whose vocabulary this file has taken; NULL: it has its own */
 };
 
 /* Fills in what the map has. Sentences lack the path, which model_file_open_by puts in front. */
 typedef enum status model_reader(struct model_file *file, const void *user);
-/* model_file_open for one kind of file. */
-MUST_USE enum status model_file_open_by(const char *path, model_reader *read, const void *user,
-                                        struct model_file **out);
+/* model_file_open_parts for one kind of file. */
+MUST_USE enum status model_file_open_by(const char *path, enum model_parts parts, model_reader *read,
+                                        const void *user, struct model_file **out);
 
 /* The same where the reader opens what it wants by itself: nothing is mapped. */
-MUST_USE enum status model_file_make_by(const char *path, model_reader *read, const void *user,
-                                        struct model_file **out);
+MUST_USE enum status model_file_make_by(const char *path, enum model_parts parts, model_reader *read,
+                                        const void *user, struct model_file **out);
 
 MUST_USE enum status gguf_read(struct model_file *file);
 /* Puts a mapping of zeros in the place of the file's, and marks it as simulated. */

@@ -122,10 +122,15 @@ void shape_fill_vocabulary(struct model_file *file)
 {
     struct vocabulary *vocabulary = &file->vocabulary;
     int32_t n = file->config.vocab_size;
-    struct text_view *tokens = arena_alloc(&file->arena, (size_t)n * sizeof *tokens);
-    int32_t *types = arena_alloc(&file->arena, (size_t)n * sizeof *types);
+    struct text_view *tokens;
+    int32_t *types;
     int num_unseen = 0;
 
+    vocabulary->num_tokens = n;
+    if (file->without_words)
+        return;
+    tokens = arena_alloc(&file->arena, (size_t)n * sizeof *tokens);
+    types = arena_alloc(&file->arena, (size_t)n * sizeof *types);
     for (int32_t id = 0; id < n; id++) {
         char word[24];
 

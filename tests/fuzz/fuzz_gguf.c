@@ -1,6 +1,7 @@
 /*
  * fuzz_gguf: any bytes as a model file: refused with a sentence, or every pointer and size of the
- * view can be read. The corpus holds tiny models of both architectures and one of keys alone.
+ * view can be read; and what is whole can be had without its words. The corpus holds tiny models
+ * of both architectures and one of keys alone.
  */
 #include "proto/model/model_file.h"
 
@@ -34,6 +35,21 @@ static uint64_t touch_all(const struct model_file *file)
            touch(vocabulary->merges, vocabulary->num_merges) + touch(&vocabulary->chat_template, 1);
 }
 
+/* whole: NULL where it is refused with its words. */
+static uint64_t touch_without_words(const char *path, const struct model_file *whole)
+{
+    AUTO_FREE(model_file) struct model_file *file = NULL;
+
+    if (model_file_open_parts(path, MODEL_WITHOUT_WORDS, &file) != OK) {
+        ASSERT(!whole, "%s", fail_text());
+        return 0;
+    }
+    ASSERT(!model_file_vocabulary(file)->tokens);
+    ASSERT(!whole || (model_file_fingerprint(file) == model_file_fingerprint(whole) &&
+                      model_file_vocabulary(file)->num_tokens == model_file_vocabulary(whole)->num_tokens));
+    return model_file_fingerprint(file);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static volatile uint64_t sink; /* keeps the reads of all files */
@@ -52,5 +68,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         sink = sink ^ touch_all(file);
     else
         ASSERT(fail_text()[0] != '\0');
+    sink = sink ^ touch_without_words(path, file);
     return 0;
 }

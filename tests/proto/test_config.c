@@ -149,7 +149,7 @@ static void every_type_can_be_that_of_random_weights(void **state)
         for (char *c = name; *c; c++)
             *c = (char)tolower((unsigned char)*c);
         expect_ok(PARSE(&config, NULL, "--model", "/nowhere", "--load-format", "dummy", "--dummy-type", name));
-        expect_fails(config_open_model(&config, &file), ERR_NOT_FOUND, "/nowhere");
+        expect_fails(config_open_model(&config, MODEL_WHOLE, &file), ERR_NOT_FOUND, "/nowhere");
     }
 }
 

@@ -38,7 +38,7 @@ static struct model_file *open_dummy(const char *text, enum tensor_type type, ui
     struct model_file *file = NULL;
 
     write_config(text);
-    expect_ok(dummy_open(folder, &(struct dummy_options){type, seed}, &file));
+    expect_ok(dummy_open(folder, &(struct dummy_options){type, seed}, MODEL_WHOLE, &file));
     return file;
 }
 
@@ -222,8 +222,8 @@ static void a_folder_and_its_file_are_the_same_model(void **state)
     AUTO_MEM char *slashes = mem_printf("%s//", folder);
 
     (void)state;
-    expect_ok(dummy_open(slashes, &options, &of_slashes));
-    expect_ok(dummy_open(path, &options, &of_file));
+    expect_ok(dummy_open(slashes, &options, MODEL_WHOLE, &of_slashes));
+    expect_ok(dummy_open(path, &options, MODEL_WHOLE, &of_file));
     assert_string_equal(model_file_config(of_folder)->name, strrchr(folder, '/') + 1);
     assert_string_equal(model_file_config(of_slashes)->name, strrchr(folder, '/') + 1);
     assert_string_equal(model_file_config(of_file)->name, "config.json");
@@ -255,14 +255,14 @@ static void what_can_not_be_is_refused_with_its_path(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         write_config(rows[i].text);
-        expect_fails(dummy_open(folder, &(struct dummy_options){rows[i].type, 0}, &file), rows[i].status,
+        expect_fails(dummy_open(folder, &(struct dummy_options){rows[i].type, 0}, MODEL_WHOLE, &file), rows[i].status,
                      rows[i].sentence);
         assert_non_null(strstr(fail_text(), path));
     }
-    expect_fails(dummy_open("/nonexistent", &(struct dummy_options){TYPE_BF16, 0}, &file), ERR_NOT_FOUND,
+    expect_fails(dummy_open("/nonexistent", &(struct dummy_options){TYPE_BF16, 0}, MODEL_WHOLE, &file), ERR_NOT_FOUND,
                  "/nonexistent: ");
     assert_int_equal(unlink(path), 0);
-    expect_fails(dummy_open(folder, &(struct dummy_options){TYPE_BF16, 0}, &file), ERR_NOT_FOUND, path);
+    expect_fails(dummy_open(folder, &(struct dummy_options){TYPE_BF16, 0}, MODEL_WHOLE, &file), ERR_NOT_FOUND, path);
     write_config("{}");
 }
 

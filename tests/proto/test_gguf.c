@@ -598,6 +598,32 @@ static void a_huge_sparse_file_cannot_make_it_take_memory(void **state)
                  "z has 4294967296 strings, the limit of a file is 16777216");
 }
 
+static void who_needs_no_words_gets_their_number(void **state)
+{
+    (void)state;
+    static const char *const architectures[] = {"llama", "gemma3"};
+
+    for (size_t i = 0; i < COUNT_OF(architectures); i++) {
+        AUTO_CLOSE(bytes) struct bytes bytes = {0};
+        AUTO_FREE(model_file) struct model_file *file = NULL, *whole = NULL;
+        const struct vocabulary *vocabulary;
+        struct tiny_model_options options = smallest;
+
+        options.architecture = architectures[i];
+        tiny_model_build(&options, &bytes);
+        expect_ok(open_bytes(&bytes, &whole));
+        expect_ok(model_file_open_parts(memory_path, MODEL_WITHOUT_WORDS, &file));
+        vocabulary = model_file_vocabulary(file);
+        assert_int_equal(vocabulary->num_tokens, model_file_vocabulary(whole)->num_tokens);
+        assert_null(vocabulary->tokens);
+        assert_null(vocabulary->scores);
+        assert_null(vocabulary->types);
+        assert_null(vocabulary->merges);
+        assert_string_equal(model_file_config(file)->name, model_file_config(whole)->name);
+        assert_true(model_file_fingerprint(file) == model_file_fingerprint(whole));
+    }
+}
+
 static void a_file_cut_anywhere_is_refused(void **state)
 {
     (void)state;
@@ -665,6 +691,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(what_is_no_gguf_is_refused),
     cmocka_unit_test(counts_beyond_the_file_are_refused_before_memory_is_taken),
     cmocka_unit_test(a_huge_sparse_file_cannot_make_it_take_memory),
+    cmocka_unit_test(who_needs_no_words_gets_their_number),
     cmocka_unit_test(a_file_cut_anywhere_is_refused),
     cmocka_unit_test(a_flipped_bit_is_refused_or_does_no_harm),
 };

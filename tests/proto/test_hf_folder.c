@@ -295,6 +295,26 @@ static void a_sentence_names_the_file(void **state)
                  "is a file of safetensors; a model is the folder around it");
 }
 
+/* config.json says how many tokens there are: more than tokenizer.json has, where the embedding is padded. */
+static void who_needs_no_words_reads_no_tokenizer(void **state)
+{
+    AUTO_FREE(model_file) struct model_file *file = NULL, *whole = NULL;
+    AUTO_MEM char *tokenizer = mem_printf("%s/tokenizer.json", folder);
+
+    (void)state;
+    write_folder(TIED);
+    write_tensors("model.safetensors", of_llama, 2, 0);
+    expect_ok(model_file_open(folder, &whole));
+    write_text("tokenizer.json", "{}");
+    expect_refusal(ERR_CORRUPT, "model.vocab");
+    assert_int_equal(unlink(tokenizer), 0);
+    expect_ok(model_file_open_parts(folder, MODEL_WITHOUT_WORDS, &file));
+    assert_int_equal(model_file_vocabulary(file)->num_tokens, 300);
+    assert_int_equal(model_file_vocabulary(file)->num_tokens, model_file_vocabulary(whole)->num_tokens);
+    assert_null(model_file_vocabulary(file)->tokens);
+    assert_true(model_file_fingerprint(file) == model_file_fingerprint(whole));
+}
+
 static int make_folder(void **state)
 {
     (void)state;
@@ -319,6 +339,7 @@ int main(void)
         cmocka_unit_test(shards_are_one_model),
         cmocka_unit_test(an_index_names_files_of_its_folder),
         cmocka_unit_test(a_sentence_names_the_file),
+        cmocka_unit_test(who_needs_no_words_reads_no_tokenizer),
     };
 
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -64,6 +64,12 @@ static void it_is_a_model_of_zeros_with_a_vocabulary_of_bytes(void **state)
     assert_memory_equal(vocabulary->tokens['A'].data, "A", 1);
     assert_int_equal(vocabulary->eos_id, 256);
     assert_true(model_file_fingerprint(file) != 0);
+
+    AUTO_FREE(model_file) struct model_file *wordless = NULL;
+
+    expect_ok(model_file_open_parts(path, MODEL_WITHOUT_WORDS, &wordless));
+    assert_int_equal(model_file_vocabulary(wordless)->num_tokens, 300);
+    assert_null(model_file_vocabulary(wordless)->tokens);
 }
 
 static void what_does_not_fit_is_refused_by_name(void **state)

@@ -19,8 +19,8 @@ def answers_in(out):
     return sorted(out.splitlines())
 
 
-def local_answers(requests=REQUESTS):
-    rc, out, err = tandem.run(*GENERATE, requests)
+def local_answers(requests=REQUESTS, model=MODEL):
+    rc, out, err = tandem.run(*GENERATE, requests, "--model", model)
     assert rc == 0, err
     return answers_in(out)
 

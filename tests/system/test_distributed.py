@@ -6,6 +6,7 @@ import signal
 import subprocess
 import unittest
 
+import folders
 import tandem
 from ranks import GENERATE, LONG, REQUESTS, Job, answers_in, local_answers
 
@@ -33,6 +34,14 @@ class Distributed(unittest.TestCase):
             job.keep_all()
             self.assertEqual(job.answers(), (0, self.expected), job.log())
             self.assertEqual(job.log().count("ranks of one host share no memory, all meet over tcp"), 1, job.log())
+
+    def test_ranks_need_no_words_of_a_folder(self):
+        folder, _ = folders.make("without-words", "llama", "BF16", 2, max_position=4096)
+        expected = local_answers(model=folder)
+        with Job(2, "--model", folder) as job:
+            os.unlink(os.path.join(folder, "tokenizer.json"))  # the engine has read it before it said where it is
+            job.keep_all()
+            self.assertEqual(job.answers(), (0, expected), job.log())
 
     def test_a_rank_that_is_started_again_takes_its_place(self):
         for comm in "shm", "net":

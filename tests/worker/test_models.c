@@ -270,7 +270,7 @@ static void a_dummy_of_every_architecture_gives_sensible_answers(void **state)
                    "\"num_hidden_layers\":7,\"num_attention_heads\":4,\"head_dim\":64,\"vocab_size\":1000,"
                    "\"max_position_embeddings\":512}", architectures[i]);
         assert_int_equal(fclose(f), 0);
-        expect_ok(dummy_open(path, &(struct dummy_options){TYPE_Q4_K, 0}, &file));
+        expect_ok(dummy_open(path, &(struct dummy_options){TYPE_Q4_K, 0}, MODEL_WHOLE, &file));
 
         struct answer answer = answer_of(file, device_isas()[0], &variants[0]);
 
