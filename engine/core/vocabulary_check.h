@@ -2,8 +2,8 @@
  * vocabulary_check: do other weights go with the words of those that run?
  *
  * The engine makes tokens of texts and texts of tokens by the vocabulary that it began with, whatever weights its
- * ranks load later. So another model must have the same one: all of it that says which ids a text becomes, and which
- * end an answer. Chat templates may differ: that of the start stays in use. Ranks know no words.
+ * ranks load later. So another model must have the same one: all of it that says which ids a text becomes, and
+ * which end an answer. Chat templates may differ: that of the start stays in use. Ranks know no words.
  *
  * Thread: one, core.
  */

@@ -291,21 +291,23 @@ static enum status read_index(struct folder *folder, const struct file_map *map)
     return status;
 }
 
-/* One file, or what the index names. */
+/* One file, which is open then, or what the index names. */
 static enum status list_shards(struct folder *folder)
 {
-    AUTO_CLOSE(file_map) struct file_map weights = {0}, index = {0};
+    AUTO_CLOSE(file_map) struct file_map index = {0};
+    struct file_map weights = {0};
 
     TRY(map_optional(folder, WEIGHTS, &weights));
-    if (!weights.data)
-        TRY(map_optional(folder, INDEX, &index));
-    if (index.data)
-        return in_file(INDEX, read_index(folder, &index));
-    if (!weights.data)
+    if (weights.data) {
+        make_room(folder, 1);
+        add_shard(folder, WEIGHTS);
+        folder->file->parts[0] = weights;
+        return OK;
+    }
+    TRY(map_optional(folder, INDEX, &index));
+    if (!index.data)
         return fail(ERR_NOT_FOUND, "has no " WEIGHTS " and no " INDEX);
-    make_room(folder, 1);
-    add_shard(folder, WEIGHTS);
-    return OK;
+    return in_file(INDEX, read_index(folder, &index));
 }
 
 static enum status read_weights(struct folder *folder)
@@ -316,7 +318,8 @@ static enum status read_weights(struct folder *folder)
     for (int32_t i = 0; i < file->num_parts; i++) {
         struct shard_file *shard = &folder->shards[i];
 
-        TRY(map_file(folder, shard->name, &file->parts[i]));
+        if (!file->parts[i].data)
+            TRY(map_file(folder, shard->name, &file->parts[i]));
         TRY(in_file(shard->name, safetensors_read(file->parts[i].data, file->parts[i].bytes, &file->arena,
                                                   &shard->tensors, &shard->num_tensors)));
     }
@@ -349,7 +352,7 @@ static enum status read_words(struct folder *folder)
     AUTO_CLOSE(file_map) struct file_map tokenizer = {0}, config = {0}, generation = {0}, template = {0};
     struct model_file *file = folder->file;
 
-    file->vocabulary.num_tokens = file->config.vocab_size; /* padded, where the embedding has more rows than words */
+    file->vocabulary.num_tokens = file->config.vocab_size; /* padding too, where there is some */
     if (file->without_words)
         return OK;
     TRY(map_file(folder, "tokenizer.json", &tokenizer));

@@ -113,8 +113,8 @@ void model_file_drop_pages(const struct model_file *file);
 
 /*
  * Puts the vocabulary of another model file, and with it the chat template, in the place of the file's own:
- * a simulated model has a shape and no words. Of both the same parts are read. ERR_INVALID: there are more tokens than
- * logits; else as model_file_open. Before anybody has the old one.
+ * a simulated model has a shape and no words. Of both the same parts are read. ERR_INVALID: there are more tokens
+ * than logits; else as model_file_open. Before anybody has the old one.
  */
 MUST_USE enum status model_file_take_vocabulary(struct model_file *file, const char *path);
 

@@ -4,6 +4,7 @@
 #include "proto/model/model_file.h"
 
 #include <dirent.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -295,6 +296,39 @@ static void a_sentence_names_the_file(void **state)
                  "is a file of safetensors; a model is the folder around it");
 }
 
+static int count_opens(const char *told, ssize_t size, const char *name)
+{
+    int n = 0;
+
+    for (ssize_t at = 0; at < size;) {
+        const struct inotify_event *event = (const struct inotify_event *)(told + at);
+
+        n += event->mask & IN_OPEN && event->len > 0 && strcmp(event->name, name) == 0;
+        at += (ssize_t)(sizeof *event + event->len);
+    }
+    return n;
+}
+
+static void each_file_is_opened_once(void **state)
+{
+    static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json"};
+    char told[4096] __attribute__((aligned(8)));
+    AUTO_FREE(model_file) struct model_file *file = NULL;
+    int watch = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    ssize_t size;
+
+    (void)state;
+    write_folder(TIED);
+    write_tensors("model.safetensors", of_llama, 2, 0);
+    /* With closes between them: two opens in a row would be told as one. */
+    assert_true(inotify_add_watch(watch, folder, IN_OPEN | IN_CLOSE) >= 0);
+    file = open_folder();
+    size = read(watch, told, sizeof told);
+    for (size_t i = 0; i < COUNT_OF(files); i++)
+        assert_int_equal(count_opens(told, size, files[i]), 1);
+    close(watch);
+}
+
 /* config.json says how many tokens there are: more than tokenizer.json has, where the embedding is padded. */
 static void who_needs_no_words_reads_no_tokenizer(void **state)
 {
@@ -340,6 +374,7 @@ int main(void)
         cmocka_unit_test(an_index_names_files_of_its_folder),
         cmocka_unit_test(a_sentence_names_the_file),
         cmocka_unit_test(who_needs_no_words_reads_no_tokenizer),
+        cmocka_unit_test(each_file_is_opened_once),
     };
 
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
