@@ -282,15 +282,16 @@ static void on_sequence(void *user, struct generation *generation, int32_t seque
 
 /* ---- a request begins ------------------------------------------------------------------------------- */
 
-/* The prompt of the command line. A first try gives the same answer twice, and a longer one than
- * OpenAI's 16 tokens. */
-static json_t *prompt_body(const struct generate_options *options)
+/* The prompt of the command line. A first try gives the same answer twice, unless the model asks for another
+ * temperature, and a longer one than OpenAI's 16 tokens. */
+static json_t *prompt_body(const struct run *run)
 {
-    json_t *body = json_pack("{s:s}", "prompt", options->prompt);
+    json_t *body = json_pack("{s:s}", "prompt", run->options->prompt);
 
-    json_object_update_missing(body, options->params);
-    json_object_update_missing_new(body, json_pack("{s:i, s:i}", "temperature", 0, "max_tokens",
-                                                   DEFAULT_PROMPT_TOKENS));
+    json_object_update_missing(body, run->options->params);
+    json_object_update_missing_new(body, json_pack("{s:i}", "max_tokens", DEFAULT_PROMPT_TOKENS));
+    if (!run->model.generation_config->has_temperature)
+        json_object_update_missing_new(body, json_pack("{s:i}", "temperature", 0));
     return body;
 }
 
@@ -376,7 +377,7 @@ static struct request *next_request(struct run *run)
         request->run = run;
         request->index = run->num_read++;
         status = run->file ? read_line(run, size, &request->generation)
-                           : read_body(run, prompt_body(run->options), &request->generation);
+                           : read_body(run, prompt_body(run), &request->generation);
         if (status == OK)
             return request;
         print_refusal(run, request->index, status, fail_text());

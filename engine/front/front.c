@@ -3,6 +3,7 @@
 #include "engine/grammar/compiler.h"
 #include "proto/base/clock.h"
 #include "proto/base/file_read.h"
+#include "proto/base/log.h"
 #include "proto/base/map.h"
 #include "proto/base/trace.h"
 #include "proto/config/config.h"
@@ -22,6 +23,7 @@ struct front {
     struct template *chat_template;
     struct engine *engine;
     struct grammar_compiler *grammars;
+    struct generation_config generation_config;
     struct openai_model openai;
     struct map routes; /* request_id -> struct sequence_route of a live generation */
     pthread_mutex_t routes_lock; /* held by this thread to add and remove, by others to look */
@@ -67,6 +69,21 @@ static char *name_of_file(const char *path)
     size_t size = dot && strcasecmp(dot, ".gguf") == 0 ? (size_t)(dot - name) : (size_t)(path + end - name);
 
     return mem_strndup(name, size);
+}
+
+static enum status read_generation_config(const struct config *config, struct front *front)
+{
+    bool is_wanted = strcmp(config->generation_config, "auto") == 0;
+    AUTO_CLOSE(bytes) struct bytes told = {0};
+
+    if (generation_config_read(is_wanted ? model_file_generation_config(front->model) : (struct text_view){0},
+                               &front->generation_config, &told) != OK)
+        return fail(ERR_INVALID, "%s: generation_config.json: %s (--generation-config vllm does without it)",
+                    config->model, fail_text());
+    if (told.size > 0)
+        log_warn("requests that do not say otherwise are sampled as generation_config.json says, %s; "
+                 "--generation-config vllm does without it", bytes_text(&told));
+    return OK;
 }
 
 struct text_job { /* tokenizer and template, made while the ranks load */
@@ -137,6 +154,7 @@ enum status front_open(const struct config *config,
     pthread_mutex_init(&front->routes_lock, NULL);
     trace_name_thread("front");
     TRY(config_open_model(config, MODEL_WHOLE, &front->model));
+    TRY(read_generation_config(config, front));
     start_text_job(&job);
     status = engine_new(config, front->model, progress, user, &front->engine);
     if (status != OK) { /* whatever the text has met, this came first */
@@ -156,6 +174,7 @@ enum status front_open(const struct config *config,
         .max_model_len = engine_max_model_len(front->engine),
         .seed = config->seed,
         .max_logprobs = config->max_logprobs,
+        .generation_config = &front->generation_config,
     };
     *out = give(front);
     return OK;

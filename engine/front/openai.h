@@ -16,6 +16,7 @@
 #define ENGINE_FRONT_OPENAI_H
 
 #include "engine/engine.h"
+#include "engine/front/generation_config.h"
 #include "engine/front/output_processor.h"
 #include "engine/grammar/spec.h"
 #include "engine/text/template.h"
@@ -36,6 +37,7 @@ struct openai_model {              /* what bodies are read against; frozen */
     int32_t max_model_len;
     int64_t seed; /* of requests that bring none; -1: random */
     int32_t max_logprobs; /* -1: no limit */
+    const struct generation_config *generation_config; /* NULL: the model asks for nothing */
 };
 
 struct openai_prompt {

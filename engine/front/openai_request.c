@@ -350,7 +350,10 @@ static enum status read_params(struct reader *reader)
     json_t *body = body_of_params(reader);
     enum status status;
 
-    sampling_params_init(params);
+    if (reader->model->generation_config)
+        *params = reader->model->generation_config->params;
+    else
+        sampling_params_init(params);
     status = sampling_params_from_json(body, &generation->arena, params, &reader->param);
     json_decref(body);
     TRY(status);
@@ -520,6 +523,16 @@ static enum status check_length(struct reader *reader, const struct openai_promp
     return OK;
 }
 
+/* vLLM: whoever asks for more than the model gives has less, and is not refused. */
+static void limit_answer(struct reader *reader)
+{
+    const struct generation_config *config = reader->model->generation_config;
+    int32_t *max_tokens = &reader->generation->params.max_tokens;
+
+    if (config && config->most_tokens > 0 && (*max_tokens < 0 || *max_tokens > config->most_tokens))
+        *max_tokens = config->most_tokens;
+}
+
 static enum status read_prompts(struct reader *reader)
 {
     struct generation *generation = reader->generation;
@@ -530,6 +543,7 @@ static enum status read_prompts(struct reader *reader)
         TRY(check_length(reader, &generation->prompts[i]));
     if (!chat && generation->params.max_tokens < 0)
         generation->params.max_tokens = DEFAULT_COMPLETION_TOKENS;
+    limit_answer(reader);
     return OK;
 }
 

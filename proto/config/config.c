@@ -26,6 +26,9 @@ static const struct option options[] = {
     ROW(served_model_name, OPTION_TEXT, NULL, "its name for clients"),
     ROW(chat_template, OPTION_TEXT, NULL, "a chat template in place of the model's own",
         .value = "FILE"),
+    ROW(generation_config, OPTION_WORD, "auto",
+        "how requests are sampled that do not say otherwise; auto: as the generation_config.json of a folder says, "
+        "vllm: as if there were none", .words = "auto vllm"),
     ROW(max_model_len, OPTION_I32, "0", "longest prompt and answer together; 0: the model's",
         .most = 1 << 24),
     ROW(seed, OPTION_I64, "-1", "of requests that bring none; -1: random"),

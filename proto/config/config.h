@@ -23,6 +23,7 @@ struct config {
     int64_t dummy_seed;
     char *sim;               /* a file: a device that only takes time, with a model; NULL: a real one */
     char *served_model_name; /* NULL: the file's name */
+    char *generation_config; /* "auto", "vllm" */
     char *chat_template;     /* a file; NULL: the model's own */
     int32_t max_model_len;   /* 0: what the model was made for */
     int64_t seed;            /* of requests without one; -1: random */

@@ -359,6 +359,9 @@ static enum status read_words(struct folder *folder)
     TRY(map_optional(folder, "tokenizer_config.json", &config));
     TRY(map_optional(folder, "generation_config.json", &generation));
     TRY(map_optional(folder, "chat_template.jinja", &template));
+    if (generation.data)
+        file->generation_config = (struct text_view){
+            arena_strndup(&file->arena, (const char *)generation.data, generation.bytes), generation.bytes};
     return hf_tokenizer_read(&(struct hf_tokenizer_files){.tokenizer = view_of(&tokenizer),
                                                           .config = view_of(&config),
                                                           .generation = view_of(&generation),

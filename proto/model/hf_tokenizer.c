@@ -521,6 +521,22 @@ static int32_t named_token(const struct reading *reading, const char *key)
 }
 
 /* One id, or several. */
+static enum status check_generation_ids(const struct reading *reading, const char *key)
+{
+    const json_t *value = field_find(reading->generation, key);
+    size_t n = json_is_array(value) ? json_array_size(value) : value ? 1 : 0;
+
+    if (n > VOCABULARY_MORE_EOS)
+        return fail(ERR_UNSUPPORTED, "%s has %zu tokens; %d are supported", key, n, VOCABULARY_MORE_EOS);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *id = json_is_array(value) ? json_array_get(value, i) : value;
+
+        if (!json_is_integer(id) || json_integer_value(id) < 0)
+            return field_wrong(ERR_CORRUPT, key, value, "the ids of tokens, from 0 on, are needed");
+    }
+    return OK;
+}
+
 static int32_t generation_id(const struct reading *reading, const char *key, size_t i)
 {
     const json_t *value = field_find(reading->generation, key);
@@ -669,10 +685,19 @@ static enum status parse(const char *name, struct text_view text, size_t most, s
     return status == OK ? OK : fail(status, "%s: %s", name, fail_text());
 }
 
+static enum status check_generation(const struct reading *reading)
+{
+    TRY(check_generation_ids(reading, "bos_token_id"));
+    return check_generation_ids(reading, "eos_token_id");
+}
+
 static enum status read_all(struct reading *reading, struct text_view chat_template)
 {
-    enum status status = read_tokenizer(reading);
+    enum status status = check_generation(reading);
 
+    if (status != OK)
+        return fail(status, GENERATION ": %s", fail_text());
+    status = read_tokenizer(reading);
     if (status != OK)
         return fail(status, TOKENIZER ": %s", fail_text());
     TRY(read_additions(reading));

@@ -119,6 +119,7 @@ enum status model_file_take_vocabulary(struct model_file *file, const char *path
         return fail(ERR_INVALID, "%s has %d tokens; there are logits for %d", path,
                     words->vocabulary.num_tokens, file->config.vocab_size);
     file->vocabulary = words->vocabulary;
+    file->generation_config = words->generation_config;
     file->words = give(words);
     return OK;
 }
@@ -157,6 +158,11 @@ const struct model_config *model_file_config(const struct model_file *file)
 const struct vocabulary *model_file_vocabulary(const struct model_file *file)
 {
     return &file->vocabulary;
+}
+
+struct text_view model_file_generation_config(const struct model_file *file)
+{
+    return file->generation_config;
 }
 
 static int compare_name_to_tensor(const void *name, const void *tensor)

@@ -122,6 +122,8 @@ MUST_USE enum status model_file_take_vocabulary(struct model_file *file, const c
 bool model_file_is_simulated(const struct model_file *file);
 const struct model_config *model_file_config(const struct model_file *file);
 const struct vocabulary *model_file_vocabulary(const struct model_file *file);
+/* The generation_config.json of a folder as it stands, for whoever samples; size 0: there is none. */
+struct text_view model_file_generation_config(const struct model_file *file);
 
 /* NULL when there is none of that name. */
 const struct tensor *model_file_tensor(const struct model_file *file, const char *name);

@@ -18,6 +18,7 @@ struct model_file {
     int32_t num_parts;
     struct model_config config;
     struct vocabulary vocabulary;
+    struct text_view generation_config;
     struct tensor *tensors; /* [num_tensors] in the file's order */
     int32_t num_tensors;
     const struct tensor **by_name; /* [num_tensors] sorted, filled by model_file.c */

@@ -1,7 +1,9 @@
 /*
- * fuzz_hf_tokenizer: any bytes as a tokenizer.json, and the rest of them, behind a NUL, as a tokenizer_config.json:
- * refused with a sentence, or a vocabulary of which a tokeniser can be made, and a text goes through it and back.
+ * fuzz_hf_tokenizer: any bytes as a tokenizer.json, those behind a NUL as a tokenizer_config.json, those behind
+ * another as a generation_config.json: refused with a sentence, or a vocabulary of which a tokeniser can be made,
+ * and a text goes through it and back; and parameters that a request may have.
  */
+#include "engine/front/generation_config.h"
 #include "engine/text/tokenizer.h"
 #include "proto/model/hf_tokenizer.h"
 
@@ -27,17 +29,43 @@ static void check(const struct vocabulary *vocabulary)
     tokenizer_decode(tokenizer, list.ids, list.count, true, &back);
 }
 
+static void read_generation(struct text_view text)
+{
+    AUTO_CLOSE(bytes) struct bytes told = {0};
+    struct generation_config config;
+    enum status status = generation_config_read(text, &config, &told);
+
+    if (status != OK) {
+        ASSERT(fail_text()[0] != '\0' && told.size == 0);
+        return;
+    }
+    ASSERT(config.most_tokens == -1 || config.most_tokens > 0);
+    ASSERT(sampling_params_validate(&config.params, VOCAB_SIZE, 1000, 20) == OK, "%s", fail_text());
+}
+
+/* What is before the next NUL. */
+static struct text_view next_part(const uint8_t **data, size_t *size)
+{
+    const uint8_t *start = *data, *nul = *size ? memchr(start, 0, *size) : NULL;
+    size_t length = nul ? (size_t)(nul - start) : *size;
+
+    *data = nul ? nul + 1 : NULL;
+    *size -= nul ? length + 1 : length;
+    return (struct text_view){(const char *)start, length};
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    const uint8_t *nul = size ? memchr(data, 0, size) : NULL;
-    struct hf_tokenizer_files files = {.tokenizer = {(const char *)data, nul ? (size_t)(nul - data) : size}};
+    struct hf_tokenizer_files files = {0};
     AUTO_CLOSE(arena) struct arena arena = {0};
     struct vocabulary vocabulary;
 
-    if (nul)
-        files.config = (struct text_view){(const char *)nul + 1, size - files.tokenizer.size - 1};
     if (size == 0)
         return 0;
+    files.tokenizer = next_part(&data, &size);
+    files.config = next_part(&data, &size);
+    files.generation = next_part(&data, &size);
+    read_generation(files.generation);
     if (hf_tokenizer_read(&files, VOCAB_SIZE, &arena, &vocabulary) == OK)
         check(&vocabulary);
     else

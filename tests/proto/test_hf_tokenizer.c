@@ -228,7 +228,7 @@ static void what_stands_around_a_text_is_seen(void **state)
 
 static void several_tokens_may_end_an_answer(void **state)
 {
-    struct vocabulary vocabulary = words_of(GPT2(""), "{" NAMES "}", "{\"eos_token_id\":[4,5,6,999,-1,\"x\"]}");
+    struct vocabulary vocabulary = words_of(GPT2(""), "{" NAMES "}", "{\"eos_token_id\":[4,5,6,999]}");
 
     (void)state;
     assert_int_equal(vocabulary.eos_id, 5);
@@ -311,6 +311,12 @@ static void what_is_not_known_is_refused_by_name(void **state)
         expect_refusal(rows[i].tokenizer, rows[i].status, rows[i].sentence);
     expect_fails(read_words(GPT2(""), "{", NULL, &vocabulary), ERR_CORRUPT, "tokenizer_config.json: line 1");
     expect_fails(read_words(GPT2(""), NULL, "[", &vocabulary), ERR_CORRUPT, "generation_config.json: line 1");
+    expect_fails(read_words(GPT2(""), NULL, "{\"eos_token_id\":\"</s>\"}", &vocabulary), ERR_CORRUPT,
+                 "generation_config.json: eos_token_id is \"</s>\"; the ids of tokens, from 0 on, are needed");
+    expect_fails(read_words(GPT2(""), NULL, "{\"eos_token_id\":[5,-1]}", &vocabulary), ERR_CORRUPT,
+                 "generation_config.json: eos_token_id is [5,-1]; the ids");
+    expect_fails(read_words(GPT2(""), NULL, "{\"eos_token_id\":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14]}", &vocabulary),
+                 ERR_UNSUPPORTED, "generation_config.json: eos_token_id has 15 tokens; 14 are supported");
 }
 
 static int close_arena(void **state)

@@ -245,6 +245,45 @@ class Folder(unittest.TestCase):
                     for a, b in zip(ours["logprobs"], theirs["logprobs"]):
                         self.assertAlmostEqual(a["logprob"], b["logprob"], delta=1e-3)
 
+    def test_its_generation_config_is_what_requests_leave_open(self):
+        folder, file = folders.make("sampled", "llama", "F32")
+        says = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.3, "max_new_tokens": 20}
+        folders.edit(folder, "generation_config.json", lambda config: config.update(says, eos_token_id=[2, 0]))
+
+        def tokens(*args, model=folder, **fields):
+            request = {"prompt": "hello", "seed": 1, "ignore_eos": True, "max_tokens": 24, **fields}
+            rc, out, err = generate("--requests", tandem.write_lines("one.jsonl", [request]), "--json", *args,
+                                    model=model)
+            self.assertEqual(rc, 0, err)
+            return json.loads(out)["token_ids"], err
+
+        explicit = {key: says[key] for key in says if key != "max_new_tokens"}
+        neutral = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
+        got, err = tokens()
+        self.assertEqual(len(got), 20)
+        self.assertIn('as generation_config.json says, {"repetition_penalty": 1.3, "temperature": 0.7', err)
+        plain, err = tokens("--generation-config", "vllm")
+        self.assertEqual(len(plain), 24)
+        self.assertNotIn("generation_config.json", err)
+        self.assertNotEqual(got, plain[:20])
+        self.assertEqual(tokens("--generation-config", "vllm", **explicit)[0][:20], got)
+        self.assertEqual(tokens(**neutral)[0], plain[:20])
+        flags = [word for key, value in neutral.items() for word in ("--" + key.replace("_", "-"), value)]
+        self.assertEqual(tokens(*flags)[0], plain[:20])
+
+        def prompt(*args):
+            return generate("--prompt", "hello", "--ignore-eos", *args, model=folder)[1]
+
+        neither = "--generation-config", "vllm"
+        self.assertEqual(prompt(*neither), prompt("--temperature", 0, *neither))
+        self.assertEqual(prompt("--seed", 1), prompt("--seed", 1, "--temperature", 0.7))
+        folders.edit(folder, "generation_config.json", lambda config: config.update(temperature=-1))
+        rc, _, err = generate("--prompt", "x", model=folder)
+        self.assertEqual(rc, 2, err)
+        self.assertIn("sampled: generation_config.json: temperature must be in [0, 2], got -1. "
+                      "(--generation-config vllm does without it)", err)
+        tokens("--generation-config", "vllm")
+
     def test_one_that_is_not_whole_is_refused(self):
         folder, file = folders.make("broken", "llama", "BF16", 2)
         index = f"{folder}/model.safetensors.index.json"
