@@ -125,7 +125,7 @@ static enum status open_and_load(struct reload *reload)
     if (status == OK)
         model_adopt(reload->loaded.model, reload->options.device, reload->options.model.work);
     device_close(dev);
-    return status == OK ? OK : fail(status, "%s: %s", reload->path, fail_text());
+    return fail_in(reload->path, status);
 }
 
 static void *run(void *user)

@@ -228,7 +228,7 @@ static enum status open_tokenizer(const char *path, struct tokenizer **out)
 
     enum status status = tokenizer_new(model_file_vocabulary(file), out);
 
-    return status == OK ? OK : fail(status, "%s: %s", path, fail_text());
+    return fail_in(path, status);
 }
 
 int cmd_tokenize(int argc, char **argv)

@@ -379,7 +379,7 @@ enum status step_dump_read(const char *path, struct step_dump *out)
         status = read_dump(root, &dump);
     json_decref(root);
     if (status != OK)
-        return fail(status, "%s: %s", path, fail_text());
+        return fail_in(path, status);
     *out = dump;
     dump = (struct step_dump){0};
     return OK;

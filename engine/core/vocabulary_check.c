@@ -138,11 +138,9 @@ enum status vocabulary_check_same(const struct vocabulary *running, const struct
 static enum status open_and_compare(const struct vocabulary_check *check)
 {
     AUTO_FREE(model_file) struct model_file *file = NULL;
-    enum status status;
 
     TRY(model_file_open(check->path, &file)); /* its sentence has the path */
-    status = vocabulary_check_same(check->running, model_file_vocabulary(file));
-    return status == OK ? OK : fail(status, "%s: %s", check->path, fail_text());
+    return fail_in(check->path, vocabulary_check_same(check->running, model_file_vocabulary(file)));
 }
 
 static void *run(void *user)

@@ -106,7 +106,7 @@ static enum status uniproc_call(struct executor *executor, const char *name, con
         status = worker_call_end(of(executor)->worker, &call, true, &reply, &is_over);
     *refused_out = status != OK;
     if (status != OK)
-        return fail(status, "%s: %s", name, fail_text());
+        return fail_in(name, status);
     bytes_printf(replies_out, "[%s]", bytes_text(&reply));
     return OK;
 }

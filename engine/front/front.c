@@ -52,7 +52,7 @@ static enum status open_template(const struct config *config, const struct model
         return own->size > 0 ? template_new(own->data, own->size, out) : OK;
     TRY(read_template(config->chat_template, &source));
     if (template_new(bytes_text(&source), source.size, out) != OK)
-        return fail(ERR_INVALID, "%s: %s", config->chat_template, fail_text());
+        return fail_in(config->chat_template, ERR_INVALID);
     return OK;
 }
 

@@ -86,19 +86,14 @@ static enum status add(struct host_list *list, struct host *host)
 
 /* ---- the command line ------------------------------------------------------------------------ */
 
-static enum status prefix_failure(enum status status, const char *prefix)
-{
-    return status == OK ? OK : fail(status, "%s: %s", prefix, fail_text());
-}
-
 enum status host_list_add_words(struct host_list *list, const char *words)
 {
     for (;;) {
         size_t size = strcspn(words, ",");
         struct host host;
 
-        TRY(prefix_failure(read_name(words, size, &host), "--host"));
-        TRY(prefix_failure(add(list, &host), "--host"));
+        TRY(fail_in("--host", read_name(words, size, &host)));
+        TRY(fail_in("--host", add(list, &host)));
         if (words[size] == '\0')
             return OK;
         words += size + 1;

@@ -312,7 +312,7 @@ enum status timeline_read(const char *path, struct timeline *out)
         status = read_events(root, &timeline);
     json_decref(root);
     if (status != OK)
-        return fail(status, "%s: %s", path, fail_text());
+        return fail_in(path, status);
     *out = timeline;
     timeline = (struct timeline){0};
     return OK;

@@ -60,6 +60,12 @@ enum status fail(enum status status, const char *format, ...)
 /* The last sentence of this thread; "" before the first failure. Valid until the next fail(). */
 const char *fail_text(void);
 
+/* Passes a status up; the sentence of a failure has this before it: the file, or what else it happened in. */
+MUST_USE static inline enum status fail_in(const char *name, enum status status)
+{
+    return status == OK ? OK : fail(status, "%s: %s", name, fail_text());
+}
+
 /* Passes a failure up unchanged. */
 #define TRY(expression)                                                                            \
     do {                                                                                           \

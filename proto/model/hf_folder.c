@@ -35,16 +35,11 @@ struct folder {
 
 /* ---- files ----------------------------------------------------------------------------------- */
 
-static enum status in_file(const char *name, enum status status)
-{
-    return status == OK ? OK : fail(status, "%s: %s", name, fail_text());
-}
-
 static enum status map_file(const struct folder *folder, const char *name, struct file_map *out)
 {
     AUTO_MEM char *path = mem_printf("%s/%s", folder->path, name);
 
-    return in_file(name, file_map_open(path, out));
+    return fail_in(name, file_map_open(path, out));
 }
 
 /* One that need not be there. */
@@ -307,7 +302,7 @@ static enum status list_shards(struct folder *folder)
     TRY(map_optional(folder, INDEX, &index));
     if (!index.data)
         return fail(ERR_NOT_FOUND, "has no " WEIGHTS " and no " INDEX);
-    return in_file(INDEX, read_index(folder, &index));
+    return fail_in(INDEX, read_index(folder, &index));
 }
 
 static enum status read_weights(struct folder *folder)
@@ -320,7 +315,7 @@ static enum status read_weights(struct folder *folder)
 
         if (!file->parts[i].data)
             TRY(map_file(folder, shard->name, &file->parts[i]));
-        TRY(in_file(shard->name, safetensors_read(file->parts[i].data, file->parts[i].bytes, &file->arena,
+        TRY(fail_in(shard->name, safetensors_read(file->parts[i].data, file->parts[i].bytes, &file->arena,
                                                   &shard->tensors, &shard->num_tensors)));
     }
     return collect_tensors(folder);
@@ -335,7 +330,7 @@ static enum status read_config(struct folder *folder)
     AUTO_CLOSE(file_map) struct file_map map = {0};
 
     TRY(map_file(folder, "config.json", &map));
-    TRY(in_file("config.json", hf_config_read(map.data, map.bytes, &folder->config)));
+    TRY(fail_in("config.json", hf_config_read(map.data, map.bytes, &folder->config)));
     file->config = folder->config.model;
     snprintf(file->config.name, sizeof file->config.name, "%s", slash ? slash + 1 : folder->path);
     folder->is_gemma3 = strcmp(file->config.architecture, "gemma3") == 0;

@@ -625,18 +625,13 @@ static enum status read_specials(const struct reading *reading)
     return OK;
 }
 
-static enum status in_config(enum status status)
-{
-    return status == OK ? OK : fail(status, CONFIG ": %s", fail_text());
-}
-
 /* The settings come after the chain of parts, as when llama.cpp converts a model. */
 static enum status read_additions(const struct reading *reading)
 {
     struct vocabulary *out = reading->out;
 
-    TRY(in_config(field_bool(reading->config, "add_bos_token", &out->add_bos)));
-    TRY(in_config(field_bool(reading->config, "add_eos_token", &out->add_eos)));
+    TRY(fail_in(CONFIG, field_bool(reading->config, "add_bos_token", &out->add_bos)));
+    TRY(fail_in(CONFIG, field_bool(reading->config, "add_eos_token", &out->add_eos)));
     out->add_bos = out->add_bos && out->bos_id >= 0;
     out->add_eos = out->add_eos && out->eos_id >= 0;
     return OK;
@@ -682,7 +677,7 @@ static enum status parse(const char *name, struct text_view text, size_t most, s
 {
     enum status status = text.data ? field_parse(text.data, text.size, most, flags, out) : OK;
 
-    return status == OK ? OK : fail(status, "%s: %s", name, fail_text());
+    return fail_in(name, status);
 }
 
 static enum status check_generation(const struct reading *reading)
@@ -693,13 +688,8 @@ static enum status check_generation(const struct reading *reading)
 
 static enum status read_all(struct reading *reading, struct text_view chat_template)
 {
-    enum status status = check_generation(reading);
-
-    if (status != OK)
-        return fail(status, GENERATION ": %s", fail_text());
-    status = read_tokenizer(reading);
-    if (status != OK)
-        return fail(status, TOKENIZER ": %s", fail_text());
+    TRY(fail_in(GENERATION, check_generation(reading)));
+    TRY(fail_in(TOKENIZER, read_tokenizer(reading)));
     TRY(read_additions(reading));
     read_chat_template(reading, chat_template);
     return OK;

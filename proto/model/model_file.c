@@ -75,7 +75,7 @@ static enum status make(const char *path, bool is_mapped, enum model_parts parts
     if (status == OK)
         status = fill(file, path, read, user);
     if (status != OK)
-        return fail(status, "%s: %s", path, fail_text());
+        return fail_in(path, status);
     *out = give(file);
     return OK;
 }

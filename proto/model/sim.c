@@ -170,7 +170,7 @@ enum status sim_file_read(const char *path, struct sim_device *device_out, int32
     if (status == OK)
         status = read_root(root, device_out, tp_out);
     json_decref(root);
-    return status == OK ? OK : fail(status, "%s: %s", path, fail_text());
+    return fail_in(path, status);
 }
 
 /* ---- the model ------------------------------------------------------------------------------- */

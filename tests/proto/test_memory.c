@@ -57,6 +57,10 @@ static void a_failure_can_quote_the_one_before(void **state)
     assert_int_equal(fail(ERR_IO, "disk on fire"), ERR_IO);
     assert_int_equal(fail(ERR_CORRUPT, "model.gguf: %s", fail_text()), ERR_CORRUPT);
     assert_string_equal(fail_text(), "model.gguf: disk on fire");
+    assert_int_equal(fail_in("folder", ERR_CORRUPT), ERR_CORRUPT);
+    assert_string_equal(fail_text(), "folder: model.gguf: disk on fire");
+    assert_int_equal(fail_in("elsewhere", OK), OK);
+    assert_string_equal(fail_text(), "folder: model.gguf: disk on fire");
 }
 
 static const struct CMUnitTest tests[] = {
