@@ -148,6 +148,7 @@ struct rope_args {
     const struct kv_layer *kv;
     const struct batch_view *batch;
     int32_t num_heads;             /* of q, on this rank; k and v have kv->num_kv_heads */
+    const float *bias;             /* [heads of q, k and v, head_dim]: added to a row first; NULL: none */
     const float *q_norm, *k_norm;  /* [head_dim]: weights of an RMS norm of every head; NULL: none */
     float eps;
     const float *cos_sin;          /* [max_position, rope_dim / 2, 2] */
@@ -274,8 +275,8 @@ struct kernels {
      * x / sqrt(mean(x²) + eps) * w. */
     void (*add_norm)(struct device *dev, const struct add_norm_args *args);
 
-    /* q's and k's heads are normed (where wanted) and turned to their rows' positions, in place; k
-     * and v are written into the slots of these positions. */
+    /* A bias is added, q's and k's heads are normed (both where wanted) and turned to their rows' positions, in
+     * place; k and v are written into the slots of these positions. */
     void (*rope_store)(struct device *dev, const struct rope_args *args);
 
     /* Causal paged attention, softmax in float over KV tiles at fixed absolute positions, which are

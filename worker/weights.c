@@ -176,20 +176,6 @@ static enum status check_all(const struct loader *loader)
 
 /* ---- reading ------------------------------------------------------------------------------ */
 
-static enum status load_vector(struct loader *loader, const struct tensor *tensor, const float **out)
-{
-    float *place = slab_take_array(&loader->weights->slab, float, tensor->num_columns);
-
-    *out = place;
-    if (slab_is_measuring(&loader->weights->slab))
-        return OK;
-
-    AUTO_MEM float *vector = mem_new_array(float, tensor->num_columns);
-
-    tensor_dequantize(tensor->type, tensor->data, 0, tensor->num_columns, vector);
-    return device_write(loader->dev, place, vector, tensor->num_columns * (int64_t)sizeof *vector);
-}
-
 static struct linear_part part_of(const struct loader *loader, const struct tensor_row *row,
                                   const struct tensor *tensor)
 {
@@ -198,6 +184,29 @@ static struct linear_part part_of(const struct loader *loader, const struct tens
     dim_range(loader, row->rows, &part.first_row, &part.num_rows);
     dim_range(loader, row->columns, &part.first_column, &part.num_columns);
     return part;
+}
+
+static enum status load_vector(struct loader *loader, const struct linear_part *parts, int32_t num_parts,
+                               const float **out)
+{
+    int32_t n = 0, at = 0;
+    float *place;
+
+    for (int32_t i = 0; i < num_parts; i++)
+        n += parts[i].num_columns;
+    *out = place = slab_take_array(&loader->weights->slab, float, n);
+    if (slab_is_measuring(&loader->weights->slab))
+        return OK;
+
+    AUTO_MEM float *vector = mem_new_array(float, n);
+
+    for (int32_t i = 0; i < num_parts; i++) {
+        const struct tensor *tensor = parts[i].tensor;
+
+        tensor_dequantize(tensor->type, tensor->data, parts[i].first_column, parts[i].num_columns, vector + at);
+        at += parts[i].num_columns;
+    }
+    return device_write(loader->dev, place, vector, n * (int64_t)sizeof *vector);
 }
 
 static enum status load_table(struct loader *loader, const struct tensor_row *table, int32_t layer,
@@ -212,16 +221,15 @@ static enum status load_table(struct loader *loader, const struct tensor_row *ta
         next = row + 1;
         if (!tensor)
             continue;
-        if (row->rows == DIM_ONE) {
-            TRY(load_vector(loader, tensor, place));
-            continue;
-        }
         parts[num_parts++] = part_of(loader, row, tensor);
         for (; next->name && next->place == row->place; next++) {
             ASSERT(num_parts < LINEAR_MAX_PARTS && !next->optional);
             parts[num_parts++] = part_of(loader, next, find(loader, next, layer));
         }
-        linear_load(place, &loader->weights->slab, loader->dev, parts, num_parts);
+        if (row->rows == DIM_ONE)
+            TRY(load_vector(loader, parts, num_parts, place));
+        else
+            linear_load(place, &loader->weights->slab, loader->dev, parts, num_parts);
     }
     return OK;
 }

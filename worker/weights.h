@@ -19,6 +19,7 @@
 struct layer {
     const float *attention_norm;      /* [hidden] */
     struct linear qkv;                /* q, k, v side by side */
+    const float *qkv_bias;            /* [qkv.n] */
     const float *q_norm, *k_norm;     /* [head_dim] */
     struct linear attention_output;   /* row-parallel, a group is a head */
     const float *post_attention_norm; /* [hidden] */
@@ -49,7 +50,7 @@ enum dim {
     DIM_ROPE_PAIRS
 };
 
-/* DIM_ONE rows is a vector of floats (const float *), anything else part of a struct linear:
+/* DIM_ONE rows is part of a vector of floats (const float *), anything else part of a struct linear:
  * rows with the same place lie side by side, in order. */
 struct tensor_row {
     const char *name; /* of a layer's tensor: what follows "blk.N."; NULL ends the table */

@@ -58,12 +58,22 @@ static void turn_head(const struct rope_args *args, float *head, const float *we
         rotate_halves(head, head + half, angles, half);
 }
 
+static void add_bias(const struct rope_args *args, float *row)
+{
+    int32_t width = (args->num_heads + 2 * args->kv->num_kv_heads) * args->kv->head_dim;
+
+    for (int32_t i = 0; i < width; i += LANES)
+        vf_store(row + i, vf_load(row + i) + vf_load(args->bias + i));
+}
+
 static void turn_row(const struct rope_args *args, int64_t row)
 {
     const float *angles = args->cos_sin + (int64_t)args->batch->positions[row] * args->rope_dim;
     int32_t dim = args->kv->head_dim;
     float *q = args->qkv + row * args->stride, *k = q + (int64_t)args->num_heads * dim;
 
+    if (args->bias)
+        add_bias(args, q);
     for (int32_t h = 0; h < args->num_heads; h++)
         turn_head(args, q + (int64_t)h * dim, args->q_norm, angles);
     for (int32_t h = 0; h < args->kv->num_kv_heads; h++)

@@ -21,6 +21,7 @@ struct rope_task {
     struct kv_layer kv;
     struct batch_view batch;
     int32_t num_heads;
+    const float *bias;
     const float *q_norm, *k_norm;
     float eps;
     const float *cos_sin;
@@ -37,6 +38,16 @@ struct head {
     char *to;          /* its part of a block of k, or of v; NULL: it is q's */
     int32_t first, stride; /* element i is to[first + i * stride] */
 };
+
+/* All lanes of a warp come here: what one adds another turns. */
+static __device__ __forceinline__ void add_bias(float *x, const float *bias, int32_t dim)
+{
+    if (bias)
+#pragma unroll 4
+        for (int32_t i = threadIdx.x % SUM_LANES; i < dim; i += SUM_LANES)
+            x[i] += bias[i];
+    __syncwarp();
+}
 
 /* Of the norm of a head: 16 lanes. All lanes of a warp come here, with `norm` or without. */
 static __device__ __forceinline__ float head_scale(const struct rope_task &task, const float *x, const float *norm)
@@ -177,6 +188,8 @@ static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct ro
 
         block = kv_block_at(task.kv, blocks[position / KV_BLOCK_TOKENS], 0);
     }
+    if (task.bias)
+        add_bias(head.x, is_q || is_k || is_v ? task.bias + number * dim : NULL, dim);
     head.scale = head_scale(task, head.x, head.norm);
     if (is_k) {
         head.to = (char *)task.kv.k + block + kv_block_at(task.kv, 0, kv_head);
@@ -218,6 +231,7 @@ void rope_store_cuda(struct device *dev, const struct rope_args *args)
     task.kv = *args->kv;
     task.batch = *args->batch;
     task.num_heads = args->num_heads;
+    task.bias = args->bias;
     task.q_norm = args->q_norm;
     task.k_norm = args->k_norm;
     task.eps = args->eps;

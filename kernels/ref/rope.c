@@ -22,9 +22,13 @@ static void turn_head(const struct rope_args *args, float *head, const float *no
 void rope_store_ref(struct device *dev, const struct rope_args *args)
 {
     int32_t dim = args->kv->head_dim, num_kv_heads = args->kv->num_kv_heads;
+    int32_t width = (args->num_heads + 2 * num_kv_heads) * dim;
     float *k = args->qkv + args->num_heads * dim;
 
     (void)dev;
+    for (int32_t r = 0; args->bias && r < args->batch->rows; r++)
+        for (int32_t i = 0; i < width; i++)
+            args->qkv[r * args->stride + i] += args->bias[i];
     for (int32_t r = 0; r < args->batch->rows; r++)
         for (int32_t h = 0; h < args->num_heads + num_kv_heads; h++)
             turn_head(args, args->qkv + r * args->stride + h * dim,

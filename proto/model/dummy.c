@@ -125,14 +125,29 @@ static enum status find_largest(const struct model_file *file, size_t *matrix_by
     return OK;
 }
 
-/* Room for the largest of them from anywhere in the first half. */
-static const float *make_norms(struct arena *arena, size_t largest, uint64_t *state)
+/* Near `centre`, with room for the largest of them from anywhere in the first half. */
+static const float *make_vectors(struct arena *arena, size_t largest, float centre, uint64_t *state)
 {
-    float *norms = arena_alloc(arena, 2 * largest * sizeof *norms);
+    float *vectors = arena_alloc(arena, 2 * largest * sizeof *vectors);
 
     for (size_t i = 0; i < 2 * largest; i++)
-        norms[i] = 1 + random_weights_float(state) / 4;
-    return norms;
+        vectors[i] = centre + random_weights_float(state) / 4;
+    return vectors;
+}
+
+static bool is_bias(const struct tensor *tensor)
+{
+    size_t size = strlen(tensor->name);
+
+    return size > 5 && strcmp(tensor->name + size - 5, ".bias") == 0;
+}
+
+static bool has_biases(const struct model_file *file)
+{
+    for (int32_t i = 0; i < file->num_tensors; i++)
+        if (is_bias(&file->tensors[i]))
+            return true;
+    return false;
 }
 
 static const float *make_rope_factors(struct model_file *file, const struct hf_config *config)
@@ -157,13 +172,15 @@ static enum status fill_tensors(struct model_file *file, const struct hf_config 
     size_t pool = pool_bytes(options->type), step = common_multiple(ALIGNMENT, block_bytes(options->type));
     size_t matrix_bytes, vector_floats;
     uint64_t state = options->seed;
-    const float *norms;
+    const float *norms, *biases = NULL;
 
     TRY(find_largest(file, &matrix_bytes, &vector_floats));
     file_map_close(&file->map);
     TRY(make_copies(pool, pool + matrix_bytes, options->type,
                     1 / sqrtf((float)config->model.hidden_size), &state, &file->map));
-    norms = make_norms(&file->arena, vector_floats, &state);
+    norms = make_vectors(&file->arena, vector_floats, 1, &state);
+    if (has_biases(file))
+        biases = make_vectors(&file->arena, vector_floats, 0, &state);
     for (int32_t i = 0; i < file->num_tensors; i++) {
         struct tensor *tensor = &file->tensors[i];
 
@@ -172,7 +189,7 @@ static enum status fill_tensors(struct model_file *file, const struct hf_config 
         else if (strcmp(tensor->name, "rope_freqs.weight") == 0)
             tensor->data = make_rope_factors(file, config);
         else
-            tensor->data = norms + random_place(&state, 1, vector_floats);
+            tensor->data = (is_bias(tensor) ? biases : norms) + random_place(&state, 1, vector_floats);
     }
     return OK;
 }

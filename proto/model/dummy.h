@@ -3,7 +3,7 @@
  *
  * The shape is a Hugging Face config.json (hf_config.h). For its readers it is a model like any other: its
  * tensors have the names and shapes of a GGUF file, matrices are of the type that was asked for and about as large
- * as trained ones, norms are near 1, and its vocabulary is of bytes.
+ * as trained ones, norms are near 1, biases near 0, and its vocabulary is of bytes.
  *
  * The weights take 64 MiB of memory, whatever the shape: each tensor begins elsewhere in one piece of random
  * blocks, which is mapped as often as it takes. So rows of a large one come again. The same shape, type and seed

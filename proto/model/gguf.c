@@ -394,6 +394,7 @@ static const struct architecture {
     bool rope_is_adjacent;   /* as llama.cpp's converter orders q and k */
 } architectures[] = {
     {"llama", 10000, 0, 0, true},
+    {"qwen2", 10000, 0, 0, false},
     {"qwen3", 10000, 0, 0, false},
     {"gemma3", 1000000, 10000, 6, false},
 };

@@ -22,6 +22,7 @@ static const struct architecture {
     bool is_tied;
 } architectures[] = {
     {"LlamaForCausalLM", "llama", "silu", 0, 10000, 0, 0, false},
+    {"Qwen2ForCausalLM", "qwen2", "silu", 0, 10000, 0, 0, false},
     {"Qwen3ForCausalLM", "qwen3", "silu", 128, 10000, 0, 0, false},
     {"Gemma3ForCausalLM", "gemma3", "gelu_pytorch_tanh", 256, 1000000, 10000, 6, true},
 };

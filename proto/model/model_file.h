@@ -33,7 +33,7 @@ enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3 
 
 /* Shape and constants of the model; absent metadata has the architecture's default. */
 struct model_config {
-    char architecture[32]; /* "llama", "qwen3", "gemma3" */
+    char architecture[32]; /* "llama", "qwen2", "qwen3", "gemma3" */
     char name[128];        /* general.name, or that of the file or folder */
     int32_t num_layers;
     int32_t hidden_size;

@@ -26,32 +26,36 @@ static enum status add_tensor(struct model_file *file, enum tensor_type type, in
     return OK;
 }
 
-enum { MOST_OF_MODEL = 4, MOST_OF_LAYER = 13 };
+enum { MOST_OF_MODEL = 4, MOST_OF_LAYER = 16 };
 
 static enum status add_layer(struct model_file *file, enum tensor_type type, int32_t layer)
 {
     const struct model_config *c = &file->config;
     bool is_gemma3 = strcmp(c->architecture, "gemma3") == 0;
     bool norms_heads = is_gemma3 || strcmp(c->architecture, "qwen3") == 0;
+    bool has_biases = strcmp(c->architecture, "qwen2") == 0;
     int64_t q = (int64_t)c->num_heads * c->head_dim, kv = (int64_t)c->num_kv_heads * c->head_dim;
     const struct {
         const char *name;
         int64_t num_rows, num_columns;
         bool is_left_out;
     } rows[] = {
-        {"attn_norm", 1, c->hidden_size},
-        {"attn_q", q, c->hidden_size},
-        {"attn_k", kv, c->hidden_size},
-        {"attn_v", kv, c->hidden_size},
-        {"attn_q_norm", 1, c->head_dim, !norms_heads},
-        {"attn_k_norm", 1, c->head_dim, !norms_heads},
-        {"attn_output", c->hidden_size, q},
-        {"post_attention_norm", 1, c->hidden_size, !is_gemma3},
-        {"ffn_norm", 1, c->hidden_size},
-        {"ffn_gate", c->intermediate_size, c->hidden_size},
-        {"ffn_up", c->intermediate_size, c->hidden_size},
-        {"ffn_down", c->hidden_size, c->intermediate_size},
-        {"post_ffw_norm", 1, c->hidden_size, !is_gemma3},
+        {"attn_norm.weight", 1, c->hidden_size},
+        {"attn_q.weight", q, c->hidden_size},
+        {"attn_k.weight", kv, c->hidden_size},
+        {"attn_v.weight", kv, c->hidden_size},
+        {"attn_q.bias", 1, q, !has_biases},
+        {"attn_k.bias", 1, kv, !has_biases},
+        {"attn_v.bias", 1, kv, !has_biases},
+        {"attn_q_norm.weight", 1, c->head_dim, !norms_heads},
+        {"attn_k_norm.weight", 1, c->head_dim, !norms_heads},
+        {"attn_output.weight", c->hidden_size, q},
+        {"post_attention_norm.weight", 1, c->hidden_size, !is_gemma3},
+        {"ffn_norm.weight", 1, c->hidden_size},
+        {"ffn_gate.weight", c->intermediate_size, c->hidden_size},
+        {"ffn_up.weight", c->intermediate_size, c->hidden_size},
+        {"ffn_down.weight", c->hidden_size, c->intermediate_size},
+        {"post_ffw_norm.weight", 1, c->hidden_size, !is_gemma3},
     };
 
     _Static_assert(COUNT_OF(rows) == MOST_OF_LAYER, "room for them");
@@ -60,7 +64,7 @@ static enum status add_layer(struct model_file *file, enum tensor_type type, int
 
         if (rows[i].is_left_out)
             continue;
-        snprintf(name, sizeof name, "blk.%d.%s.weight", layer, rows[i].name);
+        snprintf(name, sizeof name, "blk.%d.%s", layer, rows[i].name);
         TRY(add_tensor(file, type, rows[i].num_rows, rows[i].num_columns, name));
     }
     return OK;

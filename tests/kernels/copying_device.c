@@ -217,6 +217,7 @@ static void rope_store_copying(struct device *dev, const struct rope_args *args)
     copy.kv = &kv;
     copy.batch = &batch;
     copy.qkv = out(&call, args->qkv, ((args->batch->rows - 1) * args->stride + width) * 4);
+    copy.bias = in(&call, args->bias, width * 4);
     copy.q_norm = in(&call, args->q_norm, dim * 4);
     copy.k_norm = in(&call, args->k_norm, dim * 4);
     copy.cos_sin = in(&call, args->cos_sin, (int64_t)(batch.max_position + 1) * args->rope_dim * 4);

@@ -278,6 +278,7 @@ static void rope_store_has_the_bits_of_the_specification(void **state)
             float *want = mem_new_array(float, ROWS * stride);
             float *out = mem_new_array(float, ROWS * stride);
             float *cos_sin = mem_new_array(float, MAX_POSITION * dims[d][1]), w[256];
+            float *bias = mem_new_array(float, stride);
             struct kv_layer kv[2] = {{.num_blocks = BLOCKS, .num_kv_heads = KV_HEADS, .head_dim = dim,
                                      .group_stride = group_stride, .type = type}};
             struct batch_view batch = {ROWS, REQUESTS, row_start, positions, tables, BLOCKS / REQUESTS};
@@ -289,6 +290,7 @@ static void rope_store_has_the_bits_of_the_specification(void **state)
             }
             random_hidden(&random, x, ROWS * stride);
             random_hidden(&random, w, COUNT_OF(w));
+            random_hidden(&random, bias, stride);
             if (type != KV_FLOAT16)
                 put_special_values(x + (HEADS + KV_HEADS) * dim, stride, dim);
             for (int i = 0; i < BLOCKS; i++)
@@ -302,6 +304,7 @@ static void rope_store_has_the_bits_of_the_specification(void **state)
                 cos_sin[i] = random_float(&random, -1, 1);
 
             struct rope_args args = {.stride = stride, .batch = &batch, .num_heads = HEADS,
+                                     .bias = (d + (size_t)type) % 2 ? bias : NULL,
                                      .q_norm = adjacent ? w : NULL, .k_norm = d % 2 ? w : NULL,
                                      .eps = 1e-5f, .cos_sin = cos_sin, .rope_dim = dims[d][1],
                                      .adjacent = adjacent};
@@ -331,6 +334,7 @@ static void rope_store_has_the_bits_of_the_specification(void **state)
             mem_free(x);
             mem_free(want);
             mem_free(out);
+            mem_free(bias);
             mem_free(cos_sin);
         }
 }

@@ -28,6 +28,7 @@ static void write_config(const char *text)
     "{\"architectures\":[\"LlamaForCausalLM\"],\"tie_word_embeddings\":true,\"rope_scaling\":{"    \
     "\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4,"          \
     "\"original_max_position_embeddings\":64}," SHAPE "}"
+#define QWEN2 "{\"architectures\":[\"Qwen2ForCausalLM\"]," SHAPE "}"
 #define QWEN3 "{\"architectures\":[\"Qwen3ForCausalLM\"]," SHAPE "}"
 #define GEMMA3                                                                                     \
     "{\"architectures\":[\"Gemma3ForCausalLM\"],\"sliding_window\":64,\"query_pre_attn_scalar\":64," \
@@ -64,6 +65,7 @@ static void it_has_the_tensors_of_its_architecture(void **state)
 {
     AUTO_FREE(model_file) struct model_file *llama = open_dummy(LLAMA, TYPE_BF16, 0);
     AUTO_FREE(model_file) struct model_file *tied = open_dummy(TIED_LLAMA3, TYPE_Q8_0, 0);
+    AUTO_FREE(model_file) struct model_file *qwen2 = open_dummy(QWEN2, TYPE_F16, 0);
     AUTO_FREE(model_file) struct model_file *qwen3 = open_dummy(QWEN3, TYPE_Q4_0, 0);
     AUTO_FREE(model_file) struct model_file *gemma3 = open_dummy(GEMMA3, TYPE_Q6_K, 0);
 
@@ -81,6 +83,8 @@ static void it_has_the_tensors_of_its_architecture(void **state)
     assert_int_equal(model_file_config(tied)->rope_scaling, ROPE_SCALING_LLAMA3);
     assert_true(((const float *)model_file_tensor(tied, "rope_freqs.weight")->data)[31] == 8);
 
+    assert_int_equal(model_file_num_tensors(qwen2), 3 + 12 * 2);
+    expect_tensor(qwen2, "blk.1.attn_k.bias", TYPE_F32, 1, 128);
     assert_int_equal(model_file_num_tensors(qwen3), 3 + 11 * 2);
     expect_tensor(qwen3, "blk.0.attn_k_norm.weight", TYPE_F32, 1, 64);
     assert_int_equal(model_file_num_tensors(gemma3), 2 + 13 * 2);
@@ -255,14 +259,15 @@ static void what_can_not_be_is_refused_with_its_path(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         write_config(rows[i].text);
-        expect_fails(dummy_open(folder, &(struct dummy_options){rows[i].type, 0}, MODEL_WHOLE, &file), rows[i].status,
-                     rows[i].sentence);
+        expect_fails(dummy_open(folder, &(struct dummy_options){rows[i].type, 0}, MODEL_WHOLE, &file),
+                     rows[i].status, rows[i].sentence);
         assert_non_null(strstr(fail_text(), path));
     }
-    expect_fails(dummy_open("/nonexistent", &(struct dummy_options){TYPE_BF16, 0}, MODEL_WHOLE, &file), ERR_NOT_FOUND,
-                 "/nonexistent: ");
+    expect_fails(dummy_open("/nonexistent", &(struct dummy_options){TYPE_BF16, 0}, MODEL_WHOLE, &file),
+                 ERR_NOT_FOUND, "/nonexistent: ");
     assert_int_equal(unlink(path), 0);
-    expect_fails(dummy_open(folder, &(struct dummy_options){TYPE_BF16, 0}, MODEL_WHOLE, &file), ERR_NOT_FOUND, path);
+    expect_fails(dummy_open(folder, &(struct dummy_options){TYPE_BF16, 0}, MODEL_WHOLE, &file), ERR_NOT_FOUND,
+                 path);
     write_config("{}");
 }
 

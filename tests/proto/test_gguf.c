@@ -322,7 +322,7 @@ static void nonsense_metadata_is_refused_by_key(void **state)
         {"general.architecture", ABSENT, .status = ERR_CORRUPT,
          .sentence = "the metadata lacks general.architecture"},
         {"general.architecture", TEXT, .text = "mamba", .status = ERR_UNSUPPORTED,
-         .sentence = "architecture 'mamba' is not supported; these are: llama, qwen3, gemma3"},
+         .sentence = "architecture 'mamba' is not supported; these are: llama, qwen2, qwen3, gemma3"},
         {"general.architecture", U32, 5, .status = ERR_CORRUPT,
          .sentence = "general.architecture is UINT32, a STRING is needed"},
         {"general.alignment", U32, 24, .status = ERR_CORRUPT,

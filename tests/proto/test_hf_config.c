@@ -26,6 +26,7 @@ static void read_shape(const char *name, struct hf_config *out)
 #define HEADS "\"num_attention_heads\":4,\"num_key_value_heads\":2,"
 #define WIDTH_IS(x) "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":" x "," HEADS SHAPE "}"
 #define LLAMA(x) "{\"architectures\":[\"LlamaForCausalLM\"]," WIDTH HEADS SHAPE x "}"
+#define QWEN2(x) "{\"architectures\":[\"Qwen2ForCausalLM\"]," WIDTH HEADS SHAPE x "}"
 #define QWEN3(x) "{\"architectures\":[\"Qwen3ForCausalLM\"]," WIDTH HEADS SHAPE x "}"
 #define GEMMA(x) "{\"architectures\":[\"Gemma3ForCausalLM\"]," WIDTH HEADS SHAPE x "}"
 
@@ -69,7 +70,7 @@ static void the_shapes_of_real_models_are_read(void **state)
 
 static void what_a_file_leaves_out_is_as_transformers_has_it(void **state)
 {
-    struct hf_config llama, qwen3, gemma3;
+    struct hf_config llama, qwen2, qwen3, gemma3;
 
     (void)state;
     expect_ok(read_text(LLAMA(",\"head_dim\":null,\"rope_scaling\":null"), &llama));
@@ -77,6 +78,12 @@ static void what_a_file_leaves_out_is_as_transformers_has_it(void **state)
     assert_true(llama.model.rope_theta == 10000 && llama.model.rms_norm_eps == 1e-6f);
     assert_true(llama.model.rope_theta_local == 10000);
     assert_false(llama.is_tied);
+    expect_ok(read_text(QWEN2(",\"sliding_window\":131072,\"max_window_layers\":28,\"use_sliding_window\":false"),
+                        &qwen2));
+    assert_string_equal(qwen2.model.architecture, "qwen2");
+    assert_int_equal(qwen2.model.head_dim, 16);
+    assert_int_equal(qwen2.model.sliding_window, 0);
+    assert_true(qwen2.model.rope_theta == 10000 && !qwen2.is_tied);
     expect_ok(read_text(QWEN3(",\"sliding_window\":4096,\"use_sliding_window\":false"), &qwen3));
     assert_int_equal(qwen3.model.head_dim, 128);
     assert_int_equal(qwen3.model.sliding_window, 0);
@@ -182,7 +189,8 @@ static void what_is_not_computed_here_is_refused_by_name(void **state)
         const char *text, *sentence;
     } rows[] = {
         {"{\"architectures\":[\"MambaForCausalLM\"]}",
-         "architectures is [\"MambaForCausalLM\"]; these are supported: LlamaForCausalLM, Qwen3ForCausalLM, "
+         "architectures is [\"MambaForCausalLM\"]; these are supported: LlamaForCausalLM, Qwen2ForCausalLM, "
+         "Qwen3ForCausalLM, "
          "Gemma3ForCausalLM"},
         {"{\"architectures\":7}", "architectures is 7; these are supported"},
         {LLAMA(",\"head_dim\":40"), "head_dim is 40; 16 to 256 in steps of 16 are supported"},

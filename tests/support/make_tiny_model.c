@@ -1,5 +1,5 @@
 /*
- * make_tiny_model PATH [llama|qwen3|gemma3 [CHAT_TEMPLATE [MAX_POSITION [HEADS KV_HEADS]]]]: a model file for
+ * make_tiny_model PATH [llama|qwen2|qwen3|gemma3 [CHAT_TEMPLATE [MAX_POSITION [HEADS KV_HEADS]]]]: a model file for
  * tests that run whole processes.
  */
 #include "tests/support/tiny_model.h"
@@ -10,7 +10,8 @@ int main(int argc, char **argv)
 {
     if (argc < 2) {
         fprintf(stderr,
-                "usage: %s PATH [llama|qwen3|gemma3 [CHAT_TEMPLATE [MAX_POSITION [HEADS KV_HEADS [SEED]]]]]\n",
+                "usage: %s PATH [llama|qwen2|qwen3|gemma3 [CHAT_TEMPLATE [MAX_POSITION [HEADS KV_HEADS "
+                "[SEED]]]]]\n",
                 argv[0]);
         return 2;
     }

@@ -36,6 +36,17 @@ static void add_norm(struct builder *builder, const char *name, int32_t n)
     gguf_add_tensor(&builder->writer, name, TYPE_F32, n, 0, data);
 }
 
+static void add_bias(struct builder *builder, int32_t layer, const char *name, int32_t n)
+{
+    AUTO_MEM float *data = mem_new_array(float, (size_t)n);
+    char full[64];
+
+    for (int32_t i = 0; i < n; i++)
+        data[i] = random_weights_float(&builder->random_state);
+    sprintf(full, "blk.%d.%s.bias", layer, name);
+    gguf_add_tensor(&builder->writer, full, TYPE_F32, n, 0, data);
+}
+
 static const char *in_layer(int32_t layer, const char *name, char *out)
 {
     sprintf(out, "blk.%d.%s.weight", layer, name);
@@ -66,6 +77,12 @@ static void add_layer(struct builder *builder, int32_t layer)
                    matrices[i].columns, matrices[i].rows, 1 / sqrtf((float)matrices[i].columns));
     add_norm(builder, in_layer(layer, "attn_norm", name), o->hidden_size);
     add_norm(builder, in_layer(layer, "ffn_norm", name), o->hidden_size);
+    if (strcmp(o->architecture, "qwen2") == 0) {
+        add_bias(builder, layer, "attn_q", q);
+        add_bias(builder, layer, "attn_k", kv);
+        add_bias(builder, layer, "attn_v", kv);
+        return;
+    }
     if (strcmp(o->architecture, "llama") == 0)
         return;
     add_norm(builder, in_layer(layer, "attn_q_norm", name), o->head_dim);

@@ -1,7 +1,7 @@
 /*
  * tiny_model: a small random model with a small real vocabulary, so that tests need no weights.
  *
- * llama, qwen3: byte-level BPE ("gpt2"), ids 0 <|endoftext|>, 1 <|im_start|>, 2 <|im_end|> (eos), then
+ * llama, qwen2, qwen3: byte-level BPE ("gpt2"), ids 0 <|endoftext|>, 1 <|im_start|>, 2 <|im_end|> (eos), then
  * the 256 bytes, then a few merges. gemma3: SentencePiece BPE ("llama"), ids 0 <pad>, 1 <eos>,
  * 2 <bos> (added to prompts), 3 <unk>, then 256 byte tokens, printable ASCII and a few merges.
  * The same options make the same bytes, everywhere.
@@ -14,7 +14,7 @@
 
 /* 0 and NULL stand for what the comment says. */
 struct tiny_model_options {
-    const char *architecture;  /* "llama"; or "qwen3", "gemma3" */
+    const char *architecture;  /* "llama"; or "qwen2", "qwen3", "gemma3" */
     uint64_t seed;
     int32_t num_layers;        /* 2 */
     int32_t hidden_size;       /* 64 */

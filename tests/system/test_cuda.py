@@ -129,6 +129,13 @@ class Cuda(unittest.TestCase):
                 with self.subTest(name=name, kind=kind, cache=cache, row=row):
                     self.assertEqual(self.ask(folder(name, shape), path, *dummy, *row.split()), alone)
 
+    def test_biases_are_added_as_on_the_cpu(self):
+        path = tandem.write_lines("cuda-biases.jsonl", [
+            {"prompt_token_ids": [20 + (i * 31 + t * 7) % 200 for t in range(length)], "max_tokens": 6,
+             "ignore_eos": True, "temperature": 0, "logprobs": 1} for i, length in enumerate((30, 1, 9))])
+        self.compare(folder("biases", {**SHAPE, "architectures": ["Qwen2ForCausalLM"]}), path, ["", "--tp 2"],
+                     "--load-format", "dummy", "--dummy-type", "q8_0", "--max-model-len", "256")
+
     def test_a_long_answer_of_16_bit_weights_is_one_too(self):
         """Past a tile of attention, which other blocks of threads then take."""
         path = tandem.write_lines("cuda-long.jsonl", [

@@ -38,6 +38,7 @@ class Dummy(unittest.TestCase):
         for name, shape, args in (
                 ("llama", {**SHAPE, "rope_scaling": LLAMA3}, []),
                 ("llama", {**SHAPE, "rope_scaling": LLAMA3}, ["--dummy-type", "q4_0"]),
+                ("qwen2", {**SHAPE, "architectures": ["Qwen2ForCausalLM"]}, []),
                 ("qwen3", {**SHAPE, "architectures": ["Qwen3ForCausalLM"]}, ["--dummy-type", "q8_0"]),
                 ("gemma3", GEMMA3, ["--dummy-type", "f32"])):
             with self.subTest(name=name, args=args):

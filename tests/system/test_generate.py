@@ -8,6 +8,7 @@ import unittest
 
 import folders
 import tandem
+from plain_model import PlainModel
 
 MODEL = tandem.make_tiny_model()
 
@@ -224,7 +225,7 @@ class Folder(unittest.TestCase):
         return sorted((json.loads(line) for line in out.splitlines()), key=lambda line: line["index"])
 
     def test_it_answers_as_the_file_does(self):
-        for architecture, dtype, num_shards in (("qwen3", "F16", 3), ("gemma3", "BF16", 1), ("gemma3", "F32", 2)):
+        for architecture, dtype, num_shards in (("qwen2", "BF16", 2), ("qwen3", "F16", 3), ("gemma3", "BF16", 1), ("gemma3", "F32", 2)):
             with self.subTest(architecture=architecture, dtype=dtype):
                 folder, file = folders.make(f"{architecture}-{dtype}", architecture, dtype, num_shards)
                 wanted = self.answers(file)
@@ -244,6 +245,33 @@ class Folder(unittest.TestCase):
                     self.assertEqual(ours["token_ids"], theirs["token_ids"])
                     for a, b in zip(ours["logprobs"], theirs["logprobs"]):
                         self.assertAlmostEqual(a["logprob"], b["logprob"], delta=1e-3)
+
+    def test_biases_are_added_as_plain_python_adds_them(self):
+        folder, file = folders.make("plain", "qwen2", "F32")
+        ids = [3 + i * 37 % 270 for i in range(24)]
+
+        def told(model, *args):
+            request = {"prompt_token_ids": ids, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 0}
+            rc, out, err = generate("--requests", tandem.write_lines("plain.jsonl", [request]), "--json", *args,
+                                    model=model)
+            self.assertEqual(rc, 0, err)
+            return [entry["logprob"] for entry in json.loads(out)["prompt_logprobs"][1:]]
+
+        def computed(model):
+            return [row[token] for row, token in zip(model.logprobs(ids), ids[1:])]
+
+        plain = PlainModel(folder)
+        wanted = computed(plain)
+        for got in told(folder), told(folder, "--tp", 2), told(file):
+            for a, b in zip(got, wanted):
+                self.assertAlmostEqual(a, b, delta=3e-3)
+        for part in "qkv":  # each of them shows
+            names = [name for name in plain.tensors if name.endswith(f".{part}_proj.bias")]
+            without = PlainModel(folder)
+            for name in names:
+                shape, values = without.tensors[name]
+                without.tensors[name] = shape, [0.0] * len(values)
+            self.assertGreater(max(abs(a - b) for a, b in zip(computed(without), wanted)), 0.05, names)
 
     def test_its_generation_config_is_what_requests_leave_open(self):
         folder, file = folders.make("sampled", "llama", "F32")

@@ -69,6 +69,14 @@ static const struct tiny_model_options models[] = {
         .head_dim = 64,
     },
     {
+        .architecture = "qwen2",
+        .num_heads = 6,
+        .num_kv_heads = 3,
+        .embedding_type = TYPE_F16,
+        .attention_type = TYPE_F16,
+        .ffn_type = TYPE_BF16,
+    },
+    {
         .architecture = "gemma3",
         .num_heads = 5,
         .num_kv_heads = 1,
@@ -254,6 +262,7 @@ static void a_dummy_of_every_architecture_gives_sensible_answers(void **state)
     static const char *const architectures[] = {
         "\"LlamaForCausalLM\"],\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
         "\"high_freq_factor\":4,\"original_max_position_embeddings\":64}",
+        "\"Qwen2ForCausalLM\"]",
         "\"Qwen3ForCausalLM\"]",
         "\"Gemma3ForCausalLM\"],\"sliding_window\":16,\"query_pre_attn_scalar\":64",
     };
@@ -378,6 +387,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[3]),
     cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[4]),
     cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[5]),
+    cmocka_unit_test_prestate(a_request_has_one_answer, (void *)&models[6]),
     cmocka_unit_test(a_dummy_of_every_architecture_gives_sensible_answers),
     cmocka_unit_test(a_missing_tensor_is_named),
     cmocka_unit_test(a_misshaped_tensor_is_named_with_both_shapes),

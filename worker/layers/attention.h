@@ -10,7 +10,7 @@
 
 /* qkv = q, k and v of normed. */
 void attention_project(struct pass *pass, const struct layer *layer);
-/* q and k are normed, where the layer has such norms, and turned to their positions, in place; k and
+/* The layer's bias is added, q and k are normed, where it has these, and turned to their positions, in place; k and
  * v go to the KV cache. */
 void attention_rotate_and_store(struct pass *pass, const struct layer *layer,
                                 const struct rope_table *rope, const struct kv_layer *kv);

@@ -18,6 +18,7 @@ struct architecture {
 MUST_USE enum status llama_forward(struct pass *pass);
 
 extern const struct architecture llama;
+extern const struct architecture qwen2;
 extern const struct architecture qwen3;
 extern const struct architecture gemma3;
 

@@ -6,6 +6,7 @@
 static const struct architecture *const architectures[] = {
     &gemma3,
     &llama,
+    &qwen2,
     &qwen3,
 };
 
