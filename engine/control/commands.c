@@ -530,7 +530,7 @@ const struct control_command control_commands[] = {
     ROW("restart-worker", "ends a rank's process and starts it anew", ROLE_ADMIN,
         .args = {{"rank", CONTROL_INTEGER, .is_needed = true, .most = MAX_RANKS - 1}},
         .act = act_restart_worker),
-    ROW("weights reload", "other weights of the same shape, for all ranks between two steps, or for none",
+    ROW("weights reload", "other weights of the same shape and words, for all ranks between two steps, or for none",
         ROLE_ADMIN, .args = {{"file", CONTROL_TEXT, .is_needed = true}},
         .act = act_weights_reload),
     ROW("weights rollback", "takes back the weights before the last reload; one that failed has forgotten them", ROLE_ADMIN,

@@ -680,7 +680,7 @@ static void reload_weights(struct core *core, struct order *order)
     core->reload = order;
 }
 
-/* The clock says when, steps or none. */
+/* The clock says when, steps or none. Before other orders: another reload is to see that this one goes on. */
 static void look_at_reload(struct core *core)
 {
     uint64_t num_ticks;
@@ -688,7 +688,7 @@ static void look_at_reload(struct core *core)
     /* What nobody waits for any more is read too, or it would wake core for ever. */
     if (core->look_fd >= 0 && read(core->look_fd, &num_ticks, sizeof num_ticks) == sizeof num_ticks &&
         core->reload)
-        list_push_back(&core->calls, &give(core->reload)->link);
+        list_push_front(&core->calls, &give(core->reload)->link);
 }
 
 /* ---- orders for the ranks, in turn ----------------------------------------------------------- */
