@@ -5,10 +5,17 @@
 /* matrix_pack fills a matrix in several calls only at multiples of this. */
 enum { PACK_UNIT = 32 };
 
+enum { EXPAND_BYTES = 8 << 20 }; /* of weights that are expanded at a time */
+
+enum tensor_type linear_type(const struct tensor *tensor)
+{
+    return tensor->type == TYPE_F8_E4M3 ? TYPE_BF16 : tensor->type;
+}
+
 static bool fit_in_one_matrix(const struct linear_part *parts, int32_t num_parts)
 {
     for (int32_t i = 0; i + 1 < num_parts; i++)
-        if (parts[i].tensor->type != parts[i + 1].tensor->type ||
+        if (linear_type(parts[i].tensor) != linear_type(parts[i + 1].tensor) ||
             parts[i].num_rows % PACK_UNIT != 0)
             return false;
     return true;
@@ -30,12 +37,49 @@ static struct matrix *add_matrix(struct linear *linear, struct slab *slab, struc
     return w;
 }
 
+/* Some rows of a part of F8_E4M3. */
+struct expansion {
+    const struct linear_part *part;
+    int32_t first_row; /* of the part */
+    uint16_t *out;     /* [rows, part->num_columns] */
+};
+
+static void expand_rows(void *args, int64_t first, int64_t end, int32_t thread)
+{
+    const struct expansion *expansion = args;
+    const struct linear_part *part = expansion->part;
+
+    (void)thread;
+    for (int64_t i = first; i < end; i++)
+        tensor_to_bf16(part->tensor, part->first_row + expansion->first_row + i, part->first_column,
+                       part->num_columns, expansion->out + i * part->num_columns);
+}
+
+/* A few rows at a time, so that the host needs little memory beside the file. */
+static void pack_expanded(struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
+{
+    int64_t row_bytes = part->num_columns * (int64_t)sizeof(uint16_t);
+    int32_t piece = (int32_t)MAX((int64_t)1, EXPAND_BYTES / row_bytes / PACK_UNIT) * PACK_UNIT;
+    AUTO_MEM uint16_t *out = mem_new_array(uint16_t, MIN(piece, part->num_rows) * (int64_t)part->num_columns);
+
+    for (int32_t first = 0; first < part->num_rows; first += piece) {
+        int32_t count = MIN(piece, part->num_rows - first);
+
+        device_share_out(dev, count, expand_rows, &(struct expansion){part, first, out});
+        device_kernels(dev)->matrix_pack(dev, w, at + first, count, out, row_bytes, 0);
+    }
+}
+
 static void pack(struct matrix *w, int32_t at, struct slab *slab, struct device *dev,
                  const struct linear_part *part)
 {
     int64_t row_bytes = tensor_row_bytes(part->tensor->type, part->tensor->num_columns);
 
-    if (!slab_is_measuring(slab))
+    if (slab_is_measuring(slab))
+        return;
+    if (part->tensor->type == TYPE_F8_E4M3)
+        pack_expanded(w, at, dev, part);
+    else
         device_kernels(dev)->matrix_pack(dev, w, at, part->num_rows,
                                          (const char *)part->tensor->data +
                                              part->first_row * row_bytes,
@@ -55,10 +99,10 @@ void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
         linear->n += parts[i].num_rows;
 
     if (together)
-        w = add_matrix(linear, slab, dev, parts[0].tensor->type, linear->n);
+        w = add_matrix(linear, slab, dev, linear_type(parts[0].tensor), linear->n);
     for (int32_t i = 0; i < num_parts; i++) {
         if (!together)
-            w = add_matrix(linear, slab, dev, parts[i].tensor->type, parts[i].num_rows);
+            w = add_matrix(linear, slab, dev, linear_type(parts[i].tensor), parts[i].num_rows);
         pack(w, together ? at : 0, slab, dev, &parts[i]);
         at += parts[i].num_rows;
     }
