@@ -1,5 +1,6 @@
 """A tiny model of GGUF as a folder of Hugging Face's, with the same values: what tests of such folders share."""
 import bisect
+import functools
 import json
 import os
 import struct
@@ -272,6 +273,7 @@ def _quantise(shape, values, block, scale_dtype):
     return codes, scales, stand_for
 
 
+@functools.lru_cache
 def make_fp8(form):
     """A folder of that form, and one of BF16 that has what its codes and scales stand for: their paths."""
     architecture, quantization, scale_name, block, scale_dtype, num_dims = FP8_FORMS[form]

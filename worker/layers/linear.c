@@ -21,22 +21,6 @@ static bool fit_in_one_matrix(const struct linear_part *parts, int32_t num_parts
     return true;
 }
 
-static struct matrix *add_matrix(struct linear *linear, struct slab *slab, struct device *dev,
-                                 enum tensor_type type, int32_t n)
-{
-    struct matrix *w = &linear->matrices[linear->num_matrices++];
-    int64_t bytes = device_kernels(dev)->matrix_bytes(type, n, linear->k);
-
-    ASSERT(bytes >= 0);
-    *w = (struct matrix){
-        .type = type,
-        .n = n,
-        .k = linear->k,
-        .data = slab_take(slab, bytes),
-    };
-    return w;
-}
-
 /* Some rows of a part of F8_E4M3. */
 struct expansion {
     const struct linear_part *part;
@@ -70,13 +54,10 @@ static void pack_expanded(struct matrix *w, int32_t at, struct device *dev, cons
     }
 }
 
-static void pack(struct matrix *w, int32_t at, struct slab *slab, struct device *dev,
-                 const struct linear_part *part)
+static void pack(struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
 {
     int64_t row_bytes = tensor_row_bytes(part->tensor->type, part->tensor->num_columns);
 
-    if (slab_is_measuring(slab))
-        return;
     if (part->tensor->type == TYPE_F8_E4M3)
         pack_expanded(w, at, dev, part);
     else
@@ -86,26 +67,105 @@ static void pack(struct matrix *w, int32_t at, struct slab *slab, struct device 
                                          row_bytes, part->first_column);
 }
 
+/* ---- codes, where the device multiplies by them too ------------------------------------------- */
+
+enum { FP8_BLOCK = 128 }; /* as fp8_pack has them */
+
+/* Is there a scale for each row of all parts, one after another? */
+static bool has_row_scales(const struct linear_part *parts, int32_t num_parts)
+{
+    for (int32_t i = 0; i < num_parts; i++) {
+        const struct tensor_scales *scales = &parts[i].tensor->scales;
+
+        if (parts[i].tensor->type != TYPE_F8_E4M3 || scales->columns != parts[i].tensor->num_columns ||
+            (scales->rows != 1 && scales->rows != parts[i].tensor->num_rows))
+            return false;
+    }
+    return true;
+}
+
+/* Are blocks of the tensors blocks of the matrix? Not where a rank's part begins inside of one. */
+static bool has_block_scales(const struct linear_part *parts, int32_t num_parts)
+{
+    for (int32_t i = 0; i < num_parts; i++) {
+        const struct tensor_scales *scales = &parts[i].tensor->scales;
+
+        if (parts[i].tensor->type != TYPE_F8_E4M3 || scales->rows != FP8_BLOCK || scales->columns != FP8_BLOCK ||
+            parts[i].first_row % FP8_BLOCK != 0 || parts[i].first_column % FP8_BLOCK != 0 ||
+            (i + 1 < num_parts && parts[i].num_rows % FP8_BLOCK != 0))
+            return false;
+    }
+    return true;
+}
+
+static void pack_codes(const struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
+{
+    const struct tensor *tensor = part->tensor;
+    int32_t height = w->fp8_has_blocks ? FP8_BLOCK : 1, width = w->fp8_has_blocks ? FP8_BLOCK : w->k;
+    int64_t rows = (part->num_rows + height - 1) / height, columns = (part->num_columns + width - 1) / width;
+    int64_t across = (tensor->num_columns + tensor->scales.columns - 1) / tensor->scales.columns;
+    AUTO_MEM float *scales = mem_new_array(float, rows * columns);
+
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) {
+            int64_t row = part->first_row + r * height, column = part->first_column + c * width;
+
+            scales[r * columns + c] = tensor->scales.values[row / tensor->scales.rows * across +
+                                                            column / tensor->scales.columns];
+        }
+    device_kernels(dev)->fp8_pack(dev, w, at, part->num_rows,
+                                  (const uint8_t *)tensor->data + part->first_row * tensor->num_columns +
+                                      part->first_column,
+                                  tensor->num_columns, scales);
+}
+
+/* What the matrix has of them: 0 bytes where it has none. */
+static int64_t find_codes(struct matrix *w, struct device *dev, const struct linear_part *parts, int32_t num_parts)
+{
+    const struct kernels *kernels = device_kernels(dev);
+
+    w->fp8_has_blocks = has_block_scales(parts, num_parts);
+    if (!kernels->fp8_bytes || (!w->fp8_has_blocks && !has_row_scales(parts, num_parts)))
+        return 0;
+    return kernels->fp8_bytes(dev, w->n, w->k, w->fp8_has_blocks);
+}
+
+/* ---- a layer ---------------------------------------------------------------------------------- */
+
+static void add_matrix(struct linear *linear, struct slab *slab, struct device *dev,
+                       const struct linear_part *parts, int32_t num_parts)
+{
+    struct matrix *w = &linear->matrices[linear->num_matrices++];
+    int64_t bytes, fp8_bytes;
+
+    *w = (struct matrix){.type = linear_type(parts[0].tensor), .k = linear->k};
+    for (int32_t i = 0; i < num_parts; i++)
+        w->n += parts[i].num_rows;
+    linear->n += w->n;
+    bytes = device_kernels(dev)->matrix_bytes(w->type, w->n, w->k);
+    ASSERT(bytes >= 0);
+    w->data = slab_take(slab, bytes);
+    fp8_bytes = find_codes(w, dev, parts, num_parts);
+    if (fp8_bytes)
+        w->fp8 = slab_take(slab, fp8_bytes);
+    if (slab_is_measuring(slab))
+        return;
+    for (int32_t i = 0, at = 0; i < num_parts; at += parts[i++].num_rows) {
+        pack(w, at, dev, &parts[i]);
+        if (fp8_bytes)
+            pack_codes(w, at, dev, &parts[i]);
+    }
+}
+
 void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
                  const struct linear_part *parts, int32_t num_parts)
 {
-    bool together = fit_in_one_matrix(parts, num_parts);
-    struct matrix *w = NULL;
-    int32_t at = 0;
+    int32_t of_matrix = fit_in_one_matrix(parts, num_parts) ? num_parts : 1;
 
     ASSERT(num_parts >= 1 && num_parts <= LINEAR_MAX_PARTS);
     *linear = (struct linear){.k = parts[0].num_columns};
-    for (int32_t i = 0; i < num_parts; i++)
-        linear->n += parts[i].num_rows;
-
-    if (together)
-        w = add_matrix(linear, slab, dev, linear_type(parts[0].tensor), linear->n);
-    for (int32_t i = 0; i < num_parts; i++) {
-        if (!together)
-            w = add_matrix(linear, slab, dev, linear_type(parts[i].tensor), parts[i].num_rows);
-        pack(w, together ? at : 0, slab, dev, &parts[i]);
-        at += parts[i].num_rows;
-    }
+    for (int32_t i = 0; i < num_parts; i += of_matrix)
+        add_matrix(linear, slab, dev, parts + i, of_matrix);
 }
 
 bool linear_is_half(const struct linear *linear)

@@ -6,7 +6,9 @@
  * side by side. The reader of the output can't tell.
  *
  * Weights of 8 bits (F8_E4M3) are packed as what they stand for, bf16 of code times scale (tensor_to_bf16), and
- * multiplied as bf16 from there on: 2 bytes each, and one answer, that of a file of these.
+ * multiplied as bf16 from there on: 2 bytes each, and one answer, that of a file of these. A device that multiplies
+ * by their codes too (fp8_pack, in kernels.h) gets these beside: 3 bytes. Scales are to be of whole rows then, or
+ * of blocks of 128 x 128 that begin where this rank's part does.
  *
  * A column-parallel layer holds some of the output columns and needs no sum. A row-parallel layer
  * (pass_add_linear) holds some of the input columns, and every rank's part is added.
