@@ -184,7 +184,9 @@ static enum status open_and_load(struct reload *reload)
                         .isa = reload->options.isa,
                         .num_threads = 1,
                         .ordinal = reload->options.ordinal,
-                        .module = reload->options.cuda_module},
+                        .module = reload->options.cuda_module,
+                        .cublaslt_rows = reload->options.cublaslt_rows,
+                        .cublaslt = reload->options.cublaslt},
                     &dev));
     status = load(reload, dev);
     if (status == OK)

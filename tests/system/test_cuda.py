@@ -15,6 +15,7 @@ import folders
 import ranks
 import tandem
 from server import Server, children_of, wait_for
+from test_control import Controlled
 from test_dummy import GEMMA3, SHAPE, folder
 from test_one_answer import MODEL, requests
 
@@ -198,6 +199,17 @@ class Cuda(unittest.TestCase):
                 wanted, got = self.ask(expanded, path, *alone), self.ask(folder, path, *alone)
                 self.assertEqual(got != wanted, is_rounded)
                 self.assertLess(abs(mean_of(got) / mean_of(wanted) - 1), 0.002)
+
+    @unittest.skipUnless(LT_LIBRARY, "TANDEM_TEST_CUBLASLT names no cuBLASLt: a GPU has one capability")
+    def test_reloaded_weights_of_8_bits_are_multiplied_as_such(self):
+        folder, _ = folders.make_fp8("channels")
+        with Controlled(*CUDA, *CUBLASLT, model_file=folder, env={"EMULATED_CUDA_CAPABILITY": "9.0"}) as server:
+            def scores():
+                return server.complete(prompt=list(range(20, 32)), logprobs=1, max_tokens=2)["choices"]
+
+            before = scores()
+            self.assertEqual(server.tell("weights", "reload", folder)["version"], 1)
+            self.assertEqual(scores(), before)
 
     @unittest.skipUnless(os.environ.get("TANDEM_TEST_MODELS"), "TANDEM_TEST_MODELS names no folder of weights")
     def test_real_weights_give_the_answers_of_the_cpu(self):

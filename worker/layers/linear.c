@@ -148,6 +148,7 @@ static void add_matrix(struct linear *linear, struct slab *slab, struct device *
     fp8_bytes = find_codes(w, dev, parts, num_parts);
     if (fp8_bytes)
         w->fp8 = slab_take(slab, fp8_bytes);
+    linear->code_bytes += fp8_bytes;
     if (slab_is_measuring(slab))
         return;
     for (int32_t i = 0, at = 0; i < num_parts; at += parts[i++].num_rows) {

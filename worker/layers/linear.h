@@ -26,6 +26,7 @@ enum { LINEAR_MAX_PARTS = 3 };
 struct linear {
     int32_t n; /* output columns of all matrices, on this rank */
     int32_t k; /* input columns on this rank */
+    int64_t code_bytes; /* of all matrices' fp8 */
     int32_t num_matrices;
     struct matrix matrices[LINEAR_MAX_PARTS]; /* side by side along n */
 };
