@@ -12,8 +12,8 @@
  *  - a column of a matmul depends on its weights alone, so a column-parallel
  *    shard has the same bits as the whole;
  *  - matmul_groups sums of disjoint sets of groups, added in any order, are exact.
- * Where a GPU is told to use cuBLASLt (device_options), matmuls of 16-bit weights keep none of these, but that sums
- * of matmul_groups are on the grid, and so exact to add up.
+ * Where a GPU is told to use cuBLASLt (device_options), matmuls of 16-bit weights, and of those that are codes of 8
+ * bits, keep none of these, but that sums of matmul_groups are on the grid, and so exact to add up.
  *
  * All floats are little-endian IEEE; `rows` is the number of tokens in the step.
  *
@@ -52,6 +52,10 @@ struct matrix {
     int32_t k;             /* input columns held here */
     int32_t first_block;   /* k0 / 32 modulo 8, set by matrix_pack: where a K type's 256 begin */
     void *data;            /* opaque; bytes = kernels->matrix_bytes(type, n, k) */
+    /* Beside data, the codes and scales that weights of BF16 stand for, where a device multiplies by these too
+     * (fp8_pack); NULL: none. */
+    void *fp8;
+    bool fp8_has_blocks;
     const struct matrix *next; /* that is likely to be multiplied after it, to be fetched in time; or NULL */
 };
 
@@ -244,6 +248,19 @@ struct kernels {
     void (*matrix_pack)(struct device *dev, struct matrix *w, int32_t at, int32_t n,
                         const void *src, int64_t src_row_bytes, int64_t k0);
 
+    /*
+     * Weights of BF16 that stand for codes of 8 bits (e4m3) times scales may be multiplied by the codes, where a
+     * row's bits may depend on its batch (device_options): activations are rounded to 8 bits then. Bytes of w->fp8;
+     * 0: this device does not do it, or not with such a matrix. NULL: no device of this table does. has_blocks:
+     * there is a scale for each 128 columns by 128 of k, else for each column.
+     */
+    int64_t (*fp8_bytes)(struct device *dev, int32_t n, int32_t k, bool has_blocks);
+    /* Packs n rows of w->k codes, `row_bytes` apart, into w->fp8 at column `at`. scales: [n], or [n / 128,
+     * w->k / 128], both rounded up, and `at` is a multiple of 128. Several calls fill one matrix. Host memory in,
+     * device memory out. */
+    void (*fp8_pack)(struct device *dev, const struct matrix *w, int32_t at, int32_t n, const uint8_t *codes,
+                     int64_t row_bytes, const float *scales);
+
     /* a->q, d, z from a->x. */
     void (*quantize)(struct device *dev, const struct activations *a);
 
@@ -325,7 +342,7 @@ struct device_options {
     int32_t num_users;   /* CUDA: ordinals in use on this host, from 0 on; they share the memory of a GPU. 0: this one alone */
     const char *module;  /* CUDA: its file; NULL: tandem_cuda.so beside the program */
     /* CUDA: matmuls of 16-bit weights are cuBLASLt's, of so many rows and more: a row's bits may depend on the rows
-     * beside it then. 0: none is. */
+     * beside it then. So are those by codes of 8 bits, where the GPU has them. 0: none is. */
     int32_t cublaslt_rows;
     const char *cublaslt; /* its file; NULL: as the system finds it */
 };

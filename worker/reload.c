@@ -77,11 +77,25 @@ static void note_progress(void *user, double fraction)
     atomic_store_explicit(&reload->per_mille, (int32_t)(fraction * 1000), memory_order_relaxed);
 }
 
+/* Codes of 8 bits become 16. */
+static int64_t bytes_in_memory(const struct model_file *file)
+{
+    int64_t bytes = model_file_bytes(file);
+
+    for (int32_t i = 0; i < model_file_num_tensors(file); i++) {
+        const struct tensor *tensor = model_file_tensor_at(file, i);
+
+        if (tensor->type == TYPE_F8_E4M3)
+            bytes += tensor->num_rows * tensor->num_columns;
+    }
+    return bytes;
+}
+
 /* Memory is only found wanting when it is touched, and then something of the machine's choice is killed. */
 static enum status check_memory(const struct reload *reload, const struct device *dev,
                                 const struct model_file *file)
 {
-    int64_t wanted = model_file_bytes(file) / reload->options.model.world;
+    int64_t wanted = bytes_in_memory(file) / reload->options.model.world;
     int64_t available = device_memory(dev).available_bytes;
 
     if (available < wanted)
@@ -119,7 +133,9 @@ static enum status open_and_load(struct reload *reload)
                         .isa = reload->options.isa,
                         .num_threads = 1,
                         .ordinal = reload->options.ordinal,
-                        .module = reload->options.cuda_module},
+                        .module = reload->options.cuda_module,
+                        .cublaslt_rows = reload->options.cublaslt_rows,
+                        .cublaslt = reload->options.cublaslt},
                     &dev));
     status = load(reload, dev);
     if (status == OK)

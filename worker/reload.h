@@ -17,8 +17,8 @@ struct reload_options {
     const char *path;
     const struct model_file *running; /* borrowed until the end */
     struct model_options model; /* without callbacks; work: what it adds to once it runs */
-    const char *isa, *cuda_module; /* as of worker_options */
-    int32_t ordinal;
+    const char *isa, *cuda_module, *cublaslt; /* as of worker_options */
+    int32_t ordinal, cublaslt_rows; /* as of device_options: the weights are packed for it */
     struct device *device;      /* that is to run it */
 };
 

@@ -105,7 +105,7 @@ static enum status check_tensor(const struct loader *loader, const struct tensor
                     name.text, (long long)tensor->num_rows, (long long)tensor->num_columns,
                     (long long)num_rows, (long long)num_columns);
     if (row->rows != DIM_ONE &&
-        device_kernels(loader->dev)->matrix_bytes(tensor->type, 32, (int32_t)num_columns) < 0)
+        device_kernels(loader->dev)->matrix_bytes(linear_type(tensor), 32, (int32_t)num_columns) < 0)
         return fail(ERR_UNSUPPORTED, "tensor %s is %s, which the %s kernels do not multiply",
                     name.text, tensor_type_info(tensor->type)->name,
                     device_kernels(loader->dev)->name);

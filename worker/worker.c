@@ -427,6 +427,11 @@ static bool is_device(const struct worker_options *options, const char *name)
     return options->device && strcmp(options->device, name) == 0;
 }
 
+static int32_t cublaslt_rows(const struct worker_options *options)
+{
+    return options->batch_varies ? CUBLASLT_ROWS : 0;
+}
+
 /* Before anything is allocated, so that memory is on the node of the threads that write it first. */
 static enum status open_device(const struct worker_options *options, struct device **out)
 {
@@ -440,7 +445,7 @@ static enum status open_device(const struct worker_options *options, struct devi
                                     .ordinal = options->local_rank,
                                     .num_users = options->local_world,
                                     .module = options->cuda_module,
-                                    .cublaslt_rows = options->batch_varies ? CUBLASLT_ROWS : 0,
+                                    .cublaslt_rows = cublaslt_rows(options),
                                     .cublaslt = options->cublaslt};
 
     log_debug("%d threads, %s", options->num_threads, is_placed ? "bound" : "not bound");
@@ -1606,6 +1611,8 @@ enum status worker_load_weights(struct worker *worker, const char *path)
                                               .isa = worker->options.isa,
                                               .cuda_module = worker->options.cuda_module,
                                               .ordinal = worker->options.local_rank,
+                                              .cublaslt_rows = cublaslt_rows(&worker->options),
+                                              .cublaslt = worker->options.cublaslt,
                                               .device = worker->device},
                      &worker->answers, &worker->reload));
     worker->weights.spare = SPARE_LOADING;

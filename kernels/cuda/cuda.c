@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda.h"
 
 #include "kernels/cpu/packed.h"
+#include "kernels/cuda/fp8_layout.h"
 #include "kernels/cuda/half_layout.h"
 #include "kernels/cuda/host.h"
 
@@ -233,6 +234,58 @@ static void matrix_pack_cuda(struct device *dev, struct matrix *w, int32_t at, i
     }
 }
 
+static int64_t fp8_bytes_cuda(struct device *dev, int32_t n, int32_t k, bool has_blocks)
+{
+    const struct cuda_cublaslt_table *table = module->cublaslt;
+
+    if (n % FP8_COLUMNS != 0 || !table->has_fp8 || !table->has_fp8(cuda_state_of(dev), has_blocks))
+        return 0;
+    return fp8_matrix_bytes(n, k, has_blocks);
+}
+
+static void write_fp8(struct device *dev, const struct matrix *w, int64_t at, const void *from, int64_t bytes)
+{
+    if (cuda_write(dev, (char *)w->fp8 + at, from, bytes) != OK) /* the next read tells it again */
+        log_error("weights were not written: %s", fail_text());
+}
+
+/* scales: [n / 128, k / 128], rounded up. */
+static void write_block_scales(struct device *dev, const struct matrix *w, int32_t at, int32_t n,
+                               const float *scales)
+{
+    int32_t stride = fp8_block_stride(w->k), width = fp8_num_blocks(w->k), count = fp8_num_blocks(n);
+    int64_t first = fp8_scales_at(w->n, w->k) + (int64_t)at / FP8_BLOCK * stride * (int64_t)sizeof *scales;
+    AUTO_MEM float *padded = mem_new_array(float, (int64_t)count * stride);
+
+    ASSERT(at % FP8_BLOCK == 0, "column %d is inside a block", at);
+    for (int32_t i = 0; i < count; i++)
+        memcpy(padded + (int64_t)i * stride, scales + (int64_t)i * width, (size_t)width * sizeof *padded);
+    write_fp8(dev, w, first, padded, (int64_t)count * stride * (int64_t)sizeof *padded);
+}
+
+static void fp8_pack_cuda(struct device *dev, const struct matrix *w, int32_t at, int32_t n, const uint8_t *codes,
+                          int64_t row_bytes, const float *scales)
+{
+    enum { PIECE_BYTES = 16 << 20 };
+    int64_t stride = fp8_row_stride(w->k);
+    int32_t piece = (int32_t)MIN((int64_t)n, MAX((int64_t)1, PIECE_BYTES / stride));
+    AUTO_MEM uint8_t *padded = mem_new_array(uint8_t, piece * stride); /* zeroed */
+
+    ASSERT(at >= 0 && n >= 0 && at + n <= w->n, "rows %d + %d of %d", at, n, w->n);
+    for (int32_t first = 0; first < n; first += piece) {
+        int32_t count = MIN(piece, n - first);
+
+        for (int32_t i = 0; i < count; i++)
+            memcpy(padded + i * stride, codes + (first + i) * row_bytes, (size_t)w->k);
+        write_fp8(dev, w, (at + first) * stride, padded, count * stride);
+    }
+    if (w->fp8_has_blocks)
+        write_block_scales(dev, w, at, n, scales);
+    else
+        write_fp8(dev, w, fp8_scales_at(w->n, w->k) + at * (int64_t)sizeof *scales, scales,
+                  n * (int64_t)sizeof *scales);
+}
+
 /* ---- life ---------------------------------------------------------------------------------------- */
 
 static enum status open_module(const char *path)
@@ -251,6 +304,8 @@ static enum status open_module(const char *path)
     kernels_cuda = module->kernels;
     kernels_cuda.matrix_bytes = matrix_bytes_cuda;
     kernels_cuda.matrix_pack = matrix_pack_cuda;
+    kernels_cuda.fp8_bytes = fp8_bytes_cuda;
+    kernels_cuda.fp8_pack = fp8_pack_cuda;
     return OK;
 }
 
@@ -318,8 +373,9 @@ static enum status use_cublaslt(struct cuda *cuda, const struct device_options *
         error = table->use(cuda->base.state, options->cublaslt_rows);
     if (error)
         return fail(ERR_NOT_FOUND, "%s", error);
-    log_info("16-bit weights are multiplied by cuBLASLt %d.%d.%d, from %d rows on: a row's bits may depend on its "
-             "batch", version / 10000, version / 100 % 100, version % 100, options->cublaslt_rows);
+    log_info("16-bit weights%s are multiplied by cuBLASLt %d.%d.%d, from %d rows on: a row's bits may depend on "
+             "its batch", table->has_fp8(cuda->base.state, false) ? " and those of FP8" : "", version / 10000,
+             version / 100 % 100, version % 100, options->cublaslt_rows);
     return OK;
 }
 

@@ -519,6 +519,7 @@ static const char *open_device(int32_t ordinal, struct cuda_state **out, struct 
     error = cudaGetDeviceProperties(&gpu, state->ordinal);
     if (!failed(error)) {
         snprintf(state->name, sizeof state->name, "%.63s", gpu.name);
+        state->capability = 10 * gpu.major + gpu.minor;
         state->num_processors = gpu.multiProcessorCount;
         state->max_shared = (int32_t)gpu.sharedMemPerBlockOptin;
         error = prepare(state);

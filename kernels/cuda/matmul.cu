@@ -33,7 +33,7 @@ static void run(struct device *dev, const struct matrix *w, struct matmul_task t
     task.first_block = w->first_block;
     task.panel_bytes = packed_panel_bytes(w->type, w->k);
     task.supers_bytes = packed_supers_bytes(w->type, w->k);
-    if (half_has_layout(w->type) && cublaslt_matmul(state, w->type, &task))
+    if (half_has_layout(w->type) && cublaslt_matmul(state, w, &task))
         return;
     if (half_has_layout(w->type))
         matmul_half(state, w->type, &task);

@@ -77,8 +77,8 @@ struct cuda_range_table {
 };
 
 /*
- * Matmuls of 16-bit weights by cuBLASLt, of a device that `use` was called for: a row's bits may depend on the rows
- * beside it then.
+ * Matmuls of 16-bit weights, and of codes of 8 bits, by cuBLASLt, of a device that `use` was called for: a row's
+ * bits may depend on the rows beside it then.
  *
  * Thread: load, any, one at a time; else the device's.
  */
@@ -88,13 +88,15 @@ struct cuda_cublaslt_table {
     const char *(*load)(const char *path, int32_t *version_out);
     /* Matmuls of so many rows and more are its from here on. Takes memory, which cuBLASLt takes none beside. */
     const char *(*use)(struct cuda_state *state, int32_t from_rows);
+    /* Does it multiply by codes there, with a scale for each column, or for each block (fp8_layout.h)? */
+    bool (*has_fp8)(const struct cuda_state *state, bool has_blocks);
     /* What whoever runs this is to hear, once; NULL: nothing. */
     const char *(*news)(struct cuda_state *state);
 };
 
 struct cuda_module {
     size_t table_bytes;    /* another build's module is told by it */
-    struct kernels kernels; /* without matrix_bytes and matrix_pack, which are the host's work */
+    struct kernels kernels; /* without those that size and pack weights, which is the host's work */
 
     /* ordinal: of the GPUs that this process may see, counted round where there are fewer. failure_out:
      * ERR_MISSING, no driver or no GPU; ERR_UNSUPPORTED, none that this module has code for; ERR_NO_MEMORY. */

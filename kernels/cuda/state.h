@@ -11,6 +11,7 @@
 
 struct cuda_state {
     int32_t ordinal;
+    int32_t capability;     /* 10 * major + minor */
     int32_t num_processors; /* streaming multiprocessors */
     int32_t max_shared;     /* bytes of a block at most, opted in */
     cudaStream_t stream;    /* all kernels, in order */

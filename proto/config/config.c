@@ -67,8 +67,9 @@ static const struct option options[] = {
     ROW(nccl_library, OPTION_TEXT, NULL, "NCCL; libnccl.so.2 as the system finds it", .value = "FILE"),
     ROW(batch_invariant, OPTION_WORD, "auto",
         "on, which auto is: an answer has the same bits whatever runs beside it (vLLM: VLLM_BATCH_INVARIANT=1); "
-        "off: GPUs multiply 16-bit weights by cuBLASLt, which is meant to be faster for long prompts, on Hopper by "
-        "wgmma, and a row's bits, so tokens, may vary with its batch", .words = "auto on off"),
+        "off: GPUs multiply 16-bit weights, and FP8 ones as they are, by cuBLASLt, which is meant to be faster for "
+        "long prompts, on Hopper by wgmma, and a row's bits, so tokens, may vary with its batch",
+        .words = "auto on off"),
     ROW(cublaslt_library, OPTION_TEXT, NULL, "cuBLASLt; libcublasLt.so of the module's CUDA as the system finds it",
         .value = "FILE"),
     ROW(enforce_eager, OPTION_BOOL, "false",

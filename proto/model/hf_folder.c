@@ -1,6 +1,7 @@
 #include "proto/model/hf_folder.h"
 
 #include "proto/model/hf_config.h"
+#include "proto/model/hf_quantization.h"
 #include "proto/model/hf_tokenizer.h"
 #include "proto/model/json_field.h"
 #include "proto/model/reader.h"
@@ -28,6 +29,7 @@ struct folder {
     const char *path; /* without slashes at the end */
     struct model_file *file;
     struct hf_config config;
+    struct hf_quantization quantization;
     bool is_gemma3;
     json_t *weight_map; /* of the index: those that no shard had yet; NULL: there is no index */
     struct shard_file *shards; /* [file->num_parts] */
@@ -111,7 +113,7 @@ static void translate(const struct folder *folder, struct tensor *tensor, const 
     } else {
         row = find_row(of_model, name, (size_t)(dot - name));
     }
-    if (!row || strlen(dot) > 16)
+    if (!row || strlen(dot) > 24)
         return;
     snprintf(text, sizeof text, "%s%.*s%s%s%s", digits ? "blk." : "", (int)digits, within, digits ? "." : "",
              folder->is_gemma3 && row->of_gemma3 ? row->of_gemma3 : row->ours, dot);
@@ -180,7 +182,7 @@ static void add_tensor(const struct folder *folder, const struct tensor *found)
     /* Tied, the embedding is what is multiplied with, whatever lies beside it. */
     if (folder->config.is_tied && strcmp(tensor->name, "output.weight") == 0)
         return;
-    if (folder->is_gemma3 && row && row->is_norm && tensor->num_rows == 1)
+    if (folder->is_gemma3 && row && row->is_norm && tensor->num_rows == 1 && tensor->type != TYPE_F8_E4M3)
         add_one(&file->arena, tensor);
     file->num_tensors++;
 }
@@ -216,7 +218,8 @@ static enum status collect_tensors(const struct folder *folder)
         return fail(ERR_CORRUPT, "lm_head.weight is missing, and tie_word_embeddings is false");
     if (file->config.rope_scaling == ROPE_SCALING_LLAMA3)
         add_rope_factors(folder);
-    return OK;
+    TRY(model_file_index(file));
+    return hf_quantization_take_scales(&folder->quantization, file);
 }
 
 /* ---- shards ---------------------------------------------------------------------------------- */
@@ -331,6 +334,7 @@ static enum status read_config(struct folder *folder)
 
     TRY(map_file(folder, "config.json", &map));
     TRY(fail_in("config.json", hf_config_read(map.data, map.bytes, &folder->config)));
+    TRY(fail_in("config.json", hf_quantization_read(map.data, map.bytes, &folder->quantization)));
     file->config = folder->config.model;
     snprintf(file->config.name, sizeof file->config.name, "%s", slash ? slash + 1 : folder->path);
     folder->is_gemma3 = strcmp(file->config.architecture, "gemma3") == 0;

@@ -4,7 +4,8 @@
  *
  * What differs from GGUF is made the same here: tensors have the names of GGUF; gemma3's norms, of which a file has
  * what is added to 1, are whole; the factors of Llama 3's RoPE, which config.json describes, are a tensor. Weights
- * are read where they lie. Rows of q and k stay as they are: see rope_is_adjacent in model_file.h.
+ * are read where they lie; those of 8 bits get their scales (hf_quantization.h). Rows of q and k stay as they are:
+ * see rope_is_adjacent in model_file.h.
  *
  * Thread: as of model_file.h.
  */

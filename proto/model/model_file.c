@@ -35,7 +35,7 @@ static int compare_names(const void *a, const void *b)
     return strcmp((*left)->name, (*right)->name);
 }
 
-static enum status index_tensors(struct model_file *file)
+enum status model_file_index(struct model_file *file)
 {
     file->by_name = arena_alloc(&file->arena, (size_t)file->num_tensors * sizeof *file->by_name);
     for (int32_t i = 0; i < file->num_tensors; i++)
@@ -60,7 +60,8 @@ static void name_model(struct model_config *config, const char *path)
 static enum status fill(struct model_file *file, const char *path, model_reader *read, const void *user)
 {
     TRY(read(file, user));
-    TRY(index_tensors(file));
+    if (!file->by_name)
+        TRY(model_file_index(file));
     name_model(&file->config, path);
     return OK;
 }
@@ -187,6 +188,22 @@ const struct tensor *model_file_tensor_at(const struct model_file *file, int32_t
 {
     ASSERT(i >= 0 && i < file->num_tensors, "tensor %d of %d", i, file->num_tensors);
     return &file->tensors[i];
+}
+
+void tensor_to_bf16(const struct tensor *tensor, int64_t row, int64_t first, int64_t n, uint16_t *out)
+{
+    const struct tensor_scales *scales = &tensor->scales;
+    int64_t width = (tensor->num_columns + scales->columns - 1) / scales->columns;
+    const float *of_row = scales->values + row / scales->rows * width;
+    const uint8_t *codes = (const uint8_t *)tensor->data + row * tensor->num_columns;
+
+    ASSERT(tensor->type == TYPE_F8_E4M3 && first + n <= tensor->num_columns && row < tensor->num_rows);
+    for (int64_t at = first, end; at < first + n; at = end) {
+        int64_t block = at / scales->columns;
+
+        end = MIN((block + 1) * scales->columns, first + n);
+        fp8_to_bf16(codes + at, end - at, of_row[block], out + at - first);
+    }
 }
 
 int64_t model_file_bytes(const struct model_file *file)

@@ -19,6 +19,12 @@
 
 #include <stdint.h>
 
+/* What the codes of F8_E4M3 are multiplied by; one for each block of rows and columns. */
+struct tensor_scales {
+    const float *values;   /* [num_rows / rows, num_columns / columns], both rounded up; finite, 0 or more */
+    int64_t rows, columns; /* of a block; the last ones may have less */
+};
+
 struct tensor {
     const char *name;
     enum tensor_type type;
@@ -26,7 +32,11 @@ struct tensor {
     int64_t num_columns; /* K: the contiguous dimension (ggml's ne[0]) */
     int64_t num_rows;    /* N: product of the other dimensions */
     const void *data;    /* num_rows rows of tensor_row_bytes(type, num_columns) */
+    struct tensor_scales scales; /* F8_E4M3: always; others have none */
 };
+
+/* Columns [first, first + n) of a row of F8_E4M3, with its scales, as bf16: fp8_to_bf16. */
+void tensor_to_bf16(const struct tensor *tensor, int64_t row, int64_t first, int64_t n, uint16_t *out);
 
 /* LLAMA3: tensor rope_freqs.weight, [rope_dim / 2], holds what divides each frequency. */
 enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3 };

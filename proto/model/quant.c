@@ -78,6 +78,20 @@ uint8_t float_to_fp8(float f)
     return (uint8_t)(code | (signbit(f) ? 0x80 : 0));
 }
 
+void fp8_to_bf16(const uint8_t *codes, int64_t n, float scale, uint16_t *out)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t magnitude = codes[i] & 0x7fu, bits = magnitude << 20 | (codes[i] & 0x80u) << 24;
+        float f;
+
+        memcpy(&f, &bits, 4); /* as fp8_to_float, without a branch */
+        f = f * 0x1p120f * scale;
+        memcpy(&bits, &f, 4);
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        out[i] = (uint16_t)(magnitude == 0x7f || f != f ? 0x7fc0 : bits);
+    }
+}
+
 static float half_at(const uint8_t *p)
 {
     uint16_t h;
@@ -109,6 +123,12 @@ static void bf16_to_float(const uint8_t *in, int64_t n, float *out)
         bits = (uint32_t)high << 16;
         memcpy(&out[i], &bits, 4);
     }
+}
+
+static void f8_e4m3_to_float(const uint8_t *in, int64_t n, float *out)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = fp8_to_float(in[i]);
 }
 
 /* ---- blocks of 32: scale, (minimum,) (fifth bits,) nibbles ----------------------------------- */
@@ -272,7 +292,7 @@ static const struct type_row {
     struct tensor_type_info info;
     void (*plain)(const uint8_t *in, int64_t n, float *out); /* or NULL */
     void (*grouped)(const uint8_t *block, int group, float *out); /* or NULL; out: [GROUP] */
-} types[NUM_TENSOR_TYPES] = {
+} types[] = {
     [TYPE_F32] = {{"F32", 1, 4}, f32_to_float, NULL},
     [TYPE_F16] = {{"F16", 1, 2}, f16_to_float, NULL},
     [TYPE_BF16] = {{"BF16", 1, 2}, bf16_to_float, NULL},
@@ -286,11 +306,12 @@ static const struct type_row {
     [TYPE_Q4_K] = {{"Q4_K", 256, 144}, NULL, q4_k_to_float},
     [TYPE_Q5_K] = {{"Q5_K", 256, 176}, NULL, q5_k_to_float},
     [TYPE_Q6_K] = {{"Q6_K", 256, 210}, NULL, q6_k_to_float},
+    [TYPE_F8_E4M3] = {{"F8_E4M3", 1, 1}, f8_e4m3_to_float, NULL},
 };
 
 const struct tensor_type_info *tensor_type_info(enum tensor_type type)
 {
-    ASSERT((unsigned)type < NUM_TENSOR_TYPES, "tensor type %d", (int)type);
+    ASSERT((unsigned)type <= TYPE_F8_E4M3, "tensor type %d", (int)type);
     return &types[type].info;
 }
 

@@ -21,7 +21,7 @@ struct model_file {
     struct text_view generation_config;
     struct tensor *tensors; /* [num_tensors] in the file's order */
     int32_t num_tensors;
-    const struct tensor **by_name; /* [num_tensors] sorted, filled by model_file.c */
+    const struct tensor **by_name; /* [num_tensors] sorted, by model_file_index */
     struct arena arena;            /* holds what the map does not: names, views, the arrays above */
     bool is_simulated;
     bool without_words; /* of the vocabulary num_tokens alone is wanted */
@@ -37,6 +37,10 @@ MUST_USE enum status model_file_open_by(const char *path, enum model_parts parts
 /* The same where the reader opens what it wants by itself: nothing is mapped. */
 MUST_USE enum status model_file_make_by(const char *path, enum model_parts parts, model_reader *read,
                                         const void *user, struct model_file **out);
+
+/* Sorts the names, which no two tensors may share. A reader that looks for its tensors calls it when it has them
+ * all; for others it is done. */
+MUST_USE enum status model_file_index(struct model_file *file);
 
 MUST_USE enum status gguf_read(struct model_file *file);
 /* Puts a mapping of zeros in the place of the file's, and marks it as simulated. */

@@ -20,6 +20,7 @@ static const struct {
     {"F32", TYPE_F32},
     {"F16", TYPE_F16},
     {"BF16", TYPE_BF16},
+    {"F8_E4M3", TYPE_F8_E4M3},
 };
 
 /* Where the data is. */
@@ -60,20 +61,20 @@ static enum status read_dtype(const json_t *entry, struct tensor *tensor)
             tensor->type = dtypes[i].type;
             return OK;
         }
-    return fail(ERR_UNSUPPORTED, "dtype %.32s is not supported; these are: F32, F16, BF16", dtype);
+    return fail(ERR_UNSUPPORTED, "dtype %.32s is not supported; these are: F32, F16, BF16, F8_E4M3", dtype);
 }
 
-/* Rows first, as they lie: the last dimension is that of columns. */
+/* Rows first, as they lie: the last dimension is that of columns. A number alone has none. */
 static enum status read_shape(const json_t *entry, struct tensor *tensor)
 {
     const json_t *shape = field_find(entry, "shape");
     size_t num_dims = json_array_size(shape);
 
-    if (!json_is_array(shape) || num_dims < 1 || num_dims > MAX_DIMS)
-        return shape ? field_wrong(ERR_CORRUPT, "shape", shape, "1 to 4 dimensions are possible")
+    if (!json_is_array(shape) || num_dims > MAX_DIMS)
+        return shape ? field_wrong(ERR_CORRUPT, "shape", shape, "0 to 4 dimensions are possible")
                      : field_missing("shape");
     tensor->num_dims = (int32_t)num_dims;
-    tensor->num_rows = 1;
+    tensor->num_rows = tensor->num_columns = 1;
     for (size_t i = 0; i < num_dims; i++) {
         const json_t *dim = json_array_get(shape, i);
         json_int_t n = json_integer_value(dim);

@@ -1,7 +1,8 @@
 /*
  * bench_gpu_matmul: matmuls of 16-bit weights on a GPU, those of an 8B model: by our own kernels, in one answer
- * (--batch-invariant on), and by cuBLASLt (off), side by side. A JSON line for each type, matmul and number of
- * rows, and one for all of a layer's, at last of a prompt of 8192 tokens.
+ * (--batch-invariant on), and by cuBLASLt (off), side by side, where the GPU has them by codes of 8 bits, too, in
+ * the place of BF16. A JSON line for each type, matmul and number of rows, and one for all of a layer's, at last of
+ * a prompt of 8192 tokens.
  *
  *   bench_gpu_matmul MODULE [CUBLASLT [MOST]]
  *
@@ -39,10 +40,11 @@ static const struct shape {
 static const int32_t row_counts[] = {1, 2, 4, 8, 9, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, PREFILL};
 static const enum tensor_type types[] = {TYPE_BF16, TYPE_F16};
 
-enum { OWN, CUBLASLT, WAYS };
+/* FP8: codes of 8 bits in the place of BF16's, with a scale for each column, or for each block. */
+enum { OWN, CUBLASLT, FP8, FP8_BLOCKS, WAYS };
 
 struct bench {
-    struct device *devs[WAYS]; /* of one GPU; NULL: there is no cuBLASLt */
+    struct device *devs[WAYS]; /* of one GPU; NULL: there is no cuBLASLt; those from it on are one */
     int32_t runs, calls, most;
     int64_t pool_bytes;
     void *pool;
@@ -78,32 +80,45 @@ static int64_t passed_ns(struct device *dev, const struct device_mark *mark)
     return ns;
 }
 
-static void call(struct bench *bench, struct device *dev, const struct shape *shape, enum tensor_type type,
+/* Of the codes that the way multiplies by; 0: it has none. */
+static int64_t fp8_bytes(const struct bench *bench, int way, const struct shape *shape, enum tensor_type type)
+{
+    struct device *dev = bench->devs[way];
+
+    return way < FP8 || type != TYPE_BF16
+               ? 0 : device_kernels(dev)->fp8_bytes(dev, shape->n, shape->k, way == FP8_BLOCKS);
+}
+
+static void call(struct bench *bench, int way, const struct shape *shape, enum tensor_type type,
                  const struct activations *a, float *out)
 {
+    struct device *dev = bench->devs[way];
     const struct kernels *kernels = device_kernels(dev);
     int64_t bytes = kernels->matrix_bytes(type, shape->n, shape->k);
-    struct matrix w = {.type = type, .n = shape->n, .k = shape->k};
+    struct matrix w = {.type = type, .n = shape->n, .k = shape->k, .fp8_has_blocks = way == FP8_BLOCKS};
 
     w.data = (char *)bench->pool + bench->turn++ % (bench->pool_bytes / bytes) * bytes;
+    if (fp8_bytes(bench, way, shape, type)) /* in the place of others, of which it has half the bytes */
+        w.fp8 = w.data;
     if (shape->group_k)
         kernels->matmul_groups_float(dev, out, a, &w, shape->group_k);
     else
         kernels->matmul(dev, out, shape->n, a, &w);
 }
 
-static double best_seconds(struct bench *bench, struct device *dev, const struct shape *shape,
-                           enum tensor_type type, const struct activations *a, float *out)
+static double best_seconds(struct bench *bench, int way, const struct shape *shape, enum tensor_type type,
+                           const struct activations *a, float *out)
 {
+    struct device *dev = bench->devs[way];
     int64_t best = INT64_MAX;
 
-    call(bench, dev, shape, type, a, out);
+    call(bench, way, shape, type, a, out);
     for (int run = 0; run < bench->runs; run++) {
         struct device_mark begin, end;
 
         device_mark(dev, &begin);
         for (int i = 0; i < bench->calls; i++)
-            call(bench, dev, shape, type, a, out);
+            call(bench, way, shape, type, a, out);
         device_mark(dev, &end);
 
         int64_t ns = -passed_ns(dev, &begin);
@@ -117,7 +132,7 @@ static double best_seconds(struct bench *bench, struct device *dev, const struct
 static void print_line(enum tensor_type type, const char *what, int32_t rows, const double seconds[WAYS],
                        double ops, double bytes)
 {
-    static const char *const names[WAYS] = {"own", "cublaslt"};
+    static const char *const names[WAYS] = {"own", "cublaslt", "fp8", "fp8_blocks"};
 
     printf("{\"type\": \"%s\", \"matmul\": \"%s\", \"rows\": %d", tensor_type_info(type)->name, what, rows);
     for (int way = 0; way < WAYS; way++)
@@ -146,7 +161,8 @@ static void measure(struct bench *bench, const struct shape *shape, enum tensor_
     must(device_read(bench->devs[OWN], x, on_device, 4)); /* all is there, for another device too */
     a.x = on_device;
     for (int way = 0; way < WAYS; way++)
-        seconds[way] = bench->devs[way] ? best_seconds(bench, bench->devs[way], shape, type, &a, out) : 0;
+        seconds[way] = bench->devs[way] && (way < FP8 || fp8_bytes(bench, way, shape, type))
+                           ? best_seconds(bench, way, shape, type, &a, out) : 0;
     device_free(bench->devs[OWN], on_device, x_bytes);
     device_free(bench->devs[OWN], out, out_bytes);
 }
@@ -214,6 +230,7 @@ int main(int argc, char **argv)
             must(ERR_NOT_FOUND);
         fprintf(stderr, "our own kernels alone are measured: %s\n", fail_text());
     }
+    bench.devs[FP8] = bench.devs[FP8_BLOCKS] = bench.devs[CUBLASLT];
     must(device_alloc(bench.devs[OWN], bench.pool_bytes, "a bench's weights", &bench.pool));
     for (size_t t = 0; t < COUNT_OF(types); t++) {
         fill(&bench, types[t]);

@@ -7,11 +7,16 @@
  *  - The first use of an algorithm brings code to the device, which a recording that forbids it does not survive.
  *  - An algorithm wants the alignment that it was asked for with. Memory that is not the device's, too small a
  *    workspace, or an order, type or transposition that is not emulated, is refused.
+ *  - Codes of 8 bits (e4m3) want a GPU of 8.9 or later, 16 bytes for whatever begins anywhere, and 16 of k and of
+ *    n; their products are multiplied by no scale, by one of each column and row, or by those of 128 x 128 and of
+ *    128 of a row, in the layouts that NVIDIA tells: these two on GPUs of 9.0 alone.
  *
  * Environment, read at every call:
  *  EMULATED_CUBLASLT_FAULT  version, it is another major one; create, it does not start; heuristic, there is an
  *                           algorithm for nothing; matmul, and none is taken; narrow, one is taken for as many
- *                           columns alone as were asked for
+ *                           columns alone as were asked for; modes, it knows no modes of scales (before 12.9); fp8,
+ *                           there is an algorithm for anything but codes of 8 bits; vectors, for anything but a
+ *                           scale of each column
  */
 #ifndef TESTS_CUDA_CUBLASLT_H
 #define TESTS_CUDA_CUBLASLT_H
@@ -20,6 +25,7 @@
 
 extern "C" {
 #define CUBLAS_VER_MAJOR 13
+#define CUBLAS_VER_MINOR 1
 
 typedef enum {
     CUBLAS_STATUS_SUCCESS = 0,
@@ -29,11 +35,23 @@ typedef enum {
     CUBLAS_STATUS_NOT_SUPPORTED = 15
 } cublasStatus_t;
 
-typedef enum { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_16BF = 14 } cudaDataType;
+typedef enum { CUDA_R_32F = 0, CUDA_R_16F = 2, CUDA_R_16BF = 14, CUDA_R_8F_E4M3 = 28 } cudaDataType;
 typedef cudaDataType cudaDataType_t;
 typedef enum { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 } cublasOperation_t;
 typedef enum { CUBLAS_COMPUTE_32F = 68 } cublasComputeType_t;
-typedef enum { CUBLASLT_MATMUL_DESC_TRANSA = 3 } cublasLtMatmulDescAttributes_t;
+typedef enum {
+    CUBLASLT_MATMUL_DESC_TRANSA = 3,
+    CUBLASLT_MATMUL_DESC_A_SCALE_POINTER = 17,
+    CUBLASLT_MATMUL_DESC_B_SCALE_POINTER = 18,
+    CUBLASLT_MATMUL_DESC_A_SCALE_MODE = 31,
+    CUBLASLT_MATMUL_DESC_B_SCALE_MODE = 32
+} cublasLtMatmulDescAttributes_t;
+typedef enum {
+    CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F = 0,
+    CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F = 3,
+    CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F = 4,
+    CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F = 5
+} cublasLtMatmulMatrixScale_t;
 typedef enum {
     CUBLASLT_MATRIX_LAYOUT_TYPE = 0,
     CUBLASLT_MATRIX_LAYOUT_ROWS = 2,

@@ -1,6 +1,7 @@
 #include "tests/cuda/cublasLt.h"
 #include "tests/cuda/emulated_parts.h"
 
+#include <math.h>
 #include <pthread.h>
 
 #define DOOR extern "C" __attribute__((visibility("default")))
@@ -15,6 +16,8 @@ struct cublasLtContext {
 
 struct emulated_product {
     cublasOperation_t transposed_a;
+    const void *a_scales, *b_scales; /* NULL: 1 */
+    int32_t a_mode, b_mode;
 };
 
 /* Column major. */
@@ -59,16 +62,90 @@ static bool has_fault(const char *name)
 
 /* d = transposed a · b: [n, columns]. */
 struct task {
-    const uint16_t *a, *b;
+    const char *a, *b;
     float *d, *parts; /* parts: [num_parts] */
     uint64_t n, columns, k, num_parts;
     int64_t a_stride, b_stride, d_stride;
-    bool is_bf16;
+    uint32_t type;
+    struct emulated_product product;
 };
 
-static float number(const struct task *task, uint16_t bits)
+static size_t bytes_of(uint32_t type)
 {
-    return task->is_bf16 ? float_of_bf16(bits) : float_of_half(bits);
+    return type == CUDA_R_32F ? 4 : type == CUDA_R_8F_E4M3 ? 1 : 2;
+}
+
+static float make_e4m3(int code)
+{
+    const int exponent = code >> 3 & 15, fraction = code & 7;
+    const float magnitude = exponent ? ldexpf((float)(8 + fraction), exponent - 10) : ldexpf((float)fraction, -9);
+
+    if ((code & 0x7f) == 0x7f)
+        return NAN;
+    return code & 0x80 ? -magnitude : magnitude;
+}
+
+static struct e4m3_values {
+    float of[0x100];
+
+    e4m3_values()
+    {
+        for (int code = 0; code < 0x100; code++)
+            of[code] = make_e4m3(code);
+    }
+} e4m3;
+
+static float number(const struct task *task, const char *at)
+{
+    uint16_t bits;
+
+    if (task->type == CUDA_R_8F_E4M3)
+        return e4m3.of[(uint8_t)*at];
+    memcpy(&bits, at, sizeof bits);
+    return task->type == CUDA_R_16BF ? float_of_bf16(bits) : float_of_half(bits);
+}
+
+/* What element (i, k) of a matrix of `outer` times k is multiplied by. */
+static float scale_of(int32_t mode, const void *scales, uint64_t outer, uint64_t i, uint64_t k, uint64_t all_k)
+{
+    const float *values = (const float *)scales;
+    const uint64_t stride = round_up((all_k + 127) / 128, 4);
+
+    switch (mode) {
+    case CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F:
+        return values[i];
+    case CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F:
+        return values[k / 128 * outer + i];
+    case CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F:
+        return values[i / 128 * stride + k / 128];
+    default:
+        return values ? values[0] : 1;
+    }
+}
+
+static size_t bytes_of_scales(int32_t mode, uint64_t outer, uint64_t k)
+{
+    const uint64_t blocks = (k + 127) / 128;
+
+    switch (mode) {
+    case CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F:
+        return 4 * outer;
+    case CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F:
+        return 4 * outer * blocks;
+    case CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F:
+        return 4 * round_up(blocks, 4) * ((outer + 127) / 128);
+    default:
+        return 4;
+    }
+}
+
+/* Of element (i, k) of a, and (k, column) of b. */
+static float scales_of(const struct task *task, uint64_t i, uint64_t column, uint64_t k)
+{
+    const struct emulated_product *product = &task->product;
+
+    return scale_of(product->a_mode, product->a_scales, task->n, i, k, task->k) *
+           scale_of(product->b_mode, product->b_scales, task->columns, column, k, task->k);
 }
 
 static void run(void *argument)
@@ -77,15 +154,20 @@ static void run(void *argument)
 
     for (uint64_t column = 0; column < task->columns; column++)
         for (uint64_t i = 0; i < task->n; i++) {
-            const uint16_t *a = task->a + (int64_t)i * task->a_stride;
-            const uint16_t *b = task->b + (int64_t)column * task->b_stride;
+            const size_t bytes = bytes_of(task->type);
+            const char *a = task->a + (int64_t)(i * bytes) * task->a_stride;
+            const char *b = task->b + (int64_t)(column * bytes) * task->b_stride;
             float sum = 0;
 
             for (uint64_t part = 0; part < task->num_parts; part++) {
-                float acc = 0;
+                float acc = 0, scale = 0;
 
-                for (uint64_t k = task->k * part / task->num_parts; k < task->k * (part + 1) / task->num_parts; k++)
-                    acc += number(task, a[k]) * number(task, b[k]);
+                for (uint64_t k = task->k * part / task->num_parts, first = k;
+                     k < task->k * (part + 1) / task->num_parts; k++) {
+                    if (k == first || k % 128 == 0)
+                        scale = scales_of(task, i, column, k);
+                    acc += number(task, a + k * bytes) * number(task, b + k * bytes) * scale;
+                }
                 task->parts[part] = acc;
             }
             for (uint64_t part = 0; part < task->num_parts; part++)
@@ -171,8 +253,16 @@ DOOR cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
                                                    cublasLtMatmulDescAttributes_t what, const void *from,
                                                    size_t bytes)
 {
-    const struct field fields[] = {FIELD(CUBLASLT_MATMUL_DESC_TRANSA, product->transposed_a)};
+    const struct field fields[] = {
+        FIELD(CUBLASLT_MATMUL_DESC_TRANSA, product->transposed_a),
+        FIELD(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, product->a_scales),
+        FIELD(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, product->b_scales),
+        FIELD(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, product->a_mode),
+        FIELD(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, product->b_mode),
+    };
 
+    if (what >= CUBLASLT_MATMUL_DESC_A_SCALE_MODE && has_fault("modes"))
+        return CUBLAS_STATUS_INVALID_VALUE;
     return SET(fields, what, from, bytes);
 }
 
@@ -232,15 +322,10 @@ DOOR cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreferenc
     return SET(fields, what, from, bytes);
 }
 
-static size_t element_bytes(const struct emulated_layout *layout)
-{
-    return layout->type == CUDA_R_32F ? 4 : 2;
-}
-
 /* Of a layout, from its first element to its last. */
 static size_t span(const struct emulated_layout *layout)
 {
-    return ((size_t)layout->stride * (layout->columns - 1) + layout->rows) * element_bytes(layout);
+    return ((size_t)layout->stride * (layout->columns - 1) + layout->rows) * bytes_of(layout->type);
 }
 
 static bool is_emulated(const struct emulated_product *product, const struct emulated_layout *a,
@@ -252,9 +337,55 @@ static bool is_emulated(const struct emulated_product *product, const struct emu
     for (int i = 0; i < 4; i++)
         if (all[i]->rows == 0 || all[i]->columns == 0 || all[i]->stride < (int64_t)all[i]->rows)
             return false;
-    return product->transposed_a == CUBLAS_OP_T && (a->type == CUDA_R_16F || a->type == CUDA_R_16BF) &&
-           a->type == b->type && c->type == CUDA_R_32F && d->type == CUDA_R_32F && a->rows == b->rows &&
-           d->rows == a->columns && d->columns == b->columns && c->rows == d->rows && c->columns == d->columns;
+    return product->transposed_a == CUBLAS_OP_T &&
+           (a->type == CUDA_R_16F || a->type == CUDA_R_16BF || a->type == CUDA_R_8F_E4M3) && a->type == b->type &&
+           c->type == CUDA_R_32F && d->type == CUDA_R_32F && a->rows == b->rows && d->rows == a->columns &&
+           d->columns == b->columns && c->rows == d->rows && c->columns == d->columns;
+}
+
+/* 10 * major + minor, of the device that is current. */
+static int capability()
+{
+    struct cudaDeviceProp properties;
+    int ordinal = 0;
+
+    if (cuda->get_device(&ordinal) != cudaSuccess || cuda->get_properties(&properties, ordinal) != cudaSuccess)
+        return 0;
+    return 10 * properties.major + properties.minor;
+}
+
+/* What codes of 8 bits want beyond what is_emulated says; a and b begin where 16 bytes do, and d. */
+static bool has_codes(const struct emulated_product *product, const struct emulated_layout *a,
+                      const struct emulated_layout *b, const struct emulated_layout *d)
+{
+    const int32_t modes[] = {product->a_mode, product->b_mode};
+    const bool has_vectors = modes[0] == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F && modes[1] == modes[0];
+    const bool has_blocks = modes[0] == CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F &&
+                            modes[1] == CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+
+    if (a->type != CUDA_R_8F_E4M3)
+        return modes[0] == 0 && modes[1] == 0 && !product->a_scales && !product->b_scales;
+    if (capability() < 89 || a->rows % 16 || a->columns % 16 || a->stride % 16 || b->stride % 16 || d->stride % 4)
+        return false;
+    if (has_blocks && (a->columns % 4 || b->columns % 4))
+        return false;
+    return (modes[0] == 0 && modes[1] == 0) || ((has_vectors || has_blocks) && capability() == 90);
+}
+
+static bool has_scales(const struct emulated_product *product, const struct emulated_layout *a,
+                       const struct emulated_layout *b)
+{
+    const struct {
+        int32_t mode;
+        const void *scales;
+        uint64_t outer;
+    } of[] = {{product->a_mode, product->a_scales, a->columns}, {product->b_mode, product->b_scales, b->columns}};
+
+    for (int i = 0; i < 2; i++)
+        if ((of[i].mode && !of[i].scales) || (uintptr_t)of[i].scales % 16 ||
+            (of[i].scales && !cuda->is_reachable(of[i].scales, bytes_of_scales(of[i].mode, of[i].outer, a->rows))))
+            return false;
+    return true;
 }
 
 DOOR cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t product,
@@ -270,8 +401,13 @@ DOOR cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMat
         return CUBLAS_STATUS_INVALID_VALUE;
     algorithm.workspace_bytes = algorithm.num_parts * sizeof(float);
     memcpy(algorithm.align, preference->align, sizeof algorithm.align);
-    if (has_fault("heuristic") || algorithm.workspace_bytes > preference->workspace_bytes)
+    if (has_fault("heuristic") || algorithm.workspace_bytes > preference->workspace_bytes ||
+        (has_fault("fp8") && a->type == CUDA_R_8F_E4M3) || !has_codes(product, a, b, d) ||
+        (has_fault("vectors") && product->a_mode == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F))
         return CUBLAS_STATUS_NOT_SUPPORTED;
+    for (int i = 0; a->type == CUDA_R_8F_E4M3 && i < 4; i++)
+        if (preference->align[i] < 16)
+            return CUBLAS_STATUS_NOT_SUPPORTED;
     *count = 1;
     results[0].workspaceSize = algorithm.workspace_bytes;
     results[0].state = CUBLAS_STATUS_SUCCESS;
@@ -299,17 +435,18 @@ DOOR cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t
         !is_emulated(product, a_layout, b_layout, c_layout, d_layout) ||
         !fits(a, algorithm.align[0], span(a_layout)) || !fits(b, algorithm.align[1], span(b_layout)) ||
         !fits(c, algorithm.align[2], span(c_layout)) || !fits(d, algorithm.align[3], span(d_layout)) ||
-        workspace_bytes < algorithm.workspace_bytes || !fits(workspace, 16, workspace_bytes))
+        workspace_bytes < algorithm.workspace_bytes || !fits(workspace, 16, workspace_bytes) ||
+        !has_scales(product, a_layout, b_layout))
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (has_fault("matmul") || d_layout->columns > algorithm.columns ||
-        (has_fault("narrow") && d_layout->columns != algorithm.columns))
+    if (has_fault("matmul") || !has_codes(product, a_layout, b_layout, d_layout) ||
+        d_layout->columns > algorithm.columns || (has_fault("narrow") && d_layout->columns != algorithm.columns))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (!handle->has_code && cuda->load_code() != cudaSuccess)
         return CUBLAS_STATUS_INTERNAL_ERROR;
     handle->has_code = true;
-    task = {(const uint16_t *)a, (const uint16_t *)b, (float *)d, (float *)workspace, d_layout->rows,
+    task = {(const char *)a, (const char *)b, (float *)d, (float *)workspace, d_layout->rows,
             d_layout->columns, a_layout->rows, algorithm.num_parts, a_layout->stride, b_layout->stride,
-            d_layout->stride, a_layout->type == CUDA_R_16BF};
+            d_layout->stride, a_layout->type, *product};
     return cuda->launch(stream, run, &task, sizeof task) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
                                                                         : CUBLAS_STATUS_INTERNAL_ERROR;
 }

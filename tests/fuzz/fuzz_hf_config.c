@@ -1,7 +1,9 @@
 /*
- * fuzz_hf_config: any bytes as a config.json: refused with a sentence, or a shape whose numbers make a model.
+ * fuzz_hf_config: any bytes as a config.json: refused with a sentence, or a shape whose numbers make a model, and
+ * blocks of weights of 8 bits that can be.
  */
 #include "proto/model/hf_config.h"
+#include "proto/model/hf_quantization.h"
 
 #include <math.h>
 #include <string.h>
@@ -26,10 +28,15 @@ static void check(const struct hf_config *config)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    struct hf_quantization quantization;
     struct hf_config config;
 
     if (hf_config_read(data, size, &config) == OK)
         check(&config);
+    else
+        ASSERT(fail_text()[0] != '\0');
+    if (hf_quantization_read(data, size, &quantization) == OK)
+        ASSERT(quantization.block_rows >= 0 && (quantization.block_rows > 0) == (quantization.block_columns > 0));
     else
         ASSERT(fail_text()[0] != '\0');
     return 0;

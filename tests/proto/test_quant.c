@@ -171,6 +171,39 @@ static void a_float_becomes_the_nearest_fp8_code_and_a_tie_the_even_one(void **s
     assert_int_equal(float_to_fp8(1e-40f), 0);
 }
 
+/* Against a product in double, which is exact, rounded to a float and that to bf16 by a search. */
+static void scaled_codes_are_rounded_to_bf16(void **state)
+{
+    static const float scales[] = {1, 0, 0x1p-9f, 0x1.23457p-7f, 0x1.fffffep3f, 3e-38f, 1e-41f, 1e36f, 3.4e38f};
+
+    (void)state;
+    for (size_t s = 0; s < COUNT_OF(scales); s++)
+        for (int code = 0; code < 0x100; code++) {
+            float product = (float)((double)fp8_to_float((uint8_t)code) * (double)scales[s]), low, high;
+            uint8_t codes[3] = {0x38, (uint8_t)code, 0x38};
+            uint32_t bits = float_bits(product) & 0xffff0000u, next = bits + 0x10000;
+            uint16_t got[3];
+
+            fp8_to_bf16(codes, 3, scales[s], got);
+            assert_int_equal(got[0], got[2]);
+            if (isnan(product)) {
+                assert_int_equal(got[1], 0x7fc0);
+                continue;
+            }
+            memcpy(&low, &bits, 4);
+            memcpy(&high, &next, 4);
+            if (isinf(product) || product == low)
+                assert_int_equal(got[1], bits >> 16);
+            else if (isinf(high)) /* there is nothing between it and what is too large: half of the last step up */
+                assert_int_equal(got[1], (float_bits(product) & 0x8000 ? next : bits) >> 16);
+            else if (fabs((double)product - (double)low) == fabs((double)high - (double)product))
+                assert_int_equal(got[1], (bits & 0x10000 ? next : bits) >> 16);
+            else
+                assert_int_equal(got[1], (fabs((double)product - (double)low) < fabs((double)high - (double)product)
+                                              ? bits : next) >> 16);
+        }
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_half_has_the_value_of_its_sign_exponent_and_fraction),
     cmocka_unit_test(every_half_survives_the_way_to_float_and_back),
@@ -178,6 +211,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_nan_stays_a_nan_and_what_is_too_large_becomes_infinity),
     cmocka_unit_test(every_fp8_code_has_the_value_of_its_sign_exponent_and_fraction),
     cmocka_unit_test(a_float_becomes_the_nearest_fp8_code_and_a_tie_the_even_one),
+    cmocka_unit_test(scaled_codes_are_rounded_to_bf16),
     cmocka_unit_test(rows_have_the_bytes_of_their_blocks),
     cmocka_unit_test(every_type_dequantises_to_the_bits_of_gguf_py),
     cmocka_unit_test(a_type_is_found_by_its_name),

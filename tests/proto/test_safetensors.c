@@ -25,7 +25,9 @@ static void tensors_lie_where_the_header_says(void **state)
         "{\"__metadata__\":{\"format\":\"pt\"},"
         "\"a.weight\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[8,20]},"
         "\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
-        "\"c\":{\"dtype\":\"F16\",\"shape\":[1,2,1,2],\"data_offsets\":[21,29]}}  ";
+        "\"c\":{\"dtype\":\"F16\",\"shape\":[1,2,1,2],\"data_offsets\":[21,29]},"
+        "\"d\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[4,8]},"
+        "\"e\":{\"dtype\":\"F8_E4M3\",\"shape\":[2,5],\"data_offsets\":[1,11]}}  ";
     AUTO_CLOSE(bytes) struct bytes file = {0};
     AUTO_CLOSE(arena) struct arena arena = {0};
     const uint8_t *data;
@@ -36,7 +38,7 @@ static void tensors_lie_where_the_header_says(void **state)
     write_file(&file, header, 29);
     data = file.data + 8 + strlen(header);
     expect_ok(read_file(&file, &arena, &t, &n));
-    assert_int_equal(n, 3);
+    assert_int_equal(n, 5);
     assert_string_equal(t[0].name, "a.weight");
     assert_true(t[0].type == TYPE_BF16 && t[0].num_dims == 2 && t[0].num_rows == 2 && t[0].num_columns == 3);
     assert_ptr_equal(t[0].data, data + 8);
@@ -44,6 +46,8 @@ static void tensors_lie_where_the_header_says(void **state)
     assert_ptr_equal(t[1].data, data);
     assert_true(t[2].type == TYPE_F16 && t[2].num_dims == 4 && t[2].num_rows == 2 && t[2].num_columns == 2);
     assert_ptr_equal(t[2].data, data + 21); /* not aligned, which is nobody's concern */
+    assert_true(t[3].type == TYPE_F32 && t[3].num_dims == 0 && t[3].num_rows == 1 && t[3].num_columns == 1);
+    assert_true(t[4].type == TYPE_F8_E4M3 && t[4].num_dims == 2 && t[4].num_rows == 2 && t[4].num_columns == 5);
 }
 
 #define TENSOR(dtype, shape, offsets)                                                                        \
@@ -63,12 +67,12 @@ static void what_a_header_can_not_say_is_refused(void **state)
         {"{\"x y\":{}}", ERR_CORRUPT, "a tensor's name has the byte 0x20 in it"},
         {"{\"x\":{}}", ERR_CORRUPT, "tensor 'x': dtype is missing"},
         {TENSOR("7", "[1]", "[0,4]"), ERR_CORRUPT, "tensor 'x': dtype is 7; a text is needed"},
-        {TENSOR("\"F8_E4M3\"", "[4]", "[0,4]"), ERR_UNSUPPORTED,
-         "tensor 'x': dtype F8_E4M3 is not supported; these are: F32, F16, BF16"},
+        {TENSOR("\"F8_E5M2\"", "[4]", "[0,4]"), ERR_UNSUPPORTED,
+         "tensor 'x': dtype F8_E5M2 is not supported; these are: F32, F16, BF16, F8_E4M3"},
         {"{\"x\":{\"dtype\":\"F32\"}}", ERR_CORRUPT, "tensor 'x': shape is missing"},
-        {TENSOR("\"F32\"", "[]", "[0,4]"), ERR_CORRUPT, "shape is []; 1 to 4 dimensions are possible"},
-        {TENSOR("\"F32\"", "[1,1,1,1,1]", "[0,4]"), ERR_CORRUPT, "1 to 4 dimensions are possible"},
-        {TENSOR("\"F32\"", "4", "[0,4]"), ERR_CORRUPT, "shape is 4; 1 to 4 dimensions are possible"},
+        {TENSOR("\"F32\"", "[]", "[0,8]"), ERR_CORRUPT, "1 x 1 values of F32 are not the 8 bytes from 0 to 8"},
+        {TENSOR("\"F32\"", "[1,1,1,1,1]", "[0,4]"), ERR_CORRUPT, "0 to 4 dimensions are possible"},
+        {TENSOR("\"F32\"", "4", "[0,4]"), ERR_CORRUPT, "shape is 4; 0 to 4 dimensions are possible"},
         {TENSOR("\"F32\"", "[0]", "[0,0]"), ERR_CORRUPT, "dimensions from 1 to 2147483647 are possible"},
         {TENSOR("\"F32\"", "[-1]", "[0,4]"), ERR_CORRUPT, "dimensions from 1 to 2147483647 are possible"},
         {TENSOR("\"F32\"", "[1.0]", "[0,4]"), ERR_CORRUPT, "dimensions from 1 to 2147483647 are possible"},

@@ -1,4 +1,6 @@
 """A tiny model of GGUF as a folder of Hugging Face's, with the same values: what tests of such folders share."""
+import bisect
+import functools
 import json
 import os
 import struct
@@ -165,18 +167,18 @@ def _tensor(gguf, name, architecture, dtype):
         rows = [values[at:at + dims[0]] for at in range(0, len(values), dims[0])]
         key = "llama.attention.head_count" + ("_kv" if "attn_k" in name else "")
         values = [value for row in _halves(rows, gguf.metadata[key]) for value in row]
-    return dims[::-1], pack(values, dtype)
+    return dims[::-1], pack(values, dtype), dtype
 
 
-def write_safetensors(path, tensors, dtype):
-    """tensors: name: (shape, bytes)."""
+def write_safetensors(path, tensors):
+    """tensors: name: (shape, bytes, dtype)."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
-    for name, (shape, data) in tensors.items():
+    for name, (shape, data, dtype) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
         at += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    tandem.write(path, struct.pack("<Q", len(text)) + text + b"".join(data for _, data in tensors.values()))
+    tandem.write(path, struct.pack("<Q", len(text)) + text + b"".join(data for _, data, _ in tensors.values()))
 
 
 def _hf_name(name, architecture):
@@ -187,23 +189,28 @@ def _hf_name(name, architecture):
     return f"model.layers.{parts[1]}.{names[parts[2]]}.{parts[3]}"
 
 
-def make(name, architecture="llama", dtype="F32", num_shards=1, **options):
-    """A folder of that name, and NAME.gguf of the same values: their paths."""
-    gguf = Gguf(tandem.make_tiny_model(f"{name}-original.gguf", architecture, **options))
-    tensors = {_hf_name(t, architecture): _tensor(gguf, t, architecture, dtype) for t in gguf.tensors}
+def _write(name, gguf, config, tensors, num_shards):
     tokenizer, tokenizer_config = _tokenizer(gguf)
     os.makedirs(tandem.path(name), exist_ok=True)
     files = [f"model-{i + 1:05}-of-{num_shards:05}.safetensors" for i in range(num_shards)]
     if num_shards == 1:
-        write_safetensors(f"{name}/model.safetensors", tensors, dtype)
+        write_safetensors(f"{name}/model.safetensors", tensors)
     else:
         places = {tensor: files[i % num_shards] for i, tensor in enumerate(tensors)}
         for file in files:
-            write_safetensors(f"{name}/{file}", {t: tensors[t] for t in tensors if places[t] == file}, dtype)
+            write_safetensors(f"{name}/{file}", {t: tensors[t] for t in tensors if places[t] == file})
         tandem.write(f"{name}/model.safetensors.index.json", json.dumps({"weight_map": places}))
-    for file, value in (("config.json", _config(gguf, architecture)), ("tokenizer.json", tokenizer),
+    for file, value in (("config.json", config), ("tokenizer.json", tokenizer),
                         ("tokenizer_config.json", tokenizer_config)):
         tandem.write(f"{name}/{file}", json.dumps(value))
+    return tandem.path(name)
+
+
+def make(name, architecture="llama", dtype="F32", num_shards=1, **options):
+    """A folder of that name, and NAME.gguf of the same values: their paths."""
+    gguf = Gguf(tandem.make_tiny_model(f"{name}-original.gguf", architecture, **options))
+    tensors = {_hf_name(t, architecture): _tensor(gguf, t, architecture, dtype) for t in gguf.tensors}
+    _write(name, gguf, _config(gguf, architecture), tensors, num_shards)
     return tandem.path(name), tandem.write(f"{name}.gguf", bytes(gguf.data))
 
 
@@ -217,3 +224,89 @@ def edit(folder, file, change):
     change(value)
     with open(path, "w") as f:
         json.dump(value, f)
+
+
+# ---- weights of 8 bits --------------------------------------------------------------------------
+
+_POSITIVE_FP8 = [(i % 8 / 8 + (i >= 8)) * 2.0 ** max(i // 8 - 7, -6) for i in range(0x7f)]  # e4m3: 0 to 448
+
+
+def _fp8_code(value):
+    at = bisect.bisect(_POSITIVE_FP8, abs(value))
+    low, high = _POSITIVE_FP8[at - 1], _POSITIVE_FP8[min(at, 0x7e)]
+    return (at - 1 if abs(value) - low <= high - abs(value) else at) | (value < 0) << 7
+
+
+def _fp8_value(code):
+    return _POSITIVE_FP8[code & 0x7f] * (-1 if code & 0x80 else 1)
+
+
+_COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized",
+               "quantization_status": "compressed", "ignore": ["lm_head"], "kv_cache_scheme": None}
+
+
+def _group(strategy, **more):
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy, **more}
+    activations = {**weights, "dynamic": strategy != "tensor", "strategy": "token", "block_structure": None}
+    return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights,
+                                          "input_activations": activations, "output_activations": None}}}
+
+
+# As they are written: architecture, quantization_config, what a scale is called, its block (0: all), type, shape.
+FP8_FORMS = {
+    "blocks": ("qwen3", {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                         "weight_block_size": [128, 128]}, "weight_scale_inv", (128, 128), "F32", 2),
+    "blocks-that-ranks-cut": ("llama", {"quant_method": "fp8", "activation_scheme": "dynamic",
+                                        "weight_block_size": [48, 40]}, "weight_scale_inv", (48, 40), "BF16", 2),
+    "compressed-blocks": ("llama", {**_COMPRESSED, **_group("block", block_structure=[128, 128])},
+                          "weight_scale", (128, 128), "BF16", 2),
+    "channels": ("llama", {**_COMPRESSED, **_group("channel")}, "weight_scale", (1, 0), "BF16", 2),
+    "tensors": ("gemma3", {**_COMPRESSED, **_group("tensor")}, "weight_scale", (0, 0), "F16", 1),
+    "scalars": ("qwen3", {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
+                "weight_scale", (0, 0), "F32", 0),
+    "fbgemm": ("llama", {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0,
+                         "modules_to_not_convert": None}, "weight_scale", (1, 0), "F32", 2),
+}
+
+
+def _quantise(shape, values, block, scale_dtype):
+    """Codes, scales and what they stand for."""
+    height, width = block[0] or shape[0], block[1] or shape[1]
+    across = -(-shape[1] // width)
+    most = [0.0] * (-(-shape[0] // height) * across)
+
+    def block_of(i):
+        return i // shape[1] // height * across + i % shape[1] // width
+
+    for i, value in enumerate(values):
+        most[block_of(i)] = max(most[block_of(i)], abs(value))
+    scales = unpack(pack([m / 448 for m in most], scale_dtype), scale_dtype)
+    codes = bytes(_fp8_code(max(-448, min(448, value / scales[block_of(i)]))) for i, value in enumerate(values))
+    stand_for = [_fp8_value(code) * scales[block_of(i)] for i, code in enumerate(codes)]
+    return codes, scales, stand_for
+
+
+@functools.lru_cache
+def make_fp8(form):
+    """A folder of that form, and one of BF16 that has what its codes and scales stand for: their paths."""
+    architecture, quantization, scale_name, block, scale_dtype, num_dims = FP8_FORMS[form]
+    gguf = Gguf(tandem.make_tiny_model(f"{form}-original.gguf", architecture))
+    fp8, bf16 = {}, {}
+    for t in gguf.tensors:
+        name = _hf_name(t, architecture)
+        shape, data, _ = tensor = _tensor(gguf, t, architecture, "BF16")
+        fp8[name] = bf16[name] = tensor
+        if "_proj" not in name or "layers.1.self_attn.v_proj" in name:  # as lists of what is left say
+            continue
+        values = [value * (1 + (i // shape[1] // 100 + i % shape[1] // 100) % 3) for i, value
+                  in enumerate(unpack(data, "BF16"))]  # so that no two blocks have one scale by chance
+        codes, scales, stand_for = _quantise(shape, values, block, scale_dtype)
+        of_scales = [-(-shape[0] // (block[0] or shape[0])), -(-shape[1] // (block[1] or shape[1]))][:num_dims]
+        fp8[name] = shape, codes, "F8_E4M3"
+        fp8[name.replace("weight", scale_name)] = of_scales, pack(scales, scale_dtype), scale_dtype
+        bf16[name] = shape, pack(stand_for, "BF16"), "BF16"
+        if "static" in json.dumps(quantization) or form == "tensors":
+            fp8[name.replace("weight", "input_scale")] = of_scales, pack([0.01], "F32"), "F32"
+    config = _config(gguf, architecture)
+    return (_write(form, gguf, {**config, "quantization_config": quantization}, fp8, 2),
+            _write(f"{form}-expanded", gguf, config, bf16, 1))

@@ -11,9 +11,11 @@ import time
 import unittest
 import unittest.mock
 
+import folders
 import ranks
 import tandem
 from server import Server, children_of, wait_for
+from test_control import Controlled
 from test_dummy import GEMMA3, SHAPE, folder
 from test_one_answer import MODEL, requests
 
@@ -174,6 +176,47 @@ class Cuda(unittest.TestCase):
         self.assertEqual(rc, 0, err)
         self.assertEqual(sorted(out.splitlines()), sorted(own))
         self.assertEqual(err.count("cuBLASLt refuses a matmul"), 1, err)
+
+    def test_weights_of_8_bits_are_the_halves_that_they_stand_for(self):
+        path = tandem.write_lines("cuda-fp8.jsonl", requests(4, 30, 4))
+        for form, row in (("blocks-that-ranks-cut", "--tp 2"), ("tensors", "")):
+            with self.subTest(form=form, row=row):
+                folder, expanded = folders.make_fp8(form)
+                self.assertEqual(self.ask(folder, path, *CUDA, *row.split()), self.ask(expanded, path, *CUDA))
+
+    @unittest.skipUnless(LT_LIBRARY, "TANDEM_TEST_CUBLASLT names no cuBLASLt: a GPU has one capability")
+    def test_rows_of_8_bits_cost_little_likelihood(self):
+        """By the library's scales, and by our own; and none where a GPU has no codes."""
+        path = tandem.write_lines("cuda-fp8-lt.jsonl", [
+            {"prompt_token_ids": [20 + (i * 37 + t * t * 11) % 200 for t in range(50)], "max_tokens": 1,
+             "prompt_logprobs": 0, "temperature": 0} for i in range(3)])
+
+        def mean_of(lines):
+            scores = [entry["logprob"] for line in lines for entry in json.loads(line)["prompt_logprobs"][1:]]
+            self.assertEqual(len(scores), 3 * 49)
+            return sum(scores) / len(scores)
+
+        for form, capability, row, is_rounded in (
+                ("channels", "9.0", "", True), ("channels", "8.9", "--tp 2", True),
+                ("blocks", "9.0", "--tp 2", True), ("blocks", "8.0", "", False)):
+            with self.subTest(form=form, capability=capability), \
+                    unittest.mock.patch.dict(os.environ, EMULATED_CUDA_CAPABILITY=capability):
+                folder, expanded = folders.make_fp8(form)
+                alone = [*CUDA, *CUBLASLT, "--max-num-seqs", "1", "--no-async-scheduling", *row.split()]
+                wanted, got = self.ask(expanded, path, *alone), self.ask(folder, path, *alone)
+                self.assertEqual(got != wanted, is_rounded)
+                self.assertLess(abs(mean_of(got) / mean_of(wanted) - 1), 0.002)
+
+    @unittest.skipUnless(LT_LIBRARY, "TANDEM_TEST_CUBLASLT names no cuBLASLt: a GPU has one capability")
+    def test_reloaded_weights_of_8_bits_are_multiplied_as_such(self):
+        folder, _ = folders.make_fp8("channels")
+        with Controlled(*CUDA, *CUBLASLT, model_file=folder, env={"EMULATED_CUDA_CAPABILITY": "9.0"}) as server:
+            def scores():
+                return server.complete(prompt=list(range(20, 32)), logprobs=1, max_tokens=2)["choices"]
+
+            before = scores()
+            self.assertEqual(server.tell("weights", "reload", folder)["version"], 1)
+            self.assertEqual(scores(), before)
 
     @unittest.skipUnless(os.environ.get("TANDEM_TEST_MODELS"), "TANDEM_TEST_MODELS names no folder of weights")
     def test_real_weights_give_the_answers_of_the_cpu(self):

@@ -312,6 +312,15 @@ class Folder(unittest.TestCase):
                       "(--generation-config vllm does without it)", err)
         tokens("--generation-config", "vllm")
 
+    def test_weights_of_8_bits_are_what_their_codes_and_scales_stand_for(self):
+        """Bit for bit, for any number of ranks: three of them cut blocks of 128."""
+        for i, form in enumerate(folders.FP8_FORMS):
+            with self.subTest(form=form):
+                folder, expanded = folders.make_fp8(form)
+                wanted = self.answers(expanded)
+                self.assertEqual(self.answers(folder), wanted)
+                self.assertEqual(self.answers(folder, "--tp", 3 - i % 2), wanted)
+
     def test_one_that_is_not_whole_is_refused(self):
         folder, file = folders.make("broken", "llama", "BF16", 2)
         index = f"{folder}/model.safetensors.index.json"
@@ -338,7 +347,7 @@ class Folder(unittest.TestCase):
         tandem.write(f"broken/{shard}", whole[:-100])
         refused(f"broken: {shard}: tensor '")
         tandem.write(f"broken/{shard}", whole.replace(b'"BF16"', b'"F8x2"'))
-        refused("dtype F8x2 is not supported; these are: F32, F16, BF16")
+        refused("dtype F8x2 is not supported; these are: F32, F16, BF16, F8_E4M3")
         os.unlink(f"{folder}/{shard}")
         refused(f"broken: {shard}: No such file")
 

@@ -5,63 +5,168 @@
 /* matrix_pack fills a matrix in several calls only at multiples of this. */
 enum { PACK_UNIT = 32 };
 
+enum { EXPAND_BYTES = 8 << 20 }; /* of weights that are expanded at a time */
+
+enum tensor_type linear_type(const struct tensor *tensor)
+{
+    return tensor->type == TYPE_F8_E4M3 ? TYPE_BF16 : tensor->type;
+}
+
 static bool fit_in_one_matrix(const struct linear_part *parts, int32_t num_parts)
 {
     for (int32_t i = 0; i + 1 < num_parts; i++)
-        if (parts[i].tensor->type != parts[i + 1].tensor->type ||
+        if (linear_type(parts[i].tensor) != linear_type(parts[i + 1].tensor) ||
             parts[i].num_rows % PACK_UNIT != 0)
             return false;
     return true;
 }
 
-static struct matrix *add_matrix(struct linear *linear, struct slab *slab, struct device *dev,
-                                 enum tensor_type type, int32_t n)
-{
-    struct matrix *w = &linear->matrices[linear->num_matrices++];
-    int64_t bytes = device_kernels(dev)->matrix_bytes(type, n, linear->k);
+/* Some rows of a part of F8_E4M3. */
+struct expansion {
+    const struct linear_part *part;
+    int32_t first_row; /* of the part */
+    uint16_t *out;     /* [rows, part->num_columns] */
+};
 
-    ASSERT(bytes >= 0);
-    *w = (struct matrix){
-        .type = type,
-        .n = n,
-        .k = linear->k,
-        .data = slab_take(slab, bytes),
-    };
-    return w;
+static void expand_rows(void *args, int64_t first, int64_t end, int32_t thread)
+{
+    const struct expansion *expansion = args;
+    const struct linear_part *part = expansion->part;
+
+    (void)thread;
+    for (int64_t i = first; i < end; i++)
+        tensor_to_bf16(part->tensor, part->first_row + expansion->first_row + i, part->first_column,
+                       part->num_columns, expansion->out + i * part->num_columns);
 }
 
-static void pack(struct matrix *w, int32_t at, struct slab *slab, struct device *dev,
-                 const struct linear_part *part)
+/* A few rows at a time, so that the host needs little memory beside the file. */
+static void pack_expanded(struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
+{
+    int64_t row_bytes = part->num_columns * (int64_t)sizeof(uint16_t);
+    int32_t piece = (int32_t)MAX((int64_t)1, EXPAND_BYTES / row_bytes / PACK_UNIT) * PACK_UNIT;
+    AUTO_MEM uint16_t *out = mem_new_array(uint16_t, MIN(piece, part->num_rows) * (int64_t)part->num_columns);
+
+    for (int32_t first = 0; first < part->num_rows; first += piece) {
+        int32_t count = MIN(piece, part->num_rows - first);
+
+        device_share_out(dev, count, expand_rows, &(struct expansion){part, first, out});
+        device_kernels(dev)->matrix_pack(dev, w, at + first, count, out, row_bytes, 0);
+    }
+}
+
+static void pack(struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
 {
     int64_t row_bytes = tensor_row_bytes(part->tensor->type, part->tensor->num_columns);
 
-    if (!slab_is_measuring(slab))
+    if (part->tensor->type == TYPE_F8_E4M3)
+        pack_expanded(w, at, dev, part);
+    else
         device_kernels(dev)->matrix_pack(dev, w, at, part->num_rows,
                                          (const char *)part->tensor->data +
                                              part->first_row * row_bytes,
                                          row_bytes, part->first_column);
 }
 
+/* ---- codes, where the device multiplies by them too ------------------------------------------- */
+
+enum { FP8_BLOCK = 128 }; /* as fp8_pack has them */
+
+/* Is there a scale for each row of all parts, one after another? */
+static bool has_row_scales(const struct linear_part *parts, int32_t num_parts)
+{
+    for (int32_t i = 0; i < num_parts; i++) {
+        const struct tensor_scales *scales = &parts[i].tensor->scales;
+
+        if (parts[i].tensor->type != TYPE_F8_E4M3 || scales->columns != parts[i].tensor->num_columns ||
+            (scales->rows != 1 && scales->rows != parts[i].tensor->num_rows))
+            return false;
+    }
+    return true;
+}
+
+/* Are blocks of the tensors blocks of the matrix? Not where a rank's part begins inside of one. */
+static bool has_block_scales(const struct linear_part *parts, int32_t num_parts)
+{
+    for (int32_t i = 0; i < num_parts; i++) {
+        const struct tensor_scales *scales = &parts[i].tensor->scales;
+
+        if (parts[i].tensor->type != TYPE_F8_E4M3 || scales->rows != FP8_BLOCK || scales->columns != FP8_BLOCK ||
+            parts[i].first_row % FP8_BLOCK != 0 || parts[i].first_column % FP8_BLOCK != 0 ||
+            (i + 1 < num_parts && parts[i].num_rows % FP8_BLOCK != 0))
+            return false;
+    }
+    return true;
+}
+
+static void pack_codes(const struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
+{
+    const struct tensor *tensor = part->tensor;
+    int32_t height = w->fp8_has_blocks ? FP8_BLOCK : 1, width = w->fp8_has_blocks ? FP8_BLOCK : w->k;
+    int64_t rows = (part->num_rows + height - 1) / height, columns = (part->num_columns + width - 1) / width;
+    int64_t across = (tensor->num_columns + tensor->scales.columns - 1) / tensor->scales.columns;
+    AUTO_MEM float *scales = mem_new_array(float, rows * columns);
+
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) {
+            int64_t row = part->first_row + r * height, column = part->first_column + c * width;
+
+            scales[r * columns + c] = tensor->scales.values[row / tensor->scales.rows * across +
+                                                            column / tensor->scales.columns];
+        }
+    device_kernels(dev)->fp8_pack(dev, w, at, part->num_rows,
+                                  (const uint8_t *)tensor->data + part->first_row * tensor->num_columns +
+                                      part->first_column,
+                                  tensor->num_columns, scales);
+}
+
+/* What the matrix has of them: 0 bytes where it has none. */
+static int64_t find_codes(struct matrix *w, struct device *dev, const struct linear_part *parts, int32_t num_parts)
+{
+    const struct kernels *kernels = device_kernels(dev);
+
+    w->fp8_has_blocks = has_block_scales(parts, num_parts);
+    if (!kernels->fp8_bytes || (!w->fp8_has_blocks && !has_row_scales(parts, num_parts)))
+        return 0;
+    return kernels->fp8_bytes(dev, w->n, w->k, w->fp8_has_blocks);
+}
+
+/* ---- a layer ---------------------------------------------------------------------------------- */
+
+static void add_matrix(struct linear *linear, struct slab *slab, struct device *dev,
+                       const struct linear_part *parts, int32_t num_parts)
+{
+    struct matrix *w = &linear->matrices[linear->num_matrices++];
+    int64_t bytes, fp8_bytes;
+
+    *w = (struct matrix){.type = linear_type(parts[0].tensor), .k = linear->k};
+    for (int32_t i = 0; i < num_parts; i++)
+        w->n += parts[i].num_rows;
+    linear->n += w->n;
+    bytes = device_kernels(dev)->matrix_bytes(w->type, w->n, w->k);
+    ASSERT(bytes >= 0);
+    w->data = slab_take(slab, bytes);
+    fp8_bytes = find_codes(w, dev, parts, num_parts);
+    if (fp8_bytes)
+        w->fp8 = slab_take(slab, fp8_bytes);
+    linear->code_bytes += fp8_bytes;
+    if (slab_is_measuring(slab))
+        return;
+    for (int32_t i = 0, at = 0; i < num_parts; at += parts[i++].num_rows) {
+        pack(w, at, dev, &parts[i]);
+        if (fp8_bytes)
+            pack_codes(w, at, dev, &parts[i]);
+    }
+}
+
 void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
                  const struct linear_part *parts, int32_t num_parts)
 {
-    bool together = fit_in_one_matrix(parts, num_parts);
-    struct matrix *w = NULL;
-    int32_t at = 0;
+    int32_t of_matrix = fit_in_one_matrix(parts, num_parts) ? num_parts : 1;
 
     ASSERT(num_parts >= 1 && num_parts <= LINEAR_MAX_PARTS);
     *linear = (struct linear){.k = parts[0].num_columns};
-    for (int32_t i = 0; i < num_parts; i++)
-        linear->n += parts[i].num_rows;
-
-    if (together)
-        w = add_matrix(linear, slab, dev, parts[0].tensor->type, linear->n);
-    for (int32_t i = 0; i < num_parts; i++) {
-        if (!together)
-            w = add_matrix(linear, slab, dev, parts[i].tensor->type, parts[i].num_rows);
-        pack(w, together ? at : 0, slab, dev, &parts[i]);
-        at += parts[i].num_rows;
-    }
+    for (int32_t i = 0; i < num_parts; i += of_matrix)
+        add_matrix(linear, slab, dev, parts + i, of_matrix);
 }
 
 bool linear_is_half(const struct linear *linear)

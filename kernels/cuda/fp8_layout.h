@@ -1,0 +1,53 @@
+/*
+ * fp8_layout: how codes of 8 bits (e4m3) and their scales lie on a GPU, for the host that packs them and cuBLASLt,
+ * which reads them as they are:
+ *
+ *   codes   columns of the matrix (rows of the file) one after another, in order of k, then zeros up to a multiple
+ *           of 32
+ *   scales  from a multiple of 256 bytes on, floats: one of each column; or for each 128 columns those of each 128
+ *           of k, and zeros up to a multiple of 4
+ *
+ * Kept readable by C++ and nvcc.
+ *
+ * Thread: any (no state).
+ */
+#ifndef KERNELS_CUDA_FP8_LAYOUT_H
+#define KERNELS_CUDA_FP8_LAYOUT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    FP8_PAD = 32,
+    FP8_BLOCK = 128,
+    FP8_COLUMNS = 16, /* cuBLASLt wants a multiple */
+    FP8_SCALES_ALIGN = 256,
+};
+
+static inline int64_t fp8_row_stride(int32_t k)
+{
+    return ((int64_t)k + FP8_PAD - 1) / FP8_PAD * FP8_PAD;
+}
+
+static inline int64_t fp8_scales_at(int32_t n, int32_t k)
+{
+    return (n * fp8_row_stride(k) + FP8_SCALES_ALIGN - 1) / FP8_SCALES_ALIGN * FP8_SCALES_ALIGN;
+}
+
+static inline int32_t fp8_num_blocks(int32_t items)
+{
+    return items / FP8_BLOCK + (items % FP8_BLOCK != 0);
+}
+
+/* From the scales of 128 columns to those of the next. */
+static inline int32_t fp8_block_stride(int32_t k)
+{
+    return (fp8_num_blocks(k) + 3) / 4 * 4;
+}
+
+static inline int64_t fp8_matrix_bytes(int32_t n, int32_t k, bool has_blocks)
+{
+    return fp8_scales_at(n, k) + 4 * (has_blocks ? (int64_t)fp8_num_blocks(n) * fp8_block_stride(k) : n);
+}
+
+#endif

@@ -1,0 +1,563 @@
+/*
+ * Matmuls by codes of 8 bits and their scales, by cuBLASLt: as test_cublaslt.c has those of 16 bits. Emulated GPUs
+ * are of three kinds: one that multiplies by scales of vectors and blocks, one that has codes alone, one that has
+ * none.
+ */
+#include "tests/kernels/arrays.h"
+#include "tests/support/expect.h"
+
+#include "proto/base/memory.h"
+
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BLOCK = 128, HOPPER = 0, ADA = 1, AMPERE = 2 }; /* ordinals */
+
+struct problem {
+    int32_t rows, n, k;
+    bool has_blocks;
+    uint8_t *codes; /* [n, k] */
+    float *scales;  /* [n], or [n / 128, k / 128], rounded up */
+    uint16_t *bf16; /* [n, k] that they stand for */
+    float *x;       /* [rows, k] */
+    double *wanted; /* [rows, n]: of x in codes, exactly */
+    double *most;   /* likewise: the sum of what is added, all of it positive */
+    double *plain;  /* likewise: of x as it is */
+};
+
+struct result {
+    float *out, *alone; /* [rows, n]: matmul, matmul_groups_float */
+    double *sums;       /* [rows, n]: matmul_groups */
+};
+
+/* ---- devices ----------------------------------------------------------------------------------- */
+
+static const char *library(void)
+{
+    return getenv("TANDEM_TEST_CUBLASLT");
+}
+
+static enum status open_gpu(int32_t ordinal, struct device **out)
+{
+    return device_open(&(struct device_options){.name = "cuda",
+                                                .num_threads = 1,
+                                                .ordinal = ordinal,
+                                                .module = getenv("TANDEM_TEST_CUDA_MODULE"),
+                                                .cublaslt_rows = 9,
+                                                .cublaslt = library()},
+                       out);
+}
+
+static struct device *gpu(int32_t ordinal)
+{
+    struct device *dev;
+
+    expect_ok(open_gpu(ordinal, &dev));
+    return dev;
+}
+
+static struct device *gpu_with(int32_t ordinal, const char *fault)
+{
+    struct device *dev;
+
+    setenv("EMULATED_CUBLASLT_FAULT", fault, 1);
+    dev = gpu(ordinal);
+    return dev;
+}
+
+static void *array(struct device *dev, const void *from, int64_t bytes)
+{
+    void *p;
+
+    expect_ok(device_alloc(dev, bytes, "a test's array", &p));
+    if (from)
+        expect_ok(device_write(dev, p, from, bytes));
+    return p;
+}
+
+/* ---- problems ---------------------------------------------------------------------------------- */
+
+static float scale_at(const struct problem *p, int32_t column, int32_t k)
+{
+    return p->has_blocks ? p->scales[column / BLOCK * ((p->k + BLOCK - 1) / BLOCK) + k / BLOCK] : p->scales[column];
+}
+
+/* As a GPU does: a scale of the row, or of each 128 of it. */
+static void make_codes_of_row(const struct problem *p, const float *x, double *out)
+{
+    int32_t width = p->has_blocks ? BLOCK : p->k;
+
+    for (int32_t first = 0; first < p->k; first += width) {
+        int32_t end = MIN(first + width, p->k);
+        float most = 0, scale;
+
+        for (int32_t k = first; k < end; k++)
+            most = fmaxf(most, fabsf(x[k]));
+        scale = fmaxf(most / 448, 0x1p-100f);
+        for (int32_t k = first; k < end; k++)
+            out[k] = (double)fp8_to_float(float_to_fp8(x[k] * (1 / scale))) * (double)scale;
+    }
+}
+
+static void specify(struct problem *p)
+{
+    AUTO_MEM double *x = mem_new_array(double, p->k);
+
+    for (int32_t r = 0; r < p->rows; r++) {
+        make_codes_of_row(p, p->x + (int64_t)r * p->k, x);
+        for (int32_t c = 0; c < p->n; c++) {
+            double sum = 0, most = 0, plain = 0;
+
+            for (int32_t k = 0; k < p->k; k++) {
+                double w = (double)fp8_to_float(p->codes[(int64_t)c * p->k + k]) * (double)scale_at(p, c, k);
+
+                sum += x[k] * w;
+                most += fabs(x[k] * w);
+                plain += (double)p->x[(int64_t)r * p->k + k] * w;
+            }
+            p->wanted[(int64_t)r * p->n + c] = sum;
+            p->most[(int64_t)r * p->n + c] = most;
+            p->plain[(int64_t)r * p->n + c] = plain;
+        }
+    }
+}
+
+static void problem_init(struct problem *p)
+{
+    struct random random = {(uint64_t)(p->rows + p->n * 7 + p->k + p->has_blocks)};
+    int64_t num_scales = p->has_blocks ? (p->n + BLOCK - 1) / BLOCK * (int64_t)((p->k + BLOCK - 1) / BLOCK) : p->n;
+
+    p->codes = mem_new_array(uint8_t, (int64_t)p->n * p->k);
+    p->bf16 = mem_new_array(uint16_t, (int64_t)p->n * p->k);
+    p->scales = mem_new_array(float, num_scales);
+    p->x = mem_new_array(float, (int64_t)p->rows * p->k);
+    p->wanted = mem_new_array(double, (int64_t)p->rows * p->n);
+    p->most = mem_new_array(double, (int64_t)p->rows * p->n);
+    p->plain = mem_new_array(double, (int64_t)p->rows * p->n);
+    for (int64_t i = 0; i < num_scales; i++)
+        p->scales[i] = random_float(&random, 0.0005f, 0.004f);
+    for (int64_t i = 0; i < (int64_t)p->n * p->k; i++) {
+        p->codes[i] = float_to_fp8(random_float(&random, -448, 448));
+        fp8_to_bf16(&p->codes[i], 1, scale_at(p, (int32_t)(i / p->k), (int32_t)(i % p->k)), &p->bf16[i]);
+    }
+    random_hidden(&random, p->x, (int64_t)p->rows * p->k);
+}
+
+static void problem_close(struct problem *p)
+{
+    mem_free(p->codes);
+    mem_free(p->bf16);
+    mem_free(p->scales);
+    mem_free(p->x);
+    mem_free(p->wanted);
+    mem_free(p->most);
+    mem_free(p->plain);
+}
+
+/* Codes in two parts, where they can be. */
+static void weights_init(const struct problem *p, struct device *dev, struct matrix *w)
+{
+    const struct kernels *kernels = device_kernels(dev);
+    int64_t bytes = kernels->fp8_bytes(dev, p->n, p->k, p->has_blocks), across = (p->k + BLOCK - 1) / BLOCK;
+    int32_t half = p->n > BLOCK ? BLOCK : 0;
+
+    matrix_init(w, dev, TYPE_BF16, p->bf16, p->k, 0, p->n, 0, p->k);
+    w->fp8_has_blocks = p->has_blocks;
+    if (!bytes)
+        return;
+    w->fp8 = array(dev, NULL, bytes);
+    if (half)
+        kernels->fp8_pack(dev, w, 0, half, p->codes, p->k, p->scales);
+    kernels->fp8_pack(dev, w, half, p->n - half, p->codes + (int64_t)half * p->k, p->k,
+                      p->scales + (p->has_blocks ? half / BLOCK * across : half));
+}
+
+static void weights_close(const struct problem *p, struct device *dev, struct matrix *w)
+{
+    if (w->fp8)
+        device_free(dev, w->fp8, device_kernels(dev)->fp8_bytes(dev, p->n, p->k, p->has_blocks));
+    matrix_close(w, dev);
+}
+
+/* skew: floats before the results, and behind each row, of which none may be touched. */
+static void multiply(const struct problem *p, struct device *dev, const struct matrix *w, int32_t skew,
+                     struct result *result)
+{
+    const struct kernels *kernels = device_kernels(dev);
+    int64_t stride = p->n + skew, count = (int64_t)p->rows * p->n, x_bytes = (int64_t)p->rows * p->k * 4;
+    int64_t out_count = skew + p->rows * stride;
+    float *wide = mem_new_array(float, out_count);
+    struct activations a = {.rows = p->rows, .k = p->k, .x = array(dev, p->x, x_bytes)};
+    float *out, *alone = array(dev, NULL, count * 4);
+    double *sums = array(dev, NULL, count * 8);
+
+    *result = (struct result){mem_new_array(float, count), mem_new_array(float, count),
+                              mem_new_array(double, count)};
+    for (int64_t i = 0; i < out_count; i++)
+        wide[i] = 12345;
+    out = array(dev, wide, out_count * 4);
+    kernels->matmul(dev, out + skew, stride, &a, w);
+    expect_ok(device_read(dev, wide, out, out_count * 4));
+    for (int64_t i = 0; i < skew; i++)
+        assert_true(wide[i] == 12345);
+    for (int32_t r = 0; r < p->rows; r++) {
+        memcpy(result->out + (int64_t)r * p->n, wide + skew + r * stride, (size_t)p->n * 4);
+        for (int i = 0; i < skew; i++)
+            assert_true(wide[skew + r * stride + p->n + i] == 12345);
+    }
+    kernels->matmul_groups(dev, sums, &a, w, 32);
+    kernels->matmul_groups_float(dev, alone, &a, w, 32);
+    expect_ok(device_read(dev, result->sums, sums, count * 8));
+    expect_ok(device_read(dev, result->alone, alone, count * 4));
+    device_free(dev, a.x, x_bytes);
+    device_free(dev, out, out_count * 4);
+    device_free(dev, alone, count * 4);
+    device_free(dev, sums, count * 8);
+    mem_free(wide);
+}
+
+static void result_close(struct result *result)
+{
+    mem_free(result->out);
+    mem_free(result->alone);
+    mem_free(result->sums);
+}
+
+static bool are_same(const struct problem *p, const struct result *a, const struct result *b)
+{
+    size_t count = (size_t)p->rows * (size_t)p->n;
+
+    return memcmp(a->out, b->out, count * 4) == 0 && memcmp(a->sums, b->sums, count * 8) == 0 &&
+           memcmp(a->alone, b->alone, count * 4) == 0;
+}
+
+/* Floats are added up in an order of the library's. */
+static void expect_exact(const struct problem *p, const struct result *result)
+{
+    for (int64_t i = 0; i < (int64_t)p->rows * p->n; i++) {
+        double bound = 2e-6 * p->most[i] + 1e-30;
+
+        if (fabs((double)result->out[i] - p->wanted[i]) > bound)
+            fail_msg("%d x %d x %d%s: %lld: %.9g, not %.9g", p->rows, p->n, p->k, p->has_blocks ? " in blocks" : "",
+                     (long long)i, (double)result->out[i], p->wanted[i]);
+        assert_true(fabs((double)result->alone[i] - p->wanted[i]) <= bound);
+        assert_true(fabs(result->sums[i] - p->wanted[i]) <= bound + EXACT_GRID);
+        assert_true(result->sums[i] == nearbyint(result->sums[i] / EXACT_GRID) * EXACT_GRID);
+    }
+}
+
+/* What rounding rows to 8 bits costs: the root of the mean square of errors beside that of results. */
+static double error_of(const struct problem *p, const struct result *result)
+{
+    double error = 0, all = 0;
+
+    for (int64_t i = 0; i < (int64_t)p->rows * p->n; i++) {
+        error += ((double)result->out[i] - p->plain[i]) * ((double)result->out[i] - p->plain[i]);
+        all += p->plain[i] * p->plain[i];
+    }
+    return sqrt(error / all);
+}
+
+/* How often what goes to stderr in the meantime has `part`. */
+static int count_told(const struct problem *p, struct device *dev, const struct matrix *w, struct result *result,
+                      const char *part)
+{
+    char path[] = "/tmp/test_cublaslt_fp8.XXXXXX";
+    int file = mkstemp(path), was = dup(2), count = 0;
+    struct stat stat;
+    char *text;
+
+    unlink(path);
+    dup2(file, 2);
+    multiply(p, dev, w, 0, result);
+    dup2(was, 2);
+    close(was);
+    assert_int_equal(fstat(file, &stat), 0);
+    text = mem_new_array(char, stat.st_size + 1);
+    assert_true(pread(file, text, (size_t)stat.st_size, 0) == stat.st_size);
+    for (const char *at = text; (at = strstr(at, part)); at++)
+        count++;
+    mem_free(text);
+    close(file);
+    return count;
+}
+
+/* ---- tests ------------------------------------------------------------------------------------- */
+
+static void who_has_codes_says_so(void **state)
+{
+    static const struct {
+        int32_t ordinal;
+        bool has_rows, has_blocks;
+    } kinds[] = {{HOPPER, true, true}, {ADA, true, false}, {AMPERE, false, false}};
+    struct device *cpu = open_device("ref", 1);
+
+    (void)state;
+    assert_null(device_kernels(cpu)->fp8_bytes);
+    device_close(cpu);
+    for (size_t i = 0; library() && i < COUNT_OF(kinds); i++) {
+        struct device *dev = gpu(kinds[i].ordinal);
+        const struct kernels *kernels = device_kernels(dev);
+
+        assert_int_equal(kernels->fp8_bytes(dev, 64, 96, false) > 0, kinds[i].has_rows);
+        assert_int_equal(kernels->fp8_bytes(dev, 64, 96, true) > 0, kinds[i].has_blocks);
+        assert_int_equal(kernels->fp8_bytes(dev, 72, 96, false), 0); /* the library wants multiples of 16 */
+        device_close(dev);
+    }
+}
+
+static void codes_are_multiplied_with_their_scales(void **state)
+{
+    static const int32_t shapes[][3] = {/* rows, n, k */
+                                        {9, 32, 64}, {17, 48, 200}, {30, 160, 384}, {32, 16, 32}, {11, 272, 600}};
+
+    (void)state;
+    for (int32_t ordinal = HOPPER; ordinal <= (library() ? ADA : HOPPER); ordinal++)
+        for (size_t i = 0; i < 2 * COUNT_OF(shapes); i++) {
+            struct problem p = {shapes[i / 2][0], shapes[i / 2][1], shapes[i / 2][2], .has_blocks = i % 2};
+            struct device *dev = gpu(ordinal);
+            struct matrix w;
+
+            problem_init(&p);
+            specify(&p);
+            weights_init(&p, dev, &w);
+            for (int32_t skew = 0; w.fp8 && skew < 4; skew += 3) {
+                struct result result;
+
+                multiply(&p, dev, &w, skew, &result);
+                expect_exact(&p, &result);
+                assert_true(error_of(&p, &result) < 0.04);
+                result_close(&result);
+            }
+            weights_close(&p, dev, &w);
+            problem_close(&p);
+            device_close(dev);
+        }
+}
+
+static void few_rows_are_multiplied_as_the_weights_of_16_bits(void **state)
+{
+    struct problem p = {8, 32, 128, .has_blocks = false};
+    struct device *dev = gpu(HOPPER);
+    struct result codes, halves;
+    struct matrix w;
+    void *fp8;
+
+    (void)state;
+    problem_init(&p);
+    weights_init(&p, dev, &w);
+    multiply(&p, dev, &w, 0, &codes);
+    fp8 = w.fp8;
+    w.fp8 = NULL;
+    multiply(&p, dev, &w, 0, &halves);
+    w.fp8 = fp8;
+    assert_true(are_same(&p, &codes, &halves));
+    result_close(&codes);
+    result_close(&halves);
+    weights_close(&p, dev, &w);
+    problem_close(&p);
+    device_close(dev);
+}
+
+static void rows_of_any_size_have_a_scale(void **state)
+{
+    static const float factors[] = {1, 1e20f, 1e-20f, 1e-32f, 0};
+
+    (void)state;
+    for (int32_t i = 0; i < 4; i++) {
+        struct problem p = {12, 32, 256, .has_blocks = i % 2};
+        struct device *dev = gpu(library() ? i / 2 : HOPPER);
+        struct result result;
+        struct matrix w;
+
+        problem_init(&p);
+        for (int32_t r = 0; r < p.rows; r++)
+            for (int32_t k = 0; k < p.k; k++)
+                p.x[r * p.k + k] *= factors[r % (int)COUNT_OF(factors)];
+        weights_init(&p, dev, &w);
+        for (int32_t round = 0; w.fp8 && round < 2; round++) {
+            if (round) {
+                p.x[10 * p.k + 3] = NAN;
+                p.x[11 * p.k + 200] = INFINITY;
+            } else {
+                specify(&p);
+            }
+            multiply(&p, dev, &w, 0, &result);
+            for (int64_t at = 0; at < (round ? 10 : p.rows) * p.n; at++)
+                assert_true(fabs((double)result.out[at] - p.wanted[at]) <= 2e-6 * p.most[at] + 1e-30);
+            for (int64_t at = 10 * p.n; round && at < p.rows * p.n; at++)
+                assert_false(isfinite(result.out[at]));
+            result_close(&result);
+        }
+        weights_close(&p, dev, &w);
+        problem_close(&p);
+        device_close(dev);
+    }
+}
+
+static void more_rows_than_its_memory_holds_go_in_pieces(void **state)
+{
+    struct problem p = {2054, 8192, 32, .has_blocks = false};
+    struct device *dev = gpu(library() ? ADA : HOPPER);
+    int64_t x_bytes = (int64_t)p.rows * p.k * 4, out_bytes = (int64_t)p.rows * p.n * 4;
+    float *out = mem_new_array(float, (int64_t)p.rows * p.n);
+    struct activations a = {.rows = p.rows, .k = p.k};
+    struct matrix w;
+    float *on_device;
+
+    (void)state;
+    problem_init(&p);
+    weights_init(&p, dev, &w);
+    a.x = array(dev, p.x, x_bytes);
+    on_device = array(dev, NULL, out_bytes);
+    device_kernels(dev)->matmul(dev, on_device, p.n, &a, &w);
+    expect_ok(device_read(dev, out, on_device, out_bytes));
+    for (int32_t r = 0; r < p.rows; r += r == 0 || r % 256 == 255 ? 1 : 85) {
+        struct problem one = p; /* of a row */
+
+        one.rows = 1;
+        one.x = p.x + (int64_t)r * p.k;
+        specify(&one);
+        for (int32_t c = 0; c < p.n; c++)
+            assert_true(fabs((double)out[(int64_t)r * p.n + c] - one.wanted[c]) <= 2e-6 * one.most[c]);
+    }
+    device_free(dev, a.x, x_bytes);
+    device_free(dev, on_device, out_bytes);
+    mem_free(out);
+    weights_close(&p, dev, &w);
+    problem_close(&p);
+    device_close(dev);
+}
+
+static void a_matmul_by_codes_can_be_recorded(void **state)
+{
+    (void)state;
+    for (int32_t i = 0; i < 4; i++) {
+        struct problem p = {14, 32, 256, .has_blocks = i % 2};
+        struct device *dev = gpu(library() ? i / 2 : HOPPER);
+        int64_t x_bytes = (int64_t)p.rows * p.k * 4, out_bytes = (int64_t)p.rows * p.n * 4;
+        struct activations a = {.rows = p.rows, .k = p.k};
+        float *out = mem_new_array(float, p.rows * p.n), *on_device;
+        struct device_recording *recording;
+        struct matrix w;
+
+        problem_init(&p);
+        weights_init(&p, dev, &w);
+        a.x = array(dev, NULL, x_bytes);
+        on_device = array(dev, NULL, out_bytes);
+        expect_ok(device_record(dev));
+        device_kernels(dev)->matmul(dev, on_device, p.n, &a, &w);
+        expect_ok(device_end_record(dev, &recording));
+        for (int round = 0; w.fp8 && round < 2; round++) {
+            for (int32_t at = 0; at < p.rows * p.k; at++)
+                p.x[at] *= 1e-3f;
+            specify(&p);
+            expect_ok(device_write(dev, a.x, p.x, x_bytes));
+            expect_ok(device_replay(dev, recording));
+            expect_ok(device_read(dev, out, on_device, out_bytes));
+            for (int32_t at = 0; at < p.rows * p.n; at++)
+                assert_true(fabs((double)out[at] - p.wanted[at]) <= 2e-6 * p.most[at]);
+        }
+        device_recording_free(dev, recording);
+        device_free(dev, a.x, x_bytes);
+        device_free(dev, on_device, out_bytes);
+        mem_free(out);
+        weights_close(&p, dev, &w);
+        problem_close(&p);
+        device_close(dev);
+    }
+}
+
+static void what_it_refuses_goes_by_weights_of_16_bits_and_is_told_once(void **state)
+{
+    static const char *const faults[] = {"fp8", "heuristic", "matmul"};
+    const char *told = "cuBLASLt refuses a matmul of 48 rows by 64 x 128 of fp8";
+
+    (void)state;
+    for (size_t i = 0; library() && i < 2 * COUNT_OF(faults); i++) {
+        struct problem p = {45, 64, 128, .has_blocks = i % 2};
+        struct device *dev = gpu_with(HOPPER, faults[i / 2]);
+        struct result codes, halves;
+        struct matrix w;
+        void *fp8;
+
+        problem_init(&p);
+        weights_init(&p, dev, &w);
+        assert_non_null(w.fp8);
+        assert_int_equal(count_told(&p, dev, &w, &codes, told), 1);
+        fp8 = w.fp8;
+        w.fp8 = NULL;
+        assert_int_equal(count_told(&p, dev, &w, &halves, "cuBLASLt refuses"), 0);
+        w.fp8 = fp8;
+        assert_true(are_same(&p, &codes, &halves));
+        result_close(&codes);
+        result_close(&halves);
+        weights_close(&p, dev, &w);
+        problem_close(&p);
+        device_close(dev);
+        unsetenv("EMULATED_CUBLASLT_FAULT");
+    }
+}
+
+/* A library of before 12.9, or one that does not want to. */
+static void without_modes_of_scales_a_kernel_behind_multiplies(void **state)
+{
+    static const char *const faults[] = {"modes", "vectors"};
+
+    (void)state;
+    for (size_t i = 0; library() && i < COUNT_OF(faults); i++) {
+        struct problem p = {21, 48, 96, .has_blocks = false};
+        struct device *dev = gpu_with(HOPPER, faults[i]);
+        struct result result;
+        struct matrix w;
+
+        problem_init(&p);
+        specify(&p);
+        assert_int_equal(device_kernels(dev)->fp8_bytes(dev, 128, 128, true) > 0, i == 1);
+        weights_init(&p, dev, &w);
+        assert_non_null(w.fp8);
+        multiply(&p, dev, &w, 0, &result);
+        expect_exact(&p, &result);
+        result_close(&result);
+        weights_close(&p, dev, &w);
+        problem_close(&p);
+        device_close(dev);
+        unsetenv("EMULATED_CUBLASLT_FAULT");
+    }
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(who_has_codes_says_so),
+    cmocka_unit_test(codes_are_multiplied_with_their_scales),
+    cmocka_unit_test(few_rows_are_multiplied_as_the_weights_of_16_bits),
+    cmocka_unit_test(rows_of_any_size_have_a_scale),
+    cmocka_unit_test(more_rows_than_its_memory_holds_go_in_pieces),
+    cmocka_unit_test(a_matmul_by_codes_can_be_recorded),
+    cmocka_unit_test(what_it_refuses_goes_by_weights_of_16_bits_and_is_told_once),
+    cmocka_unit_test(without_modes_of_scales_a_kernel_behind_multiplies),
+};
+
+int main(void)
+{
+    struct device *dev;
+    int64_t bytes;
+
+    if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
+        puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module");
+        return 0;
+    }
+    setenv("EMULATED_CUDA_CAPABILITY", "9.0,8.9,8.0", 1);
+    setenv("EMULATED_CUDA_DEVICES", "3", 1);
+    if (open_gpu(HOPPER, &dev) != OK) {
+        printf("1..0 # SKIP %s\n", fail_text());
+        return library() ? 1 : 0;
+    }
+    bytes = device_kernels(dev)->fp8_bytes(dev, 128, 128, false);
+    device_close(dev);
+    if (!bytes && !library()) {
+        puts("1..0 # SKIP this GPU does not multiply codes of 8 bits");
+        return 0;
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
