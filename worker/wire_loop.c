@@ -24,7 +24,7 @@
 enum { HEARTBEAT_MS = 500 };
 /* From a step that was aborted to the engine's word on what follows: more than it takes to notice a rank that is
  * silent. After that it is not the rank that was lost but the way to it. */
-enum { ABORTED_MAX_MS = 10000 };
+enum { ABORTED_MAX_MS = 30000 };
 
 /* A message that is not to be handled yet. */
 struct held_frame {

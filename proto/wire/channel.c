@@ -112,11 +112,15 @@ static void set_common_options(void *socket, int linger_ms, int64_t max_frame)
     set_int(socket, ZMQ_LINGER, linger_ms);
     set_int(socket, ZMQ_SNDHWM, CHANNEL_MAX_QUEUE);
     set_int(socket, ZMQ_RCVHWM, CHANNEL_MAX_QUEUE);
-    /* Each side asks. No TTL: it is up, too, when this side itself stood still, with what the other sent unread. */
-    set_int(socket, ZMQ_HEARTBEAT_IVL, 500);
-    set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
     set_int(socket, ZMQ_HANDSHAKE_IVL, 3000);
     zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof max_frame);
+}
+
+/* Each side asks. No TTL: it is up, too, when this side itself stood still, with what the other sent unread. */
+static void find_cut_links(void *socket)
+{
+    set_int(socket, ZMQ_HEARTBEAT_IVL, 500);
+    set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 1500);
 }
 
 static int get_fd(void *socket)
@@ -181,6 +185,7 @@ static enum status listen_on_tcp(struct zmq_channel *channel, const char *endpoi
 {
     memcpy(channel->allowed, keys->peer, sizeof channel->allowed);
     set_common_options(channel->socket, 0, CHANNEL_MAX_TCP_ANSWER);
+    find_cut_links(channel->socket);
     TRY(zap_start(channel->context, is_allowed, channel, &channel->zap));
     TRY(curve_as_server(channel->socket, &keys->mine));
     TRY(gate_open(channel->context, channel->socket, endpoint, &channel->gate));
@@ -217,6 +222,7 @@ static enum status prepare_tcp(struct zmq_channel *channel, const char *endpoint
     tcp_print(&address, numeric_out);
     set_int(channel->socket, ZMQ_IPV6, tcp_is_ipv6(&address));
     set_int(channel->socket, ZMQ_CONNECT_TIMEOUT, 3000);
+    find_cut_links(channel->socket);
     channel->max_frame = CHANNEL_MAX_TCP_ANSWER;
     return curve_as_client(channel->socket, &keys->mine, keys->peer);
 }

@@ -5,7 +5,8 @@
  * "1:3", rank and epoch. Nothing is lost in silence: a frame for a peer that is
  * not there is refused, a full queue is ERR_FULL, and a connection that broke is
  * not mended: the worker joins again under a new name. ZeroMQ's own heartbeat
- * finds a cut link within 2 s, also on one host.
+ * finds a cut link of tcp within 2 s. On one host there is none to cut: a process that has ended is known
+ * by its socket, and one that stands still may go on.
  *
  * Endpoints: ipc://PATH in a directory of mode 0700, or tcp://HOST:PORT (proto/wire/tcp.h) with keys.
  * Over tcp all is encrypted, and the engine hears only who holds the worker's key: whoever else connects
