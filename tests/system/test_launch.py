@@ -16,7 +16,7 @@ import unittest
 
 import hosts
 import tandem
-from server import children_of, wait_for
+from server import children_of, stand_still, wait_for
 
 PROBE = os.environ["TANDEM_LAUNCH_PROBE"]
 HOSTS = ("--launch-agent", "sh -c 'shift; exec \"$@\"' sh")  # any name is this machine
@@ -657,13 +657,7 @@ class OtherHosts(unittest.TestCase):
         for order in (1, -1):
             with self.subTest(order), Launch("-np", 2, *HOSTS, "-H", "a,b", "--", PROBE, "ready", "forever") as launch:
                 launch.wait_for_errors("2 ranks ready")
-                all_of_it = [launch.process.pid, *launch.census()][::order]
-                for pid in all_of_it:
-                    os.kill(pid, signal.SIGSTOP)
-                time.sleep(2)
-                for pid in all_of_it:
-                    os.kill(pid, signal.SIGCONT)
-                time.sleep(0.7)  # a beat is due within
+                stand_still([launch.process.pid, *launch.census()][::order], 2)
                 self.assertIsNone(launch.process.poll())
                 self.assertEqual(len(launch.ranks()), 2)
                 self.assertNotIn("is lost", launch.errors())

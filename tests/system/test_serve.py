@@ -11,7 +11,7 @@ import time
 import unittest
 
 import tandem
-from server import Server, children_of, model, shared, wait_for
+from server import Server, children_of, model, shared, stand_still, wait_for
 
 RANKS = ["--tp", "2"]
 
@@ -357,13 +357,7 @@ class Ends(unittest.TestCase):
         """As one that is paused: heartbeats are late for all alike."""
         with Server(*RANKS) as server:
             for order in (1, -1):
-                everyone = [server.process.pid, *children_of(server.process.pid)][::order]
-                for pid in everyone:
-                    os.kill(pid, signal.SIGSTOP)
-                time.sleep(2.6)
-                for pid in everyone:
-                    os.kill(pid, signal.SIGCONT)
-                time.sleep(0.7)  # a beat is due within
+                stand_still([server.process.pid, *children_of(server.process.pid)][::order], 2.6)
                 assert server.complete()["usage"]
             assert server.metric("tandem:recoveries_total") == 0, server.log_text()
 
