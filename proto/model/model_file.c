@@ -190,11 +190,18 @@ const struct tensor *model_file_tensor_at(const struct model_file *file, int32_t
     return &file->tensors[i];
 }
 
-void tensor_to_bf16(const struct tensor *tensor, int64_t row, int64_t first, int64_t n, uint16_t *out)
+const float *tensor_row_scales(const struct tensor *tensor, int64_t row)
 {
     const struct tensor_scales *scales = &tensor->scales;
     int64_t width = (tensor->num_columns + scales->columns - 1) / scales->columns;
-    const float *of_row = scales->values + row / scales->rows * width;
+
+    return scales->values + row / scales->rows * width;
+}
+
+void tensor_to_bf16(const struct tensor *tensor, int64_t row, int64_t first, int64_t n, uint16_t *out)
+{
+    const struct tensor_scales *scales = &tensor->scales;
+    const float *of_row = tensor_row_scales(tensor, row);
     const uint8_t *codes = (const uint8_t *)tensor->data + row * tensor->num_columns;
 
     ASSERT(tensor->type == TYPE_F8_E4M3 && first + n <= tensor->num_columns && row < tensor->num_rows);

@@ -35,6 +35,8 @@ struct tensor {
     struct tensor_scales scales; /* F8_E4M3: always; others have none */
 };
 
+/* Of F8_E4M3, the scales of the blocks that a row goes through: [num_columns / scales.columns], rounded up. */
+const float *tensor_row_scales(const struct tensor *tensor, int64_t row);
 /* Columns [first, first + n) of a row of F8_E4M3, with its scales, as bf16: fp8_to_bf16. */
 void tensor_to_bf16(const struct tensor *tensor, int64_t row, int64_t first, int64_t n, uint16_t *out);
 

@@ -103,16 +103,14 @@ static void pack_codes(const struct matrix *w, int32_t at, struct device *dev, c
     const struct tensor *tensor = part->tensor;
     int32_t height = w->fp8_has_blocks ? FP8_BLOCK : 1, width = w->fp8_has_blocks ? FP8_BLOCK : w->k;
     int64_t rows = (part->num_rows + height - 1) / height, columns = (part->num_columns + width - 1) / width;
-    int64_t across = (tensor->num_columns + tensor->scales.columns - 1) / tensor->scales.columns;
     AUTO_MEM float *scales = mem_new_array(float, rows * columns);
 
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++) {
-            int64_t row = part->first_row + r * height, column = part->first_column + c * width;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *of_row = tensor_row_scales(tensor, part->first_row + r * height);
 
-            scales[r * columns + c] = tensor->scales.values[row / tensor->scales.rows * across +
-                                                            column / tensor->scales.columns];
-        }
+        for (int64_t c = 0; c < columns; c++)
+            scales[r * columns + c] = of_row[(part->first_column + c * width) / tensor->scales.columns];
+    }
     device_kernels(dev)->fp8_pack(dev, w, at, part->num_rows,
                                   (const uint8_t *)tensor->data + part->first_row * tensor->num_columns +
                                       part->first_column,
