@@ -92,6 +92,9 @@ enum { KV_BLOCK_TOKENS = 16, KV_GROUP_BLOCKS = 16, MAX_HEAD_DIM = 256 };
  * and one for those of v, which multiplies once: k's the sum of q * codes, v's the exponential that multiplies
  * codes.
  *
+ *   KV_BFLOAT16 bfloat16, as bfloat16_of_float (numerics.h) rounds it. What products add up lies side by side, in pairs:
+ *               k is [head_dim / 2, KV_BLOCK_TOKENS, 2], v [KV_BLOCK_TOKENS / 2, head_dim, 2]. Attention rounds
+ *               q * scale and its exponentials likewise, so that all of its factors are bfloat16
  *   KV_FLOAT16  IEEE half, as it comes
  *   KV_FP8      e4m3fn, rounded to nearest even, what is beyond 448 to 448. A code counts as 1 / 256 of its value
  *               and every scale is 256: half's exponent makes that of its bits, and it is of no effect on a
@@ -102,7 +105,7 @@ enum { KV_BLOCK_TOKENS = 16, KV_GROUP_BLOCKS = 16, MAX_HEAD_DIM = 256 };
  *               are its scores
  */
 struct kv_layer {
-    uint16_t *k;          /* of 8 bits: two codes each */
+    uint16_t *k;          /* of 8 bits: two codes each; else elements */
     uint16_t *v;
     int32_t num_blocks;
     int32_t num_kv_heads; /* on this rank */
@@ -116,7 +119,7 @@ static inline int64_t kv_head_bytes(enum kv_type type, int32_t head_dim)
 {
     int64_t elements = (int64_t)head_dim * KV_BLOCK_TOKENS;
 
-    return type == KV_FLOAT16 ? 2 * elements : type == KV_FP8 ? elements : elements + 4 * KV_BLOCK_TOKENS;
+    return type == KV_FP8 ? elements : type == KV_INT8 ? elements + 4 * KV_BLOCK_TOKENS : 2 * elements;
 }
 
 /* Bytes from k, or from v, to a block of a KV head. */

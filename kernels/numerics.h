@@ -8,6 +8,8 @@
 
 #include "kernels/kernels.h"
 
+#include <string.h>
+
 enum {
     /* Sums over a row: element i adds to partial sum i % 16 in order of i; then halves are added
      * to each other, 8, 4, 2, 1. Whole numbers of vectors on every instruction set. */
@@ -19,6 +21,16 @@ enum {
 
 /* Attention: the maximum of no scores. Finite, so that no difference of two maxima is NaN. */
 #define NO_SCORE -0x1.fffffep127f
+
+/*
+ * Attention over KV_BFLOAT16 is made of products of bfloat16, which are exact in a float, and adds them up in pairs, of
+ * neighbouring dimensions of q and k or of neighbouring positions of v: sum = fma(a[2i + 1], b[2i + 1], sum), then
+ * sum = fma(a[2i], b[2i], sum). That is what the instruction VDPBF16PS does, but that it takes subnormal floats for
+ * zeros; so that none comes up, bfloat16_of_float takes what is below BFLOAT16_LEAST for zero: all factors are multiples
+ * of 2^-57 then, products and sums of 2^-114. The exponential of a score BFLOAT16_EXP_LOWEST below the maximum is zero.
+ */
+#define BFLOAT16_LEAST      0x1p-50f
+#define BFLOAT16_EXP_LOWEST -34.0f /* exp(-34) > 2^-50 */
 
 /* The scale of KV_FP8. */
 #define FP8_SCALE 256.0f
@@ -51,5 +63,25 @@ enum {
 /* gelu(g) = g / (1 + exp(-2 u)), u = GELU_SCALE * (g + GELU_CUBE * g³), which is the tanh form. */
 #define GELU_SCALE 0.797884560802865356f /* sqrt(2 / pi) */
 #define GELU_CUBE  0.044715f
+
+/* Rounded to nearest even. NaN stays NaN. */
+static inline uint16_t bfloat16_of_float(float f)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &f, sizeof(bits));
+    if ((bits & 0x7fffffff) > 0x7f800000)
+        return 0x7fc0;
+    return f < BFLOAT16_LEAST && f > -BFLOAT16_LEAST ? 0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline float float_of_bfloat16(uint16_t b)
+{
+    uint32_t bits = (uint32_t)b << 16;
+    float f;
+
+    memcpy(&f, &bits, sizeof(f));
+    return f;
+}
 
 #endif

@@ -75,6 +75,11 @@ static const struct attention_row {
     {"gemma3 decode", GEMMA3, 1, 1, 2048, false},
     {"gemma3 local decode", GEMMA3, 1, 1, 2048, true},
     {"gemma3 decode", GEMMA3, 8, 1, 2048, false},
+    {"smollm2 prefill", SMOLLM2, 1, 512, 512, false, KV_FLOAT16},
+    {"smollm2 decode", SMOLLM2, 1, 1, 2048, false, KV_FLOAT16},
+    {"smollm2 decode", SMOLLM2, 32, 1, 512, false, KV_FLOAT16},
+    {"smollm2 decode", SMOLLM2, 32, 1, 2048, false, KV_FLOAT16},
+    {"gemma3 decode", GEMMA3, 8, 1, 2048, false, KV_FLOAT16},
     {"smollm2 prefill", SMOLLM2, 1, 512, 512, false, KV_FP8},
     {"smollm2 decode", SMOLLM2, 1, 1, 512, false, KV_FP8},
     {"smollm2 decode", SMOLLM2, 1, 1, 2048, false, KV_FP8},
@@ -398,6 +403,14 @@ static int64_t half_layer_bytes(const struct place *place)
 }
 
 /* 0.25 to 0.5, of either sign. */
+static void random_bfloat16(struct random *random, void *memory, int64_t bytes)
+{
+    uint16_t *elements = memory;
+
+    for (int64_t i = 0; i < bytes / 2; i++)
+        elements[i] = (uint16_t)((random_u32(random) & 0x807f) | 0x3e80);
+}
+
 static void random_halves(struct random *random, void *memory, int64_t bytes)
 {
     uint16_t *halves = memory;
@@ -424,7 +437,7 @@ static void random_int8(struct random *random, void *memory, int64_t bytes)
 }
 
 static void (*const random_elements[NUM_KV_TYPES])(struct random *random, void *memory, int64_t bytes) = {
-    [KV_FLOAT16] = random_halves, [KV_FP8] = random_fp8, [KV_INT8] = random_int8,
+    [KV_BFLOAT16] = random_bfloat16, [KV_FLOAT16] = random_halves, [KV_FP8] = random_fp8, [KV_INT8] = random_int8,
 };
 
 static enum status random_kv(struct place *place, uint16_t **out)

@@ -12,19 +12,28 @@ static char *head_at(const struct kv_layer *kv, const uint16_t *base, int32_t bl
 }
 
 /* Where element `dim` of the key and the value of a position lie in that. */
-static int32_t key_at(int32_t token, int32_t dim)
+static int32_t key_at(const struct kv_layer *kv, int32_t token, int32_t dim)
 {
+    if (kv->type == KV_BFLOAT16)
+        return (dim / 2 * KV_BLOCK_TOKENS + token) * 2 + dim % 2;
     return dim * KV_BLOCK_TOKENS + token;
 }
 
 static int32_t value_at(const struct kv_layer *kv, int32_t token, int32_t dim)
 {
+    if (kv->type == KV_BFLOAT16)
+        return (token / 2 * kv->head_dim + dim) * 2 + token % 2;
     return token * kv->head_dim + dim;
 }
 
 static float *scales_of(const struct kv_layer *kv, char *head)
 {
     return (float *)(head + kv->head_dim * KV_BLOCK_TOKENS);
+}
+
+static float read_bfloat16(const char *head, int32_t at)
+{
+    return float_of_bfloat16(((const uint16_t *)head)[at]);
 }
 
 static float read_half(const char *head, int32_t at)
@@ -42,6 +51,11 @@ static float read_fp8(const char *head, int32_t at)
 static float read_int8(const char *head, int32_t at)
 {
     return ((const int8_t *)head)[at];
+}
+
+static void write_bfloat16(char *head, int32_t at, float x)
+{
+    ((uint16_t *)head)[at] = bfloat16_of_float(x);
 }
 
 static void write_half(char *head, int32_t at, float x)
@@ -63,6 +77,7 @@ static const struct format {
     float (*read)(const char *head, int32_t at);
     void (*write)(char *head, int32_t at, float x); /* of KV_INT8: times inverse_scale */
 } formats[NUM_KV_TYPES] = {
+    [KV_BFLOAT16] = {read_bfloat16, write_bfloat16},
     [KV_FLOAT16] = {read_half, write_half},
     [KV_FP8] = {read_fp8, write_fp8},
     [KV_INT8] = {read_int8, write_int8},
@@ -70,7 +85,7 @@ static const struct format {
 
 static float scale_of(const struct kv_layer *kv, char *head, int32_t token)
 {
-    return kv->type == KV_FLOAT16 ? 1 : kv->type == KV_FP8 ? FP8_SCALE : scales_of(kv, head)[token];
+    return kv->type == KV_INT8 ? scales_of(kv, head)[token] : kv->type == KV_FP8 ? FP8_SCALE : 1;
 }
 
 /* Sets the scale of a position and returns what its elements are multiplied by. */
@@ -94,7 +109,7 @@ static void store_head(const struct kv_layer *kv, char *k, char *v, int32_t toke
     float k_inverse = inverse_scale(kv, k, token, key), v_inverse = inverse_scale(kv, v, token, value);
 
     for (int32_t i = 0; i < kv->head_dim; i++) {
-        format->write(k, key_at(token, i), k_inverse == 0 ? 0 : key[i] * k_inverse);
+        format->write(k, key_at(kv, token, i), k_inverse == 0 ? 0 : key[i] * k_inverse);
         format->write(v, value_at(kv, token, i), v_inverse == 0 ? 0 : value[i] * v_inverse);
     }
 }
@@ -121,11 +136,23 @@ struct softmax {
     float out[MAX_HEAD_DIM]; /* the sum of exp(score - max) * v */
 };
 
+/* As the products read it. */
+static float factor(const struct kv_layer *kv, float x)
+{
+    return kv->type == KV_BFLOAT16 ? float_of_bfloat16(bfloat16_of_float(x)) : x;
+}
+
+static float exponential(const struct kv_layer *kv, float x)
+{
+    return kv->type == KV_BFLOAT16 && x < BFLOAT16_EXP_LOWEST ? 0 : factor(kv, exp_ref(x));
+}
+
 /* Positions [first, end), all of one tile. */
 static void attend_tile(struct softmax *tile, const float *q, const struct kv_layer *kv,
                         const int32_t *blocks, int32_t head, int32_t first, int32_t end)
 {
     float (*read)(const char *head, int32_t at) = formats[kv->type].read;
+    int32_t swap = kv->type == KV_BFLOAT16; /* the second of a pair comes first */
     float p[KV_TILE_TOKENS];
 
     *tile = (struct softmax){.max = NO_SCORE};
@@ -135,15 +162,19 @@ static void attend_tile(struct softmax *tile, const float *q, const struct kv_la
         float s = 0;
 
         for (int32_t i = 0; i < kv->head_dim; i++)
-            s = fmaf(q[i], read(k, key_at(token, i)), s);
+            s = fmaf(q[i ^ swap], read(k, key_at(kv, token, i ^ swap)), s);
         s *= scale_of(kv, k, token);
         p[j - first] = s;
         tile->max = s > tile->max ? s : tile->max;
     }
-    for (int32_t j = first; j < end; j++) {
+    for (int32_t n = first / 2 * 2; n < (end + 1) / 2 * 2; n++) {
+        int32_t j = n ^ swap, token = j % KV_BLOCK_TOKENS;
+
+        if (j < first || j >= end)
+            continue;
+
         char *v = head_at(kv, kv->v, blocks[j / KV_BLOCK_TOKENS], head);
-        int32_t token = j % KV_BLOCK_TOKENS;
-        float e = exp_ref(p[j - first] - tile->max);
+        float e = exponential(kv, p[j - first] - tile->max);
 
         tile->sums[j % SUM_LANES] += e;
         e *= scale_of(kv, v, token);
@@ -176,7 +207,7 @@ static void attend(const struct attention_args *args, int32_t request, int32_t r
     float q[MAX_HEAD_DIM];
 
     for (int32_t i = 0; i < dim; i++)
-        q[i] = args->q[r * args->q_stride + (int64_t)h * dim + i] * args->scale;
+        q[i] = factor(kv, args->q[r * args->q_stride + (int64_t)h * dim + i] * args->scale);
     while (first <= position) {
         int32_t end = MIN((first / KV_TILE_TOKENS + 1) * KV_TILE_TOKENS, position + 1);
 

@@ -112,7 +112,7 @@ static const struct option options[] = {
     ROW(block_size, OPTION_I32, "16", "tokens in a KV block; kernels know 16", .least = KV_BLOCK_SIZE,
         .most = KV_BLOCK_SIZE, .group = "KV cache"),
     ROW(kv_cache_dtype, OPTION_WORD, "auto",
-        "what keys and values are kept as: float16, which auto is; fp8 or int8, half as many bytes",
+        "what keys and values are kept as: bfloat16, which auto is; float16; fp8 or int8, half as many bytes",
         .words = KV_TYPE_WORDS),
     ROW(kv_cache_memory, OPTION_BYTES, "0", "for all ranks together; 0: measured"),
     ROW(num_gpu_blocks_override, OPTION_I32, "0", "KV blocks; 0: as many as fit",

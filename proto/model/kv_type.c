@@ -4,15 +4,15 @@
 
 #include <string.h>
 
-static const char *const names[NUM_KV_TYPES] = {[KV_FLOAT16] = "float16", [KV_FP8] = "fp8", [KV_INT8] = "int8"};
+static const char *const names[NUM_KV_TYPES] = {
+    [KV_BFLOAT16] = "bfloat16", [KV_FLOAT16] = "float16", [KV_FP8] = "fp8", [KV_INT8] = "int8"};
 
 /* vLLM's words mean the same there. */
 static const struct {
     const char *word;
     enum kv_type type;
 } words[] = {
-    {"auto", KV_FLOAT16},  {"float16", KV_FLOAT16},
-    {"fp8", KV_FP8},       {"fp8_e4m3", KV_FP8},
+    {"auto", KV_BFLOAT16}, {"bfloat16", KV_BFLOAT16}, {"float16", KV_FLOAT16}, {"fp8", KV_FP8}, {"fp8_e4m3", KV_FP8},
     {"int8", KV_INT8},     {"int8_per_token_head", KV_INT8},
 };
 

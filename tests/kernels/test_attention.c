@@ -173,13 +173,19 @@ static const int32_t lengths[] = {150, 1, 67, 16};
 static const int32_t long_lengths[] = {600};
 static const int32_t tile_lengths[] = {KV_TILE_TOKENS + 1, 2 * KV_TILE_TOKENS + 40};
 static const struct model models[] = {
-    {64, 9, 3, 0, 4, lengths, KV_FLOAT16},  /* SmolLM2 */
-    {256, 4, 1, 40, 3, lengths, KV_FLOAT16}, /* Gemma 3, a local layer */
-    {80, 2, 2, 0, 4, lengths, KV_FLOAT16},
-    {16, 5, 1, 1, 2, lengths, KV_FLOAT16},  /* sees itself alone */
-    {64, 3, 1, 0, 1, long_lengths, KV_FLOAT16},
-    {32, 4, 2, 0, 2, tile_lengths, KV_FLOAT16},
+    {64, 9, 3, 0, 4, lengths, KV_BFLOAT16},   /* SmolLM2 */
+    {256, 4, 1, 40, 3, lengths, KV_BFLOAT16}, /* Gemma 3, a local layer */
+    {80, 2, 2, 0, 4, lengths, KV_BFLOAT16},
+    {16, 5, 1, 1, 2, lengths, KV_BFLOAT16},  /* sees itself alone, be it the first of a pair or the second */
+    {64, 3, 1, 0, 1, long_lengths, KV_BFLOAT16},
+    {32, 4, 2, 0, 2, tile_lengths, KV_BFLOAT16},
     /* a window that begins in one tile, ends in another */
+    {96, 2, 1, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_BFLOAT16},
+    {16, 14, 2, 251, 1, long_lengths, KV_BFLOAT16},
+    {64, 9, 3, 0, 4, lengths, KV_FLOAT16},
+    {256, 4, 1, 40, 3, lengths, KV_FLOAT16},
+    {80, 2, 2, 0, 4, lengths, KV_FLOAT16},
+    {32, 4, 2, 0, 2, tile_lengths, KV_FLOAT16},
     {96, 2, 1, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_FLOAT16},
     {16, 14, 2, 250, 1, long_lengths, KV_FLOAT16},
     {80, 4, 2, 0, 4, lengths, KV_FP8},
@@ -241,6 +247,10 @@ static const struct half_model {
     {{64, 3, 1, 0, 1, long_half_lengths}, {1200, 100, 20}}, /* several tiles, in one block and in parts */
     {{32, 5, 2, 0, 2, two_long_lengths}, {1200, 250}},
     {{16, 14, 2, 250, 1, long_half_lengths}, {1200, 90, 15}},
+    {{64, 9, 3, 0, 4, lengths, KV_FLOAT16}, {1200, 64, 7}},
+    {{256, 4, 1, 40, 3, lengths, KV_FLOAT16}, {1200, 30}},
+    {{80, 5, 2, 33, 3, lengths, KV_FLOAT16}, {1200, 23}},
+    {{32, 5, 2, 0, 2, two_long_lengths, KV_FLOAT16}, {1200, 250}},
     {{64, 4, 2, 0, 3, code_lengths, KV_FP8}, {1200, 15}},
     {{96, 3, 1, 40, 2, code_lengths, KV_INT8}, {1200, 7}},
     {{128, 4, 1, 0, 2, code_lengths, KV_FP8}, {1200, 17}},
@@ -254,6 +264,8 @@ static double kept(enum kv_type type, const float *head, int32_t dim, int32_t i)
 {
     float max = 0;
 
+    if (type == KV_BFLOAT16)
+        return float_of_bfloat16(bfloat16_of_float(head[i]));
     if (type == KV_FLOAT16)
         return half_to_float(float_to_half(head[i]));
     if (type == KV_FP8)
@@ -327,7 +339,7 @@ static void a_gpus_own_order_takes_codes_for_the_halves_next_to_them(void **stat
         struct model model = half_models[m].model;
         struct rows rows;
 
-        if (model.type == KV_FLOAT16)
+        if (model.type == KV_BFLOAT16 || model.type == KV_FLOAT16)
             continue;
 
         struct device *gpu = open_device("cuda", 1);
@@ -383,7 +395,9 @@ static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_the
     enum { WHERE = 37, DIM = 64, HEADS = 4, LENGTH = 90 };
     static const int32_t length[] = {LENGTH}, chunks[] = {90, 20, 1};
     static const struct model windows[] = {
-        {DIM, HEADS, 1, 0, 1, length}, {DIM, HEADS, 1, 24, 1, length}, {DIM, HEADS, 1, 24, 1, length, KV_INT8}};
+        {DIM, HEADS, 1, 0, 1, length}, {DIM, HEADS, 1, 24, 1, length},
+        {DIM, HEADS, 1, 0, 1, length, KV_FLOAT16}, {DIM, HEADS, 1, 24, 1, length, KV_FLOAT16},
+        {DIM, HEADS, 1, 24, 1, length, KV_INT8}};
 
     (void)state;
     for (size_t w = 0; w < COUNT_OF(windows); w++) {
@@ -397,7 +411,7 @@ static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_the
         AUTO_MEM float *finite = mem_new_array(float, LENGTH * HEADS * DIM);
 
         memcpy(finite, rows.out, LENGTH * HEADS * DIM * sizeof(float));
-        rows.v[WHERE * DIM + 5] = model->type == KV_INT8 ? INFINITY : 1e6f; /* no half is so large */
+        rows.v[WHERE * DIM + 5] = model->type == KV_FLOAT16 ? 1e6f : INFINITY; /* no half is so large */
         for (size_t c = 0; c < COUNT_OF(chunks); c++) {
             run_in_order(gpu, model, &rows, chunks[c], true);
             for (int32_t i = 0; i < LENGTH * HEADS * DIM; i++) {
@@ -481,24 +495,37 @@ static void attention_is_right(void **state)
         run(dev, &model, &rows, 1200);
         for (int32_t p = 0; p < 150; p += 13)
             for (int h = 0; h < 9; h++) {
-                double s[150], out[64] = {0}, sum = 0, max = -INFINITY;
-                const float *q = rows.q + (p * 9 + h) * 64;
+                double s[150], out[64] = {0}, sum = 0, max = -INFINITY, most = 0;
+                float q[64];
+
+                for (int i = 0; i < 64; i++) {
+                    q[i] = 0.125f * rows.q[(p * 9 + h) * 64 + i];
+                    if (type == KV_BFLOAT16)
+                        q[i] = (float)kept(type, q, 64, i);
+                }
 
                 for (int j = 0; j <= p; j++) {
                     s[j] = 0;
                     for (int i = 0; i < 64; i++)
-                        s[j] += 0.125 * q[i] * kept(type, rows.k + (j * 3 + h / 3) * 64, 64, i);
+                        s[j] += (double)q[i] * kept(type, rows.k + (j * 3 + h / 3) * 64, 64, i);
                     max = s[j] > max ? s[j] : max;
                 }
                 for (int j = 0; j <= p; j++) {
                     double e = exp(s[j] - max);
 
                     sum += e;
-                    for (int i = 0; i < 64; i++)
-                        out[i] += e * kept(type, rows.v + (j * 3 + h / 3) * 64, 64, i);
+                    for (int i = 0; i < 64; i++) {
+                        double v = kept(type, rows.v + (j * 3 + h / 3) * 64, 64, i);
+
+                        out[i] += e * v;
+                        most = fmax(most, fabs(v));
+                    }
                 }
+                /* Exponentials are rounded by 2^-9 of each at most, out and sum so by no more. */
+                double bound = type == KV_BFLOAT16 ? most * 0x1p-8 : 1e-4;
+
                 for (int i = 0; i < 64; i++)
-                    assert_true(fabs(rows.out[(p * 9 + h) * 64 + i] - out[i] / sum) < 1e-4);
+                    assert_true(fabs(rows.out[(p * 9 + h) * 64 + i] - out[i] / sum) < bound);
             }
         rows_close(&rows);
         device_close(dev);

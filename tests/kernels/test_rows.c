@@ -250,6 +250,8 @@ static void put_special_values(float *v, int32_t stride, int32_t dim)
         {NAN, INFINITY},
         {0x1p-100f, 0x1p-101f},
         {0x1.fffffep127f, -0x1.fffffep126f},
+        {0x1p-50f, -0x1p-50f, 0x1.fffffep-51f, -0x1p-60f, 0x1p-140f}, /* the least of bfloat16, and less */
+        {0x1.01p0f, 0x1.03p0f, -0x1.01p0f, 0x1.010002p0f, 0x1.00ffp0f, 0x1.ffp3f, 0x1.fefep3f}, /* its ties */
     };
 
     for (size_t i = 0; i < COUNT_OF(specials); i++) {

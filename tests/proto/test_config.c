@@ -123,8 +123,8 @@ static void every_word_is_a_type_of_kv_cache(void **state)
         const char *word;
         enum kv_type type;
     } rows[] = {
-        {"auto", KV_FLOAT16},   {"float16", KV_FLOAT16}, {"fp8", KV_FP8},
-        {"fp8_e4m3", KV_FP8},   {"int8", KV_INT8},       {"int8_per_token_head", KV_INT8},
+        {"auto", KV_BFLOAT16}, {"bfloat16", KV_BFLOAT16}, {"float16", KV_FLOAT16}, {"fp8", KV_FP8},
+        {"fp8_e4m3", KV_FP8},  {"int8", KV_INT8},         {"int8_per_token_head", KV_INT8},
     };
 
     (void)state;

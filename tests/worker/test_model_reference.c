@@ -190,7 +190,8 @@ static struct perplexity measure_perplexity(const struct subject *subject, enum 
 /* With a KV cache of every type. */
 static void perplexity_is_near_the_references(void **state)
 {
-    static const double bounds[NUM_KV_TYPES] = {[KV_FLOAT16] = 0.01, [KV_FP8] = 0.015, [KV_INT8] = 0.01};
+    static const double bounds[NUM_KV_TYPES] = {
+        [KV_BFLOAT16] = 0.01, [KV_FLOAT16] = 0.01, [KV_FP8] = 0.015, [KV_INT8] = 0.01};
     const struct subject *subject = *state;
 
     for (enum kv_type type = 0; type < NUM_KV_TYPES; type++) {
