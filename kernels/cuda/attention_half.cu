@@ -11,7 +11,7 @@
  *    the greater one; at last out is multiplied by 1 / sum.
  * What a row does not see has the weight 0; an mma with zeros changes nothing, nor does a factor 2^0: so it does
  * not matter what else is in a step. An infinite value would, or what lies in slots that nobody uses, as 0 times it
- * is NaN: add_some keeps them away.
+ * is NaN: add_some keeps them away, and so do fetch_keys and widen_keys where a slab has more dimensions than keys.
  *
  * Codes of 8 bits become halves in shared memory, and from there on all is as if the cache were of these: those of
  * KV_FP8 as they are, those of KV_INT8 times their scale, rounded, and 65504 at most (in float16 they would be
@@ -61,7 +61,7 @@ static_assert((int)STEP_BLOCKS == (int)WARPS, "a warp of few has the scores of a
 
 #define LOG2_E 1.44269504088896341f
 
-/* dim: head_dim is this or less, and is filled up with zeros. */
+/* dim: head_dim is this or less. Queries and keys are filled up with zeros; what comes of values is not looked at. */
 template <int dim, int slabs> struct slab_shape {
     enum {
         DIM = dim,
@@ -184,6 +184,19 @@ static __device__ __forceinline__ void find_blocks(int64_t offsets[STEP_BLOCKS],
     }
 }
 
+/* Of a KV block. */
+static __device__ __forceinline__ unsigned key_pieces(const struct attention_task &task)
+{
+    return (unsigned)task.kv.head_dim * (KV_BLOCK_TOKENS / PIECE_HALVES);
+}
+
+/* Piece `piece` + i, behind the keys of a KV block. */
+template <typename S> static __device__ __forceinline__ void put_zeros(char *to, unsigned piece, unsigned i)
+{
+    if (piece + i < S::KEY_PIECES)
+        *(uint4 *)(to + i * PIECE) = make_uint4(0, 0, 0, 0);
+}
+
 template <typename S>
 static __device__ __forceinline__ void fetch_keys(const struct attention_task &task, const struct source &source,
                                                   int32_t step, char *to)
@@ -198,7 +211,9 @@ static __device__ __forceinline__ void fetch_keys(const struct attention_task &t
     for (int b = 0; b < STEP_BLOCKS; b++, to += S::KEY_PIECES * PIECE)
 #pragma unroll
         for (int i = 0; i < S::KEY_PIECES; i += THREADS)
-            if (offsets[b] >= 0 && piece + i < task.kv.head_dim * (KV_BLOCK_TOKENS / PIECE_HALVES))
+            if (piece + i >= key_pieces(task))
+                put_zeros<S>(to, piece, i);
+            else if (offsets[b] >= 0)
                 cp_async_16(to + i * PIECE, from + offsets[b] + i * PIECE);
 }
 
@@ -277,8 +292,10 @@ static __device__ __forceinline__ void widen_keys(const struct attention_task &t
 
 #pragma unroll
         for (unsigned i = 0; i < S::KEY_PIECES; i += THREADS) {
-            if (piece + i >= dim * 2)
-                break;
+            if (piece + i >= key_pieces(task)) {
+                put_zeros<S>(to, piece, i);
+                continue;
+            }
 
             uint2 codes = *(const uint2 *)(from + (piece + i) * PIECE / 2);
 
@@ -382,15 +399,6 @@ template <int count> struct half_work {
     struct seen seen[WARPS];
     struct source source;
 };
-
-/* All threads: zeros where head_dim has no dimensions. */
-template <typename S>
-static __device__ __forceinline__ void clear_slabs(const struct attention_task &task, char *slabs)
-{
-    if (task.kv.head_dim < S::DIM)
-        for (int i = threadIdx.x; i < S::SLABS * S::SLAB_BYTES / PIECE; i += THREADS)
-            ((uint4 *)slabs)[i] = make_uint4(0, 0, 0, 0);
-}
 
 /* All threads: the block's queries, [QUERIES][DIM]. */
 template <typename S>
@@ -560,19 +568,19 @@ static __device__ __forceinline__ void mask_positions(uint32_t masks[2], struct 
 
 /* Whether there is a value that is not finite among those of a step that some query sees. */
 template <typename S>
-static __device__ __forceinline__ bool has_infinite(const char *values, int first_piece, const struct seen &seen,
-                                                    int32_t start)
+static __device__ __forceinline__ bool has_infinite(const char *values, int first_piece, int32_t dim,
+                                                    const struct seen &seen, int32_t start)
 {
     const int pieces = S::COLUMN_TILES;
     uint32_t found = 0;
 
 #pragma unroll 4
     for (int i = threadIdx.x % WARP; i < STEP * pieces; i += WARP) {
-        int token = i / pieces;
-        uint4 x = *(const uint4 *)(values + row_piece_at<S>(token, first_piece + i % pieces));
+        int token = i / pieces, piece = first_piece + i % pieces;
+        uint4 x = *(const uint4 *)(values + row_piece_at<S>(token, piece));
         const uint32_t words[4] = {x.x, x.y, x.z, x.w};
 
-        if (start + token >= seen.any.first && start + token < seen.any.end)
+        if (start + token >= seen.any.first && start + token < seen.any.end && piece * PIECE_HALVES < dim)
 #pragma unroll
             for (int w = 0; w < 4; w++)
                 found |= (words[w] & 0x7c007c00) + 0x04000400; /* an exponent of all ones goes over */
@@ -639,11 +647,12 @@ static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax
 template <typename S>
 static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
                                                 const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
-                                                const char *values, int first_piece, const struct query *queries,
-                                                const struct seen &seen, int32_t start)
+                                                const char *values, int first_piece, int32_t dim,
+                                                const struct query *queries, const struct seen &seen,
+                                                int32_t start)
 {
     const bool is_same = seen.any.first == seen.all.first && seen.any.end == seen.all.end;
-    const bool is_apart = !is_same && has_infinite<S>(values, first_piece, seen, start);
+    const bool is_apart = !is_same && has_infinite<S>(values, first_piece, dim, seen, start);
 
 #pragma unroll 1
     for (int pass = 0; pass < (is_apart ? S::ROW_TILES * ROW_TILE : 1); pass++) {
@@ -858,7 +867,7 @@ static __device__ __forceinline__ void attend_few_queries(const struct attention
         if (is_whole)
             add_whole<S>(&tile, weights, values, warp * S::COLUMN_TILES);
         else
-            add_some<S>(&tile, weights, values, warp * S::COLUMN_TILES, work.queries, seen, start);
+            add_some<S>(&tile, weights, values, warp * S::COLUMN_TILES, task.kv.head_dim, work.queries, seen, start);
         if (ends_tile(start) || start + STEP >= seen.any.end)
             end_few_tile<S>(task, work.queries, start / TILE, &rows, &tile);
     }
@@ -876,7 +885,6 @@ static __global__ void __launch_bounds__(THREADS, S::DIM > 128 ? 2 : 3) few_half
         work.unit = find_unit(task);
     else if (threadIdx.x < 2 * WARP)
         work.num_heads = list_heads(task, kv_head_of_block(task), heads);
-    clear_slabs<S>(task, memory->slabs);
     __syncthreads();
     for (int32_t chunk = work.unit.slot; chunk * S::QUERIES < work.unit.num_rows * work.num_heads;
          chunk += work.unit.num_slots) {
@@ -997,7 +1005,7 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
             if (is_whole)
                 add_whole<S>(&tile, weights, values, 0);
             else
-                add_some<S>(&tile, weights, values, 0, queries, seen, start);
+                add_some<S>(&tile, weights, values, 0, task.kv.head_dim, queries, seen, start);
         }
 
         const bool is_last = start + STEP >= blocks.end * KV_BLOCK_TOKENS;
@@ -1021,7 +1029,6 @@ static __global__ void __launch_bounds__(THREADS, 2) many_half(const struct atte
         work.unit = find_unit(task);
     else if (warp == 1)
         work.num_heads = list_heads(task, kv_head_of_block(task), heads);
-    clear_slabs<S>(task, memory->slabs);
     __syncthreads();
 
     while (work.unit.slot * S::QUERIES < work.unit.num_rows * work.num_heads) {

@@ -392,12 +392,15 @@ static void a_gpus_own_order_does_not_look_at_other_requests(void **state)
  * the chunk. One of int8 is no number in all of its head. */
 static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them(void **state)
 {
-    enum { WHERE = 37, DIM = 64, HEADS = 4, LENGTH = 90 };
-    static const int32_t length[] = {LENGTH}, chunks[] = {90, 20, 1};
+    enum { WHERE = 44, HEADS = 4, LENGTH = 200 };
+    static const int32_t length[] = {LENGTH}, chunks[] = {200, 20, 1};
     static const struct model windows[] = {
-        {DIM, HEADS, 1, 0, 1, length}, {DIM, HEADS, 1, 24, 1, length},
-        {DIM, HEADS, 1, 0, 1, length, KV_FLOAT16}, {DIM, HEADS, 1, 24, 1, length, KV_FLOAT16},
-        {DIM, HEADS, 1, 24, 1, length, KV_INT8}};
+        {64, HEADS, 1, 0, 1, length, KV_FLOAT16},
+        {64, HEADS, 1, 24, 1, length, KV_FLOAT16},
+        {48, HEADS, 1, 0, 1, length, KV_FLOAT16}, /* keys come to lie where values were, and are fewer */
+        {64, HEADS, 1, 24, 1, length, KV_INT8},
+        {48, HEADS, 1, 100, 1, length, KV_INT8},
+    };
 
     (void)state;
     for (size_t w = 0; w < COUNT_OF(windows); w++) {
@@ -408,21 +411,22 @@ static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_the
         rows_init(&rows, model);
         run_in_order(gpu, model, &rows, LENGTH, true);
 
-        AUTO_MEM float *finite = mem_new_array(float, LENGTH * HEADS * DIM);
+        int32_t dim = model->dim, count = LENGTH * HEADS * dim;
+        AUTO_MEM float *finite = mem_new_array(float, (size_t)count);
 
-        memcpy(finite, rows.out, LENGTH * HEADS * DIM * sizeof(float));
-        rows.v[WHERE * DIM + 5] = model->type == KV_FLOAT16 ? 1e6f : INFINITY; /* no half is so large */
+        memcpy(finite, rows.out, (size_t)count * sizeof(float));
+        rows.v[WHERE * dim + 5] = model->type == KV_FLOAT16 ? 1e6f : INFINITY; /* no half is so large */
         for (size_t c = 0; c < COUNT_OF(chunks); c++) {
             run_in_order(gpu, model, &rows, chunks[c], true);
-            for (int32_t i = 0; i < LENGTH * HEADS * DIM; i++) {
-                int32_t row = i / (HEADS * DIM);
+            for (int32_t i = 0; i < count; i++) {
+                int32_t row = i / (HEADS * dim);
                 bool sees = row >= WHERE && (!model->window || row < WHERE + model->window);
 
-                if (sees && (i % DIM == 5 || model->type == KV_INT8))
+                if (sees && (i % dim == 5 || model->type == KV_INT8))
                     assert_false(isfinite(rows.out[i]));
                 else if (rows.out[i] != finite[i])
-                    fail_msg("chunks of %d: row %d, dimension %d is %g, not %g", chunks[c], row, i % DIM,
-                             (double)rows.out[i], (double)finite[i]);
+                    fail_msg("model %zu in chunks of %d: row %d, dimension %d is %g, not %g", w, chunks[c], row,
+                             i % dim, (double)rows.out[i], (double)finite[i]);
             }
         }
         rows_close(&rows);
