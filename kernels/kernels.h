@@ -238,7 +238,7 @@ struct mask_rows_args {
 };
 
 struct kernels {
-    const char *name; /* "ref", "sse2", "avx2", "avxvnni", "avx512", "sim", "cuda" */
+    const char *name; /* "ref", "sse2", "avx2", "avxvnni", "avx512", "avx512bf16", "sim", "cuda" */
 
     /* Packed size of W: [n, k] of this type; -1: this type has no kernel here. */
     int64_t (*matrix_bytes)(enum tensor_type type, int32_t n, int32_t k);
@@ -336,7 +336,7 @@ struct kernels {
 
 struct device_options {
     const char *name;    /* "cpu", "sim", "cuda" */
-    const char *isa;     /* NULL: the best this CPU has; "ref", "sse2", "avx2", "avxvnni", "avx512" force one */
+    const char *isa;     /* NULL: the best this CPU has; another name of kernels forces one */
     int32_t num_threads; /* CPU: threads of one op, the caller included; >= 1. CUDA: that pack weights */
     /* CPU: [num_threads], where each runs; NULL: anywhere. Thread 0 is the caller, and stays bound. */
     const cpu_set_t *cpus;

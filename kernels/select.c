@@ -11,7 +11,7 @@
 #endif
 #include <string.h>
 
-enum { AVX_VNNI = 1 << 4 }; /* of leaf 7, 1 */
+enum { AVX_VNNI = 1 << 4, AVX512_BF16 = 1 << 5 }; /* of leaf 7, 1 */
 
 static bool always(void)
 {
@@ -45,6 +45,13 @@ static bool has_avx512(void)
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+static bool has_avx512bf16(void)
+{
+    unsigned eax, ebx, ecx, edx;
+
+    return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & AVX512_BF16);
+}
 #endif
 
 /* Best first. */
@@ -53,6 +60,7 @@ static const struct isa_row {
     bool (*is_here)(void); /* this CPU runs them */
 } isas[] = {
 #if defined(__x86_64__)
+    {&kernels_avx512bf16, has_avx512bf16},
     {&kernels_avx512, has_avx512},
     {&kernels_avxvnni, has_avxvnni},
     {&kernels_avx2, has_avx2},

@@ -8,6 +8,9 @@
  * queries it is first converted to floats, once for all of them, and stays in the first-level cache;
  * with few it is read as it lies there, while a later piece is fetched. Products are of codes; their scales
  * come to the scores and exponentials of a whole tile, in between.
+ *
+ * KV_BFLOAT16 is never converted: a vector of it is one of pairs, which an instruction multiplies by pairs of the
+ * other factor and adds up; or its two halves are floats as they are, but for a shift or a mask.
  */
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/cpu.h"
@@ -22,6 +25,7 @@ enum {
     PIECE_TOKENS = 64,
     PIECE_BLOCKS = PIECE_TOKENS / KV_BLOCK_TOKENS,
     BLOCK_VECTORS = KV_BLOCK_TOKENS / LANES,
+    BLOCK_PAIRS = KV_BLOCK_TOKENS / 2,
     FETCH_BYTES = 16 << 10,             /* how far ahead the cache is fetched, in whole pieces */
     LINE_BYTES = 64,                    /* that are fetched at once */
     CONVERT_QUERIES = 2 * MAX_ROWS + 1, /* from this many on, converting a piece first pays */
@@ -30,8 +34,16 @@ enum {
 /* What 16 registers hold: 6 × 2 sums, or 3 × 4. */
 #define VECTORS(R) (LANES == 8 && (R) > 3 ? 2 : 4)
 
-/* What a product reads: k or v as they lie in the cache, or floats. */
-enum form { HALF = KV_FLOAT16, FP8 = KV_FP8, INT8 = KV_INT8, FLOAT, NUM_FORMS };
+/* What a product reads: k or v as they lie in the cache, or floats. An element of PAIRS is two of bfloat16. */
+enum form { PAIRS = KV_BFLOAT16, HALF = KV_FLOAT16, FP8 = KV_FP8, INT8 = KV_INT8, FLOAT, NUM_FORMS };
+
+/* The other factors, q and exponentials, are floats; for PAIRS two are packed where pairs are multiplied as such, and
+ * a pair takes so many floats of memory. */
+#if defined(VEC_AVX512BF16)
+enum { PAIR_FLOATS = 1 };
+#else
+enum { PAIR_FLOATS = 2 };
+#endif
 
 /* Positions, or tokens of a tile. */
 struct range {
@@ -61,8 +73,8 @@ struct scales {
 };
 
 struct scratch {
-    _Alignas(64) float q[MAX_QUERIES][MAX_HEAD_DIM]; /* scaled */
-    float p[MAX_QUERIES][KV_TILE_TOKENS];            /* scores of a tile, then exponentials */
+    _Alignas(64) float q[MAX_QUERIES][MAX_HEAD_DIM]; /* scaled; factors */
+    float p[MAX_QUERIES][KV_TILE_TOKENS];            /* scores of a tile, then exponentials: factors, too */
     float piece[PIECE_TOKENS * MAX_HEAD_DIM];        /* of k or v, converted */
     struct scales scales;                            /* of a tile */
     struct softmax rows[MAX_QUERIES];                /* up to the last tile */
@@ -98,7 +110,7 @@ struct unit {
 
 /* ---- the product of both kinds ----------------------------------------------------------------------- */
 
-#define FORM_BYTES(form) ((form) == FLOAT ? 4 : (form) == HALF ? 2 : 1)
+#define FORM_BYTES(form) ((form) == FLOAT || (form) == PAIRS ? 4 : (form) == HALF ? 2 : 1)
 
 /* Element i of k or v. */
 INLINE const void *element(const enum form form, const void *p, int64_t i)
@@ -115,6 +127,67 @@ INLINE vf load_kv(const enum form form, const void *p, int64_t i)
                           : vf_load_s8(p);
 }
 
+/* Factor i of a row, the first of a pair if they are PAIRS. */
+INLINE const float *factors_at(enum form form, const float *row, int32_t i)
+{
+    return row + (form == PAIRS ? i / 2 * PAIR_FLOATS : i);
+}
+
+/* The first or the second of pair i of factors. */
+INLINE vf factor_of_pair(const float *a, int64_t i, int second)
+{
+    return PAIR_FLOATS == 2 ? vf_set(a[2 * i + second]) : vf_of_pairs(vi_broadcast(a + i), second);
+}
+
+/* acc[r][c] += the second of pair i of a[r] * the second of b[c][i], and then the first * the first. */
+INLINE void add_pairs(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS], const float *a, const int a_stride,
+                      const void *const *b, int64_t b_stride, int32_t i)
+{
+#if defined(VEC_AVX512BF16)
+    vi w[MAX_ROWS], x[MAX_VECTORS];
+
+    if (R < C) { /* the fewer stay in registers */
+        UNROLL for (int r = 0; r < R; r++)
+            w[r] = vi_broadcast(a + r * a_stride + i);
+        UNROLL for (int c = 0; c < C; c++) {
+            x[0] = vi_load(element(PAIRS, b[c], i * b_stride));
+            UNROLL for (int r = 0; r < R; r++)
+                acc[r][c] = vf_dot_pairs(acc[r][c], w[r], x[0]);
+        }
+    } else {
+        UNROLL for (int c = 0; c < C; c++)
+            x[c] = vi_load(element(PAIRS, b[c], i * b_stride));
+        UNROLL for (int r = 0; r < R; r++) {
+            w[0] = vi_broadcast(a + r * a_stride + i);
+            UNROLL for (int c = 0; c < C; c++)
+                acc[r][c] = vf_dot_pairs(acc[r][c], w[0], x[c]);
+        }
+    }
+#else
+    UNROLL for (int second = 1; second >= 0; second--) {
+        vf w[MAX_ROWS], x[MAX_VECTORS];
+
+        if (R < C) {
+            UNROLL for (int r = 0; r < R; r++)
+                w[r] = factor_of_pair(a + r * a_stride, i, second);
+            UNROLL for (int c = 0; c < C; c++) {
+                x[0] = vf_of_pairs(vi_load(element(PAIRS, b[c], i * b_stride)), second);
+                UNROLL for (int r = 0; r < R; r++)
+                    acc[r][c] = vf_fma(w[r], x[0], acc[r][c]);
+            }
+        } else {
+            UNROLL for (int c = 0; c < C; c++)
+                x[c] = vf_of_pairs(vi_load(element(PAIRS, b[c], i * b_stride)), second);
+            UNROLL for (int r = 0; r < R; r++) {
+                w[0] = factor_of_pair(a + r * a_stride, i, second);
+                UNROLL for (int c = 0; c < C; c++)
+                    acc[r][c] = vf_fma(w[0], x[c], acc[r][c]);
+            }
+        }
+    }
+#endif
+}
+
 /*
  * acc[r][c] += a[r][i] * b[c][i] for i = 0 … count - 1 in order; b[c][i] is a vector. From the cache,
  * what lies at the same place ahead is fetched meanwhile, once for each `line_vectors` vectors and `line_rows` i.
@@ -128,7 +201,9 @@ INLINE void multiply_add(const int R, const int C, const enum form form,
         if (form != FLOAT && i % line_rows == 0)
             UNROLL for (int c = 0; c < C; c += line_vectors)
                 __builtin_prefetch(element(form, ahead[c], i * b_stride));
-        if (R < C) { /* the fewer stay in registers */
+        if (form == PAIRS) {
+            add_pairs(R, C, acc, a, a_stride, b, b_stride, i);
+        } else if (R < C) { /* the fewer stay in registers */
             vf w[MAX_ROWS];
 
             UNROLL for (int r = 0; r < R; r++)
@@ -173,7 +248,7 @@ INLINE void score_keys(const int R, const int C, const enum form form, const flo
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_set(0);
     multiply_add(R, C, form, acc, q, MAX_HEAD_DIM, keys, ahead, BLOCK_VECTORS,
-                 LINE_BYTES / FORM_BYTES(form) / KV_BLOCK_TOKENS, KV_BLOCK_TOKENS, dim);
+                 LINE_BYTES / FORM_BYTES(form) / KV_BLOCK_TOKENS, KV_BLOCK_TOKENS, form == PAIRS ? dim / 2 : dim);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             vf_store(p + r * KV_TILE_TOKENS + (at + c) * LANES, acc[r][c]);
@@ -248,24 +323,40 @@ INLINE float max_score(float *p, const float *scales, struct range seen)
     return vf_max_lanes(most[0]);
 }
 
-/* Scores to exponentials, n vectors; each is added to the sums of its positions, and then scaled. */
-INLINE void exponentials_of(const int n, float *p, float max, vf *sums, const float *scales)
+/* Bits of bfloat16 as the factors [at, at + LANES) of a row. */
+INLINE void put_factors(float *row, int32_t at, vf x)
+{
+    if (PAIR_FLOATS == 2)
+        vf_store(row + at, x);
+    else
+        vi_store_u16((uint16_t *)row + at, (vi)((vu)x >> 16));
+}
+
+/* Scores to exponentials, n vectors from the row's position `at` on; each is added to the sums of its positions, and
+ * then scaled. Those that are packed lie where scores have been read. */
+INLINE void exponentials_of(const int n, const bool pairs, float *p, int32_t at, float max, vf *sums,
+                            const float *scales)
 {
     vf e[MAX_VECTORS];
 
     UNROLL for (int i = 0; i < n; i++)
-        e[i] = vf_load(p + i * LANES) - max;
-    vf_exp_each(n, e);
+        e[i] = vf_load(p + at + i * LANES) - max;
+    vf_exp_each(n, e, pairs ? BFLOAT16_EXP_LOWEST : EXP_LOWEST);
     UNROLL for (int i = 0; i < n; i++) {
+        if (pairs)
+            e[i] = vf_round_bfloat16(e[i]);
         sums[i % BLOCK_VECTORS] += e[i];
         if (scales)
-            e[i] *= vf_load(scales + i * LANES);
-        vf_store(p + i * LANES, e[i]);
+            e[i] *= vf_load(scales + at + i * LANES);
+        if (pairs)
+            put_factors(p, at + i * LANES, e[i]);
+        else
+            vf_store(p + at + i * LANES, e[i]);
     }
 }
 
 /* In whole blocks around what the query sees, of no meaning where it does not. scales: of v, or NULL. */
-INLINE void exponentials(struct softmax *tile, float *p, const float *scales, struct range seen)
+INLINE void exponentials(const bool pairs, struct softmax *tile, float *p, const float *scales, struct range seen)
 {
     enum { STEP = MAX_VECTORS * LANES };
     struct range tokens = whole_blocks(seen);
@@ -275,15 +366,15 @@ INLINE void exponentials(struct softmax *tile, float *p, const float *scales, st
     for (int c = 0; c < BLOCK_VECTORS; c++)
         sums[c] = vf_set(0);
     for (; j + STEP <= tokens.end; j += STEP)
-        exponentials_of(MAX_VECTORS, p + j, tile->max, sums, scales ? scales + j : NULL);
+        exponentials_of(MAX_VECTORS, pairs, p, j, tile->max, sums, scales);
     for (; j < tokens.end; j += KV_BLOCK_TOKENS)
-        exponentials_of(BLOCK_VECTORS, p + j, tile->max, sums, scales ? scales + j : NULL);
+        exponentials_of(BLOCK_VECTORS, pairs, p, j, tile->max, sums, scales);
     for (int c = 0; c < BLOCK_VECTORS; c++)
         vf_store(tile->sums + c * LANES, sums[c]);
 }
 
 /* First all maxima, since the exponentials of a query would wait for its own. */
-INLINE void softmax_group_of(const struct query_group *group, float (*p)[KV_TILE_TOKENS],
+INLINE void softmax_group_of(const bool pairs, const struct query_group *group, float (*p)[KV_TILE_TOKENS],
                              const struct range *seen, struct softmax *tiles, const struct scales *scales)
 {
     for (int32_t i = group->first; i < group->first + group->count; i++)
@@ -291,17 +382,19 @@ INLINE void softmax_group_of(const struct query_group *group, float (*p)[KV_TILE
             tiles[i].max = max_score(p[i], scales ? scales->k : NULL, seen[i]);
     for (int32_t i = group->first; i < group->first + group->count; i++)
         if (!is_empty(seen[i]))
-            exponentials(&tiles[i], p[i], scales ? scales->v : NULL, seen[i]);
+            exponentials(pairs, &tiles[i], p[i], scales ? scales->v : NULL, seen[i]);
 }
 
 /* scales: NULL where there are none. */
-static void softmax_group(const struct query_group *group, float (*p)[KV_TILE_TOKENS],
+static void softmax_group(enum form form, const struct query_group *group, float (*p)[KV_TILE_TOKENS],
                           const struct range *seen, struct softmax *tiles, const struct scales *scales)
 {
-    if (scales)
-        softmax_group_of(group, p, seen, tiles, scales);
+    if (form == PAIRS)
+        softmax_group_of(true, group, p, seen, tiles, NULL);
+    else if (scales)
+        softmax_group_of(false, group, p, seen, tiles, scales);
     else
-        softmax_group_of(group, p, seen, tiles, NULL);
+        softmax_group_of(false, group, p, seen, tiles, NULL);
 }
 
 /* ---- values ------------------------------------------------------------------------------------------- */
@@ -347,6 +440,57 @@ INLINE void multiply_add_all(const int R, const int C, const enum form form,
     }
 }
 
+/* multiply_add_seen and multiply_add_all of PAIRS; `pairs` are numbers of pairs of tokens. */
+INLINE void add_pairs_seen(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS], const float *p,
+                           const struct piece *piece, int32_t dim, int32_t column, struct range pairs,
+                           const struct range *seen)
+{
+    for (int32_t j = pairs.first; j < pairs.end; j++) {
+        const void *v = element(PAIRS, piece->blocks[j / BLOCK_PAIRS], (int64_t)(j % BLOCK_PAIRS) * dim + column);
+
+        for (int second = 1; second >= 0; second--)
+            UNROLL for (int r = 0; r < R; r++) {
+                if (2 * j + second < seen[r].first || 2 * j + second >= seen[r].end)
+                    continue;
+                UNROLL for (int c = 0; c < C; c++)
+                    acc[r][c] = vf_fma(factor_of_pair(p + r * KV_TILE_TOKENS, j, second),
+                                       vf_of_pairs(vi_load(element(PAIRS, v, c * LANES)), second), acc[r][c]);
+            }
+    }
+}
+
+INLINE void add_pairs_all(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS], const float *p,
+                          const struct piece *piece, int32_t dim, int32_t column, struct range pairs)
+{
+    for (int32_t j = pairs.first, next; j < pairs.end; j = next) {
+        const void *v[MAX_VECTORS], *ahead[MAX_VECTORS];
+
+        next = MIN((j / BLOCK_PAIRS + 1) * BLOCK_PAIRS, pairs.end);
+        UNROLL for (int c = 0; c < C; c++) {
+            int64_t at = (int64_t)(j % BLOCK_PAIRS) * dim + column + c * LANES;
+
+            v[c] = element(PAIRS, piece->blocks[j / BLOCK_PAIRS], at);
+            ahead[c] = element(PAIRS, piece->ahead[j / BLOCK_PAIRS], at);
+        }
+        multiply_add(R, C, PAIRS, acc, factors_at(PAIRS, p, 2 * j), KV_TILE_TOKENS, v, ahead,
+                     LINE_BYTES / FORM_BYTES(PAIRS) / LANES, 1, dim, next - j);
+    }
+}
+
+/* A pair of which some query sees only one is not among those that all see. */
+INLINE void add_columns_of_pairs(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS], const float *p,
+                                 const struct piece *piece, int32_t dim, int32_t column,
+                                 const struct query_group *group, const struct range *seen)
+{
+    struct range any = {group->any.first / 2, (group->any.end + 1) / 2};
+    struct range all = {(group->all.first + 1) / 2, group->all.end / 2};
+
+    all.end = MAX(all.first, all.end);
+    add_pairs_seen(R, C, acc, p, piece, dim, column, (struct range){any.first, all.first}, seen);
+    add_pairs_all(R, C, acc, p, piece, dim, column, all);
+    add_pairs_seen(R, C, acc, p, piece, dim, column, (struct range){all.end, any.end}, seen);
+}
+
 /* Columns [column, column + C * LANES) of R queries' out += p · v, over the tokens of a piece. */
 INLINE void add_columns(const int R, const int C, const enum form form, const float *p,
                         const struct piece *piece, int32_t dim, int32_t column,
@@ -358,11 +502,15 @@ INLINE void add_columns(const int R, const int C, const enum form form, const fl
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_load(tile[r].out + column + c * LANES);
-    multiply_add_seen(R, C, form, acc, p, piece, dim, column,
-                      (struct range){group->any.first, group->all.first}, seen);
-    multiply_add_all(R, C, form, acc, p, piece, dim, column, group->all);
-    multiply_add_seen(R, C, form, acc, p, piece, dim, column,
-                      (struct range){group->all.end, group->any.end}, seen);
+    if (form == PAIRS) {
+        add_columns_of_pairs(R, C, acc, p, piece, dim, column, group, seen);
+    } else {
+        multiply_add_seen(R, C, form, acc, p, piece, dim, column,
+                          (struct range){group->any.first, group->all.first}, seen);
+        multiply_add_all(R, C, form, acc, p, piece, dim, column, group->all);
+        multiply_add_seen(R, C, form, acc, p, piece, dim, column,
+                          (struct range){group->all.end, group->any.end}, seen);
+    }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             vf_store(tile[r].out + column + c * LANES, acc[r][c]);
@@ -406,7 +554,7 @@ struct products {
         add_values(R, form, p, piece, dim, group, seen, tile);                                     \
     }
 #define ALL_PRODUCTS(R)                                                                            \
-    PRODUCTS(R, half, HALF) PRODUCTS(R, fp8, FP8) PRODUCTS(R, int8, INT8) PRODUCTS(R, float, FLOAT)
+    PRODUCTS(R, pairs, PAIRS) PRODUCTS(R, half, HALF) PRODUCTS(R, fp8, FP8) PRODUCTS(R, int8, INT8) PRODUCTS(R, float, FLOAT)
 #define ROW(R, name) {scores_##name##_##R, values_##name##_##R}
 
 ALL_PRODUCTS(1)
@@ -425,7 +573,7 @@ ALL_PRODUCTS(6)
 #endif
 
 static const struct products products[NUM_FORMS][MAX_ROWS] = {
-    [HALF] = ROWS(half), [FP8] = ROWS(fp8), [INT8] = ROWS(int8), [FLOAT] = ROWS(float),
+    [PAIRS] = ROWS(pairs), [HALF] = ROWS(half), [FP8] = ROWS(fp8), [INT8] = ROWS(int8), [FLOAT] = ROWS(float),
 };
 
 /* ---- a tile --------------------------------------------------------------------------------------------- */
@@ -611,7 +759,7 @@ static void add_tile_values(const struct unit *unit, int32_t tile, const struct 
 
             if (!is_empty(group.any))
                 products[unit->form][group.count - 1].values(
-                    s->p[first] + token, &piece, unit->dim, &group, seen_of_piece, tiles + first);
+                    factors_at(unit->form, s->p[first], token), &piece, unit->dim, &group, seen_of_piece, tiles + first);
         }
     }
 }
@@ -623,7 +771,7 @@ static const struct scales *find_scales(const struct unit *unit, int32_t tile)
     struct scales *scales = &unit->s->scales;
 
     if (unit->args->kv->type != KV_INT8)
-        return unit->args->kv->type == KV_FLOAT16 ? NULL : scales; /* see load_queries */
+        return unit->args->kv->type == KV_FP8 ? scales : NULL; /* see load_queries */
     for (int32_t number = pieces.first; number < pieces.end; number++)
         for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
             int32_t token = (number % TILE_PIECES * PIECE_BLOCKS + b) * KV_BLOCK_TOKENS;
@@ -653,7 +801,7 @@ static void attend_tile(const struct unit *unit, int32_t tile, struct softmax *t
     const struct scales *scales = find_scales(unit, tile);
 
     for (int32_t g = 0; g < unit->num_groups; g++)
-        softmax_group(&s->groups[g], s->p, seen, tiles, scales);
+        softmax_group(unit->form, &s->groups[g], s->p, seen, tiles, scales);
     add_tile_values(unit, tile, seen, tiles);
 }
 
@@ -704,7 +852,10 @@ static void load_query(const struct unit *unit, int32_t i)
 
     s->seen[i] = (struct range){attention_first_position(args, row), args->batch->positions[row] + 1};
     for (int32_t d = 0; d < unit->dim; d += LANES)
-        vf_store(s->q[i] + d, vf_load(q + d) * args->scale);
+        if (unit->form == PAIRS)
+            put_factors(s->q[i], d, vf_bfloat16(vf_load(q + d) * args->scale));
+        else
+            vf_store(s->q[i] + d, vf_load(q + d) * args->scale);
     s->rows[i].max = NO_SCORE;
     memset(s->rows[i].sums, 0, sizeof(s->rows[i].sums));
     memset(s->rows[i].out, 0, (size_t)unit->dim * sizeof(float));
@@ -744,7 +895,9 @@ static void unit_init(struct unit *unit, const struct attention_tasks *tasks,
         .s = s,
     };
     unit->head_bytes = kv_head_bytes(tasks->args->kv->type, unit->dim);
-    unit->form = unit->num_queries < CONVERT_QUERIES ? (enum form)tasks->args->kv->type : FLOAT;
+    unit->form = (enum form)tasks->args->kv->type;
+    if (unit->form != PAIRS && unit->num_queries >= CONVERT_QUERIES)
+        unit->form = FLOAT;
 }
 
 static void load_queries(struct unit *unit)

@@ -8,24 +8,24 @@
 #include "kernels/cpu/vec.h"
 
 void SHARED(quantize)(struct device *dev, const struct activations *a);
-void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
+void MATMUL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                     const struct matrix *w);
-void KERNEL(matmul_groups)(struct device *dev, double *sums, const struct activations *a,
+void MATMUL(matmul_groups)(struct device *dev, double *sums, const struct activations *a,
                            const struct matrix *w, int32_t group_k);
-void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
+void MATMUL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
                                  const struct matrix *w, int32_t group_k);
 void SHARED(embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                        const struct matrix *w, int32_t first_id, float scale);
 void SHARED(add_norm)(struct device *dev, const struct add_norm_args *args);
 void SHARED(rope_store)(struct device *dev, const struct rope_args *args);
-void SHARED(attention)(struct device *dev, const struct attention_args *args);
+void ATTENTION(attention)(struct device *dev, const struct attention_args *args);
 void SHARED(silu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride);
 void SHARED(gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride);
-void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+void MATMUL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
                              const struct matrix *w);
-void KERNEL(matmul_gelu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
+void MATMUL(matmul_gelu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
                              const struct matrix *w);
 
 #endif

@@ -11,7 +11,7 @@ INLINE void vf_exp_block(vf *x)
     enum { EACH = BLOCK_VECTORS < 4 ? BLOCK_VECTORS : 4 };
 
     for (int v = 0; v < BLOCK_VECTORS; v += EACH)
-        vf_exp_each(EACH, x + v);
+        vf_exp_each(EACH, x + v, EXP_LOWEST);
 }
 
 /* act of BLOCK_VECTORS vectors at once: the exponentials wait for themselves, not for each other. */

@@ -25,6 +25,12 @@ static void to_halves(uint16_t *to, const float *from, int32_t count)
         vf_store_half(to + i, vf_load(from + i));
 }
 
+static void to_bfloat16(uint16_t *to, const float *from, int32_t count)
+{
+    for (int32_t i = 0; i < count; i += LANES)
+        vi_store_u16(to + i, (vi)((vu)vf_bfloat16(vf_load(from + i)) >> 16));
+}
+
 static void to_fp8(uint16_t *to, const float *from, int32_t count)
 {
     for (int32_t i = 0; i < count; i += LANES)
@@ -67,7 +73,9 @@ static float to_int8(uint16_t *to, const float *from, int32_t count)
 INLINE void to_codes(const enum kv_type type, uint16_t *to, const float *from, int32_t dim, void *head,
                      int32_t token)
 {
-    if (type == KV_FLOAT16)
+    if (type == KV_BFLOAT16)
+        to_bfloat16(to, from, dim);
+    else if (type == KV_FLOAT16)
         to_halves(to, from, dim);
     else if (type == KV_FP8)
         to_fp8(to, from, dim);
@@ -91,7 +99,22 @@ INLINE void store_values(const enum kv_type type, const struct kv_rows *rows, in
     }
     to_codes(type, codes, v, dim, to, token);
     for (int32_t i = 0; i < dim; i++)
-        ((uint8_t *)to)[token * dim + i] = (uint8_t)codes[i];
+        if (type == KV_BFLOAT16) /* the other of the pair may be another thread's */
+            ((uint16_t *)to)[(token / 2 * dim + i) * 2 + token % 2] = codes[i];
+        else
+            ((uint8_t *)to)[token * dim + i] = (uint8_t)codes[i];
+}
+
+/* KV_BFLOAT16: those of a row and the next, which are a pair. */
+INLINE void store_pairs_of_values(const struct kv_rows *rows, int64_t row, int32_t block, int32_t head)
+{
+    int32_t token = rows->batch->positions[row] % KV_BLOCK_TOKENS, dim = rows->kv->head_dim;
+    const float *v = rows->v + row * rows->v_stride + (int64_t)head * dim;
+    uint32_t *to = (uint32_t *)head_at(rows->kv, rows->kv->v, block, head) + token / 2 * dim;
+
+    for (int32_t i = 0; i < dim; i += LANES)
+        vi_store(to + i, (vi)vf_bfloat16(vf_load(v + rows->v_stride + i)) |
+                             (vi)((vu)vf_bfloat16(vf_load(v + i)) >> 16));
 }
 
 INLINE void store_row(const enum kv_type type, const struct kv_rows *rows, int64_t row, int32_t block)
@@ -105,7 +128,9 @@ INLINE void store_row(const enum kv_type type, const struct kv_rows *rows, int64
 
         to_codes(type, codes, rows->k + row * rows->k_stride + (int64_t)head * dim, dim, k, token);
         for (int32_t i = 0; i < dim; i++)
-            if (type == KV_FLOAT16)
+            if (type == KV_BFLOAT16)
+                ((uint16_t *)k)[(i / 2 * KV_BLOCK_TOKENS + token) * 2 + i % 2] = codes[i];
+            else if (type == KV_FLOAT16)
                 ((uint16_t *)k)[i * KV_BLOCK_TOKENS + token] = codes[i];
             else
                 ((uint8_t *)k)[i * KV_BLOCK_TOKENS + token] = (uint8_t)codes[i];
@@ -114,22 +139,27 @@ INLINE void store_row(const enum kv_type type, const struct kv_rows *rows, int64
 }
 
 typedef uint16_t side __attribute__((vector_size(2 * SIDE), aligned(2), may_alias));
+typedef uint32_t side_of_pairs __attribute__((vector_size(4 * SIDE), aligned(2), may_alias));
 
 /* x[i][j] to x[j][i]. Each round interleaves halves of the whole, which moves one bit of the row's number
  * to the column's. */
-INLINE void transpose(side *x)
-{
-    UNROLL for (int round = 0; round < 3; round++) {
-        side y[SIDE];
-
-        UNROLL for (int i = 0; i < SIDE / 2; i++) {
-            y[2 * i] = __builtin_shufflevector(x[i], x[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
-        }
-        UNROLL for (int i = 0; i < SIDE; i++)
-            x[i] = y[i];
+#define TRANSPOSE(name, side)                                                                      \
+    INLINE void name(side *x)                                                                      \
+    {                                                                                              \
+        UNROLL for (int round = 0; round < 3; round++) {                                           \
+            side y[SIDE];                                                                          \
+                                                                                                   \
+            UNROLL for (int i = 0; i < SIDE / 2; i++) {                                            \
+                y[2 * i] = __builtin_shufflevector(x[i], x[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);      \
+                y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 4], 4, 12, 5, 13, 6, 14, 7, 15); \
+            }                                                                                      \
+            UNROLL for (int i = 0; i < SIDE; i++)                                                  \
+                x[i] = y[i];                                                                       \
+        }                                                                                          \
     }
-}
+
+TRANSPOSE(transpose, side)
+TRANSPOSE(transpose_pairs, side_of_pairs)
 
 /* SIDE codes. */
 INLINE void store_side(const enum kv_type type, void *head, int32_t at, side x)
@@ -142,6 +172,21 @@ INLINE void store_side(const enum kv_type type, void *head, int32_t at, side x)
         *(bytes *)((uint8_t *)head + at) = __builtin_convertvector(x, bytes);
 }
 
+/* Those of a whole block, [KV_BLOCK_TOKENS][dim]. */
+static void store_transposed_pairs(uint32_t *k, const uint16_t (*codes)[MAX_HEAD_DIM], int32_t dim)
+{
+    for (int32_t t = 0; t < KV_BLOCK_TOKENS; t += SIDE)
+        for (int32_t pair = 0; pair < dim / 2; pair += SIDE) {
+            side_of_pairs x[SIDE];
+
+            UNROLL for (int i = 0; i < SIDE; i++)
+                x[i] = *(const side_of_pairs *)&codes[t + i][2 * pair];
+            transpose_pairs(x);
+            UNROLL for (int i = 0; i < SIDE; i++)
+                *(side_of_pairs *)(k + (pair + i) * KV_BLOCK_TOKENS + t) = x[i];
+        }
+}
+
 /* The keys of a whole block, from its first row on. */
 INLINE void store_block_keys(const enum kv_type type, const struct kv_rows *rows, int64_t row, int32_t block,
                              int32_t head)
@@ -152,6 +197,10 @@ INLINE void store_block_keys(const enum kv_type type, const struct kv_rows *rows
 
     for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
         to_codes(type, codes[t], rows->k + (row + t) * rows->k_stride + (int64_t)head * dim, dim, k, t);
+    if (type == KV_BFLOAT16) {
+        store_transposed_pairs(k, codes, dim);
+        return;
+    }
     for (int32_t t = 0; t < KV_BLOCK_TOKENS; t += SIDE)
         for (int32_t d = 0; d < dim; d += SIDE) {
             side x[SIDE];
@@ -168,8 +217,11 @@ INLINE void store_block(const enum kv_type type, const struct kv_rows *rows, int
 {
     for (int32_t head = 0; head < rows->kv->num_kv_heads; head++) {
         store_block_keys(type, rows, row, block, head);
-        for (int32_t t = 0; t < KV_BLOCK_TOKENS; t++)
-            store_values(type, rows, row + t, block, head);
+        for (int32_t t = 0; t < KV_BLOCK_TOKENS; t += type == KV_BFLOAT16 ? 2 : 1)
+            if (type == KV_BFLOAT16)
+                store_pairs_of_values(rows, row + t, block, head);
+            else
+                store_values(type, rows, row + t, block, head);
     }
 }
 
@@ -185,6 +237,7 @@ INLINE void store_block(const enum kv_type type, const struct kv_rows *rows, int
         store_block(type, rows, row, block);                                                       \
     }
 
+STORES(bfloat16, KV_BFLOAT16)
 STORES(half, KV_FLOAT16)
 STORES(fp8, KV_FP8)
 STORES(int8, KV_INT8)
@@ -193,6 +246,7 @@ static const struct {
     void (*row)(const struct kv_rows *rows, int64_t row, int32_t block);
     void (*block)(const struct kv_rows *rows, int64_t row, int32_t block);
 } stores[NUM_KV_TYPES] = {
+    [KV_BFLOAT16] = {store_row_bfloat16, store_block_bfloat16},
     [KV_FLOAT16] = {store_row_half, store_block_half},
     [KV_FP8] = {store_row_fp8, store_block_fp8},
     [KV_INT8] = {store_row_int8, store_block_int8},

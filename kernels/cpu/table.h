@@ -6,6 +6,7 @@
 
 #include "kernels/kernels.h"
 
+extern const struct kernels kernels_avx512bf16;
 extern const struct kernels kernels_avx512;
 extern const struct kernels kernels_avxvnni;
 extern const struct kernels kernels_avx2;

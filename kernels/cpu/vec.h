@@ -5,7 +5,8 @@
  * in portable form and, where an instruction set has an instruction for it, with that. Each file
  * of cpu/ is compiled with one of VEC_AVX512, VEC_EMU512, VEC_AVX2, VEC_SSE2 or VEC_GENERIC defined,
  * and names what it defines KERNEL(name): name_avx2. matmul.c is also compiled with VEC_AVXVNNI, which has the
- * other kernels of AVX2. emu512 is the code of AVX-512 with portable functions, for tests on machines that have none.
+ * other kernels of AVX2, and attention.c with VEC_AVX512BF16, which has those of AVX-512. emu512 is the code of AVX-512
+ * with portable functions, for tests on machines that have none.
  *
  * Every function gives the same bits on every instruction set.
  */
@@ -16,7 +17,14 @@
 
 #include <string.h>
 
-#if defined(VEC_AVX512)
+#if defined(VEC_AVX512BF16) /* AVX-512, and its dot products of bfloat16 */
+#define VEC_AVX512
+#define VEC_NAME "avx512bf16"
+#define KERNEL(name) name##_avx512bf16
+#define MATMUL(name) name##_avx512
+#define SHARED(name) name##_avx512
+#define LANES 16
+#elif defined(VEC_AVX512)
 #define VEC_NAME "avx512"
 #define KERNEL(name) name##_avx512
 #define LANES 16
@@ -28,6 +36,7 @@
 #define VEC_AVX2
 #define VEC_NAME "avxvnni"
 #define KERNEL(name) name##_avxvnni
+#define ATTENTION(name) name##_avx2
 #define SHARED(name) name##_avx2
 #define LANES 8
 #elif defined(VEC_AVX2)
@@ -44,7 +53,13 @@
 #define LANES 4
 #endif
 
-/* A kernel without dot products of bytes. */
+/* Kernels with dot products of bytes, of bfloat16, and without either. */
+#ifndef MATMUL
+#define MATMUL(name) KERNEL(name)
+#endif
+#ifndef ATTENTION
+#define ATTENTION(name) KERNEL(name)
+#endif
 #ifndef SHARED
 #define SHARED(name) KERNEL(name)
 #endif
@@ -349,15 +364,16 @@ SLOW vf vf_fma(vf a, vf b, vf c)
 }
 #endif
 
-/* exp, as numerics.h states it, of n vectors side by side, since each waits for itself at every step. */
-INLINE void vf_exp_each(const int n, vf *x)
+/* exp, as numerics.h states it, of n vectors side by side, since each waits for itself at every step. What is below
+ * `lowest` becomes 0: EXP_LOWEST, or more. */
+INLINE void vf_exp_each(const int n, vf *x, const float lowest)
 {
     enum { MAX_EACH = 4 };
     vi lives[MAX_EACH];
     vf shifted[MAX_EACH], r[MAX_EACH], p[MAX_EACH];
 
     UNROLL for (int i = 0; i < n; i++) {
-        lives[i] = ~(x[i] < EXP_LOWEST);
+        lives[i] = ~(x[i] < lowest);
         x[i] = vf_min(vf_set(EXP_HIGHEST), x[i]);
         shifted[i] = vf_fma(x[i], vf_set(EXP_LOG2_E), vf_set(EXP_ROUND));
     }
@@ -386,7 +402,7 @@ INLINE void vf_exp_each(const int n, vf *x)
 
 SLOW vf vf_exp(vf x)
 {
-    vf_exp_each(1, &x);
+    vf_exp_each(1, &x, EXP_LOWEST);
     return x;
 }
 
@@ -419,6 +435,36 @@ INLINE void vf_store_half(uint16_t *p, vf v)
         p[i] = float_to_half(v[i]);
 #endif
 }
+
+/* ---- bfloat16: the high half of a float's bits, the low one 0 ------------------------------------------ */
+
+/* Of numbers that are 0 or at least BFLOAT16_LEAST. */
+INLINE vf vf_round_bfloat16(vf x)
+{
+    return (vf)(((vi)x + 0x7fff + (vi)((vu)x >> 16 & 1)) & (int)0xffff0000);
+}
+
+/* bfloat16_of_float. */
+INLINE vf vf_bfloat16(vf x)
+{
+    vf rounded = (vf)((vi)vf_round_bfloat16(x) & ~(vf_abs(x) < BFLOAT16_LEAST));
+
+    return vf_select(x == x, rounded, (vf)vi_set(0x7fc00000));
+}
+
+/* Of pairs in 32 bits, the first, or the second. */
+INLINE vf vf_of_pairs(vi pairs, int second)
+{
+    return second ? (vf)(pairs & (int)0xffff0000) : (vf)(pairs << 16);
+}
+
+#if defined(VEC_AVX512BF16)
+/* acc + second * second, and to that + first * first, each rounded once. */
+INLINE vf vf_dot_pairs(vf acc, vi a, vi b)
+{
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+}
+#endif
 
 /* ---- 8 bits --------------------------------------------------------------------------------------- */
 
