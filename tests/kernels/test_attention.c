@@ -636,6 +636,43 @@ static void what_is_no_number_shows_where_it_is_seen(void **state)
         }
 }
 
+/* Of KV_BFLOAT16: a score that is as far below the maximum as its number says, whose value is 1 in a dimension of its
+ * own. */
+static void what_is_far_below_the_maximum_weighs_nothing(void **state)
+{
+    enum { DIM = 16, LENGTH = 6 };
+    static const float below[LENGTH] = {0, 33.75f, 34, 34.25f, 36, 100};
+    static const int32_t length[] = {LENGTH};
+    const struct model model = {DIM, 1, 1, 0, 1, length, KV_BFLOAT16};
+    struct device *ref = open_device("ref", 1);
+    struct rows rows;
+    float want[LENGTH * DIM];
+
+    (void)state;
+    rows_init(&rows, &model);
+    memset(rows.q, 0, sizeof(want));
+    memset(rows.k, 0, sizeof(want));
+    memset(rows.v, 0, sizeof(want));
+    for (int32_t i = 0; i < LENGTH; i++) {
+        rows.q[i * DIM] = 8; /* times the scale: 1 */
+        rows.k[i * DIM] = -below[i];
+        rows.v[i * DIM + i] = 1;
+    }
+    run(ref, &model, &rows, LENGTH);
+    memcpy(want, rows.out, sizeof(want));
+    for (int32_t i = 0; i < LENGTH; i++)
+        assert_int_equal(want[(LENGTH - 1) * DIM + i] > 0, below[i] <= -BFLOAT16_EXP_LOWEST);
+    for (const char *const *isa = tested_isas(); *isa; isa++) {
+        struct device *dev = open_device(*isa, 1);
+
+        run(dev, &model, &rows, LENGTH);
+        expect_same_floats(*isa, rows.out, want, LENGTH * DIM);
+        device_close(dev);
+    }
+    rows_close(&rows);
+    device_close(ref);
+}
+
 /* ---- tasks ------------------------------------------------------------------------------------------ */
 
 /* A step as attention_tasks sees it: no memory behind it. */
@@ -770,6 +807,7 @@ int main(void)
         cmocka_unit_test(attention_has_the_bits_of_the_specification_whatever_the_chunk),
         cmocka_unit_test(attention_is_right),
         cmocka_unit_test(what_is_no_number_shows_where_it_is_seen),
+        cmocka_unit_test(what_is_far_below_the_maximum_weighs_nothing),
         cmocka_unit_test(a_cpu_keeps_to_the_specification_all_the_same),
         cmocka_unit_test(a_gpus_own_order_gives_one_answer_by_its_rule),
         cmocka_unit_test(a_gpus_own_order_takes_codes_for_the_halves_next_to_them),
