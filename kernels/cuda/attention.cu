@@ -35,7 +35,7 @@ static __global__ void __launch_bounds__(THREADS, S::QUERIES > 8 ? 2 : 4) attend
     struct shared_arrays arrays;
 
     arrays.slabs = memory;
-    arrays.weights = (float *)(memory + S::STAGES * SLAB_BYTES);
+    arrays.weights = (float *)(memory + S::STAGES * S::SLAB_BYTES);
     arrays.q = arrays.weights + THREADS * S::WEIGHTS;
     arrays.heads = (int32_t *)(arrays.q + task.kv.head_dim * S::Q_STRIDE);
     if (threadIdx.x < WARP)
@@ -104,13 +104,15 @@ enum { MANY_QUERIES = 32 };
 
 template <typename S> static size_t shared_bytes(int32_t head_dim, int32_t num_heads)
 {
-    return S::STAGES * SLAB_BYTES + (THREADS * S::WEIGHTS + head_dim * S::Q_STRIDE) * sizeof(float) +
+    return S::STAGES * S::SLAB_BYTES + (THREADS * S::WEIGHTS + head_dim * S::Q_STRIDE) * sizeof(float) +
            (size_t)num_heads * sizeof(int32_t);
 }
 
 template <typename S> static cudaError_t prepare(const struct cuda_state *state)
 {
-    return allow_all_shared(state, attend<S>, sizeof(struct work));
+    cudaError_t error = allow_all_shared(state, attend<S>, sizeof(struct work));
+
+    return error == cudaSuccess ? allow_all_shared(state, attend<in_pairs<S>>, sizeof(struct work)) : error;
 }
 
 cudaError_t attention_prepare(const struct cuda_state *state)
@@ -128,12 +130,21 @@ cudaError_t attention_prepare(const struct cuda_state *state)
 }
 
 template <typename S>
-static void launch_attend(struct cuda_state *state, const struct attention_task &task, int32_t groups)
+static void launch_shape(struct cuda_state *state, const struct attention_task &task, int32_t groups)
 {
     dim3 grid((unsigned)task.num_slots * (unsigned)task.kv.num_kv_heads, (unsigned)groups);
 
     launch(attend<S>, grid, dim3(THREADS), shared_bytes<S>(task.kv.head_dim, task.num_heads), state->stream, task);
     note_launch(state);
+}
+
+template <typename S>
+static void launch_attend(struct cuda_state *state, const struct attention_task &task, int32_t groups)
+{
+    if (task.kv.type == KV_BFLOAT16)
+        launch_shape<in_pairs<S>>(state, task, groups);
+    else
+        launch_shape<S>(state, task, groups);
 }
 
 static void launch_few(struct cuda_state *state, const struct attention_task &task, int32_t queries, int32_t groups)

@@ -2,30 +2,35 @@
  * Attention on tensor cores, for layers whose weights are of 16 bits (device_order).
  *
  * The rule, which both kernels here keep for every row and head, whoever shares its block of threads:
- *  - q * scale * log2(e) is rounded to half. A score is a chain of mma along the dimensions, 16 after 16, from 0.
+ *  - q * scale * log2(e) is rounded to half, or to bfloat16 where the cache is of these. A score is a chain of mma
+ *    along the dimensions, 16 after 16, from 0.
  *  - A tile is TILE positions at fixed places, gone through in steps of STEP. The tile's maximum is that of the
  *    scores so far: where a step raises it, what has been added up is multiplied by 2^(old - new). Weights are
- *    2^(score - maximum), rounded to half. Values times weights are added by a chain of mma, KV block after KV
+ *    2^(score - maximum), rounded likewise. Values times weights are added by a chain of mma, KV block after KV
  *    block, and so are the weights alone, as if 1 were a value.
  *  - Tiles are merged in order, in float: out = out * 2^(its maximum - m) + tile * 2^(the tile's - m), where m is
  *    the greater one; at last out is multiplied by 1 / sum.
  * What a row does not see has the weight 0; an mma with zeros changes nothing, nor does a factor 2^0: so it does
  * not matter what else is in a step. An infinite value would, or what lies in slots that nobody uses, as 0 times it
- * is NaN: add_some keeps them away.
+ * is NaN: add_some keeps them away, and so do fetch_keys and widen_keys where a slab has more dimensions than keys.
  *
  * Codes of 8 bits become halves in shared memory, and from there on all is as if the cache were of these: those of
  * KV_FP8 as they are, those of KV_INT8 times their scale, rounded, and 65504 at most (in float16 they would be
  * infinite). A half has no room for a weight times a scale, so it is not that which is rounded.
  *
- * Against ref: a score is off by 2^-11 * sum|q k| * scale at most, as q was rounded, and out by twice that, times
- * the largest |v|, and by 2^-10 of the largest |v|, as weights were. Of KV_INT8 keys and values were rounded, too,
- * by 2^-11 of each. Tests hold it to 2^-9 of the largest |v|.
+ * What is rounded is off by 2^-11 of it at most, by 2^-8 where it becomes bfloat16; call that u. Against the same
+ * softmax of q as it was rounded, in real numbers, out is off by 2 u of the largest |v|, as weights were: that is what
+ * tests hold it to. Against ref, a score is off by u * sum|q k| * scale, as q was rounded, and out by twice that, times
+ * the largest |v|, more. Of KV_INT8 keys and values were rounded, too, by u of each. Of KV_BFLOAT16 ref rounds q and
+ * weights as well, but q without log2(e), and weights against the maxima of its own tiles: all of it counts twice.
  *
  * Keys and values are read once for up to 16 queries of a KV head (few), or for 128, 64 of more than 128 dimensions
  * (many), in slabs: the keys of a step, its values, the next step's keys, ... While one is used the others of the
  * ring are on their way (cp.async). In the cache keys lie [dim][token] and values [token][dim], so fragments of
  * both are read turned round; in shared memory pieces of 16 bytes change places so that any eight that ldmatrix
  * reads together are of different banks. Of codes the ring has one slab less, and each becomes halves behind it.
+ * KV_BFLOAT16 lies as fragments want it, in words of two dimensions of a key, or of two positions of a value: a lane
+ * reads its words one by one, and the eight pieces that those of a warp are of are of different banks, too.
  *
  *          a warp of four has                                  slabs of up to 64, 96, 128, 256   shared memory, KiB
  *    few   16 queries; of a step's scores those of a KV        4, 4, 4, 2                        37, 71, 71, 75
@@ -61,14 +66,18 @@ static_assert((int)STEP_BLOCKS == (int)WARPS, "a warp of few has the scores of a
 
 #define LOG2_E 1.44269504088896341f
 
-/* dim: head_dim is this or less, and is filled up with zeros. */
+/* dim: head_dim is this or less. Queries and keys are filled up with zeros; what comes of values is not looked at. */
 template <int dim, int slabs> struct slab_shape {
     enum {
         DIM = dim,
         SLABS = slabs, /* in shared memory; all but one are on their way */
         SLAB_BYTES = STEP * dim * HALF_BYTES,
-        ROW_PIECES = dim / PIECE_HALVES,
+        ROW_PIECES = dim / PIECE_HALVES,                   /* of q */
         KEY_PIECES = dim * KV_BLOCK_TOKENS / PIECE_HALVES, /* of a KV block */
+        HAS_PAIRS = false,                                 /* KV_BFLOAT16 */
+        PIECE_DIMS = PIECE_HALVES,                         /* of values */
+        VALUE_ROWS = KV_BLOCK_TOKENS,                      /* of a KV block */
+        VALUE_PIECES = dim / PIECE_DIMS,                   /* of such a row */
         CODE_BLOCK_BYTES = dim * KV_BLOCK_TOKENS + BLOCK_SCALE_BYTES,
         CODE_SLAB_BYTES = STEP_BLOCKS * CODE_BLOCK_BYTES,
     };
@@ -82,6 +91,31 @@ template <int dim, int slabs> struct few_shape : slab_shape<dim, slabs> {
 template <int dim, int row_tiles, int slabs> struct many_shape : slab_shape<dim, slabs> {
     enum { QUERIES = WARPS * row_tiles * ROW_TILE, ROW_TILES = row_tiles, COLUMN_TILES = dim / 8 };
 };
+
+template <typename S> struct slab_in_pairs : S {
+    enum {
+        HAS_PAIRS = true,
+        PIECE_DIMS = PIECE_HALVES / 2,
+        VALUE_ROWS = KV_BLOCK_TOKENS / 2,
+        VALUE_PIECES = S::DIM / PIECE_DIMS,
+    };
+};
+
+/* ---- numbers of 16 bits -------------------------------------------------------------------------------------- */
+
+template <typename S> static __device__ __forceinline__ uint32_t pair_of_floats(float low, float high)
+{
+    return S::HAS_PAIRS ? bf16_pair_of_floats(low, high) : half_pair_of_floats(low, high);
+}
+
+template <typename S>
+static __device__ __forceinline__ void multiply(float d[4], const uint32_t a[4], const uint32_t b[2])
+{
+    if (S::HAS_PAIRS)
+        mma_bf16_k16(d, a, b);
+    else
+        mma_f16_k16(d, a, b);
+}
 
 /* ---- what a warp's queries see ------------------------------------------------------------------------------- */
 
@@ -141,16 +175,22 @@ static __device__ __forceinline__ bool sees_block(const struct seen &seen, int32
 
 /* ---- shared memory ------------------------------------------------------------------------------------------- */
 
-/* Where piece `piece` of a row lies, of values or of q: [rows][dim]. */
+/* Where piece `piece` of a row of q lies: [rows][dim]. */
 template <typename S> static __device__ __forceinline__ int row_piece_at(unsigned row, unsigned piece)
 {
     return (row * S::ROW_PIECES + (piece ^ (S::ROW_PIECES % 8 == 0 ? row % 8 : row / 2 % 4))) * PIECE;
 }
 
-/* And that of keys: [KV blocks][dim][2]. */
-static __device__ __forceinline__ int key_piece_at(unsigned piece)
+/* Of values, whose rows are positions, or pairs of them. */
+template <typename S> static __device__ __forceinline__ int value_piece_at(unsigned row, unsigned piece)
 {
-    return (piece ^ piece / 8 % 2) * PIECE;
+    return S::HAS_PAIRS ? (row * S::VALUE_PIECES + (piece ^ row % 4 * 2)) * PIECE : row_piece_at<S>(row, piece);
+}
+
+/* And of keys: [KV blocks][dim][2], or [KV blocks][dim / 2][4]. */
+template <typename S> static __device__ __forceinline__ int key_piece_at(unsigned piece)
+{
+    return (piece ^ piece / 8 % 2 << S::HAS_PAIRS) * PIECE;
 }
 
 /* Where a block of threads finds the KV blocks that its queries see. */
@@ -184,6 +224,19 @@ static __device__ __forceinline__ void find_blocks(int64_t offsets[STEP_BLOCKS],
     }
 }
 
+/* Of a KV block. */
+static __device__ __forceinline__ unsigned key_pieces(const struct attention_task &task)
+{
+    return (unsigned)task.kv.head_dim * (KV_BLOCK_TOKENS / PIECE_HALVES);
+}
+
+/* Piece `piece` + i, behind the keys of a KV block. */
+template <typename S> static __device__ __forceinline__ void put_zeros(char *to, unsigned piece, unsigned i)
+{
+    if (piece + i < S::KEY_PIECES)
+        *(uint4 *)(to + i * PIECE) = make_uint4(0, 0, 0, 0);
+}
+
 template <typename S>
 static __device__ __forceinline__ void fetch_keys(const struct attention_task &task, const struct source &source,
                                                   int32_t step, char *to)
@@ -193,12 +246,14 @@ static __device__ __forceinline__ void fetch_keys(const struct attention_task &t
     int64_t offsets[STEP_BLOCKS];
 
     find_blocks(offsets, task, source, step);
-    to += key_piece_at(piece);
+    to += key_piece_at<S>(piece);
 #pragma unroll
     for (int b = 0; b < STEP_BLOCKS; b++, to += S::KEY_PIECES * PIECE)
 #pragma unroll
         for (int i = 0; i < S::KEY_PIECES; i += THREADS)
-            if (offsets[b] >= 0 && piece + i < task.kv.head_dim * (KV_BLOCK_TOKENS / PIECE_HALVES))
+            if (piece + i >= key_pieces(task))
+                put_zeros<S>(to, piece, i);
+            else if (offsets[b] >= 0)
                 cp_async_16(to + i * PIECE, from + offsets[b] + i * PIECE);
 }
 
@@ -206,28 +261,29 @@ template <typename S>
 static __device__ __forceinline__ void fetch_values(const struct attention_task &task, const struct source &source,
                                                     int32_t step, char *to)
 {
-    const int in_row = S::ROW_PIECES <= 8 ? 8 : S::ROW_PIECES <= 16 ? 16 : 32; /* threads */
-    const unsigned thread = this_thread(), token = thread / in_row, piece = thread % in_row;
-    const int32_t dim = task.kv.head_dim;
-    const char *from = source.v + token * dim * HALF_BYTES + piece * PIECE;
+    const int pieces = S::VALUE_PIECES;
+    const int in_row = pieces <= 8 ? 8 : pieces <= 16 ? 16 : pieces <= 32 ? 32 : 64; /* threads */
+    const unsigned thread = this_thread(), row = thread / in_row, piece = thread % in_row;
+    const int32_t row_pieces = task.kv.head_dim / S::PIECE_DIMS;
+    const char *from = source.v + (row * row_pieces + piece) * PIECE;
     int64_t offsets[STEP_BLOCKS];
 
     find_blocks(offsets, task, source, step);
-    if (piece * PIECE_HALVES >= dim)
+    if (piece >= row_pieces)
         return;
 #pragma unroll
-    for (int b = 0; b < STEP_BLOCKS; b++, to += KV_BLOCK_TOKENS * S::ROW_PIECES * PIECE)
+    for (int b = 0; b < STEP_BLOCKS; b++, to += S::VALUE_ROWS * S::VALUE_PIECES * PIECE)
 #pragma unroll
-        for (int i = 0; i < KV_BLOCK_TOKENS; i += THREADS / in_row)
+        for (int i = 0; i < S::VALUE_ROWS; i += THREADS / in_row)
             if (offsets[b] >= 0)
-                cp_async_16(to + row_piece_at<S>(token + i, piece), from + offsets[b] + i * dim * HALF_BYTES);
+                cp_async_16(to + value_piece_at<S>(row + i, piece), from + offsets[b] + i * row_pieces * PIECE);
 }
 
 /* ---- codes --------------------------------------------------------------------------------------------------- */
 
-static __device__ __forceinline__ bool has_codes(const struct attention_task &task)
+template <typename S> static __device__ __forceinline__ bool has_codes(const struct attention_task &task)
 {
-    return task.kv.type != KV_FLOAT16;
+    return !S::HAS_PAIRS && has_codes(task.kv.type);
 }
 
 /* Of keys or values, as they lie in the cache: base is the source's k or v. */
@@ -270,15 +326,17 @@ static __device__ __forceinline__ void widen_keys(const struct attention_task &t
     const unsigned piece = this_thread(), tokens = piece % 2 * PIECE_HALVES;
     const unsigned dim = (unsigned)task.kv.head_dim;
 
-    to += key_piece_at(piece);
+    to += key_piece_at<S>(piece);
 #pragma unroll 1
     for (int b = 0; b < STEP_BLOCKS; b++, from += S::CODE_BLOCK_BYTES, to += S::KEY_PIECES * PIECE) {
         const float *scales = (const float *)(from + dim * KV_BLOCK_TOKENS) + tokens;
 
 #pragma unroll
         for (unsigned i = 0; i < S::KEY_PIECES; i += THREADS) {
-            if (piece + i >= dim * 2)
-                break;
+            if (piece + i >= key_pieces(task)) {
+                put_zeros<S>(to, piece, i);
+                continue;
+            }
 
             uint2 codes = *(const uint2 *)(from + (piece + i) * PIECE / 2);
 
@@ -303,7 +361,7 @@ static __device__ __forceinline__ void widen_values(const struct attention_task 
             uint2 codes = *(const uint2 *)(from + token * dim + piece * PIECE_HALVES);
             const float *scale = (const float *)(from + dim * KV_BLOCK_TOKENS) + token;
 
-            *(uint4 *)(to + row_piece_at<S>(token, piece)) =
+            *(uint4 *)(to + value_piece_at<S>(token, piece)) =
                 task.kv.type == KV_INT8 ? scaled_halves(codes, scale, 0) : halves_of_codes(KV_FP8, codes);
         }
         from += S::CODE_BLOCK_BYTES;
@@ -317,8 +375,8 @@ static __device__ __forceinline__ void widen_values(const struct attention_task 
 template <typename S>
 static __device__ __forceinline__ char *slab_at(const struct attention_task &task, char *slabs, int32_t number)
 {
-    return slabs + (has_codes(task) ? (unsigned)number % (S::SLABS - 1) * S::CODE_SLAB_BYTES
-                                    : (unsigned)number % S::SLABS * S::SLAB_BYTES);
+    return slabs + (has_codes<S>(task) ? (unsigned)number % (S::SLABS - 1) * S::CODE_SLAB_BYTES
+                                       : (unsigned)number % S::SLABS * S::SLAB_BYTES);
 }
 
 /* It is on its way; behind the last, nothing is. */
@@ -328,7 +386,7 @@ static __device__ __forceinline__ void fetch_slab(const struct attention_task &t
 {
     char *to = slab_at<S>(task, slabs, 2 * step + IS_VALUES);
 
-    if (has_codes(task))
+    if (has_codes<S>(task))
         fetch_codes<S>(task, source, IS_VALUES ? source.v : source.k, step, to);
     else if (IS_VALUES)
         fetch_values<S>(task, source, step, to);
@@ -348,7 +406,7 @@ static __device__ __forceinline__ const char *take_slab(const struct attention_t
 
     cp_async_wait<S::SLABS - 2>();
     __syncthreads();
-    if (has_codes(task)) {
+    if (has_codes<S>(task)) {
         const char *codes = slab_at<S>(task, slabs, 2 * step + IS_VALUES);
 
         if (IS_VALUES)
@@ -358,7 +416,7 @@ static __device__ __forceinline__ const char *take_slab(const struct attention_t
         __syncthreads();
     }
     fetch_slab<S, ahead % 2 != 0>(task, source, slabs, step + ahead / 2);
-    return has_codes(task) ? halves : slab_at<S>(task, slabs, 2 * step + IS_VALUES);
+    return has_codes<S>(task) ? halves : slab_at<S>(task, slabs, 2 * step + IS_VALUES);
 }
 
 /* So that take_slab finds the first. */
@@ -383,15 +441,6 @@ template <int count> struct half_work {
     struct source source;
 };
 
-/* All threads: zeros where head_dim has no dimensions. */
-template <typename S>
-static __device__ __forceinline__ void clear_slabs(const struct attention_task &task, char *slabs)
-{
-    if (task.kv.head_dim < S::DIM)
-        for (int i = threadIdx.x; i < S::SLABS * S::SLAB_BYTES / PIECE; i += THREADS)
-            ((uint4 *)slabs)[i] = make_uint4(0, 0, 0, 0);
-}
-
 /* All threads: the block's queries, [QUERIES][DIM]. */
 template <typename S>
 static __device__ __forceinline__ void load_queries(const struct attention_task &task, const struct query *queries,
@@ -406,7 +455,7 @@ static __device__ __forceinline__ void load_queries(const struct attention_task 
         const float *q = task.q + queries[row].row * task.q_stride + (int64_t)queries[row].head * dim + at;
 
         *(uint32_t *)(out + row_piece_at<S>(row, at / PIECE_HALVES) + at % PIECE_HALVES * HALF_BYTES) =
-            at < dim ? half_pair_of_floats(q[0] * scale, q[1] * scale) : 0;
+            at < dim ? pair_of_floats<S>(q[0] * scale, q[1] * scale) : 0;
     }
 }
 
@@ -437,6 +486,21 @@ template <typename S> static __device__ __forceinline__ float max_of(const struc
     return __shfl_sync(ALL_LANES, softmax.max, i, 4);
 }
 
+/* Of dimensions [16 k, 16 k + 16) of a KV block's keys, as two mma read them, of 8 positions each. */
+template <typename S>
+static __device__ __forceinline__ void load_keys(uint32_t words[4], const char *keys, int k)
+{
+    const unsigned lane = this_lane();
+
+    if (S::HAS_PAIRS)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            words[i] = *(const uint32_t *)(keys + (32 * k + i % 2 * 16) * PIECE +
+                                           key_piece_at<S>(lane % 4 * 4 + i / 2 * 2 + lane / 16) + lane / 4 % 4 * 4);
+    else
+        ldmatrix_x4_trans(words, keys + 32 * k * PIECE + key_piece_at<S>(lane % 16 * 2 + lane / 16));
+}
+
 /* q: of the warp's queries. keys: those of the first of BLOCKS KV blocks. */
 template <typename S, int BLOCKS>
 static __device__ __forceinline__ void find_scores(float scores[S::ROW_TILES][2 * BLOCKS][4], const char *q,
@@ -456,12 +520,11 @@ static __device__ __forceinline__ void find_scores(float scores[S::ROW_TILES][2 
         for (int b = 0; b < BLOCKS; b++) {
             uint32_t words[4];
 
-            ldmatrix_x4_trans(words, keys + (b * S::KEY_PIECES + 32 * k) * PIECE +
-                                         key_piece_at(lane % 16 * 2 + lane / 16));
+            load_keys<S>(words, keys + b * S::KEY_PIECES * PIECE, k);
 #pragma unroll
             for (int m = 0; m < S::ROW_TILES; m++) {
-                mma_f16_k16(scores[m][2 * b], a[m], words);
-                mma_f16_k16(scores[m][2 * b + 1], a[m], words + 2);
+                multiply<S>(scores[m][2 * b], a[m], words);
+                multiply<S>(scores[m][2 * b + 1], a[m], words + 2);
             }
         }
     }
@@ -502,6 +565,7 @@ template <int COUNT> static __device__ __forceinline__ float max_score(const flo
 }
 
 /* The weights of a row tile and KV block, as an mma reads them. */
+template <typename S>
 static __device__ __forceinline__ void find_weights(uint32_t weights[4], const float (*scores)[4],
                                                     const float max[2], int block)
 {
@@ -509,7 +573,7 @@ static __device__ __forceinline__ void find_weights(uint32_t weights[4], const f
     for (int i = 0; i < 4; i++) {
         const float *pair = scores[2 * block + i / 2] + i % 2 * 2;
 
-        weights[i] = half_pair_of_floats(exp2_approx(pair[0] - max[i % 2]), exp2_approx(pair[1] - max[i % 2]));
+        weights[i] = pair_of_floats<S>(exp2_approx(pair[0] - max[i % 2]), exp2_approx(pair[1] - max[i % 2]));
     }
 }
 
@@ -545,37 +609,43 @@ static __device__ __forceinline__ void raise_max(struct half_softmax<S> *softmax
         }
 }
 
-/* All ones where the lane's numbers of words 0, 1 of a block's values are of positions of `range`. */
+/* All ones where the numbers of a word, of positions `at` and at + 1, are of `range`. */
+static __device__ __forceinline__ uint32_t mask_pair(struct range range, int32_t at)
+{
+    return (at >= range.first && at < range.end ? 0xffffu : 0) |
+           (at + 1 >= range.first && at + 1 < range.end ? 0xffff0000u : 0);
+}
+
+/* Of the lane's words 0, 1 of a block's values. */
 static __device__ __forceinline__ void mask_positions(uint32_t masks[2], struct range range, int32_t position,
                                                       unsigned lane)
 {
 #pragma unroll
-    for (int w = 0; w < 2; w++) {
-        int32_t at = position + w * 8 + (int32_t)(lane % 4) * 2;
-
-        masks[w] = (at >= range.first && at < range.end ? 0xffffu : 0) |
-                   (at + 1 >= range.first && at + 1 < range.end ? 0xffff0000u : 0);
-    }
+    for (int w = 0; w < 2; w++)
+        masks[w] = mask_pair(range, position + w * 8 + (int32_t)(lane % 4) * 2);
 }
 
 /* Whether there is a value that is not finite among those of a step that some query sees. */
 template <typename S>
-static __device__ __forceinline__ bool has_infinite(const char *values, int first_piece, const struct seen &seen,
-                                                    int32_t start)
+static __device__ __forceinline__ bool has_infinite(const char *values, int first_column, int32_t dim,
+                                                    const struct seen &seen, int32_t start)
 {
-    const int pieces = S::COLUMN_TILES;
+    const int rows = STEP_BLOCKS * S::VALUE_ROWS, pieces = S::COLUMN_TILES * 8 / S::PIECE_DIMS;
+    const uint32_t exponents = S::HAS_PAIRS ? 0x7f807f80 : 0x7c007c00, least = S::HAS_PAIRS ? 0x00800080 : 0x04000400;
     uint32_t found = 0;
 
 #pragma unroll 4
-    for (int i = threadIdx.x % WARP; i < STEP * pieces; i += WARP) {
-        int token = i / pieces;
-        uint4 x = *(const uint4 *)(values + row_piece_at<S>(token, first_piece + i % pieces));
+    for (int i = threadIdx.x % WARP; i < rows * pieces; i += WARP) {
+        int row = i / pieces, piece = first_column / S::PIECE_DIMS + i % pieces;
+        int32_t at = start + row * (STEP / rows);
+        uint4 x = *(const uint4 *)(values + value_piece_at<S>(row, piece));
         const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+        const uint32_t mask = mask_pair(seen.any, at), seen_bits = S::HAS_PAIRS ? mask : mask % 2 ? ~0u : 0;
 
-        if (start + token >= seen.any.first && start + token < seen.any.end)
+        if (piece * S::PIECE_DIMS < dim)
 #pragma unroll
             for (int w = 0; w < 4; w++)
-                found |= (words[w] & 0x7c007c00) + 0x04000400; /* an exponent of all ones goes over */
+                found |= (words[w] & seen_bits & exponents) + least; /* an exponent of all ones goes over */
     }
     return __any_sync(ALL_LANES, (found & 0x80008000) != 0);
 }
@@ -586,7 +656,7 @@ static __device__ __forceinline__ void add_weights(struct half_softmax<S> *softm
                                                    const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
                                                    const struct seen &seen, int32_t start)
 {
-    const uint32_t ones[2] = {0x3c003c00, 0x3c003c00};
+    const uint32_t one = S::HAS_PAIRS ? 0x3f803f80 : 0x3c003c00, ones[2] = {one, one};
 
 #pragma unroll
     for (int m = 0; m < S::ROW_TILES; m++) {
@@ -595,26 +665,34 @@ static __device__ __forceinline__ void add_weights(struct half_softmax<S> *softm
 #pragma unroll
         for (int b = 0; b < STEP_BLOCKS; b++)
             if (sees_block(seen, start, b))
-                mma_f16_k16(sums, weights[b][m], ones);
+                multiply<S>(sums, weights[b][m], ones);
         softmax->sum[m][0] = sums[0];
         softmax->sum[m][1] = sums[2];
     }
 }
 
-/* Two pieces of a step's values, from `piece` on: those of block b, as an mma reads them. */
+/* Of dimensions [column, column + 16) of block b of a step's values, as two mma read them, of 8 each. */
 template <typename S>
-static __device__ __forceinline__ void load_values(uint32_t words[4], const char *values, int b, int piece)
+static __device__ __forceinline__ void load_values(uint32_t words[4], const char *values, int b, int column)
 {
     const unsigned lane = this_lane();
 
-    ldmatrix_x4_trans(words, values + row_piece_at<S>(b * KV_BLOCK_TOKENS + lane % 16, piece + lane / 16));
+    if (S::HAS_PAIRS)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            words[i] = *(const uint32_t *)(values + (b * S::VALUE_ROWS + i % 2 * 4) * S::VALUE_PIECES * PIECE +
+                                           value_piece_at<S>(lane % 4, column / 4 + i / 2 * 2 + lane / 16) +
+                                           lane / 4 % 4 * 4);
+    else
+        ldmatrix_x4_trans(words,
+                          values + value_piece_at<S>(b * KV_BLOCK_TOKENS + lane % 16, column / 8 + lane / 16));
 }
 
-/* The warp's dimensions of a step, from piece first_piece on, of values that all its queries see. */
+/* The warp's dimensions of a step, from first_column on, of values that all its queries see. */
 template <typename S>
 static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax,
                                                  const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
-                                                 const char *values, int first_piece)
+                                                 const char *values, int first_column)
 {
 #pragma unroll
     for (int b = 0; b < STEP_BLOCKS; b++)
@@ -622,11 +700,11 @@ static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax
         for (int n = 0; n < S::COLUMN_TILES; n += 2) {
             uint32_t words[4];
 
-            load_values<S>(words, values, b, first_piece + n);
+            load_values<S>(words, values, b, first_column + n * 8);
 #pragma unroll
             for (int m = 0; m < S::ROW_TILES; m++) {
-                mma_f16_k16(softmax->out[m][n], weights[b][m], words);
-                mma_f16_k16(softmax->out[m][n + 1], weights[b][m], words + 2);
+                multiply<S>(softmax->out[m][n], weights[b][m], words);
+                multiply<S>(softmax->out[m][n + 1], weights[b][m], words + 2);
             }
         }
 }
@@ -639,11 +717,12 @@ static __device__ __forceinline__ void add_whole(struct half_softmax<S> *softmax
 template <typename S>
 static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
                                                 const uint32_t weights[STEP_BLOCKS][S::ROW_TILES][4],
-                                                const char *values, int first_piece, const struct query *queries,
-                                                const struct seen &seen, int32_t start)
+                                                const char *values, int first_column, int32_t dim,
+                                                const struct query *queries, const struct seen &seen,
+                                                int32_t start)
 {
     const bool is_same = seen.any.first == seen.all.first && seen.any.end == seen.all.end;
-    const bool is_apart = !is_same && has_infinite<S>(values, first_piece, seen, start);
+    const bool is_apart = !is_same && has_infinite<S>(values, first_column, dim, seen, start);
 
 #pragma unroll 1
     for (int pass = 0; pass < (is_apart ? S::ROW_TILES * ROW_TILE : 1); pass++) {
@@ -665,7 +744,7 @@ static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
             for (int n = 0; n < S::COLUMN_TILES; n += 2) {
                 uint32_t words[4];
 
-                load_values<S>(words, values, b, first_piece + n);
+                load_values<S>(words, values, b, first_column + n * 8);
 #pragma unroll
                 for (int i = 0; i < 4; i++)
                     words[i] &= masks[i % 2];
@@ -676,7 +755,7 @@ static __device__ __forceinline__ void add_some(struct half_softmax<S> *softmax,
                         float sums[4];
 
                         memcpy(sums, softmax->out[m][n + i], sizeof(sums));
-                        mma_f16_k16(sums, weights[b][m], words + 2 * i);
+                        multiply<S>(sums, weights[b][m], words + 2 * i);
 #pragma unroll
                         for (int e = 0; e < 4; e++)
                             if (!is_apart || pass == m * ROW_TILE + e / 2 * 8 + lane / 4)
@@ -844,7 +923,7 @@ static __device__ __forceinline__ void attend_few_queries(const struct attention
         }
         raise_max<S>(&tile, max);
         if (is_seen) {
-            find_weights(weights[0][0], scores[0], max[0], 0);
+            find_weights<S>(weights[0][0], scores[0], max[0], 0);
             memory->weights[warp][lane] = make_uint4(weights[0][0][0], weights[0][0][1], weights[0][0][2],
                                                      weights[0][0][3]);
         }
@@ -856,9 +935,10 @@ static __device__ __forceinline__ void attend_few_queries(const struct attention
             memcpy(weights[b][0], &memory->weights[b][lane], sizeof(weights[b][0]));
         add_weights<S>(&tile, weights, seen, start);
         if (is_whole)
-            add_whole<S>(&tile, weights, values, warp * S::COLUMN_TILES);
+            add_whole<S>(&tile, weights, values, warp * S::COLUMN_TILES * 8);
         else
-            add_some<S>(&tile, weights, values, warp * S::COLUMN_TILES, work.queries, seen, start);
+            add_some<S>(&tile, weights, values, warp * S::COLUMN_TILES * 8, task.kv.head_dim, work.queries, seen,
+                        start);
         if (ends_tile(start) || start + STEP >= seen.any.end)
             end_few_tile<S>(task, work.queries, start / TILE, &rows, &tile);
     }
@@ -876,7 +956,6 @@ static __global__ void __launch_bounds__(THREADS, S::DIM > 128 ? 2 : 3) few_half
         work.unit = find_unit(task);
     else if (threadIdx.x < 2 * WARP)
         work.num_heads = list_heads(task, kv_head_of_block(task), heads);
-    clear_slabs<S>(task, memory->slabs);
     __syncthreads();
     for (int32_t chunk = work.unit.slot; chunk * S::QUERIES < work.unit.num_rows * work.num_heads;
          chunk += work.unit.num_slots) {
@@ -986,8 +1065,8 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
             raise_max<S>(&tile, max);
 #pragma unroll
             for (int i = 0; i < STEP_BLOCKS * S::ROW_TILES; i++)
-                find_weights(weights[i / S::ROW_TILES][i % S::ROW_TILES], scores[i % S::ROW_TILES],
-                             max[i % S::ROW_TILES], i / S::ROW_TILES);
+                find_weights<S>(weights[i / S::ROW_TILES][i % S::ROW_TILES], scores[i % S::ROW_TILES],
+                                max[i % S::ROW_TILES], i / S::ROW_TILES);
         }
 
         const char *values = take_slab<S, true>(task, work.source, memory->slabs, start / STEP);
@@ -997,7 +1076,7 @@ static __device__ __forceinline__ void attend_many_queries(const struct attentio
             if (is_whole)
                 add_whole<S>(&tile, weights, values, 0);
             else
-                add_some<S>(&tile, weights, values, 0, queries, seen, start);
+                add_some<S>(&tile, weights, values, 0, task.kv.head_dim, queries, seen, start);
         }
 
         const bool is_last = start + STEP >= blocks.end * KV_BLOCK_TOKENS;
@@ -1021,7 +1100,6 @@ static __global__ void __launch_bounds__(THREADS, 2) many_half(const struct atte
         work.unit = find_unit(task);
     else if (warp == 1)
         work.num_heads = list_heads(task, kv_head_of_block(task), heads);
-    clear_slabs<S>(task, memory->slabs);
     __syncthreads();
 
     while (work.unit.slot * S::QUERIES < work.unit.num_rows * work.num_heads) {
@@ -1089,15 +1167,20 @@ static __global__ void __launch_bounds__(THREADS) merge_half(const struct attent
 /* A row: for heads of up to so many dimensions. */
 struct half_kernel {
     int32_t most_dim, queries; /* of a block */
-    void (*kernel)(const struct attention_task task);
+    void (*kernels[2])(const struct attention_task task); /* the second for KV_BFLOAT16 */
     size_t shared_bytes, own_bytes; /* besides the heads; and without asking */
 };
 
 #define FEW(dim, slabs)                                                                                            \
-    {dim, few_shape<dim, slabs>::QUERIES, few_half<few_shape<dim, slabs>>,                                         \
-     sizeof(struct few_memory<few_shape<dim, slabs>>), sizeof(struct half_work<few_shape<dim, slabs>::QUERIES>)}
+    {dim,                                                                                                          \
+     few_shape<dim, slabs>::QUERIES,                                                                               \
+     {few_half<few_shape<dim, slabs>>, few_half<slab_in_pairs<few_shape<dim, slabs>>>},                            \
+     sizeof(struct few_memory<few_shape<dim, slabs>>),                                                             \
+     sizeof(struct half_work<few_shape<dim, slabs>::QUERIES>)}
 #define MANY(dim, row_tiles, slabs)                                                                                \
-    {dim, many_shape<dim, row_tiles, slabs>::QUERIES, many_half<many_shape<dim, row_tiles, slabs>>,                \
+    {dim,                                                                                                          \
+     many_shape<dim, row_tiles, slabs>::QUERIES,                                                                   \
+     {many_half<many_shape<dim, row_tiles, slabs>>, many_half<slab_in_pairs<many_shape<dim, row_tiles, slabs>>>},  \
      sizeof(struct many_memory<many_shape<dim, row_tiles, slabs>>),                                                \
      sizeof(struct half_work<many_shape<dim, row_tiles, slabs>::QUERIES>)}
 
@@ -1105,16 +1188,23 @@ static const struct half_kernel few_kernels[] = {FEW(64, 4), FEW(128, 4), FEW(MA
 static const struct half_kernel many_kernels[] = {MANY(64, 2, 3), MANY(96, 2, 3), MANY(128, 2, 2),
                                                   MANY(MAX_HEAD_DIM, 1, 2)};
 
+static cudaError_t prepare(const struct cuda_state *state, const struct half_kernel &k)
+{
+    cudaError_t error = allow_all_shared(state, k.kernels[0], k.own_bytes);
+
+    return error == cudaSuccess ? allow_all_shared(state, k.kernels[1], k.own_bytes) : error;
+}
+
 cudaError_t attention_half_prepare(const struct cuda_state *state)
 {
     cudaError_t error = cudaSuccess;
 
     for (const struct half_kernel &k : few_kernels)
         if (error == cudaSuccess)
-            error = allow_all_shared(state, k.kernel, k.own_bytes);
+            error = prepare(state, k);
     for (const struct half_kernel &k : many_kernels)
         if (error == cudaSuccess)
-            error = allow_all_shared(state, k.kernel, k.own_bytes);
+            error = prepare(state, k);
     return error;
 }
 
@@ -1136,7 +1226,8 @@ static void launch_half(struct cuda_state *state, const struct half_kernel *k, c
 {
     dim3 grid((unsigned)task.num_slots * (unsigned)task.kv.num_kv_heads, (unsigned)groups);
 
-    launch(k->kernel, grid, dim3(THREADS), shared_bytes(k, task.num_heads), state->stream, task);
+    launch(k->kernels[task.kv.type == KV_BFLOAT16], grid, dim3(THREADS), shared_bytes(k, task.num_heads), state->stream,
+           task);
     note_launch(state);
 }
 

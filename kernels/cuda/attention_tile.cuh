@@ -9,6 +9,9 @@
  *  scores   a thread has some positions and some queries, and goes on along the dimensions from slab to slab
  *  weights  exp(score - max), in shared memory; the max of a tile and query is that of a team of threads
  *  values   a thread has some dimensions and the same queries, and goes on along the positions from slab to slab
+ *
+ * KV_BFLOAT16 lies in pairs, dimensions of a key and positions of a value, of which the second comes first
+ * (numerics.h). 16 dimensions of a KV block are as many bytes, in one piece, as of halves: slabs are the same.
  */
 #ifndef KERNELS_CUDA_ATTENTION_TILE_CUH
 #define KERNELS_CUDA_ATTENTION_TILE_CUH
@@ -23,8 +26,6 @@ enum {
     TILE_BLOCKS = KV_TILE_TOKENS / KV_BLOCK_TOKENS,
     SLAB_DIMS = 16,
     SLAB_KEY_BYTES = SLAB_DIMS * KV_BLOCK_TOKENS * HALF_BYTES, /* of one KV block */
-    KEY_STRIDE = SLAB_KEY_BYTES + 32, /* of KV blocks in a slab: threads that read side by side use all banks */
-    SLAB_BYTES = TILE_BLOCKS * KEY_STRIDE,
     SLAB_VALUES = SLAB_DIMS * KV_TILE_TOKENS, /* numbers of a slab of values, at most */
     TILE_SCALES = 2 * KV_TILE_TOKENS,         /* of keys, then of values */
 };
@@ -44,9 +45,20 @@ template <int queries, int teams, int dims, int stages> struct shape {
     static const int CHAINS = (OWN * SUM_LANES + TEAM - 1) / TEAM;   /* of a thread, of the sums of its queries */
     static const int Q_STRIDE = queries + (queries >= 8 ? 4 : 0);    /* floats; 4 for other banks */
     static const int WEIGHTS = POSITIONS * OWN + (OWN >= 4 ? 4 : 0); /* floats of a thread's positions; likewise */
+    static const bool HAS_PAIRS = false;                             /* KV_BFLOAT16 */
+    static const int TOGETHER = 1; /* numbers of a chain that lie side by side, the last comes first */
+    static const int KEY_STRIDE = SLAB_KEY_BYTES + 32; /* of KV blocks in a slab; likewise */
+    static const int SLAB_BYTES = TILE_BLOCKS * KEY_STRIDE;
 
     static_assert(QUERIES <= MAX_BLOCK_QUERIES && OWN <= MAX_OWN && TEAM % WARP == 0 && TEAM % OWN == 0, "");
     static_assert(KV_BLOCK_TOKENS % POSITIONS == 0, "a thread's positions are of one KV block");
+};
+
+template <typename S> struct in_pairs : S {
+    static const bool HAS_PAIRS = true;
+    static const int TOGETHER = 2;
+    static const int KEY_STRIDE = SLAB_KEY_BYTES + 64;
+    static const int SLAB_BYTES = TILE_BLOCKS * KEY_STRIDE;
 };
 
 /* Dynamic shared memory. */
@@ -93,31 +105,44 @@ template <int n> static __device__ __forceinline__ void store_floats(float *p, c
         ((float4 *)p)[i] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
 }
 
-static __device__ __forceinline__ void floats_of_word(float *out, uint32_t halves)
+template <typename S> static __device__ __forceinline__ void floats_of_word(float *out, uint32_t word)
 {
-    out[0] = float_of_half((uint16_t)halves);
-    out[1] = float_of_half((uint16_t)(halves >> 16));
+    if (S::HAS_PAIRS) {
+        out[0] = __uint_as_float(word << 16);
+        out[1] = __uint_as_float(word & 0xffff0000);
+    } else {
+        out[0] = float_of_half((uint16_t)word);
+        out[1] = float_of_half((uint16_t)(word >> 16));
+    }
 }
 
-template <int n> static __device__ __forceinline__ void load_halves(float *out, const char *p)
+/* Of 16 bits. */
+template <typename S, int n> static __device__ __forceinline__ void load_numbers(float *out, const char *p)
 {
-    static_assert(n == 2 || n == 4 || n == 8, "");
+    static_assert(n == 2 || n == 4 || n % 8 == 0, "");
     if (n == 2)
-        floats_of_word(out, *(const uint32_t *)p);
+        floats_of_word<S>(out, *(const uint32_t *)p);
     if (n == 4) {
         uint2 x = *(const uint2 *)p;
 
-        floats_of_word(out, x.x);
-        floats_of_word(out + 2, x.y);
+        floats_of_word<S>(out, x.x);
+        floats_of_word<S>(out + 2, x.y);
     }
-    if (n == 8) {
-        uint4 x = *(const uint4 *)p;
+#pragma unroll
+    for (int i = 0; i < n / 8; i++) {
+        uint4 x = ((const uint4 *)p)[i];
 
-        floats_of_word(out, x.x);
-        floats_of_word(out + 2, x.y);
-        floats_of_word(out + 4, x.z);
-        floats_of_word(out + 6, x.w);
+        floats_of_word<S>(out + 8 * i, x.x);
+        floats_of_word<S>(out + 8 * i + 2, x.y);
+        floats_of_word<S>(out + 8 * i + 4, x.z);
+        floats_of_word<S>(out + 8 * i + 6, x.w);
     }
+}
+
+/* As products read it. */
+template <typename S> static __device__ __forceinline__ float factor_of(float x)
+{
+    return S::HAS_PAIRS ? float_of_bf16(bf16_of_float(x)) : x;
 }
 
 /* ---- slabs --------------------------------------------------------------------------------------------------- */
@@ -137,9 +162,14 @@ struct slabs {
 };
 
 /* 1 where numbers are of 8 bits: by so much bytes of halves are shifted down. */
-static __device__ __forceinline__ int32_t has_codes(const struct slabs &slabs)
+template <typename S> static __device__ __forceinline__ int32_t has_codes(const struct slabs &slabs)
 {
-    return slabs.type != KV_FLOAT16;
+    return !S::HAS_PAIRS && has_codes(slabs.type);
+}
+
+template <typename S> static __device__ __forceinline__ bool has_scales(const struct slabs &slabs)
+{
+    return !S::HAS_PAIRS && slabs.type == KV_INT8;
 }
 
 /* KV blocks of a tile: [first, end) of its own count. */
@@ -168,15 +198,16 @@ static __device__ __forceinline__ int64_t block_at(const struct slabs &slabs, in
     return kv_block_at(slabs.group_stride, slabs.block_bytes, slabs.blocks[slabs.tile * TILE_BLOCKS + b]);
 }
 
+template <typename S>
 static __device__ __forceinline__ void fetch_keys(const struct slabs &slabs, struct block_range range, char *to)
 {
-    int32_t codes = has_codes(slabs), at = threadIdx.x * COPY_BYTES & ((SLAB_KEY_BYTES >> codes) - 1);
+    int32_t codes = has_codes<S>(slabs), at = threadIdx.x * COPY_BYTES & ((SLAB_KEY_BYTES >> codes) - 1);
     int32_t first = threadIdx.x * COPY_BYTES << codes; /* in halves, of all threads' */
     const char *from = slabs.k + slabs.slab * (SLAB_KEY_BYTES >> codes) + at;
 
     static_assert((SLAB_KEY_BYTES & (SLAB_KEY_BYTES - 1)) == 0 && SLAB_KEY_BYTES == WARP * COPY_BYTES, "");
     for (int32_t b = range.first + first / SLAB_KEY_BYTES; b < range.end; b += WARPS << codes)
-        cp_async_16(to + b * (KEY_STRIDE >> codes) + at, from + block_at(slabs, b));
+        cp_async_16(to + b * (S::KEY_STRIDE >> codes) + at, from + block_at(slabs, b));
 }
 
 /* Those of a tile, of its blocks in `range`. */
@@ -193,9 +224,10 @@ static __device__ __forceinline__ void fetch_scales(const struct slabs &slabs, s
                                                          slabs.head_dim * KV_BLOCK_TOKENS + piece * COPY_BYTES);
 }
 
+template <typename S>
 static __device__ __forceinline__ void fetch_values(const struct slabs &slabs, int32_t first, int32_t end, char *to)
 {
-    int32_t bytes = KV_BLOCK_TOKENS * slabs.head_dim * HALF_BYTES >> has_codes(slabs);
+    int32_t bytes = KV_BLOCK_TOKENS * slabs.head_dim * HALF_BYTES >> has_codes<S>(slabs);
 
 #pragma unroll 1
     for (int32_t b = first; b < end; b++) {
@@ -212,15 +244,15 @@ template <typename S> static __device__ __forceinline__ void fetch_slab(struct s
 {
     if (slabs->tile * KV_TILE_TOKENS < slabs->end) {
         struct block_range range = blocks_of_tile(slabs->first, slabs->end, slabs->tile);
-        char *to = slabs->memory + slabs->fetched * (SLAB_BYTES >> has_codes(*slabs));
+        char *to = slabs->memory + slabs->fetched * (S::SLAB_BYTES >> has_codes<S>(*slabs));
         int32_t key_slabs = slabs->head_dim / SLAB_DIMS, per_slab = value_blocks(slabs->head_dim);
         int32_t first = range.first + (slabs->slab - key_slabs) * per_slab, end = min(first + per_slab, range.end);
 
         if (slabs->slab < key_slabs)
-            fetch_keys(*slabs, range, to);
+            fetch_keys<S>(*slabs, range, to);
         else
-            fetch_values(*slabs, first, end, to);
-        if (slabs->slab == 0 && slabs->type == KV_INT8)
+            fetch_values<S>(*slabs, first, end, to);
+        if (slabs->slab == 0 && has_scales<S>(*slabs))
             fetch_scales(*slabs, range);
         slabs->slab++;
         if (slabs->slab > key_slabs && end == range.end) {
@@ -247,17 +279,17 @@ static __device__ __forceinline__ void widen_slab(enum kv_type type, const char 
 /* All threads: the slab to be used next is there, so is what they wrote before, and the one before it may go. */
 template <typename S> static __device__ __forceinline__ const char *next_slab(struct slabs *slabs, bool has_keys)
 {
-    const char *slab = slabs->memory + slabs->used * (SLAB_BYTES >> has_codes(*slabs));
+    const char *slab = slabs->memory + slabs->used * (S::SLAB_BYTES >> has_codes<S>(*slabs));
 
-    static_assert(S::STAGES * SLAB_BYTES / 2 >= SLAB_BYTES + 2 * TILE_SCALES * (int)sizeof(float), "");
+    static_assert(S::STAGES * S::SLAB_BYTES / 2 >= S::SLAB_BYTES + 2 * TILE_SCALES * (int)sizeof(float), "");
     cp_async_wait<S::STAGES - 2>();
     __syncthreads();
     fetch_slab<S>(slabs);
     slabs->used = slabs->used + 1 < S::STAGES ? slabs->used + 1 : 0;
-    if (has_codes(*slabs)) {
-        char *halves = slabs->memory + S::STAGES * SLAB_BYTES / 2;
+    if (has_codes<S>(*slabs)) {
+        char *halves = slabs->memory + S::STAGES * S::SLAB_BYTES / 2;
 
-        widen_slab(slabs->type, slab, has_keys ? KEY_STRIDE : SLAB_KEY_BYTES, halves);
+        widen_slab(slabs->type, slab, has_keys ? S::KEY_STRIDE : SLAB_KEY_BYTES, halves);
         __syncthreads();
         slab = halves;
     }
@@ -283,7 +315,7 @@ static __device__ __forceinline__ struct slabs begin_slabs(const struct attentio
     slabs.tile = work.first / KV_TILE_TOKENS;
     slabs.slab = 0;
     slabs.memory = memory;
-    slabs.scales = (float *)(memory + S::STAGES * SLAB_BYTES / 2 + SLAB_BYTES);
+    slabs.scales = (float *)(memory + S::STAGES * S::SLAB_BYTES / 2 + S::SLAB_BYTES);
     slabs.fetched = slabs.used = 0;
 #pragma unroll 1
     for (int s = 0; s < S::STAGES - 1; s++)
@@ -338,7 +370,7 @@ static __device__ __forceinline__ void load_queries(const struct attention_task 
         const float *q = task.q + work.queries[u].row * task.q_stride + (int64_t)work.queries[u].head * dim;
 
         for (int32_t i = threadIdx.x % WARP; i < dim; i += WARP)
-            out[i * S::Q_STRIDE + u] = q[i] * task.scale;
+            out[i * S::Q_STRIDE + u] = factor_of<S>(q[i] * task.scale);
     }
 }
 
@@ -347,17 +379,20 @@ template <typename S>
 static __device__ __forceinline__ void add_scores(float (&scores)[S::POSITIONS][S::OWN], const char *keys,
                                                   const float *q)
 {
-#pragma unroll 4
-    for (int i = 0; i < SLAB_DIMS; i++) {
-        float k[S::POSITIONS], x[S::OWN];
+#pragma unroll 4 / S::TOGETHER
+    for (int i = 0; i < SLAB_DIMS; i += S::TOGETHER) {
+        float k[S::POSITIONS * S::TOGETHER], x[S::OWN];
 
-        load_halves<S::POSITIONS>(k, keys + i * KV_BLOCK_TOKENS * HALF_BYTES);
-        load_floats<S::OWN>(x, q + i * S::Q_STRIDE);
+        load_numbers<S, S::POSITIONS * S::TOGETHER>(k, keys + i * KV_BLOCK_TOKENS * HALF_BYTES);
 #pragma unroll
-        for (int p = 0; p < S::POSITIONS; p++)
+        for (int n = S::TOGETHER - 1; n >= 0; n--) {
+            load_floats<S::OWN>(x, q + (i + n) * S::Q_STRIDE);
 #pragma unroll
-            for (int u = 0; u < S::OWN; u++)
-                scores[p][u] = fmaf(x[u], k[p], scores[p][u]);
+            for (int p = 0; p < S::POSITIONS; p++)
+#pragma unroll
+                for (int u = 0; u < S::OWN; u++)
+                    scores[p][u] = fmaf(x[u], k[p * S::TOGETHER + n], scores[p][u]);
+        }
     }
 }
 
@@ -396,6 +431,11 @@ template <typename S> static __device__ __forceinline__ void join_max(const stru
             max[u] = fmaxf(max[u], work.max[first_warp + w][u]);
 }
 
+template <typename S> static __device__ __forceinline__ float weight_of(float x)
+{
+    return S::HAS_PAIRS && x < BFLOAT16_EXP_LOWEST ? 0.0f : factor_of<S>(exp_cuda(x));
+}
+
 /* exp(score - max); 0 where a query does not see the position, whatever lies there. */
 template <typename S>
 static __device__ __forceinline__ void put_weights(const struct place &place,
@@ -410,7 +450,7 @@ static __device__ __forceinline__ void put_weights(const struct place &place,
 
 #pragma unroll
         for (int p = 0; p < S::POSITIONS; p++) {
-            float weight = exp_cuda(scores[p][u] - max[u]); /* of junk too: no branches */
+            float weight = weight_of<S>(scores[p][u] - max[u]); /* of junk too: no branches */
 
             weights[p][u] = position + p >= first && position + p < end ? weight : 0.0f;
         }
@@ -450,7 +490,7 @@ template <typename S> static __device__ __forceinline__ int32_t weights_at(int32
 }
 
 /* The values of one KV block, of the thread's dimensions, whose first position is `position`. What a query does not
- * see may be infinite. */
+ * see may be infinite. row_bytes: of a position. */
 template <typename S>
 static __device__ __forceinline__ void add_values(const struct place &place, float (&out)[S::OWN][S::DIMS],
                                                   const char *values, int32_t row_bytes, const float *weights,
@@ -458,31 +498,39 @@ static __device__ __forceinline__ void add_values(const struct place &place, flo
 {
     if (position >= place.first && position + KV_BLOCK_TOKENS <= place.end) {
 #pragma unroll
-        for (int p = 0; p < KV_BLOCK_TOKENS; p++) {
-            float v[S::DIMS], w[S::OWN];
+        for (int p = 0; p < KV_BLOCK_TOKENS; p += S::TOGETHER) {
+            float v[S::DIMS * S::TOGETHER], w[S::OWN];
 
-            load_halves<S::DIMS>(v, values + p * row_bytes);
-            load_floats<S::OWN>(w, weights + weights_at<S>(p));
+            load_numbers<S, S::DIMS * S::TOGETHER>(v, values + p * row_bytes);
 #pragma unroll
-            for (int u = 0; u < S::OWN; u++)
+            for (int n = S::TOGETHER - 1; n >= 0; n--) {
+                load_floats<S::OWN>(w, weights + weights_at<S>(p + n));
 #pragma unroll
-                for (int d = 0; d < S::DIMS; d++)
-                    out[u][d] = fmaf(w[u], v[d], out[u][d]);
+                for (int u = 0; u < S::OWN; u++)
+#pragma unroll
+                    for (int d = 0; d < S::DIMS; d++)
+                        out[u][d] = fmaf(w[u], v[d * S::TOGETHER + n], out[u][d]);
+            }
         }
         return;
     }
 #pragma unroll 1
-    for (int p = 0; p < KV_BLOCK_TOKENS; p++) {
-        float v[S::DIMS], w[S::OWN];
+    for (int p = 0; p < KV_BLOCK_TOKENS; p += S::TOGETHER) {
+        float v[S::DIMS * S::TOGETHER], w[S::OWN];
 
-        load_halves<S::DIMS>(v, values + p * row_bytes);
-        load_floats<S::OWN>(w, weights + weights_at<S>(p));
+        load_numbers<S, S::DIMS * S::TOGETHER>(v, values + p * row_bytes);
 #pragma unroll
-        for (int u = 0; u < S::OWN; u++)
-            if (position + p >= place.own[u].first && position + p < place.own[u].end)
+        for (int n = S::TOGETHER - 1; n >= 0; n--) {
+            int32_t at = position + p + n;
+
+            load_floats<S::OWN>(w, weights + weights_at<S>(p + n));
 #pragma unroll
-                for (int d = 0; d < S::DIMS; d++)
-                    out[u][d] = fmaf(w[u], v[d], out[u][d]);
+            for (int u = 0; u < S::OWN; u++)
+                if (at >= place.own[u].first && at < place.own[u].end)
+#pragma unroll
+                    for (int d = 0; d < S::DIMS; d++)
+                        out[u][d] = fmaf(w[u], v[d * S::TOGETHER + n], out[u][d]);
+        }
     }
 }
 
@@ -675,12 +723,13 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
         const char *slab = next_slab<S>(slabs, true);
 
         if (has_keys)
-            add_scores<S>(scores, slab + block * KEY_STRIDE + position % KV_BLOCK_TOKENS * HALF_BYTES,
+            add_scores<S>(scores,
+                          slab + block * S::KEY_STRIDE + position % KV_BLOCK_TOKENS * (HALF_BYTES * S::TOGETHER),
                           q + i * S::Q_STRIDE);
     }
 
     position += number * KV_TILE_TOKENS;
-    if (slabs->type == KV_INT8)
+    if (has_scales<S>(*slabs))
         scale_scores<S>(scores, scales);
     if (place.is_needed)
         find_max<S>(place, scores, position, tile->max, work->max[threadIdx.x / WARP]);
@@ -690,7 +739,7 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
     }
     if (place.is_needed)
         put_weights<S>(place, scores, position, tile->max);
-    if (slabs->type == KV_INT8) {
+    if (has_scales<S>(*slabs)) {
         __syncthreads();
         if (place.is_needed)
             add_weights<S>(place, range, tile->sums);
@@ -700,7 +749,7 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
     }
 
     for (int32_t first = range.first; first < range.end; first += per_slab) {
-        const char *values = next_slab<S>(slabs, false) + place.member * S::DIMS * HALF_BYTES;
+        const char *values = next_slab<S>(slabs, false) + place.member * S::DIMS * (HALF_BYTES * S::TOGETHER);
 
         if (!place.is_needed || !place.has_dims)
             continue;
@@ -711,7 +760,7 @@ static __device__ __forceinline__ void attend_tile(const struct place &place, co
             values += KV_BLOCK_TOKENS * dim * HALF_BYTES;
         }
     }
-    if (place.is_needed && slabs->type != KV_INT8)
+    if (place.is_needed && !has_scales<S>(*slabs))
         add_weights<S>(place, range, tile->sums);
 }
 

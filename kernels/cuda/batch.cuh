@@ -44,10 +44,16 @@ static __device__ __forceinline__ int32_t request_of_row(const struct batch_view
     return request_at(batch, each_row, row);
 }
 
+/* Of 8 bits. */
+static __device__ __forceinline__ bool has_codes(enum kv_type type)
+{
+    return type == KV_FP8 || type == KV_INT8;
+}
+
 /* Of k, or of v, of one block of one KV head, without the scales. */
 static __device__ __forceinline__ int32_t kv_element_bytes(const struct kv_layer &kv)
 {
-    return kv.head_dim * KV_BLOCK_TOKENS << (kv.type == KV_FLOAT16);
+    return kv.head_dim * KV_BLOCK_TOKENS << !has_codes(kv.type);
 }
 
 /* kv_head_bytes of kernels.h, for a device. */

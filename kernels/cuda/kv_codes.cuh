@@ -1,12 +1,13 @@
 /*
- * kv_codes: codes of 8 bits of a KV cache on their way to kernels, which attend to halves: in shared memory a code
- * becomes the half that it stands for. What codes mean is at struct kv_layer, in kernels.h.
+ * kv_codes: what a KV cache holds of a float; and codes of 8 bits on their way to kernels, which attend to halves: in
+ * shared memory a code becomes the half that it stands for. What codes mean is at struct kv_layer, in kernels.h.
  */
 #ifndef KERNELS_CUDA_KV_CODES_CUH
 #define KERNELS_CUDA_KV_CODES_CUH
 
 #include "kernels/cuda/simt.h"
 #include "kernels/kernels.h"
+#include "kernels/numerics.h"
 
 /* Bytes 0 and 1 of a word, in the low byte of a half each; and bytes 2 and 3. */
 static __device__ __forceinline__ uint32_t low_bytes(uint32_t word)
@@ -35,6 +36,15 @@ static __device__ __forceinline__ uint4 halves_of_codes(enum kv_type type, uint2
 {
     return make_uint4(half_pair_of_codes(type, low_bytes(codes.x)), half_pair_of_codes(type, high_bytes(codes.x)),
                       half_pair_of_codes(type, low_bytes(codes.y)), half_pair_of_codes(type, high_bytes(codes.y)));
+}
+
+/* The bits of numerics.h's bfloat16_of_float. */
+static __device__ __forceinline__ uint16_t bf16_of_float(float f)
+{
+    uint32_t bits = __float_as_uint(f), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+
+    rounded = fabsf(f) < BFLOAT16_LEAST ? 0 : rounded;
+    return (uint16_t)(f == f ? rounded : 0x7fc0);
 }
 
 /* The code of KV_FP8. */

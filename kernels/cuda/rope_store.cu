@@ -36,7 +36,7 @@ struct head {
     const float *norm; /* NULL: none */
     float scale;       /* of the norm */
     char *to;          /* its part of a block of k, or of v; NULL: it is q's */
-    int32_t first, stride; /* element i is to[first + i * stride] */
+    int32_t first, next, pair; /* element i is to[first + i / 2 * pair + i % 2 * next] */
 };
 
 /* All lanes of a warp come here: what one adds another turns. */
@@ -70,13 +70,20 @@ static __device__ __forceinline__ float normed(const struct head &head, int32_t 
     return head.norm ? head.x[i] * head.scale * head.norm[i] : head.x[i];
 }
 
-/* Into the cache; what is of KV_INT8 has been multiplied. */
+static __device__ __forceinline__ int32_t place_of(const struct head &head, int32_t i)
+{
+    return head.first + (i >> 1) * head.pair + (i & 1) * head.next;
+}
+
+/* Into the cache; what is of KV_INT8 has been multiplied. A word of it may be two threads', or two rows'. */
 template <enum kv_type TYPE>
 static __device__ __forceinline__ void store(const struct head &head, int32_t i, float x)
 {
-    int32_t at = head.first + i * head.stride;
+    int32_t at = place_of(head, i);
 
-    if (TYPE == KV_FLOAT16)
+    if (TYPE == KV_BFLOAT16)
+        ((uint16_t *)head.to)[at] = bf16_of_float(x);
+    else if (TYPE == KV_FLOAT16)
         ((uint16_t *)head.to)[at] = half_of_float(x);
     else
         ((uint8_t *)head.to)[at] = TYPE == KV_FP8 ? fp8_of_float(x) : (uint8_t)round_code(x);
@@ -88,6 +95,20 @@ static __device__ __forceinline__ void put(const struct head &head, int32_t i, f
     head.x[i] = x;
     if (TYPE != KV_INT8 && head.to)
         store<TYPE>(head, i, x);
+}
+
+/* Elements i and i + apart. Of KV_BFLOAT16 two of k that are neighbours are a word of the cache. */
+template <enum kv_type TYPE>
+static __device__ __forceinline__ void put_two(const struct head &head, int32_t i, int32_t apart, float x, float y)
+{
+    if (TYPE == KV_BFLOAT16 && apart == 1 && head.to) {
+        head.x[i] = x;
+        head.x[i + 1] = y;
+        *(uint32_t *)((uint16_t *)head.to + place_of(head, i)) = bf16_of_float(x) | (uint32_t)bf16_of_float(y) << 16;
+    } else {
+        put<TYPE>(head, i, x);
+        put<TYPE>(head, i + apart, y);
+    }
 }
 
 /* The dimensions that turn, in pairs, a few at a time: a thread reads them all before it writes one. */
@@ -115,10 +136,9 @@ static __device__ __forceinline__ void turn(const struct rope_task &task, const 
         for (int p = 0; p < BATCH; p++) {
             int32_t i = first + p * SUM_LANES;
 
-            if (i < half) {
-                put<TYPE>(head, i * step, fmaf(a[p], angle[p].x, -(b[p] * angle[p].y)));
-                put<TYPE>(head, i * step + apart, fmaf(a[p], angle[p].y, b[p] * angle[p].x));
-            }
+            if (i < half)
+                put_two<TYPE>(head, i * step, apart, fmaf(a[p], angle[p].x, -(b[p] * angle[p].y)),
+                              fmaf(a[p], angle[p].y, b[p] * angle[p].x));
         }
     }
 }
@@ -173,12 +193,13 @@ static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct ro
     int32_t num_kv_heads = task.kv.num_kv_heads, kv_head = number - task.num_heads;
     bool is_q = kv_head < 0, is_k = !is_q && kv_head < num_kv_heads;
     bool is_v = !is_q && !is_k && kv_head < 2 * num_kv_heads;
+    const bool has_pairs = TYPE == KV_BFLOAT16;
     int32_t position = task.batch.positions[row], token = position % KV_BLOCK_TOKENS;
     struct head head = {task.qkv + row * task.stride + (int64_t)number * dim,
                         is_q   ? task.q_norm
                         : is_k ? task.k_norm
                                : NULL,
-                        1, NULL, 0, 0};
+                        1, NULL, 0, 0, 0};
     int64_t block = 0;
 
     if (first + WARP / SUM_LANES > task.num_heads) { /* some of the warp's heads are stored */
@@ -193,13 +214,15 @@ static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct ro
     head.scale = head_scale(task, head.x, head.norm);
     if (is_k) {
         head.to = (char *)task.kv.k + block + kv_block_at(task.kv, 0, kv_head);
-        head.first = token;
-        head.stride = KV_BLOCK_TOKENS;
+        head.first = has_pairs ? 2 * token : token;
+        head.next = has_pairs ? 1 : KV_BLOCK_TOKENS;
+        head.pair = 2 * KV_BLOCK_TOKENS;
     }
     if (is_v) {
         head.to = (char *)task.kv.v + block + kv_block_at(task.kv, 0, kv_head - num_kv_heads);
-        head.first = token * dim;
-        head.stride = 1;
+        head.first = has_pairs ? token / 2 * 2 * dim + token % 2 : token * dim;
+        head.next = has_pairs ? 2 : 1;
+        head.pair = 2 * head.next;
     }
     if (is_q || is_k) {
         turn<TYPE>(task, head, position);
@@ -215,7 +238,7 @@ static __global__ void __launch_bounds__(THREADS) rope_and_store(const struct ro
 }
 
 static void (*const kernels_by_type[])(const struct rope_task) = {
-    rope_and_store<KV_FLOAT16>, rope_and_store<KV_FP8>, rope_and_store<KV_INT8>};
+    rope_and_store<KV_BFLOAT16>, rope_and_store<KV_FLOAT16>, rope_and_store<KV_FP8>, rope_and_store<KV_INT8>};
 
 static_assert(sizeof(kernels_by_type) / sizeof(kernels_by_type[0]) == NUM_KV_TYPES, "a kernel for each");
 

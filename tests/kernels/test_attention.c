@@ -287,25 +287,81 @@ static void keep(enum kv_type type, float *x, int64_t count, int32_t dim)
     }
 }
 
-/* Largest difference, as a part of the largest value. */
-static double largest_error(const struct rows *rows, const float *want)
+/* As tensor cores read it. */
+static float factor_of(enum kv_type type, float x)
 {
-    int64_t count = (int64_t)rows->count * rows->width_q, num_values = (int64_t)rows->count * rows->width_kv;
+    return type == KV_BFLOAT16 ? float_of_bfloat16(bfloat16_of_float(x)) : half_to_float(float_to_half(x));
+}
+
+/* The rule of kernels/cuda/attention_half.cu in doubles, of one row and head; but its weights are not rounded. k and v:
+ * what is kept of the request and KV head. */
+static void attend_by_rule(const struct model *model, const float *q, const float *k, const float *v, int64_t width_kv,
+                           int32_t position, double *out)
+{
+    const float scale = 0.125f * 1.44269504088896341f;
+    double scores[MAX_ROWS], sum = 0, max = -INFINITY;
+    int32_t first = model->window ? MAX(position - model->window + 1, 0) : 0;
+
+    memset(out, 0, (size_t)model->dim * sizeof(*out));
+    for (int32_t j = first; j <= position; j++) {
+        scores[j] = 0;
+        for (int32_t i = 0; i < model->dim; i++)
+            scores[j] += (double)factor_of(model->type, q[i] * scale) * k[j * width_kv + i];
+        max = fmax(max, scores[j]);
+    }
+    for (int32_t j = first; j <= position; j++) {
+        double weight = exp2(scores[j] - max);
+
+        sum += weight;
+        for (int32_t i = 0; i < model->dim; i++)
+            out[i] += weight * v[j * width_kv + i];
+    }
+    for (int32_t i = 0; i < model->dim; i++)
+        out[i] /= sum;
+}
+
+/* Of rows->out by that rule, as a part of the largest value. */
+static double largest_error(const struct model *model, const struct rows *rows)
+{
+    int64_t num_values = (int64_t)rows->count * rows->width_kv, row = 0;
+    AUTO_MEM float *k = mem_new_array(float, (size_t)num_values);
+    AUTO_MEM float *v = mem_new_array(float, (size_t)num_values);
     double error = 0, most = 0;
 
-    for (int64_t i = 0; i < num_values; i++)
-        most = fmax(most, fabs((double)rows->v[i]));
-    for (int64_t i = 0; i < count; i++)
-        error = isfinite(rows->out[i]) ? fmax(error, fabs((double)rows->out[i] - want[i])) : INFINITY;
+    memcpy(k, rows->k, (size_t)num_values * sizeof(float));
+    memcpy(v, rows->v, (size_t)num_values * sizeof(float));
+    keep(model->type, k, num_values, model->dim);
+    keep(model->type, v, num_values, model->dim);
+    for (int64_t i = 0; i < num_values; i++) {
+        k[i] = factor_of(model->type, k[i]);
+        v[i] = factor_of(model->type, v[i]);
+        most = fmax(most, fabs((double)v[i]));
+    }
+    for (int32_t request = 0; request < model->num_requests; request++) {
+        int64_t first = row * rows->width_kv;
+
+        for (int32_t position = 0; position < model->lengths[request]; position++, row++)
+            for (int32_t h = 0; h < model->num_heads; h++) {
+                int64_t at = row * rows->width_q + h * model->dim;
+                int64_t kv = first + h * model->num_kv_heads / model->num_heads * model->dim;
+                double want[MAX_HEAD_DIM];
+
+                attend_by_rule(model, rows->q + at, k + kv, v + kv, rows->width_kv, position, want);
+                for (int32_t i = 0; i < model->dim; i++)
+                    error = isfinite(rows->out[at + i]) ? fmax(error, fabs(rows->out[at + i] - want[i])) : INFINITY;
+            }
+    }
     return error / most;
 }
 
-static void a_gpus_own_order_gives_one_answer_near_the_specification(void **state)
+/* Weights are rounded by 2^-11 of each at most, or 2^-8 where they become bfloat16; out is off by twice that. */
+static void a_gpus_own_order_gives_one_answer_by_its_rule(void **state)
 {
     (void)state;
     for (size_t m = 0; m < COUNT_OF(half_models); m++) {
         const struct model *model = &half_models[m].model;
-        struct device *ref = open_device("ref", 1), *gpu = open_device("cuda", 1);
+        const double bound = model->type == KV_BFLOAT16 ? 0x1p-7 : 0x1p-10;
+        struct device *gpu = open_device("cuda", 1);
         struct rows rows;
 
         rows_init(&rows, model);
@@ -313,8 +369,6 @@ static void a_gpus_own_order_gives_one_answer_near_the_specification(void **stat
         size_t count = (size_t)rows.count * rows.width_q;
         AUTO_MEM float *want = mem_new_array(float, count);
 
-        run(ref, model, &rows, 1200);
-        memcpy(want, rows.out, count * sizeof(float));
         for (int c = 0; c < 4 && half_models[m].chunks[c]; c++) {
             AUTO_MEM char *what = mem_printf("model %zu in chunks of %d", m, half_models[m].chunks[c]);
 
@@ -322,12 +376,11 @@ static void a_gpus_own_order_gives_one_answer_near_the_specification(void **stat
             run_in_order(gpu, model, &rows, half_models[m].chunks[c], true);
             if (c > 0)
                 expect_same_floats(what, rows.out, want, (int64_t)count);
-            else if (largest_error(&rows, want) > 0x1p-9)
-                fail_msg("%s: off by %g", what, largest_error(&rows, want));
+            else if (largest_error(model, &rows) > bound)
+                fail_msg("%s: off by %g", what, largest_error(model, &rows));
             memcpy(want, rows.out, count * sizeof(float));
         }
         device_close(gpu);
-        device_close(ref);
         rows_close(&rows);
     }
 }
@@ -392,12 +445,18 @@ static void a_gpus_own_order_does_not_look_at_other_requests(void **state)
  * the chunk. One of int8 is no number in all of its head. */
 static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them(void **state)
 {
-    enum { WHERE = 37, DIM = 64, HEADS = 4, LENGTH = 90 };
-    static const int32_t length[] = {LENGTH}, chunks[] = {90, 20, 1};
+    enum { WHERE = 44, HEADS = 4, LENGTH = 200 };
+    static const int32_t length[] = {LENGTH}, chunks[] = {200, 20, 1};
     static const struct model windows[] = {
-        {DIM, HEADS, 1, 0, 1, length}, {DIM, HEADS, 1, 24, 1, length},
-        {DIM, HEADS, 1, 0, 1, length, KV_FLOAT16}, {DIM, HEADS, 1, 24, 1, length, KV_FLOAT16},
-        {DIM, HEADS, 1, 24, 1, length, KV_INT8}};
+        {64, HEADS, 1, 0, 1, length, KV_BFLOAT16},
+        {64, HEADS, 1, 25, 1, length, KV_BFLOAT16},
+        {48, HEADS, 1, 0, 1, length, KV_BFLOAT16},
+        {64, HEADS, 1, 0, 1, length, KV_FLOAT16},
+        {64, HEADS, 1, 24, 1, length, KV_FLOAT16},
+        {48, HEADS, 1, 0, 1, length, KV_FLOAT16}, /* keys come to lie where values were, and are fewer */
+        {64, HEADS, 1, 24, 1, length, KV_INT8},
+        {48, HEADS, 1, 100, 1, length, KV_INT8},
+    };
 
     (void)state;
     for (size_t w = 0; w < COUNT_OF(windows); w++) {
@@ -408,21 +467,22 @@ static void a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_the
         rows_init(&rows, model);
         run_in_order(gpu, model, &rows, LENGTH, true);
 
-        AUTO_MEM float *finite = mem_new_array(float, LENGTH * HEADS * DIM);
+        int32_t dim = model->dim, count = LENGTH * HEADS * dim;
+        AUTO_MEM float *finite = mem_new_array(float, (size_t)count);
 
-        memcpy(finite, rows.out, LENGTH * HEADS * DIM * sizeof(float));
-        rows.v[WHERE * DIM + 5] = model->type == KV_FLOAT16 ? 1e6f : INFINITY; /* no half is so large */
+        memcpy(finite, rows.out, (size_t)count * sizeof(float));
+        rows.v[WHERE * dim + 5] = model->type == KV_FLOAT16 ? 1e6f : INFINITY; /* no half is so large */
         for (size_t c = 0; c < COUNT_OF(chunks); c++) {
             run_in_order(gpu, model, &rows, chunks[c], true);
-            for (int32_t i = 0; i < LENGTH * HEADS * DIM; i++) {
-                int32_t row = i / (HEADS * DIM);
+            for (int32_t i = 0; i < count; i++) {
+                int32_t row = i / (HEADS * dim);
                 bool sees = row >= WHERE && (!model->window || row < WHERE + model->window);
 
-                if (sees && (i % DIM == 5 || model->type == KV_INT8))
+                if (sees && (i % dim == 5 || model->type == KV_INT8))
                     assert_false(isfinite(rows.out[i]));
                 else if (rows.out[i] != finite[i])
-                    fail_msg("chunks of %d: row %d, dimension %d is %g, not %g", chunks[c], row, i % DIM,
-                             (double)rows.out[i], (double)finite[i]);
+                    fail_msg("model %zu in chunks of %d: row %d, dimension %d is %g, not %g", w, chunks[c], row,
+                             i % dim, (double)rows.out[i], (double)finite[i]);
             }
         }
         rows_close(&rows);
@@ -438,10 +498,11 @@ static void a_gpu_of_less_shared_memory_has_the_same_bits(void **state)
     static const struct { int32_t dim, num_heads; } shapes[] = {{64, 8}, {96, 8}, {128, 8}, {256, 8}, {256, 120}};
 
     (void)state;
-    for (size_t s = 0; has_gpu_of_less_shared_memory() && s < COUNT_OF(shapes); s++)
+    for (size_t s = 0; has_gpu_of_less_shared_memory() && s < 2 * COUNT_OF(shapes); s++)
         for (int device_order = 0; device_order < 2; device_order++)
             for (size_t c = 0; c < COUNT_OF(chunks); c++) {
-                const struct model model = {shapes[s].dim, shapes[s].num_heads, 1, 0, 2, some_lengths, KV_FLOAT16};
+                const struct model model = {shapes[s / 2].dim, shapes[s / 2].num_heads, 1, 0, 2, some_lengths,
+                                            s % 2 ? KV_FLOAT16 : KV_BFLOAT16};
                 struct device *gpu = open_device("cuda", 1), *other = open_device("cuda:1", 1);
                 struct rows rows;
 
@@ -710,7 +771,7 @@ int main(void)
         cmocka_unit_test(attention_is_right),
         cmocka_unit_test(what_is_no_number_shows_where_it_is_seen),
         cmocka_unit_test(a_cpu_keeps_to_the_specification_all_the_same),
-        cmocka_unit_test(a_gpus_own_order_gives_one_answer_near_the_specification),
+        cmocka_unit_test(a_gpus_own_order_gives_one_answer_by_its_rule),
         cmocka_unit_test(a_gpus_own_order_takes_codes_for_the_halves_next_to_them),
         cmocka_unit_test(a_gpus_own_order_does_not_look_at_other_requests),
         cmocka_unit_test(a_gpus_own_order_keeps_infinite_values_from_those_who_do_not_see_them),
