@@ -47,15 +47,12 @@ struct comm;   /* one tensor-parallel group, see below */
  * source never occur: model files guarantee it).
  */
 struct matrix {
-    enum tensor_type type; /* of the source */
+    enum tensor_type type; /* of the source; F8_E4M3 where a table has fp8_pack */
     int32_t n;             /* output columns held here */
     int32_t k;             /* input columns held here */
     int32_t first_block;   /* k0 / 32 modulo 8, set by matrix_pack: where a K type's 256 begin */
-    void *data;            /* opaque; bytes = kernels->matrix_bytes(type, n, k) */
-    /* Beside data, the codes and scales that weights of BF16 stand for, where a device multiplies by these too
-     * (fp8_pack); NULL: none. */
-    void *fp8;
-    bool fp8_has_blocks;
+    bool fp8_has_blocks;   /* F8_E4M3: there is a scale for each 128 columns by 128 of k, else for each column */
+    void *data;            /* opaque; bytes = kernels->matrix_bytes(type, n, k), or fp8_bytes(n, k, fp8_has_blocks) */
     const struct matrix *next; /* that is likely to be multiplied after it, to be fetched in time; or NULL */
 };
 
@@ -252,13 +249,13 @@ struct kernels {
                         const void *src, int64_t src_row_bytes, int64_t k0);
 
     /*
-     * Weights of BF16 that stand for codes of 8 bits (e4m3) times scales may be multiplied by the codes, where a
-     * row's bits may depend on its batch (device_options): activations are rounded to 8 bits then. Bytes of w->fp8;
-     * 0: this device does not do it, or not with such a matrix. NULL: no device of this table does. has_blocks:
-     * there is a scale for each 128 columns by 128 of k, else for each column.
+     * Weights of F8_E4M3: codes of 8 bits and scales, a byte a weight. They stand for BF16 (fp8_to_bf16), and what
+     * matmuls and embeddings make of them has the bits that this BF16 gives; not by cuBLASLt (device_options), which
+     * multiplies by the codes, and has activations rounded to 8 bits. Packed size; NULL: this table has no such
+     * weights, and who has some packs the BF16.
      */
-    int64_t (*fp8_bytes)(struct device *dev, int32_t n, int32_t k, bool has_blocks);
-    /* Packs n rows of w->k codes, `row_bytes` apart, into w->fp8 at column `at`. scales: [n], or [n / 128,
+    int64_t (*fp8_bytes)(int32_t n, int32_t k, bool has_blocks);
+    /* Packs n rows of w->k codes, `row_bytes` apart, into w->data at column `at`. scales: [n], or [n / 128,
      * w->k / 128], both rounded up, and `at` is a multiple of 128. Several calls fill one matrix. Host memory in,
      * device memory out. */
     void (*fp8_pack)(struct device *dev, const struct matrix *w, int32_t at, int32_t n, const uint8_t *codes,

@@ -1,5 +1,7 @@
 #include "worker/reload.h"
 
+#include "worker/layers/linear.h"
+
 #include "proto/base/clock.h"
 #include "proto/base/trace.h"
 
@@ -77,15 +79,15 @@ static void note_progress(void *user, double fraction)
     atomic_store_explicit(&reload->per_mille, (int32_t)(fraction * 1000), memory_order_relaxed);
 }
 
-/* Codes of 8 bits become 16. */
-static int64_t bytes_in_memory(const struct model_file *file)
+/* Codes of 8 bits that do not stay what they are become 16. */
+static int64_t bytes_in_memory(const struct device *dev, const struct model_file *file)
 {
     int64_t bytes = model_file_bytes(file);
 
     for (int32_t i = 0; i < model_file_num_tensors(file); i++) {
         const struct tensor *tensor = model_file_tensor_at(file, i);
 
-        if (tensor->type == TYPE_F8_E4M3)
+        if (tensor->type == TYPE_F8_E4M3 && !linear_keeps_codes(dev, tensor))
             bytes += tensor->num_rows * tensor->num_columns;
     }
     return bytes;
@@ -95,7 +97,7 @@ static int64_t bytes_in_memory(const struct model_file *file)
 static enum status check_memory(const struct reload *reload, const struct device *dev,
                                 const struct model_file *file)
 {
-    int64_t wanted = bytes_in_memory(file) / reload->options.model.world;
+    int64_t wanted = bytes_in_memory(dev, file) / reload->options.model.world;
     int64_t available = device_memory(dev).available_bytes;
 
     if (available < wanted)

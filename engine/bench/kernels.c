@@ -24,6 +24,7 @@ static void print_limits_json(void *user, const struct roofline_limits *limits)
         {"read", "gb_s", limits->read_gb_s},
         {"int8", "gop_s", limits->int8_gop_s},
         {"float", "gop_s", limits->float_gop_s},
+        {"bfloat16", "gop_s", limits->bfloat16_gop_s},
         {"barrier", "us", limits->barrier_us},
     };
 
@@ -55,10 +56,10 @@ static void print_figure_json(void *user, const struct roofline_figure *figure)
 static void print_limits(void *user, const struct roofline_limits *limits)
 {
     (void)user;
-    printf("%s, %d thread%s: reads %.1f GB/s, int8 %.0f GOP/s, float %.0f GOP/s, an empty operation "
-           "%.2f us\n",
+    printf("%s, %d thread%s: reads %.1f GB/s, int8 %.0f GOP/s, float %.0f GOP/s, bfloat16 %.0f GOP/s, an empty "
+           "operation %.2f us\n",
            limits->isa, limits->threads, limits->threads > 1 ? "s" : "", limits->read_gb_s,
-           limits->int8_gop_s, limits->float_gop_s, limits->barrier_us);
+           limits->int8_gop_s, limits->float_gop_s, limits->bfloat16_gop_s, limits->barrier_us);
 }
 
 static void print_figure(void *user, const struct roofline_figure *figure)
@@ -105,12 +106,12 @@ static const struct option options[] = {
 
 static const struct figure figures[] = {
     {"limit", .help = "first, for one thread and for all: reading memory, gb_s; int8 dot products and "
-                      "float multiply-adds in registers, gop_s; threads that begin and end together, us"},
+                      "multiply-adds of float and of bfloat16 in registers, gop_s; threads that begin and end together, us"},
     {"us", .help = "of a call: the best of several; of one thread its CPU time"},
     {"gb_s", .help = "of its arrays, each once"},
     {"gop_s", .help = "a multiplication and its addition are two"},
     {"share", .help = "of the limit that binds; arrays that caches hold may beat that of memory"},
-    {"bound", .help = "that limit: memory, int8 or float"},
+    {"bound", .help = "that limit: memory, int8, float or bfloat16"},
 };
 
 const struct bench bench_kernels = {

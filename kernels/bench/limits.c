@@ -197,20 +197,22 @@ LOOP(int8_avxvnni, "avxvnni", __m256i, "%{vex%} vpdpbusd %2, %3, %0")
 LOOP(int8_avx2, "avx2", __m256i, "vpmaddubsw %2, %3, %1\n\tvpaddw %1, %0, %0")
 LOOP(int8_sse2, "sse2", __m128i, "movdqa %2, %1\n\tpmaddwd %3, %1\n\tpaddd %1, %0")
 LOOP(float_avx512, "avx512f", __m512, "vfmadd231ps %2, %3, %0")
+LOOP(pairs_avx512, "avx512bf16", __m512, "vdpbf16ps %2, %3, %0")
 LOOP(float_avx2, "avx2,fma", __m256, "vfmadd231ps %2, %3, %0")
 LOOP(float_sse2, "sse2", __m128, "movaps %2, %1\n\tmulps %3, %1\n\taddps %1, %0")
 #endif
 
 static const struct arithmetic {
     const char *isa;
-    void (*int8)(void), (*floats)(void);
-    int int8_ops, float_ops; /* of one instruction, or of those in its place */
+    void (*int8)(void), (*floats)(void), (*pairs)(void);
+    int int8_ops, float_ops, pair_ops; /* of one instruction, or of those in its place */
 } rows[] = {
 #if defined(__x86_64__)
-    {"avx512", int8_avx512, float_avx512, 64 * 2, 16 * 2},
-    {"avxvnni", int8_avxvnni, float_avx2, 32 * 2, 8 * 2},
-    {"avx2", int8_avx2, float_avx2, 32 * 2, 8 * 2},
-    {"sse2", int8_sse2, float_sse2, 8 * 2, 4 * 2},
+    {"avx512bf16", int8_avx512, float_avx512, pairs_avx512, 64 * 2, 16 * 2, 32 * 2},
+    {"avx512", int8_avx512, float_avx512, float_avx512, 64 * 2, 16 * 2, 16 * 2},
+    {"avxvnni", int8_avxvnni, float_avx2, float_avx2, 32 * 2, 8 * 2, 8 * 2},
+    {"avx2", int8_avx2, float_avx2, float_avx2, 32 * 2, 8 * 2, 8 * 2},
+    {"sse2", int8_sse2, float_sse2, float_sse2, 8 * 2, 4 * 2, 4 * 2},
 #endif
     {NULL},
 };
@@ -256,6 +258,14 @@ enum status limit_float_gop_s(const char *isa, int32_t num_threads, double *gop_
 
     *gop_s_out = 0;
     return row->isa ? measure(row->floats, row->float_ops, num_threads, gop_s_out) : OK;
+}
+
+enum status limit_bfloat16_gop_s(const char *isa, int32_t num_threads, double *gop_s_out)
+{
+    const struct arithmetic *row = find(isa);
+
+    *gop_s_out = 0;
+    return row->isa ? measure(row->pairs, row->pair_ops, num_threads, gop_s_out) : OK;
 }
 
 enum status limit_gpu_read_gb_s(const char *module, double *gb_s_out)

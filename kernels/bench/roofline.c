@@ -140,7 +140,7 @@ static double best_seconds(const struct run *run, void (*work)(void *args, int64
 
 /* What a call moves and does. */
 struct work {
-    double bytes, int8_ops, float_ops;
+    double bytes, int8_ops, float_ops, bfloat16_ops;
 };
 
 static void tell(const struct run *run, struct roofline_figure figure, const struct work *work,
@@ -154,13 +154,14 @@ static void tell(const struct run *run, struct roofline_figure figure, const str
         {"memory", work->bytes, limits->read_gb_s},
         {"int8", work->int8_ops, limits->int8_gop_s},
         {"float", work->float_ops, limits->float_gop_s},
+        {"bfloat16", work->bfloat16_ops, limits->bfloat16_gop_s},
     };
 
     figure.isa = run->kernels->name;
     figure.threads = limits->threads;
     figure.us = seconds * 1e6;
     figure.gb_s = work->bytes * 1e-9 / seconds;
-    figure.gop_s = (work->int8_ops + work->float_ops) * 1e-9 / seconds;
+    figure.gop_s = (work->int8_ops + work->float_ops + work->bfloat16_ops) * 1e-9 / seconds;
     figure.bound = "memory";
     for (size_t i = 0; i < COUNT_OF(bounds); i++) {
         double share = bounds[i].limit > 0 ? bounds[i].amount * 1e-9 / bounds[i].limit / seconds : 0;
@@ -564,10 +565,12 @@ static struct work attention_work(const struct attention_row *row, const struct 
                  8.0 * place->batch.rows * place->q_width,
     };
 
+    double *ops = row->type == KV_BFLOAT16 ? &work.bfloat16_ops : &work.float_ops;
+
     for (int32_t i = 0; i < place->batch.rows; i++) {
         int32_t keys = place->positions[i] + 1;
 
-        work.float_ops += 4.0 * (window ? MIN(keys, window) : keys) * place->q_width;
+        *ops += 4.0 * (window ? MIN(keys, window) : keys) * place->q_width;
     }
     return work;
 }
@@ -767,7 +770,8 @@ static enum status find_limits(const char *isa, int32_t threads, struct roofline
     TRY(limit_read_gb_s(threads, &out->read_gb_s));
     TRY(limit_barrier_us(threads, &out->barrier_us));
     TRY(limit_int8_gop_s(isa, threads, &out->int8_gop_s));
-    return limit_float_gop_s(isa, threads, &out->float_gop_s);
+    TRY(limit_float_gop_s(isa, threads, &out->float_gop_s));
+    return limit_bfloat16_gop_s(isa, threads, &out->bfloat16_gop_s);
 }
 
 static enum status run_parts(struct run *run, const char *isa)

@@ -21,7 +21,7 @@
 struct roofline_limits { /* a limit that is not known is 0 */
     const char *isa;
     int32_t threads;
-    double read_gb_s, int8_gop_s, float_gop_s, barrier_us;
+    double read_gb_s, int8_gop_s, float_gop_s, bfloat16_gop_s, barrier_us;
 };
 
 struct roofline_figure {
@@ -36,7 +36,7 @@ struct roofline_figure {
     double us;
     double gb_s, gop_s; /* what it moved and did in that time; 0: no arithmetic worth counting */
     double share;       /* of the limit that binds; 0: that one is not known */
-    const char *bound;  /* which: "memory", "int8", "float" */
+    const char *bound;  /* which: "memory", "int8", "float", "bfloat16" */
 };
 
 struct roofline_options {

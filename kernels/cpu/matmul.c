@@ -25,7 +25,11 @@ enum {
     SLICE_ROWS = 256, /* rows that go through a panel together: their activations stay in L2 */
     CHUNK_BLOCKS = 64,
     FLOAT_CHUNK = 128,
-    PREFETCH_BYTES = 8192,
+    /* How far ahead weights are fetched: from memory to the second cache, and from there to the first. A first cache
+     * has room for a few lines that are on their way, too few for all that memory can bring. */
+    FAR_BYTES = 16384,
+    NEAR_BYTES = 3072,
+    SECOND_LEVEL = 2,
 };
 
 /* A block of 32 that a storing tile leaves for the others. */
@@ -176,12 +180,14 @@ INLINE void dot_block(const int R, const int C, enum tensor_type type, enum sour
 /* A thread's weights are one stream through all matrices, but for the jumps between them. */
 INLINE void fetch_ahead(const struct tile *t, const uint8_t *record, const int record_bytes)
 {
-    const uint8_t *ahead = record + PREFETCH_BYTES;
+    const uint8_t *ahead = record + FAR_BYTES;
 
     if (ahead >= t->end)
         ahead = t->next + (ahead - t->end);
-    for (int i = 0; i < record_bytes; i += 64)
-        __builtin_prefetch(ahead + i);
+    for (int i = 0; i < record_bytes; i += 64) {
+        __builtin_prefetch(ahead + i, 0, SECOND_LEVEL);
+        __builtin_prefetch(record + NEAR_BYTES + i);
+    }
 }
 
 /* ---- a tile of a quantised type ------------------------------------------------------------------- */

@@ -12,10 +12,11 @@
  *    with a scale of its own (or one for each 128 of k, where the weights have them): max / 448. Where the library
  *    and the GPU multiply by scales, they do; else it adds up products of codes, and a kernel behind multiplies its
  *    results by the two scales. It keeps to its slower way to add up codes, which rounds less. Scales for blocks it
- *    has on Hopper alone: elsewhere such weights are multiplied as the bf16 that they stand for.
+ *    has on Hopper alone.
  *  - Weights lie as half_layout.h and fp8_layout.h say, which is a matrix that cuBLASLt reads as it is: k x n,
  *    columns one after another. With rows of activations as columns of another, out is their n x rows: "TN", its
- *    quickest form, and the only one that it has for codes.
+ *    quickest form, and the only one that it has for codes. Of these each 16 of k are in an order of their own, and so
+ *    are rows that are made codes for them.
  *  - Which of its kernels a shape is for is asked once for a range of rows, and kept. What it refuses is
  *    matmul_half's.
  *
@@ -377,10 +378,8 @@ static void note_refusal(struct cublaslt *lt, const struct shape *shape, cublasS
         return;
     lt->has_news = lt->had_news = true;
     snprintf(lt->news, sizeof lt->news,
-             "cuBLASLt refuses a matmul of %d rows by %d x %d of %s, maybe others too (%s): %s",
-             shape->rows, shape->n, shape->k, kinds[shape->product].name,
-             library.cublasLtGetStatusString(status),
-             is_fp8(shape->product) ? "it goes by weights of 16 bits" : "our own kernels do it");
+             "cuBLASLt refuses a matmul of %d rows by %d x %d of %s, maybe others too (%s): our own kernels do it",
+             shape->rows, shape->n, shape->k, kinds[shape->product].name, library.cublasLtGetStatusString(status));
 }
 
 /* ---- kernels -------------------------------------------------------------------------------------- */
@@ -475,6 +474,20 @@ static __device__ __forceinline__ float fp8_scale(float most)
     return fmaxf(most / (float)MOST_FP8, LEAST_SCALE);
 }
 
+/* What codes of quad i are of: elements 2t, 2t + 1 of 16, and 8 + 2t, 9 + 2t. */
+static __device__ __forceinline__ float4 load_ordered(const struct stage_task &task, const float *x, int32_t i)
+{
+    const int32_t first = (i & -FP8_ORDERED) + i % FP8_ORDERED / 2, second = first + FP8_ORDERED / 2;
+
+    if (task.is_aligned && second < task.k) {
+        const float2 low = __ldg((const float2 *)(x + first)), high = __ldg((const float2 *)(x + second));
+
+        return make_float4(low.x, low.y, high.x, high.y);
+    }
+    return make_float4(first < task.k ? x[first] : 0.0f, first + 1 < task.k ? x[first + 1] : 0.0f,
+                       second < task.k ? x[second] : 0.0f, second + 1 < task.k ? x[second + 1] : 0.0f);
+}
+
 static __device__ __forceinline__ uint32_t fp8_quad(float4 quad, float inverse)
 {
     return fp8_of_float(quad.x * inverse) | fp8_of_float(quad.y * inverse) << 8 |
@@ -492,7 +505,7 @@ static __global__ void __launch_bounds__(ROW_THREADS) stage_fp8_row(struct fp8_t
     if (threadIdx.x == 0)
         task.row.scales[row] = scale;
     for (int32_t i = (int32_t)threadIdx.x * QUAD; i < task.row.stride; i += ROW_THREADS * QUAD)
-        out[i / QUAD] = fp8_quad(load_some(task.row, x, i), inverse);
+        out[i / QUAD] = fp8_quad(load_ordered(task.row, x, i), inverse);
 }
 
 /* Blocks [asked]; a warp has 128 of k at a time, and a scale for them: scales [k / 128, asked]. */
@@ -507,7 +520,7 @@ static __global__ void __launch_bounds__(ROW_THREADS) stage_fp8_blocks(struct fp
 #pragma unroll 1
     for (int32_t first = warp * FP8_BLOCK; first < task.row.stride; first += ROW_THREADS / WARP * FP8_BLOCK) {
         const int32_t i = first + lane * QUAD;
-        const float4 quad = row < task.rows ? load_some(task.row, x, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const float4 quad = row < task.rows ? load_ordered(task.row, x, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         float most = fmaxf(fmaxf(fabsf(quad.x), fabsf(quad.y)), fmaxf(fabsf(quad.z), fabsf(quad.w)));
 
 #pragma unroll
@@ -795,8 +808,10 @@ static bool run_codes(struct cuda_state *state, const struct matrix *w, const st
 {
     struct piece piece = {};
 
-    piece.weights = (const uint8_t *)w->fp8;
-    piece.column_scales = (const float *)((const char *)w->fp8 + fp8_scales_at(w->n, w->k));
+    if (w->n % FP8_COLUMNS != 0 || !has_fp8(state, w->fp8_has_blocks))
+        return false;
+    piece.weights = (const uint8_t *)w->data;
+    piece.column_scales = (const float *)((const char *)w->data + fp8_scales_at(w->n, w->k));
     piece.shape.n = task->n;
     piece.shape.k = (int32_t)fp8_row_stride(w->k);
     piece.shape.product = w->fp8_has_blocks ? PRODUCT_FP8_BLOCKS : PRODUCT_FP8_VECTORS;
@@ -815,7 +830,7 @@ bool cublaslt_matmul(struct cuda_state *state, const struct matrix *w, const str
         return false;
     /* The library may bring code to the device, which a recording does not forbid then. */
     note_error(state, cudaThreadExchangeStreamCaptureMode(&mode));
-    is_done = (w->fp8 && run_codes(state, w, task)) || run_halves(state, w->type, task);
+    is_done = w->type == TYPE_F8_E4M3 ? run_codes(state, w, task) : run_halves(state, w->type, task);
     note_error(state, cudaThreadExchangeStreamCaptureMode(&mode));
     return is_done;
 }

@@ -234,18 +234,9 @@ static void matrix_pack_cuda(struct device *dev, struct matrix *w, int32_t at, i
     }
 }
 
-static int64_t fp8_bytes_cuda(struct device *dev, int32_t n, int32_t k, bool has_blocks)
-{
-    const struct cuda_cublaslt_table *table = module->cublaslt;
-
-    if (n % FP8_COLUMNS != 0 || !table->has_fp8 || !table->has_fp8(cuda_state_of(dev), has_blocks))
-        return 0;
-    return fp8_matrix_bytes(n, k, has_blocks);
-}
-
 static void write_fp8(struct device *dev, const struct matrix *w, int64_t at, const void *from, int64_t bytes)
 {
-    if (cuda_write(dev, (char *)w->fp8 + at, from, bytes) != OK) /* the next read tells it again */
+    if (cuda_write(dev, (char *)w->data + at, from, bytes) != OK) /* the next read tells it again */
         log_error("weights were not written: %s", fail_text());
 }
 
@@ -263,6 +254,23 @@ static void write_block_scales(struct device *dev, const struct matrix *w, int32
     write_fp8(dev, w, first, padded, (int64_t)count * stride * (int64_t)sizeof *padded);
 }
 
+/* k codes of a column; what lies beyond in `to` stays as it is. */
+static void order_codes(uint8_t *to, const uint8_t *from, int32_t k)
+{
+    int32_t i = 0;
+
+    for (; i + FP8_ORDERED <= k; i += FP8_ORDERED) { /* pairs of the two halves, in turn */
+        uint16_t pairs[FP8_ORDERED / 2], ordered[FP8_ORDERED / 2];
+
+        memcpy(pairs, from + i, sizeof pairs);
+        for (int t = 0; t < FP8_ORDERED / 2; t++)
+            ordered[t] = pairs[t / 2 + t % 2 * (FP8_ORDERED / 4)];
+        memcpy(to + i, ordered, sizeof ordered);
+    }
+    for (; i < k; i++)
+        to[fp8_place(i)] = from[i];
+}
+
 static void fp8_pack_cuda(struct device *dev, const struct matrix *w, int32_t at, int32_t n, const uint8_t *codes,
                           int64_t row_bytes, const float *scales)
 {
@@ -276,7 +284,7 @@ static void fp8_pack_cuda(struct device *dev, const struct matrix *w, int32_t at
         int32_t count = MIN(piece, n - first);
 
         for (int32_t i = 0; i < count; i++)
-            memcpy(padded + i * stride, codes + (first + i) * row_bytes, (size_t)w->k);
+            order_codes(padded + i * stride, codes + (first + i) * row_bytes, w->k);
         write_fp8(dev, w, (at + first) * stride, padded, count * stride);
     }
     if (w->fp8_has_blocks)
@@ -304,7 +312,7 @@ static enum status open_module(const char *path)
     kernels_cuda = module->kernels;
     kernels_cuda.matrix_bytes = matrix_bytes_cuda;
     kernels_cuda.matrix_pack = matrix_pack_cuda;
-    kernels_cuda.fp8_bytes = fp8_bytes_cuda;
+    kernels_cuda.fp8_bytes = fp8_matrix_bytes;
     kernels_cuda.fp8_pack = fp8_pack_cuda;
     return OK;
 }

@@ -1,6 +1,8 @@
 /* Rows of a vocabulary are columns of the packed matrix: each is gathered from its panel, a quad a thread. Those of 16
- * bits lie as half_layout.h says. */
+ * bits lie as half_layout.h says, and codes of 8 as fp8_layout.h. */
 #include "kernels/cpu/packed.h"
+#include "kernels/cuda/fp8_codes.cuh"
+#include "kernels/cuda/fp8_layout.h"
 #include "kernels/cuda/half_layout.h"
 #include "kernels/cuda/state.h"
 
@@ -13,7 +15,10 @@ struct embedding_task {
     int32_t n, k;
     int32_t first_id, first_block;
     int64_t panel_bytes, supers_bytes;
-    int64_t column_bytes; /* of 16 bits an element */
+    int64_t column_bytes; /* of 16 bits an element, or 8 */
+    int64_t scales_at;    /* of codes */
+    int32_t scales_stride;
+    bool has_blocks;
     float scale;
     int32_t pieces; /* blocks of threads to a row */
 };
@@ -162,19 +167,48 @@ static __global__ void __launch_bounds__(MAX_THREADS) embed_floats(struct embedd
     }
 }
 
+/* Codes: a word of a column a thread, elements 2t, 2t + 1 of 16, and 8 + 2t, 9 + 2t. */
+static __global__ void __launch_bounds__(MAX_THREADS) embed_codes(struct embedding_task task)
+{
+    const int32_t row = (int32_t)blockIdx.x / task.pieces, piece = (int32_t)blockIdx.x % task.pieces;
+    const int32_t at = (int32_t)(piece * blockDim.x + threadIdx.x) * QUAD;
+    const int32_t first = (at & -FP8_ORDERED) + at % FP8_ORDERED / 2;
+    const int64_t column = column_of(task, row);
+    float *out = task.out + (int64_t)row * task.k;
+    uint32_t pairs[2] = {0, 0};
+
+    if (first >= task.k)
+        return;
+    if (column >= 0) {
+        const float *scales = (const float *)(task.weights + task.scales_at);
+
+        scales += task.has_blocks ? column / FP8_BLOCK * task.scales_stride + first / FP8_BLOCK : column;
+        bf16_pairs_of_fp8(pairs, load_word(task.weights + column * task.column_bytes + at), __ldg(scales));
+    }
+#pragma unroll
+    for (int i = 0; i < QUAD; i++) {
+        const int32_t k = first + i / 2 * (FP8_ORDERED / 2) + i % 2;
+
+        if (k < task.k)
+            out[k] = float_of_bf16((uint16_t)(pairs[i / 2] >> i % 2 * 16)) * task.scale;
+    }
+}
+
 /* In the order of enum tensor_type. */
-static void (*const kernels[NUM_TENSOR_TYPES])(struct embedding_task task) = {
+static void (*const kernels[TYPE_F8_E4M3 + 1])(struct embedding_task task) = {
     embed_floats<TYPE_F32>,     embed_floats<TYPE_F16>,     embed_floats<TYPE_BF16>,    embed_quantised<TYPE_Q4_0>,
     embed_quantised<TYPE_Q4_1>, embed_quantised<TYPE_Q5_0>, embed_quantised<TYPE_Q5_1>, embed_quantised<TYPE_Q8_0>,
     embed_quantised<TYPE_Q2_K>, embed_quantised<TYPE_Q3_K>, embed_quantised<TYPE_Q4_K>, embed_quantised<TYPE_Q5_K>,
-    embed_quantised<TYPE_Q6_K>,
+    embed_quantised<TYPE_Q6_K>, embed_codes,
 };
 
 extern "C" void embedding_cuda(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                                const struct matrix *w, int32_t first_id, float scale)
 {
     struct cuda_state *state = state_of(dev);
-    int32_t quads = (w->k + QUAD - 1) / QUAD, pieces = (quads + MAX_THREADS - 1) / MAX_THREADS;
+    bool are_codes = w->type == TYPE_F8_E4M3;
+    int32_t quads = (int32_t)((are_codes ? fp8_row_stride(w->k) : w->k) + QUAD - 1) / QUAD;
+    int32_t pieces = (quads + MAX_THREADS - 1) / MAX_THREADS;
     int32_t threads = ((quads + pieces - 1) / pieces + WARP - 1) / WARP * WARP;
     struct embedding_task task = {};
 
@@ -192,7 +226,10 @@ extern "C" void embedding_cuda(struct device *dev, float *out, const int32_t *id
     task.first_id = first_id;
     task.first_block = w->first_block;
     task.panel_bytes = packed_panel_bytes(w->type, w->k);
-    task.column_bytes = half_row_stride(w->k) * HALF_BYTES;
+    task.column_bytes = are_codes ? fp8_row_stride(w->k) : half_row_stride(w->k) * HALF_BYTES;
+    task.scales_at = fp8_scales_at(w->n, w->k);
+    task.scales_stride = fp8_block_stride(w->k);
+    task.has_blocks = w->fp8_has_blocks;
     task.supers_bytes = packed_supers_bytes(w->type, w->k);
     task.scale = scale;
     task.pieces = pieces;

@@ -1,9 +1,10 @@
 /*
- * fp8_layout: how codes of 8 bits (e4m3) and their scales lie on a GPU, for the host that packs them and cuBLASLt,
- * which reads them as they are:
+ * fp8_layout: how codes of 8 bits (e4m3) and their scales lie on a GPU, for the host that packs them, the kernels that
+ * read them and cuBLASLt:
  *
- *   codes   columns of the matrix (rows of the file) one after another, in order of k, then zeros up to a multiple
- *           of 32
+ *   codes   columns of the matrix (rows of the file) one after another, then zeros up to a multiple of 32 of k. Each
+ *           16 of k lie as 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15: a word is what a lane of mma_bf16_k16 has of a
+ *           column. cuBLASLt, which takes them for a matrix in order of k, gets rows of activations in the same order
  *   scales  from a multiple of 256 bytes on, floats: one of each column; or for each 128 columns those of each 128
  *           of k, and zeros up to a multiple of 4
  *
@@ -14,15 +15,24 @@
 #ifndef KERNELS_CUDA_FP8_LAYOUT_H
 #define KERNELS_CUDA_FP8_LAYOUT_H
 
+#include "kernels/quant_block.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
 enum {
     FP8_PAD = 32,
+    FP8_ORDERED = 16, /* of k, which have an order of their own */
     FP8_BLOCK = 128,
     FP8_COLUMNS = 16, /* cuBLASLt wants a multiple */
     FP8_SCALES_ALIGN = 256,
 };
+
+/* Where element k of a column is. */
+static QUANT_CONSTANT int32_t fp8_place(int32_t k)
+{
+    return (k & -FP8_ORDERED) | (k & 6) << 1 | (k & 8) >> 2 | (k & 1);
+}
 
 static inline int64_t fp8_row_stride(int32_t k)
 {

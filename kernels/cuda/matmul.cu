@@ -20,6 +20,7 @@ static void run(struct device *dev, const struct matrix *w, struct matmul_task t
 {
     struct cuda_state *state = state_of(dev);
     bool is_float = quant_form(w->type).scales == SCALE_NONE;
+    bool is_half = half_has_layout(w->type) || w->type == TYPE_F8_E4M3; /* or stands for halves */
 
     if (task.a.rows == 0 || w->n == 0)
         return;
@@ -33,10 +34,10 @@ static void run(struct device *dev, const struct matrix *w, struct matmul_task t
     task.first_block = w->first_block;
     task.panel_bytes = packed_panel_bytes(w->type, w->k);
     task.supers_bytes = packed_supers_bytes(w->type, w->k);
-    if (half_has_layout(w->type) && cublaslt_matmul(state, w, &task))
+    if (is_half && cublaslt_matmul(state, w, &task))
         return;
-    if (half_has_layout(w->type))
-        matmul_half(state, w->type, &task);
+    if (is_half)
+        matmul_half(state, w, &task);
     else if (is_float)
         matmul_float(state, &task);
     else if (is_many(state, &task))

@@ -31,8 +31,9 @@ void matmul_float(struct cuda_state *state, const struct matmul_task *task);
  * busy. many: a warp has 32 columns of many rows to itself. */
 void matmul_few(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task);
 void matmul_many(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task);
-/* F16 and BF16: those of half_layout.h, by a rule of their own. */
-void matmul_half(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task);
+/* F16 and BF16, and codes of 8 bits that stand for BF16: those of half_layout.h and fp8_layout.h, by a rule of their
+ * own. */
+void matmul_half(struct cuda_state *state, const struct matrix *w, const struct matmul_task *task);
 /* Once, when the device is opened. */
 cudaError_t matmul_prepare(const struct cuda_state *state);
 cudaError_t matmul_half_prepare(const struct cuda_state *state);

@@ -1,5 +1,5 @@
 /*
- * Weights of 16 bits, on tensor cores.
+ * Weights of 16 bits, and codes of 8 that stand for BF16, on tensor cores.
  *
  * The rule, which every kernel here keeps whatever the number of rows:
  *  - Activations are rounded: to bf16 for BF16 weights, to tf32 for F16, whose halves are tf32 as they are.
@@ -10,27 +10,33 @@
  *        F16   mma j = 0..3  has k 8j..8j + 7, at its place 4e + t that of 8j + 2t + e: e = 0, 1; t = 0..3
  *    so that of every 8 of k a lane has the two from 2t on, of both types.
  *  - The second half is added to the first, in float; groups are added as everywhere, exactly.
+ *  - Codes become the bf16 that they stand for (fp8_codes.cuh), and then are as BF16.
  * So bits depend on nothing but a row, a column and k. What an mma does inside is the GPU's affair: other models of
  * GPU may give other bits, and kernels/ref does.
  *
- * A few rows: a warp has 16 columns and some units, and its weights come through a ring of its own. More: tiles of
- * columns and rows, whose units may be shared out to several blocks; another kernel then adds up what they leave.
+ * A few rows: a warp has 16 columns and some units, and its weights come through a ring of its own; codes become bf16
+ * in registers. More: tiles of columns and rows, whose units may be shared out to several blocks; another kernel then
+ * adds up what they leave. There codes become bf16 in shared memory, once for all warps.
  */
+#include "kernels/cuda/fp8_codes.cuh"
+#include "kernels/cuda/fp8_layout.h"
 #include "kernels/cuda/half_layout.h"
 #include "kernels/cuda/matmul.cuh"
 
 enum {
     COLUMNS = 16,      /* of an mma; it has TILE_ROWS rows */
-    STAGE_BLOCKS = 2,  /* blocks of k that are copied at a time: whole lines of memory */
     PIECE = 16,        /* bytes that a lane copies, or reads, at a time */
-    BLOCK_BYTES = HALF_BLOCK * HALF_BYTES, /* of a column */
-    STAGE_BYTES = STAGE_BLOCKS * BLOCK_BYTES,
+    STAGE_BYTES = 128, /* of a column, in shared memory: of a line of memory */
+    STAGE_PIECES = STAGE_BYTES / PIECE,
     HALVED_K = 2048,   /* from here on k has two halves */
 };
 
 struct half_task {
-    const uint8_t *weights; /* half_layout.h */
+    const uint8_t *weights; /* half_layout.h, fp8_layout.h */
     const uint8_t *x;       /* few: floats; else rounded */
+    const float *scales;    /* of codes */
+    int32_t scales_stride;  /* from columns to the next with scales of their own */
+    int32_t scale_columns, scale_blocks; /* that share one, as powers of two */
     int64_t weights_stride, x_stride; /* bytes */
     int32_t rows, n;
     int32_t num_blocks;     /* of k */
@@ -45,13 +51,20 @@ struct half_task {
 
 /* ---- arithmetic ---------------------------------------------------------------------------------------------- */
 
+static QUANT_CONSTANT bool are_codes(enum tensor_type type)
+{
+    return type == TYPE_F8_E4M3;
+}
+
 /* Of a block. */
 template <enum tensor_type type> struct half_form {
     enum {
-        STEPS = type == TYPE_BF16 ? 2 : 4, /* mma */
-        X_WORDS = 2 * STEPS,               /* of a lane: 8 elements */
-        X_BYTES = type == TYPE_BF16 ? 2 : 4,
+        STEPS = type == TYPE_F16 ? 4 : 2, /* mma */
+        X_WORDS = 2 * STEPS,              /* of a lane: 8 elements */
+        X_BYTES = type == TYPE_F16 ? 4 : 2,
         X_PIECES = X_WORDS / 4,
+        BYTES = HALF_BLOCK * (are_codes(type) ? 1 : HALF_BYTES), /* of a column, as it is copied */
+        PIECES = BYTES / PIECE,
     };
 };
 
@@ -67,6 +80,19 @@ static __device__ __forceinline__ void unpack_weights(uint32_t a[][4], const uin
             a[i / 2][i % 2] = __float_as_uint(float_of_half((uint16_t)words[i]));
             a[i / 2][2 + i % 2] = __float_as_uint(float_of_half((uint16_t)(words[i] >> 16)));
         }
+}
+
+/* The same of codes, a whole block: the fragments of two mma. scales: of columns g and g + 8. */
+static __device__ __forceinline__ void unpack_fp8(uint32_t a[2][4], const uint32_t words[4], const float scales[2])
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        uint32_t pairs[2];
+
+        bf16_pairs_of_fp8(pairs, words[i], scales[i % 2]);
+        a[i / 2][i % 2] = pairs[0];
+        a[i / 2][2 + i % 2] = pairs[1];
+    }
 }
 
 /* acc[n] += half h of a block of 16 columns, times rows' words of this block. */
@@ -95,10 +121,30 @@ static __device__ __forceinline__ int weights_piece_at(int column, int piece)
     return column * STAGE_BYTES + (piece ^ column % 8) * PIECE;
 }
 
-/* In a stage of 16 columns: the row that a lane knows for ldmatrix_x4, of half h of its four half blocks. */
+/* In a stage of 16 columns: the row that a lane knows for ldmatrix_x4, of pieces 2h and 2h + 1: half a block, or one of
+ * codes. */
 static __device__ __forceinline__ int weights_row_at(int h)
 {
     return weights_piece_at(threadIdx.x % 16, threadIdx.x % WARP / 16 ^ 2 * h);
+}
+
+/* acc += a block of 16 columns' codes, times rows' words of this block. */
+static __device__ __forceinline__ void multiply_fp8(float acc[4], const void *weights_row, const uint32_t x[4],
+                                                    const float scales[2])
+{
+    uint32_t words[4], a[2][4];
+
+    ldmatrix_x4(words, weights_row);
+    unpack_fp8(a, words, scales);
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+        mma_bf16_k16(acc, a[j], x + 2 * j);
+}
+
+/* The place of the scale of a column, in a block of k. */
+static __device__ __forceinline__ const float *scale_at(const struct half_task &task, int32_t column, int32_t block)
+{
+    return task.scales + (int64_t)(column >> task.scale_columns) * task.scales_stride + (block >> task.scale_blocks);
 }
 
 /* What a lane has of a block of a row: of every 8 the two from 2t on. */
@@ -111,11 +157,11 @@ static __device__ __forceinline__ void round_x(uint32_t *words, const struct x_p
 {
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        if constexpr (type == TYPE_BF16) {
-            words[i] = bf16_pair_of_floats(x.of[i].x, x.of[i].y);
-        } else {
+        if constexpr (type == TYPE_F16) {
             words[2 * i] = tf32_of_float(x.of[i].x);
             words[2 * i + 1] = tf32_of_float(x.of[i].y);
+        } else {
+            words[i] = bf16_pair_of_floats(x.of[i].x, x.of[i].y);
         }
 }
 
@@ -132,7 +178,7 @@ static __device__ __forceinline__ void store_half(const struct half_task &task, 
 
 /* ---- the way through k --------------------------------------------------------------------------------------- */
 
-/* A stage never has blocks of two units. */
+/* A stage has some blocks of k, and never of two units. */
 struct walk {
     int32_t block; /* the first of the stage */
     int32_t left;  /* of its unit; not above 0: there is no stage any more */
@@ -150,10 +196,11 @@ static __device__ __forceinline__ struct walk walk_from(const struct half_task &
     return w;
 }
 
-/* skip: blocks between two units. */
-static __device__ __forceinline__ void walk_on(struct walk *w, const struct half_task &task, int32_t skip)
+/* blocks: of a stage, at most. skip: between two units. */
+static __device__ __forceinline__ void walk_on(struct walk *w, const struct half_task &task, int32_t blocks,
+                                               int32_t skip)
 {
-    int32_t count = min(w->left, (int32_t)STAGE_BLOCKS);
+    int32_t count = min(w->left, blocks);
 
     w->block += count;
     w->left -= count;
@@ -163,9 +210,9 @@ static __device__ __forceinline__ void walk_on(struct walk *w, const struct half
     }
 }
 
-static __device__ __forceinline__ bool ends_unit(const struct walk &w)
+static __device__ __forceinline__ bool ends_unit(const struct walk &w, int32_t blocks)
 {
-    return w.left <= STAGE_BLOCKS;
+    return w.left <= blocks;
 }
 
 /* ---- a few rows ---------------------------------------------------------------------------------------------- */
@@ -175,33 +222,60 @@ enum {
     FEW_STAGES = 8,
     FEW_STAGE_BYTES = COLUMNS * STAGE_BYTES,
     FEW_RING_BYTES = FEW_STAGES * FEW_STAGE_BYTES,
-    STAGE_PIECES = STAGE_BYTES / PIECE, /* of a column */
-    FEW_STEP = WARP / STAGE_PIECES,     /* columns that a warp copies at a time */
+    FEW_STEP = WARP / STAGE_PIECES, /* columns that a warp copies at a time */
 };
 
+/* Of a stage: whole lines of memory. */
+template <enum tensor_type type> static QUANT_CONSTANT int few_blocks()
+{
+    return STAGE_BYTES / half_form<type>::BYTES;
+}
+
 /* columns: the lane's of each step, and its piece there. */
+template <enum tensor_type type>
 static __device__ __forceinline__ void copy_few(char *stage, const uint8_t *const columns[COLUMNS / FEW_STEP],
                                                 const struct walk &w)
 {
     const int lane = threadIdx.x % WARP, column = lane / STAGE_PIECES, piece = lane % STAGE_PIECES;
 
-    if (piece / (STAGE_PIECES / STAGE_BLOCKS) < w.left)
+    if (piece / half_form<type>::PIECES < w.left)
 #pragma unroll
         for (int i = 0; i < COLUMNS / FEW_STEP; i++)
             cp_async_16(stage + weights_piece_at(column + i * FEW_STEP, piece),
-                        columns[i] + (int64_t)w.block * BLOCK_BYTES);
+                        columns[i] + (int64_t)w.block * half_form<type>::BYTES);
     cp_async_commit();
 }
 
-static __device__ __forceinline__ void load_few_x(struct x_pairs to[STAGE_BLOCKS], const float *x,
-                                                  const struct walk &w)
+template <int BLOCKS>
+static __device__ __forceinline__ void load_few_x(struct x_pairs to[BLOCKS], const float *x, const struct walk &w)
 {
 #pragma unroll
-    for (int b = 0; b < STAGE_BLOCKS; b++)
+    for (int b = 0; b < BLOCKS; b++)
         if (b < w.left)
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 to[b].of[i] = __ldg((const float2 *)(x + (int64_t)(w.block + b) * HALF_BLOCK + 8 * i));
+}
+
+/* Of a lane's columns, g and g + 8: a stage of codes goes through two 128 of k at most. */
+struct few_scales {
+    float first[2], last[2];
+    int32_t num_first; /* blocks of the stage that have the first ones, or more */
+};
+
+static __device__ __forceinline__ void load_few_scales(struct few_scales *to, const struct half_task &task,
+                                                       const int32_t columns[2], const struct walk &w)
+{
+    const int32_t blocks_of_128 = FP8_BLOCK / HALF_BLOCK;
+
+    if (w.left <= 0)
+        return;
+    to->num_first = blocks_of_128 - w.block % blocks_of_128;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        to->first[i] = __ldg(scale_at(task, columns[i], w.block));
+        to->last[i] = __ldg(scale_at(task, columns[i], min(w.block + blocks_of_128, task.num_blocks) - 1));
+    }
 }
 
 /* Blocks [columns / 16], of as many warps as there are halves of k, or any number for groups. */
@@ -211,13 +285,16 @@ static __global__ void __launch_bounds__(FEW_WARPS * WARP) half_few(struct half_
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int32_t num_warps = blockDim.x / WARP, skip = (num_warps - 1) * task.unit;
     const int32_t column0 = (int32_t)blockIdx.x * COLUMNS;
+    const int32_t own_columns[2] = {min(column0 + g, task.n - 1), min(column0 + g + 8, task.n - 1)};
     const float *x = (const float *)(task.x + min(g, task.rows - 1) * task.x_stride) + 2 * t;
+    constexpr int blocks = few_blocks<type>();
     char *rings = dynamic_shared(), *ring = rings + warp * FEW_RING_BYTES;
     struct walk now = walk_from(task, warp, task.num_units), ahead = now;
     const uint8_t *columns[COLUMNS / FEW_STEP];
     float acc[1][4] = {{0, 0, 0, 0}};
     double sum[4] = {0, 0, 0, 0};
-    struct x_pairs xs[STAGE_BLOCKS], next_xs[STAGE_BLOCKS];
+    struct x_pairs xs[blocks], next_xs[blocks];
+    struct few_scales scales = {}, next_scales = {};
     int slot = 0;
 
     /* In the place of columns and rows beyond the last stands the last, and nobody asks for its sums. */
@@ -227,34 +304,46 @@ static __global__ void __launch_bounds__(FEW_WARPS * WARP) half_few(struct half_
                      min(column0 + lane / STAGE_PIECES + i * FEW_STEP, task.n - 1) * task.weights_stride;
 #pragma unroll
     for (int i = 0; i < FEW_STAGES - 1; i++) {
-        copy_few(ring + i * FEW_STAGE_BYTES, columns, ahead);
+        copy_few<type>(ring + i * FEW_STAGE_BYTES, columns, ahead);
         if (ahead.left > 0)
-            walk_on(&ahead, task, skip);
+            walk_on(&ahead, task, blocks, skip);
     }
-    load_few_x(xs, x, now);
+    load_few_x<blocks>(xs, x, now);
+    if constexpr (are_codes(type))
+        load_few_scales(&scales, task, own_columns, now);
 #pragma unroll 1
     while (now.left > 0) {
         const int32_t count = now.left;
-        const bool is_end = ends_unit(now);
+        const bool is_end = ends_unit(now, blocks);
         const char *stage = ring + slot * FEW_STAGE_BYTES;
 
         cp_async_wait<FEW_STAGES - 2>();
         __syncwarp(); /* this stage is there, and no lane needs the one before any more */
-        copy_few(ring + (slot + FEW_STAGES - 1) % FEW_STAGES * FEW_STAGE_BYTES, columns, ahead);
+        copy_few<type>(ring + (slot + FEW_STAGES - 1) % FEW_STAGES * FEW_STAGE_BYTES, columns, ahead);
         if (ahead.left > 0)
-            walk_on(&ahead, task, skip);
-        walk_on(&now, task, skip);
-        load_few_x(next_xs, x, now);
+            walk_on(&ahead, task, blocks, skip);
+        walk_on(&now, task, blocks, skip);
+        load_few_x<blocks>(next_xs, x, now);
+        if constexpr (are_codes(type))
+            load_few_scales(&next_scales, task, own_columns, now);
 #pragma unroll
-        for (int b = 0; b < STAGE_BLOCKS; b++) {
+        for (int b = 0; b < blocks; b++) {
             uint32_t words[1][half_form<type>::X_WORDS];
 
             if (b >= count)
                 break;
             round_x<type>(words[0], xs[b]);
+            if constexpr (are_codes(type)) {
+                const bool is_first = b < scales.num_first;
+                const float of_block[2] = {is_first ? scales.first[0] : scales.last[0],
+                                           is_first ? scales.first[1] : scales.last[1]};
+
+                multiply_fp8(acc[0], stage + weights_row_at(b), words[0], of_block);
+            } else {
 #pragma unroll
-            for (int h = 0; h < 2; h++)
-                multiply_half<type, 1>(acc, stage + weights_row_at(2 * b + h), words, h);
+                for (int h = 0; h < 2; h++)
+                    multiply_half<type, 1>(acc, stage + weights_row_at(2 * b + h), words, h);
+            }
         }
         if (is_end && task.has_groups) {
 #pragma unroll
@@ -264,6 +353,7 @@ static __global__ void __launch_bounds__(FEW_WARPS * WARP) half_few(struct half_
             }
         }
         memcpy(xs, next_xs, sizeof(xs));
+        scales = next_scales;
         slot = (slot + 1) % FEW_STAGES;
     }
 
@@ -337,7 +427,11 @@ static __global__ void __launch_bounds__(ROUND_THREADS) round_rows(struct round_
 
 /* ---- tiles --------------------------------------------------------------------------------------------------- */
 
-enum { TILE_WARPS = 8, TILE_THREADS = TILE_WARPS * WARP };
+enum {
+    TILE_WARPS = 8,
+    TILE_THREADS = TILE_WARPS * WARP,
+    STAGE_BLOCKS = STAGE_BYTES / (HALF_BLOCK * HALF_BYTES), /* of k, when they are halves */
+};
 
 /* A block's columns and rows: COLUMN_WARPS warps beside each other have MT mma of columns each, and so many rows of
  * warps NT mma of rows. */
@@ -349,6 +443,7 @@ template <enum tensor_type type, int COLUMN_WARPS, int MT, int NT> struct half_t
         X_PIECES = X_STAGE_BYTES / PIECE,
         WEIGHTS_BYTES = WIDTH * STAGE_BYTES,
         BYTES = WEIGHTS_BYTES + ROWS * X_STAGE_BYTES, /* of a stage */
+        CODE_COPIES = WEIGHTS_BYTES / 2 / PIECE / TILE_THREADS,
     };
 };
 
@@ -359,7 +454,7 @@ template <enum tensor_type type, int COLUMN_WARPS, int MT, int NT> struct half_t
  */
 template <enum tensor_type type> static __device__ __forceinline__ int x_piece_at(int row, int piece)
 {
-    return piece ^ row % 2 * (type == TYPE_BF16 ? 4 : 1);
+    return piece ^ row % 2 * (type == TYPE_F16 ? 1 : 4);
 }
 
 /* What a tile reads; from the first columns and rows the others are less than 2 GiB away. */
@@ -368,24 +463,36 @@ struct tile_source {
     int32_t num_columns, num_rows; /* that there are */
 };
 
+/* What a thread copies of a stage's columns: the same piece of some of them, STEP apart. Codes lie in the first of the
+ * two pieces that are to stand there. */
+template <enum tensor_type type> struct tile_copies {
+    enum {
+        PIECES = STAGE_BLOCKS * half_form<type>::PIECES, /* of a column */
+        STEP = TILE_THREADS / PIECES,                    /* a multiple of 8 */
+        STEP_BYTES = STEP * STAGE_BYTES,
+        WIDTH = STAGE_PIECES / PIECES,
+    };
+};
+
 template <enum tensor_type type, typename Tile>
 static __device__ __forceinline__ void copy_tile(char *stage, const struct half_task &task,
                                                  const struct tile_source &source, const struct walk &w)
 {
-    const int step = TILE_THREADS / STAGE_PIECES, x_step = TILE_THREADS / Tile::X_PIECES;
+    typedef struct tile_copies<type> Copies;
+    const int x_step = TILE_THREADS / Tile::X_PIECES;
     const int thread = unforeseen(threadIdx.x); /* addresses of a dozen copies would fill registers */
-    const int column = thread / STAGE_PIECES, piece = thread % STAGE_PIECES;
+    const int column = thread / Copies::PIECES, piece = thread % Copies::PIECES;
     const int row = thread / Tile::X_PIECES, x_piece = thread % Tile::X_PIECES;
     const int32_t stride = (int32_t)task.weights_stride, x_stride = (int32_t)task.x_stride;
 
-    if (piece / (STAGE_PIECES / STAGE_BLOCKS) < w.left) {
-        const uint8_t *from = source.columns + (int64_t)w.block * BLOCK_BYTES + piece * PIECE;
-        char *to = stage + weights_piece_at(column, piece); /* step: a multiple of 8 */
+    if (piece / half_form<type>::PIECES < w.left) {
+        const uint8_t *from = source.columns + (int64_t)w.block * half_form<type>::BYTES + piece * PIECE;
+        char *to = stage + weights_piece_at(column, piece * Copies::WIDTH);
 
 #pragma unroll
-        for (int i = 0; i < Tile::WIDTH / step; i++) /* in the place of those beyond the last stands the last */
-            cp_async_16(to + i * step * STAGE_BYTES,
-                        from + min(column + i * step, source.num_columns - 1) * stride);
+        for (int i = 0; i < Tile::WIDTH / Copies::STEP; i++) /* in the place of those beyond the last stands the last */
+            cp_async_16(to + i * Copies::STEP_BYTES,
+                        from + min(column + i * Copies::STEP, source.num_columns - 1) * stride);
     }
     if (x_piece / (Tile::X_PIECES / STAGE_BLOCKS) < w.left) {
         const uint8_t *from =
@@ -400,7 +507,52 @@ static __device__ __forceinline__ void copy_tile(char *stage, const struct half_
     cp_async_commit();
 }
 
-/* Block b of a stage. columns: the warp's first; rows: the lane's first. */
+/* Of what a thread has copied of a stage of codes. */
+template <typename Tile>
+static __device__ __forceinline__ void load_tile_scales(float scales[Tile::CODE_COPIES], const struct half_task &task,
+                                                        int32_t column0, const struct walk &w)
+{
+    typedef struct tile_copies<TYPE_F8_E4M3> Copies;
+    const int thread = unforeseen(threadIdx.x), column = thread / Copies::PIECES;
+    const int block = thread % Copies::PIECES / half_form<TYPE_F8_E4M3>::PIECES;
+
+    if (block < w.left)
+#pragma unroll
+        for (int i = 0; i < Tile::CODE_COPIES; i++)
+            scales[i] = __ldg(scale_at(task, min(column0 + column + i * Copies::STEP, task.n - 1), w.block + block));
+}
+
+/* It becomes bf16 where it is, and is there for others after a barrier. */
+template <typename Tile>
+static __device__ __forceinline__ void expand_tile(char *stage, const struct walk &w,
+                                                   const float scales[Tile::CODE_COPIES])
+{
+    typedef struct tile_copies<TYPE_F8_E4M3> Copies;
+    const int thread = unforeseen(threadIdx.x), column = thread / Copies::PIECES, piece = thread % Copies::PIECES;
+    char *first = stage + weights_piece_at(column, piece * Copies::WIDTH);
+    char *second = stage + weights_piece_at(column, piece * Copies::WIDTH + 1);
+
+    if (piece / half_form<TYPE_F8_E4M3>::PIECES >= w.left)
+        return;
+#pragma unroll
+    for (int i = 0; i < Tile::CODE_COPIES; i++) {
+        uint32_t codes[4], halves[2][4];
+
+        memcpy(codes, __builtin_assume_aligned(first + i * Copies::STEP_BYTES, PIECE), PIECE);
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            uint32_t pairs[2];
+
+            bf16_pairs_of_fp8(pairs, codes[t], scales[i]);
+            halves[0][t] = pairs[0];
+            halves[1][t] = pairs[1];
+        }
+        memcpy(__builtin_assume_aligned(first + i * Copies::STEP_BYTES, PIECE), halves[0], PIECE);
+        memcpy(__builtin_assume_aligned(second + i * Copies::STEP_BYTES, PIECE), halves[1], PIECE);
+    }
+}
+
+/* Block b of a stage of halves. columns: the warp's first; rows: the lane's first. */
 template <enum tensor_type type, typename Tile, int MT, int NT>
 static __device__ __forceinline__ void multiply_block(float acc[MT][NT][4], const char *columns, const char *rows,
                                                       int b)
@@ -517,6 +669,7 @@ template <enum tensor_type type, int COLUMN_WARPS, int MT, int NT, int STAGES, b
 static __global__ void __launch_bounds__(TILE_THREADS, 1) half_tiles(struct half_task task)
 {
     typedef struct half_tile<type, COLUMN_WARPS, MT, NT> Tile;
+    constexpr enum tensor_type multiplied = are_codes(type) ? TYPE_BF16 : type;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int warp_column = warp % COLUMN_WARPS * MT * COLUMNS, warp_row = warp / COLUMN_WARPS * NT * TILE_ROWS;
     const int32_t split = (int32_t)blockIdx.z % task.splits, band = (int32_t)blockIdx.z / task.splits;
@@ -532,6 +685,7 @@ static __global__ void __launch_bounds__(TILE_THREADS, 1) half_tiles(struct half
     const int rows_at = Tile::WEIGHTS_BYTES + (warp_row + g) * Tile::X_STAGE_BYTES;
     char *stages = dynamic_shared();
     struct walk now = walk_from(task, first_unit, end_unit), ahead = now;
+    float scales[are_codes(type) ? Tile::CODE_COPIES : 1];
     float acc[MT][NT][4];
     double sums[HAS_SUMS ? MT : 1][HAS_SUMS ? NT : 1][4];
     int slot = 0;
@@ -544,25 +698,34 @@ static __global__ void __launch_bounds__(TILE_THREADS, 1) half_tiles(struct half
     for (int i = 0; i < STAGES - 1; i++) {
         copy_tile<type, Tile>(stages + i * Tile::BYTES, task, source, ahead);
         if (ahead.left > 0)
-            walk_on(&ahead, task, 0);
+            walk_on(&ahead, task, STAGE_BLOCKS, 0);
+    }
+    if constexpr (are_codes(type)) {
+        load_tile_scales<Tile>(scales, task, column0, now);
+        cp_async_wait<STAGES - 2>();
+        expand_tile<Tile>(stages, now, scales);
     }
 #pragma unroll 1
     while (now.left > 0) {
         const struct walk w = now;
         const char *stage = stages + slot * Tile::BYTES;
 
-        cp_async_wait<STAGES - 2>();
+        walk_on(&now, task, STAGE_BLOCKS, 0);
+        if constexpr (are_codes(type))
+            load_tile_scales<Tile>(scales, task, column0, now);
+        cp_async_wait<STAGES - 2 - are_codes(type)>();
         __syncthreads(); /* this stage is there, and nobody needs the one before any more */
         copy_tile<type, Tile>(stages + (slot + STAGES - 1) % STAGES * Tile::BYTES, task, source, ahead);
         if (ahead.left > 0)
-            walk_on(&ahead, task, 0);
-        walk_on(&now, task, 0);
+            walk_on(&ahead, task, STAGE_BLOCKS, 0);
+        if constexpr (are_codes(type)) /* of the next, for after the next barrier */
+            expand_tile<Tile>(stages + (slot + 1) % STAGES * Tile::BYTES, now, scales);
 #pragma unroll
         for (int b = 0; b < STAGE_BLOCKS; b++)
             if (b < w.left)
-                multiply_block<type, Tile, MT, NT>(acc, stage + columns_at, stage + rows_at, b);
+                multiply_block<multiplied, Tile, MT, NT>(acc, stage + columns_at, stage + rows_at, b);
         slot = (slot + 1) % STAGES;
-        if (!ends_unit(w))
+        if (!ends_unit(w, STAGE_BLOCKS))
             continue;
         if (HAS_SUMS && task.has_groups) {
             if constexpr (HAS_SUMS) {
@@ -636,8 +799,10 @@ struct half_kernel {
 
 enum { NUM_KERNELS = 4 };
 
-/* F16, then BF16. The first two find shared memory on every GPU. */
-static const struct half_kernel kernels[2][NUM_KERNELS] = {
+enum { F16, BF16, CODES, NUM_KINDS };
+
+/* Of each kind the first two find shared memory on every GPU. */
+static const struct half_kernel kernels[NUM_KINDS][NUM_KERNELS] = {
     {
         TILES(TYPE_F16, true, true, 800, 8, 1, 4, 4),
         TILES(TYPE_F16, true, true, 1300, 4, 2, 4, 3),
@@ -649,9 +814,16 @@ static const struct half_kernel kernels[2][NUM_KERNELS] = {
         TILES(TYPE_BF16, true, false, 1150, 2, 4, 4, 3),
         TILES(TYPE_BF16, true, false, 2100, 2, 4, 8, 3),
     },
+    {
+        TILES(TYPE_F8_E4M3, true, true, 500, 8, 1, 4, 4),
+        TILES(TYPE_F8_E4M3, true, true, 850, 4, 2, 4, 4),
+        TILES(TYPE_F8_E4M3, true, false, 1300, 2, 4, 4, 3),
+        TILES(TYPE_F8_E4M3, true, false, 2250, 2, 4, 8, 3),
+    },
 };
 
-static void (*const few_kernels[2])(struct half_task task) = {half_few<TYPE_F16>, half_few<TYPE_BF16>};
+static void (*const few_kernels[NUM_KINDS])(struct half_task task) = {half_few<TYPE_F16>, half_few<TYPE_BF16>,
+                                                                      half_few<TYPE_F8_E4M3>};
 
 static bool has_room(const struct cuda_state *state, const struct half_kernel *k)
 {
@@ -667,7 +839,7 @@ cudaError_t matmul_half_prepare(const struct cuda_state *state)
 {
     cudaError_t error = cudaSuccess;
 
-    for (int i = 0; i < 2 && error == cudaSuccess; i++) {
+    for (int i = 0; i < NUM_KINDS && error == cudaSuccess; i++) {
         error = allow_shared(few_kernels[i], most_few_warps(state) * FEW_RING_BYTES);
         for (int j = 0; j < NUM_KERNELS && error == cudaSuccess; j++)
             if (has_room(state, &kernels[i][j]))
@@ -691,13 +863,13 @@ static int32_t blocks_of_unit(int32_t num_blocks, int32_t group_k)
 
 /* A warp has so much on its way that a multiprocessor needs only a few. More share out groups where there are few
  * columns. */
-static void launch_few(struct cuda_state *state, int type, const struct half_task *task)
+static void launch_few(struct cuda_state *state, int kind, const struct half_task *task)
 {
     int32_t num_tiles = divide_up(task->n, COLUMNS), warps = task->num_units;
 
     if (task->has_groups)
         warps = min(warps, num_tiles < state->num_processors ? most_few_warps(state) : FEW_WARPS / 2);
-    launch(few_kernels[type], dim3((unsigned)num_tiles), dim3((unsigned)(warps * WARP)),
+    launch(few_kernels[kind], dim3((unsigned)num_tiles), dim3((unsigned)(warps * WARP)),
            (size_t)(warps * FEW_RING_BYTES), state->stream, *task);
     note_launch(state);
 }
@@ -730,13 +902,13 @@ static int64_t clocks_of(const struct cuda_state *state, const struct half_task 
 }
 
 /* The fastest; whichever it is, bits are the same. part_bytes: that are left for parts. */
-static struct half_plan plan(const struct cuda_state *state, int type, const struct half_task *task,
+static struct half_plan plan(const struct cuda_state *state, int kind, const struct half_task *task,
                              int64_t part_bytes)
 {
     struct half_plan best = {NULL, 1, INT64_MAX};
 
     for (int i = 0; i < NUM_KERNELS; i++) {
-        const struct half_kernel *k = &kernels[type][i];
+        const struct half_kernel *k = &kernels[kind][i];
 
         if (!has_room(state, k) || !(task->has_groups ? k->has_groups : k->is_plain))
             continue;
@@ -751,8 +923,7 @@ static struct half_plan plan(const struct cuda_state *state, int type, const str
 }
 
 /* x: [rows, k], to the beginning of the scratch memory. */
-static void launch_round(struct cuda_state *state, enum tensor_type type, const float *x, int32_t k,
-                         const struct half_task *task)
+static void launch_round(struct cuda_state *state, int kind, const float *x, int32_t k, const struct half_task *task)
 {
     struct round_task round = {};
     int64_t pieces = (int64_t)task->rows * task->num_blocks * 4;
@@ -763,7 +934,7 @@ static void launch_round(struct cuda_state *state, enum tensor_type type, const 
     round.k = k;
     round.num_blocks = task->num_blocks;
     round.is_aligned = k % 2 == 0 && (uintptr_t)x % sizeof(float2) == 0;
-    launch(type == TYPE_F16 ? round_rows<TYPE_F16> : round_rows<TYPE_BF16>,
+    launch(kind == F16 ? round_rows<TYPE_F16> : round_rows<TYPE_BF16>,
            dim3((unsigned)divide_up(pieces, ROUND_THREADS)), dim3(ROUND_THREADS), 0, state->stream, round);
     note_launch(state);
 }
@@ -793,14 +964,30 @@ static void launch_tiles(struct cuda_state *state, struct half_task *task, const
     note_launch(state);
 }
 
-void matmul_half(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task)
+static void place_weights(struct half_task *half, const struct matrix *w)
 {
-    const int which = type == TYPE_BF16, element_bytes = type == TYPE_BF16 ? 2 : 4;
+    half->weights = (const uint8_t *)w->data;
+    if (w->type != TYPE_F8_E4M3) {
+        half->weights_stride = half_row_stride(w->k) * HALF_BYTES;
+        return;
+    }
+    half->weights_stride = fp8_row_stride(w->k);
+    half->scales = (const float *)(half->weights + fp8_scales_at(w->n, w->k));
+    half->scales_stride = w->fp8_has_blocks ? fp8_block_stride(w->k) : 1;
+    half->scale_columns = w->fp8_has_blocks ? 7 : 0;
+    half->scale_blocks = w->fp8_has_blocks ? 2 : 31;
+}
+
+void matmul_half(struct cuda_state *state, const struct matrix *w, const struct matmul_task *task)
+{
+    const int kind = w->type == TYPE_F16 ? F16 : w->type == TYPE_BF16 ? BF16 : CODES;
+    const int element_bytes = kind == F16 ? 4 : 2;
     const int32_t k = task->a.k;
     struct half_task half = {};
 
-    half.weights = task->weights;
-    half.weights_stride = half_row_stride(k) * HALF_BYTES;
+    static_assert(FP8_BLOCK == 1 << 7 && FP8_BLOCK / HALF_BLOCK == 1 << 2 && (int)FP8_PAD == (int)HALF_BLOCK,
+                  "as place_weights says");
+    place_weights(&half, w);
     half.n = task->n;
     half.num_blocks = divide_up(k, HALF_BLOCK);
     half.unit = blocks_of_unit(half.num_blocks, task->group);
@@ -814,7 +1001,7 @@ void matmul_half(struct cuda_state *state, enum tensor_type type, const struct m
         half.rows = task->a.rows;
         half.out = task->out;
         half.sums = task->sums;
-        launch_few(state, which, &half);
+        launch_few(state, kind, &half);
         return;
     }
     half.x_stride = (int64_t)half.num_blocks * HALF_BLOCK * element_bytes;
@@ -832,9 +1019,9 @@ void matmul_half(struct cuda_state *state, enum tensor_type type, const struct m
         half.rows = (int32_t)min(most, task->a.rows - first);
         half.out = task->out ? task->out + first * task->out_stride : NULL;
         half.sums = task->sums ? task->sums + first * task->n : NULL;
-        launch_round(state, type, task->a.x + first * k, k, &half);
+        launch_round(state, kind, task->a.x + first * k, k, &half);
 
-        struct half_plan best = plan(state, which, &half, state->scratch_bytes - x_bytes(&half));
+        struct half_plan best = plan(state, kind, &half, state->scratch_bytes - x_bytes(&half));
 
         launch_tiles(state, &half, &best);
     }

@@ -77,6 +77,23 @@ static __device__ __forceinline__ uint32_t half_pair_fma(uint32_t a, uint32_t b,
     return pair;
 }
 
+#if __CUDA_ARCH__ >= 890
+#define HAS_FP8_HALVES /* the device knows what codes of 8 bits stand for */
+
+/* Four codes of e4m3fn, the first in the low byte, as the halves of the same values: in two pairs. */
+static __device__ __forceinline__ void half_pairs_of_fp8(uint32_t pairs[2], uint32_t codes)
+{
+    asm("{\n"
+        ".reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, high;\n"
+        "}"
+        : "=r"(pairs[0]), "=r"(pairs[1])
+        : "r"(codes));
+}
+#endif
+
 /* 2^x, nearly: off by 2^-22 of it, or a little more; 1 of 0, and 0 where it is below 2^-126, as of -infinity. */
 static __device__ __forceinline__ float exp2_approx(float x)
 {

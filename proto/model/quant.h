@@ -19,7 +19,7 @@ enum tensor_type {
     TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1, TYPE_Q8_0,
     TYPE_Q2_K, TYPE_Q3_K, TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K,
     NUM_TENSOR_TYPES, /* that kernels multiply */
-    TYPE_F8_E4M3 = NUM_TENSOR_TYPES, /* of files alone: becomes BF16 with its scales (model_file.h) */
+    TYPE_F8_E4M3 = NUM_TENSOR_TYPES, /* stands for BF16, with its scales (model_file.h) */
 };
 
 struct tensor_type_info {

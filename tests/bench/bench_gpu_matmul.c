@@ -1,8 +1,8 @@
 /*
  * bench_gpu_matmul: matmuls of 16-bit weights on a GPU, those of an 8B model: by our own kernels, in one answer
- * (--batch-invariant on), and by cuBLASLt (off), side by side, where the GPU has them by codes of 8 bits, too, in
- * the place of BF16. A JSON line for each type, matmul and number of rows, and one for all of a layer's, at last of
- * a prompt of 8192 tokens.
+ * (--batch-invariant on), and by cuBLASLt (off), side by side; and by codes of 8 bits in the place of BF16, both ways:
+ * what cuBLASLt has none of there is done by our own. A JSON line for each type, matmul and number of rows, and one
+ * for all of a layer's, at last of a prompt of 8192 tokens.
  *
  *   bench_gpu_matmul MODULE [CUBLASLT [MOST]]
  *
@@ -41,10 +41,22 @@ static const int32_t row_counts[] = {1, 2, 4, 8, 9, 16, 32, 64, 128, 256, 512, 1
 static const enum tensor_type types[] = {TYPE_BF16, TYPE_F16};
 
 /* FP8: codes of 8 bits in the place of BF16's, with a scale for each column, or for each block. */
-enum { OWN, CUBLASLT, FP8, FP8_BLOCKS, WAYS };
+enum { OWN, OWN_FP8, OWN_FP8_BLOCKS, CUBLASLT, FP8, FP8_BLOCKS, WAYS };
+
+static const struct way {
+    const char *name;
+    bool is_own, is_fp8, has_blocks;
+} ways[WAYS] = {
+    [OWN] = {"own", true, false, false},
+    [OWN_FP8] = {"own_fp8", true, true, false},
+    [OWN_FP8_BLOCKS] = {"own_fp8_blocks", true, true, true},
+    [CUBLASLT] = {"cublaslt", false, false, false},
+    [FP8] = {"fp8", false, true, false},
+    [FP8_BLOCKS] = {"fp8_blocks", false, true, true},
+};
 
 struct bench {
-    struct device *devs[WAYS]; /* of one GPU; NULL: there is no cuBLASLt; those from it on are one */
+    struct device *devs[WAYS]; /* of one GPU: our own kernels', and cuBLASLt's; NULL: there is none */
     int32_t runs, calls, most;
     int64_t pool_bytes;
     void *pool;
@@ -80,13 +92,18 @@ static int64_t passed_ns(struct device *dev, const struct device_mark *mark)
     return ns;
 }
 
-/* Of the codes that the way multiplies by; 0: it has none. */
-static int64_t fp8_bytes(const struct bench *bench, int way, const struct shape *shape, enum tensor_type type)
+static struct matrix matrix_of(int way, const struct shape *shape, enum tensor_type type)
 {
-    struct device *dev = bench->devs[way];
+    return (struct matrix){.type = ways[way].is_fp8 ? TYPE_F8_E4M3 : type,
+                           .n = shape->n,
+                           .k = shape->k,
+                           .fp8_has_blocks = ways[way].has_blocks};
+}
 
-    return way < FP8 || type != TYPE_BF16
-               ? 0 : device_kernels(dev)->fp8_bytes(dev, shape->n, shape->k, way == FP8_BLOCKS);
+static int64_t matrix_bytes(const struct kernels *kernels, const struct matrix *w)
+{
+    return w->type == TYPE_F8_E4M3 ? kernels->fp8_bytes(w->n, w->k, w->fp8_has_blocks)
+                                   : kernels->matrix_bytes(w->type, w->n, w->k);
 }
 
 static void call(struct bench *bench, int way, const struct shape *shape, enum tensor_type type,
@@ -94,12 +111,10 @@ static void call(struct bench *bench, int way, const struct shape *shape, enum t
 {
     struct device *dev = bench->devs[way];
     const struct kernels *kernels = device_kernels(dev);
-    int64_t bytes = kernels->matrix_bytes(type, shape->n, shape->k);
-    struct matrix w = {.type = type, .n = shape->n, .k = shape->k, .fp8_has_blocks = way == FP8_BLOCKS};
+    struct matrix w = matrix_of(way, shape, type);
+    int64_t bytes = (matrix_bytes(kernels, &w) + 255) / 256 * 256;
 
     w.data = (char *)bench->pool + bench->turn++ % (bench->pool_bytes / bytes) * bytes;
-    if (fp8_bytes(bench, way, shape, type)) /* in the place of others, of which it has half the bytes */
-        w.fp8 = w.data;
     if (shape->group_k)
         kernels->matmul_groups_float(dev, out, a, &w, shape->group_k);
     else
@@ -128,17 +143,15 @@ static double best_seconds(struct bench *bench, int way, const struct shape *sha
     return (double)best / bench->calls * 1e-9;
 }
 
-/* seconds: [WAYS], 0: not measured. */
+/* seconds, bytes: [WAYS]; 0 seconds: not measured. */
 static void print_line(enum tensor_type type, const char *what, int32_t rows, const double seconds[WAYS],
-                       double ops, double bytes)
+                       double ops, const double bytes[WAYS])
 {
-    static const char *const names[WAYS] = {"own", "cublaslt", "fp8", "fp8_blocks"};
-
     printf("{\"type\": \"%s\", \"matmul\": \"%s\", \"rows\": %d", tensor_type_info(type)->name, what, rows);
     for (int way = 0; way < WAYS; way++)
         if (seconds[way] > 0)
-            printf(", \"%s_us\": %.1f, \"%s_tflop_s\": %.2f, \"%s_gb_s\": %.0f", names[way], seconds[way] * 1e6,
-                   names[way], ops * 1e-12 / seconds[way], names[way], bytes * 1e-9 / seconds[way]);
+            printf(", \"%s_us\": %.1f, \"%s_tflop_s\": %.2f, \"%s_gb_s\": %.0f", ways[way].name, seconds[way] * 1e6,
+                   ways[way].name, ops * 1e-12 / seconds[way], ways[way].name, bytes[way] * 1e-9 / seconds[way]);
     if (seconds[OWN] > 0 && seconds[CUBLASLT] > 0)
         printf(", \"own_to_cublaslt\": %.3f", seconds[OWN] / seconds[CUBLASLT]); /* above 1: cuBLASLt is faster */
     printf("}\n");
@@ -161,7 +174,7 @@ static void measure(struct bench *bench, const struct shape *shape, enum tensor_
     must(device_read(bench->devs[OWN], x, on_device, 4)); /* all is there, for another device too */
     a.x = on_device;
     for (int way = 0; way < WAYS; way++)
-        seconds[way] = bench->devs[way] && (way < FP8 || fp8_bytes(bench, way, shape, type))
+        seconds[way] = bench->devs[way] && (!ways[way].is_fp8 || type == TYPE_BF16)
                            ? best_seconds(bench, way, shape, type, &a, out) : 0;
     device_free(bench->devs[OWN], on_device, x_bytes);
     device_free(bench->devs[OWN], out, out_bytes);
@@ -169,11 +182,11 @@ static void measure(struct bench *bench, const struct shape *shape, enum tensor_
 
 static void measure_rows(struct bench *bench, enum tensor_type type, int32_t rows)
 {
-    double layer[WAYS] = {0}, layer_ops = 0, layer_bytes = 0;
+    double layer[WAYS] = {0}, layer_ops = 0, layer_bytes[WAYS] = {0};
 
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
         struct shape shape = shapes[i];
-        double seconds[WAYS], ops, bytes;
+        double seconds[WAYS], ops, bytes[WAYS];
 
         shape.n = (int32_t)MIN(shape.n, (int64_t)bench->most * 32);
         shape.k = (int32_t)MIN(shape.k, (int64_t)bench->most * 32);
@@ -183,19 +196,23 @@ static void measure_rows(struct bench *bench, enum tensor_type type, int32_t row
             continue;
         measure(bench, &shape, type, rows, seconds);
         ops = 2.0 * rows * shape.n * shape.k;
-        bytes = 2.0 * shape.n * shape.k + 4.0 * rows * (shape.n + shape.k);
+        for (int way = 0; way < WAYS; way++)
+            bytes[way] = (ways[way].is_fp8 ? 1.0 : 2.0) * shape.n * shape.k + 4.0 * rows * (shape.n + shape.k);
         print_line(type, shape.name, rows, seconds, ops, bytes);
         layer_ops += ops * shape.per_layer;
-        layer_bytes += bytes * shape.per_layer;
-        for (int way = 0; way < WAYS; way++)
+        for (int way = 0; way < WAYS; way++) {
+            layer_bytes[way] += bytes[way] * shape.per_layer;
             layer[way] += seconds[way] * shape.per_layer;
+        }
     }
     print_line(type, "a layer", rows, layer, layer_ops, layer_bytes);
     if (rows != MIN(PREFILL, bench->most))
         return;
-    for (int way = 0; way < WAYS; way++)
+    for (int way = 0; way < WAYS; way++) {
+        layer_bytes[way] *= LAYERS;
         layer[way] *= LAYERS;
-    print_line(type, "a prompt, all layers", rows, layer, layer_ops * LAYERS, layer_bytes * LAYERS);
+    }
+    print_line(type, "a prompt, all layers", rows, layer, layer_ops * LAYERS, layer_bytes);
 }
 
 /* Small numbers of either sign, whose bits are random but for their exponents'. */
@@ -230,7 +247,8 @@ int main(int argc, char **argv)
             must(ERR_NOT_FOUND);
         fprintf(stderr, "our own kernels alone are measured: %s\n", fail_text());
     }
-    bench.devs[FP8] = bench.devs[FP8_BLOCKS] = bench.devs[CUBLASLT];
+    for (int way = 0; way < WAYS; way++)
+        bench.devs[way] = bench.devs[ways[way].is_own ? OWN : CUBLASLT];
     must(device_alloc(bench.devs[OWN], bench.pool_bytes, "a bench's weights", &bench.pool));
     for (size_t t = 0; t < COUNT_OF(types); t++) {
         fill(&bench, types[t]);

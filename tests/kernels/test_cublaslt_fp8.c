@@ -1,7 +1,7 @@
 /*
- * Matmuls by codes of 8 bits and their scales, by cuBLASLt: as test_cublaslt.c has those of 16 bits. Emulated GPUs
- * are of three kinds: one that multiplies by scales of vectors and blocks, one that has codes alone, one that has
- * none.
+ * Matmuls by codes of 8 bits and their scales, by cuBLASLt: as test_cublaslt.c has those of 16 bits, and
+ * test_fp8_codes.c those by our own kernels. Emulated GPUs are of three kinds: one that multiplies by scales of vectors
+ * and blocks, one that has codes alone, one that has none.
  */
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
@@ -19,7 +19,6 @@ struct problem {
     bool has_blocks;
     uint8_t *codes; /* [n, k] */
     float *scales;  /* [n], or [n / 128, k / 128], rounded up */
-    uint16_t *bf16; /* [n, k] that they stand for */
     float *x;       /* [rows, k] */
     double *wanted; /* [rows, n]: of x in codes, exactly */
     double *most;   /* likewise: the sum of what is added, all of it positive */
@@ -38,13 +37,14 @@ static const char *library(void)
     return getenv("TANDEM_TEST_CUBLASLT");
 }
 
-static enum status open_gpu(int32_t ordinal, struct device **out)
+/* from_rows: that are cuBLASLt's; 0: none. */
+static enum status open_gpu(int32_t ordinal, int32_t from_rows, struct device **out)
 {
     return device_open(&(struct device_options){.name = "cuda",
                                                 .num_threads = 1,
                                                 .ordinal = ordinal,
                                                 .module = getenv("TANDEM_TEST_CUDA_MODULE"),
-                                                .cublaslt_rows = 9,
+                                                .cublaslt_rows = from_rows,
                                                 .cublaslt = library()},
                        out);
 }
@@ -53,7 +53,16 @@ static struct device *gpu(int32_t ordinal)
 {
     struct device *dev;
 
-    expect_ok(open_gpu(ordinal, &dev));
+    expect_ok(open_gpu(ordinal, 9, &dev));
+    return dev;
+}
+
+/* Where our own kernels do it all. */
+static struct device *gpu_alone(int32_t ordinal)
+{
+    struct device *dev;
+
+    expect_ok(open_gpu(ordinal, 0, &dev));
     return dev;
 }
 
@@ -129,7 +138,6 @@ static void problem_init(struct problem *p)
     int64_t num_scales = p->has_blocks ? (p->n + BLOCK - 1) / BLOCK * (int64_t)((p->k + BLOCK - 1) / BLOCK) : p->n;
 
     p->codes = mem_new_array(uint8_t, (int64_t)p->n * p->k);
-    p->bf16 = mem_new_array(uint16_t, (int64_t)p->n * p->k);
     p->scales = mem_new_array(float, num_scales);
     p->x = mem_new_array(float, (int64_t)p->rows * p->k);
     p->wanted = mem_new_array(double, (int64_t)p->rows * p->n);
@@ -137,17 +145,14 @@ static void problem_init(struct problem *p)
     p->plain = mem_new_array(double, (int64_t)p->rows * p->n);
     for (int64_t i = 0; i < num_scales; i++)
         p->scales[i] = random_float(&random, 0.0005f, 0.004f);
-    for (int64_t i = 0; i < (int64_t)p->n * p->k; i++) {
+    for (int64_t i = 0; i < (int64_t)p->n * p->k; i++)
         p->codes[i] = float_to_fp8(random_float(&random, -448, 448));
-        fp8_to_bf16(&p->codes[i], 1, scale_at(p, (int32_t)(i / p->k), (int32_t)(i % p->k)), &p->bf16[i]);
-    }
     random_hidden(&random, p->x, (int64_t)p->rows * p->k);
 }
 
 static void problem_close(struct problem *p)
 {
     mem_free(p->codes);
-    mem_free(p->bf16);
     mem_free(p->scales);
     mem_free(p->x);
     mem_free(p->wanted);
@@ -159,25 +164,20 @@ static void problem_close(struct problem *p)
 static void weights_init(const struct problem *p, struct device *dev, struct matrix *w)
 {
     const struct kernels *kernels = device_kernels(dev);
-    int64_t bytes = kernels->fp8_bytes(dev, p->n, p->k, p->has_blocks), across = (p->k + BLOCK - 1) / BLOCK;
+    int64_t across = (p->k + BLOCK - 1) / BLOCK;
     int32_t half = p->n > BLOCK ? BLOCK : 0;
 
-    matrix_init(w, dev, TYPE_BF16, p->bf16, p->k, 0, p->n, 0, p->k);
-    w->fp8_has_blocks = p->has_blocks;
-    if (!bytes)
-        return;
-    w->fp8 = array(dev, NULL, bytes);
+    *w = (struct matrix){.type = TYPE_F8_E4M3, .n = p->n, .k = p->k, .fp8_has_blocks = p->has_blocks};
+    w->data = array(dev, NULL, kernels->fp8_bytes(p->n, p->k, p->has_blocks));
     if (half)
         kernels->fp8_pack(dev, w, 0, half, p->codes, p->k, p->scales);
     kernels->fp8_pack(dev, w, half, p->n - half, p->codes + (int64_t)half * p->k, p->k,
                       p->scales + (p->has_blocks ? half / BLOCK * across : half));
 }
 
-static void weights_close(const struct problem *p, struct device *dev, struct matrix *w)
+static void weights_close(struct device *dev, struct matrix *w)
 {
-    if (w->fp8)
-        device_free(dev, w->fp8, device_kernels(dev)->fp8_bytes(dev, p->n, p->k, p->has_blocks));
-    matrix_close(w, dev);
+    device_free(dev, w->data, device_kernels(dev)->fp8_bytes(w->n, w->k, w->fp8_has_blocks));
 }
 
 /* skew: floats before the results, and behind each row, of which none may be touched. */
@@ -285,25 +285,52 @@ static int count_told(const struct problem *p, struct device *dev, const struct 
 
 /* ---- tests ------------------------------------------------------------------------------------- */
 
-static void who_has_codes_says_so(void **state)
+/* What our own kernels give. */
+static void multiply_alone(const struct problem *p, int32_t ordinal, struct result *result)
+{
+    struct device *dev = gpu_alone(ordinal);
+    struct matrix w;
+
+    weights_init(p, dev, &w);
+    multiply(p, dev, &w, 0, result);
+    weights_close(dev, &w);
+    device_close(dev);
+}
+
+/* Does cuBLASLt multiply by codes of so many columns there? */
+static bool goes_by_codes(int32_t ordinal, int32_t n, bool has_blocks)
+{
+    struct problem p = {9, n, 96, .has_blocks = has_blocks};
+    struct device *dev = gpu(ordinal);
+    struct result result, alone;
+    struct matrix w;
+    bool is_other;
+
+    problem_init(&p);
+    weights_init(&p, dev, &w);
+    multiply(&p, dev, &w, 0, &result);
+    multiply_alone(&p, ordinal, &alone);
+    is_other = !are_same(&p, &result, &alone);
+    result_close(&result);
+    result_close(&alone);
+    weights_close(dev, &w);
+    problem_close(&p);
+    device_close(dev);
+    return is_other;
+}
+
+static void who_multiplies_by_codes_is_known(void **state)
 {
     static const struct {
         int32_t ordinal;
         bool has_rows, has_blocks;
     } kinds[] = {{HOPPER, true, true}, {ADA, true, false}, {AMPERE, false, false}};
-    struct device *cpu = open_device("ref", 1);
 
     (void)state;
-    assert_null(device_kernels(cpu)->fp8_bytes);
-    device_close(cpu);
     for (size_t i = 0; library() && i < COUNT_OF(kinds); i++) {
-        struct device *dev = gpu(kinds[i].ordinal);
-        const struct kernels *kernels = device_kernels(dev);
-
-        assert_int_equal(kernels->fp8_bytes(dev, 64, 96, false) > 0, kinds[i].has_rows);
-        assert_int_equal(kernels->fp8_bytes(dev, 64, 96, true) > 0, kinds[i].has_blocks);
-        assert_int_equal(kernels->fp8_bytes(dev, 72, 96, false), 0); /* the library wants multiples of 16 */
-        device_close(dev);
+        assert_int_equal(goes_by_codes(kinds[i].ordinal, 64, false), kinds[i].has_rows);
+        assert_int_equal(goes_by_codes(kinds[i].ordinal, 64, true), kinds[i].has_blocks);
+        assert_false(goes_by_codes(kinds[i].ordinal, 72, false)); /* the library wants multiples of 16 */
     }
 }
 
@@ -316,13 +343,16 @@ static void codes_are_multiplied_with_their_scales(void **state)
     for (int32_t ordinal = HOPPER; ordinal <= (library() ? ADA : HOPPER); ordinal++)
         for (size_t i = 0; i < 2 * COUNT_OF(shapes); i++) {
             struct problem p = {shapes[i / 2][0], shapes[i / 2][1], shapes[i / 2][2], .has_blocks = i % 2};
-            struct device *dev = gpu(ordinal);
+            struct device *dev;
             struct matrix w;
 
+            if (!goes_by_codes(ordinal, p.n, p.has_blocks))
+                continue;
+            dev = gpu(ordinal);
             problem_init(&p);
             specify(&p);
             weights_init(&p, dev, &w);
-            for (int32_t skew = 0; w.fp8 && skew < 4; skew += 3) {
+            for (int32_t skew = 0; skew < 4; skew += 3) {
                 struct result result;
 
                 multiply(&p, dev, &w, skew, &result);
@@ -330,32 +360,28 @@ static void codes_are_multiplied_with_their_scales(void **state)
                 assert_true(error_of(&p, &result) < 0.04);
                 result_close(&result);
             }
-            weights_close(&p, dev, &w);
+            weights_close(dev, &w);
             problem_close(&p);
             device_close(dev);
         }
 }
 
-static void few_rows_are_multiplied_as_the_weights_of_16_bits(void **state)
+static void few_rows_are_our_own_kernels(void **state)
 {
     struct problem p = {8, 32, 128, .has_blocks = false};
     struct device *dev = gpu(HOPPER);
-    struct result codes, halves;
+    struct result result, alone;
     struct matrix w;
-    void *fp8;
 
     (void)state;
     problem_init(&p);
     weights_init(&p, dev, &w);
-    multiply(&p, dev, &w, 0, &codes);
-    fp8 = w.fp8;
-    w.fp8 = NULL;
-    multiply(&p, dev, &w, 0, &halves);
-    w.fp8 = fp8;
-    assert_true(are_same(&p, &codes, &halves));
-    result_close(&codes);
-    result_close(&halves);
-    weights_close(&p, dev, &w);
+    multiply(&p, dev, &w, 0, &result);
+    multiply_alone(&p, HOPPER, &alone);
+    assert_true(are_same(&p, &result, &alone));
+    result_close(&result);
+    result_close(&alone);
+    weights_close(dev, &w);
     problem_close(&p);
     device_close(dev);
 }
@@ -368,6 +394,7 @@ static void rows_of_any_size_have_a_scale(void **state)
     for (int32_t i = 0; i < 4; i++) {
         struct problem p = {12, 32, 256, .has_blocks = i % 2};
         struct device *dev = gpu(library() ? i / 2 : HOPPER);
+        bool is_by_codes = goes_by_codes(library() ? i / 2 : HOPPER, p.n, p.has_blocks);
         struct result result;
         struct matrix w;
 
@@ -376,7 +403,7 @@ static void rows_of_any_size_have_a_scale(void **state)
             for (int32_t k = 0; k < p.k; k++)
                 p.x[r * p.k + k] *= factors[r % (int)COUNT_OF(factors)];
         weights_init(&p, dev, &w);
-        for (int32_t round = 0; w.fp8 && round < 2; round++) {
+        for (int32_t round = 0; is_by_codes && round < 2; round++) {
             if (round) {
                 p.x[10 * p.k + 3] = NAN;
                 p.x[11 * p.k + 200] = INFINITY;
@@ -390,7 +417,7 @@ static void rows_of_any_size_have_a_scale(void **state)
                 assert_false(isfinite(result.out[at]));
             result_close(&result);
         }
-        weights_close(&p, dev, &w);
+        weights_close(dev, &w);
         problem_close(&p);
         device_close(dev);
     }
@@ -425,7 +452,7 @@ static void more_rows_than_its_memory_holds_go_in_pieces(void **state)
     device_free(dev, a.x, x_bytes);
     device_free(dev, on_device, out_bytes);
     mem_free(out);
-    weights_close(&p, dev, &w);
+    weights_close(dev, &w);
     problem_close(&p);
     device_close(dev);
 }
@@ -436,6 +463,7 @@ static void a_matmul_by_codes_can_be_recorded(void **state)
     for (int32_t i = 0; i < 4; i++) {
         struct problem p = {14, 32, 256, .has_blocks = i % 2};
         struct device *dev = gpu(library() ? i / 2 : HOPPER);
+        bool is_by_codes = goes_by_codes(library() ? i / 2 : HOPPER, p.n, p.has_blocks);
         int64_t x_bytes = (int64_t)p.rows * p.k * 4, out_bytes = (int64_t)p.rows * p.n * 4;
         struct activations a = {.rows = p.rows, .k = p.k};
         float *out = mem_new_array(float, p.rows * p.n), *on_device;
@@ -449,7 +477,7 @@ static void a_matmul_by_codes_can_be_recorded(void **state)
         expect_ok(device_record(dev));
         device_kernels(dev)->matmul(dev, on_device, p.n, &a, &w);
         expect_ok(device_end_record(dev, &recording));
-        for (int round = 0; w.fp8 && round < 2; round++) {
+        for (int round = 0; is_by_codes && round < 2; round++) {
             for (int32_t at = 0; at < p.rows * p.k; at++)
                 p.x[at] *= 1e-3f;
             specify(&p);
@@ -463,13 +491,13 @@ static void a_matmul_by_codes_can_be_recorded(void **state)
         device_free(dev, a.x, x_bytes);
         device_free(dev, on_device, out_bytes);
         mem_free(out);
-        weights_close(&p, dev, &w);
+        weights_close(dev, &w);
         problem_close(&p);
         device_close(dev);
     }
 }
 
-static void what_it_refuses_goes_by_weights_of_16_bits_and_is_told_once(void **state)
+static void what_it_refuses_is_our_own_kernels_and_told_once(void **state)
 {
     static const char *const faults[] = {"fp8", "heuristic", "matmul"};
     const char *told = "cuBLASLt refuses a matmul of 48 rows by 64 x 128 of fp8";
@@ -478,22 +506,19 @@ static void what_it_refuses_goes_by_weights_of_16_bits_and_is_told_once(void **s
     for (size_t i = 0; library() && i < 2 * COUNT_OF(faults); i++) {
         struct problem p = {45, 64, 128, .has_blocks = i % 2};
         struct device *dev = gpu_with(HOPPER, faults[i / 2]);
-        struct result codes, halves;
+        struct result results[2], alone;
         struct matrix w;
-        void *fp8;
 
         problem_init(&p);
         weights_init(&p, dev, &w);
-        assert_non_null(w.fp8);
-        assert_int_equal(count_told(&p, dev, &w, &codes, told), 1);
-        fp8 = w.fp8;
-        w.fp8 = NULL;
-        assert_int_equal(count_told(&p, dev, &w, &halves, "cuBLASLt refuses"), 0);
-        w.fp8 = fp8;
-        assert_true(are_same(&p, &codes, &halves));
-        result_close(&codes);
-        result_close(&halves);
-        weights_close(&p, dev, &w);
+        multiply_alone(&p, HOPPER, &alone);
+        for (int round = 0; round < 2; round++) {
+            assert_int_equal(count_told(&p, dev, &w, &results[round], told), round == 0);
+            assert_true(are_same(&p, &results[round], &alone));
+            result_close(&results[round]);
+        }
+        result_close(&alone);
+        weights_close(dev, &w);
         problem_close(&p);
         device_close(dev);
         unsetenv("EMULATED_CUBLASLT_FAULT");
@@ -514,13 +539,12 @@ static void without_modes_of_scales_a_kernel_behind_multiplies(void **state)
 
         problem_init(&p);
         specify(&p);
-        assert_int_equal(device_kernels(dev)->fp8_bytes(dev, 128, 128, true) > 0, i == 1);
+        assert_int_equal(goes_by_codes(HOPPER, p.n, true), i == 1);
         weights_init(&p, dev, &w);
-        assert_non_null(w.fp8);
         multiply(&p, dev, &w, 0, &result);
         expect_exact(&p, &result);
         result_close(&result);
-        weights_close(&p, dev, &w);
+        weights_close(dev, &w);
         problem_close(&p);
         device_close(dev);
         unsetenv("EMULATED_CUBLASLT_FAULT");
@@ -528,20 +552,19 @@ static void without_modes_of_scales_a_kernel_behind_multiplies(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(who_has_codes_says_so),
+    cmocka_unit_test(who_multiplies_by_codes_is_known),
     cmocka_unit_test(codes_are_multiplied_with_their_scales),
-    cmocka_unit_test(few_rows_are_multiplied_as_the_weights_of_16_bits),
+    cmocka_unit_test(few_rows_are_our_own_kernels),
     cmocka_unit_test(rows_of_any_size_have_a_scale),
     cmocka_unit_test(more_rows_than_its_memory_holds_go_in_pieces),
     cmocka_unit_test(a_matmul_by_codes_can_be_recorded),
-    cmocka_unit_test(what_it_refuses_goes_by_weights_of_16_bits_and_is_told_once),
+    cmocka_unit_test(what_it_refuses_is_our_own_kernels_and_told_once),
     cmocka_unit_test(without_modes_of_scales_a_kernel_behind_multiplies),
 };
 
 int main(void)
 {
     struct device *dev;
-    int64_t bytes;
 
     if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
         puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module");
@@ -549,13 +572,12 @@ int main(void)
     }
     setenv("EMULATED_CUDA_CAPABILITY", "9.0,8.9,8.0", 1);
     setenv("EMULATED_CUDA_DEVICES", "3", 1);
-    if (open_gpu(HOPPER, &dev) != OK) {
+    if (open_gpu(HOPPER, 9, &dev) != OK) {
         printf("1..0 # SKIP %s\n", fail_text());
         return library() ? 1 : 0;
     }
-    bytes = device_kernels(dev)->fp8_bytes(dev, 128, 128, false);
     device_close(dev);
-    if (!bytes && !library()) {
+    if (!library() && !goes_by_codes(HOPPER, 64, false)) {
         puts("1..0 # SKIP this GPU does not multiply codes of 8 bits");
         return 0;
     }

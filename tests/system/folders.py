@@ -2,6 +2,7 @@
 import bisect
 import functools
 import json
+import math
 import os
 import struct
 
@@ -310,3 +311,14 @@ def make_fp8(form):
     config = _config(gguf, architecture)
     return (_write(form, gguf, {**config, "quantization_config": quantization}, fp8, 2),
             _write(f"{form}-expanded", gguf, config, bf16, 1))
+
+
+def count_codes(folder):
+    """Weights of F8_E4M3 in its files."""
+    count = 0
+    for file in os.listdir(folder):
+        if file.endswith(".safetensors"):
+            with open(os.path.join(folder, file), "rb") as f:
+                header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+            count += sum(math.prod(tensor["shape"]) for tensor in header.values() if tensor.get("dtype") == "F8_E4M3")
+    return count

@@ -21,6 +21,8 @@ static bool fit_in_one_matrix(const struct linear_part *parts, int32_t num_parts
     return true;
 }
 
+/* ---- codes of 8 bits that become BF16 ------------------------------------------------------------- */
+
 /* Some rows of a part of F8_E4M3. */
 struct expansion {
     const struct linear_part *part;
@@ -54,22 +56,11 @@ static void pack_expanded(struct matrix *w, int32_t at, struct device *dev, cons
     }
 }
 
-static void pack(struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
-{
-    int64_t row_bytes = tensor_row_bytes(part->tensor->type, part->tensor->num_columns);
-
-    if (part->tensor->type == TYPE_F8_E4M3)
-        pack_expanded(w, at, dev, part);
-    else
-        device_kernels(dev)->matrix_pack(dev, w, at, part->num_rows,
-                                         (const char *)part->tensor->data +
-                                             part->first_row * row_bytes,
-                                         row_bytes, part->first_column);
-}
-
-/* ---- codes, where the device multiplies by them too ------------------------------------------- */
+/* ---- and that stay codes -------------------------------------------------------------------------- */
 
 enum { FP8_BLOCK = 128 }; /* as fp8_pack has them */
+
+enum code_form { NO_CODES, ROW_SCALES, BLOCK_SCALES };
 
 /* Is there a scale for each row of all parts, one after another? */
 static bool has_row_scales(const struct linear_part *parts, int32_t num_parts)
@@ -98,6 +89,20 @@ static bool has_block_scales(const struct linear_part *parts, int32_t num_parts)
     return true;
 }
 
+/* Of one matrix of all parts; NO_CODES: it can't be, or not on this device. */
+static enum code_form code_form_of(const struct device *dev, const struct linear_part *parts, int32_t num_parts)
+{
+    if (!device_kernels(dev)->fp8_bytes)
+        return NO_CODES;
+    return has_row_scales(parts, num_parts) ? ROW_SCALES : has_block_scales(parts, num_parts) ? BLOCK_SCALES : NO_CODES;
+}
+
+bool linear_keeps_codes(const struct device *dev, const struct tensor *tensor)
+{
+    return code_form_of(dev, &(struct linear_part){tensor, 0, (int32_t)tensor->num_rows, 0,
+                                                   (int32_t)tensor->num_columns}, 1) != NO_CODES;
+}
+
 static void pack_codes(const struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
 {
     const struct tensor *tensor = part->tensor;
@@ -117,49 +122,68 @@ static void pack_codes(const struct matrix *w, int32_t at, struct device *dev, c
                                   tensor->num_columns, scales);
 }
 
-/* What the matrix has of them: 0 bytes where it has none. */
-static int64_t find_codes(struct matrix *w, struct device *dev, const struct linear_part *parts, int32_t num_parts)
+/* ---- a layer ---------------------------------------------------------------------------------- */
+
+static void pack(struct matrix *w, int32_t at, struct device *dev, const struct linear_part *part)
+{
+    int64_t row_bytes = tensor_row_bytes(part->tensor->type, part->tensor->num_columns);
+
+    if (w->type == TYPE_F8_E4M3)
+        pack_codes(w, at, dev, part);
+    else if (part->tensor->type == TYPE_F8_E4M3)
+        pack_expanded(w, at, dev, part);
+    else
+        device_kernels(dev)->matrix_pack(dev, w, at, part->num_rows,
+                                         (const char *)part->tensor->data +
+                                             part->first_row * row_bytes,
+                                         row_bytes, part->first_column);
+}
+
+static int64_t bytes_of(const struct matrix *w, const struct device *dev)
 {
     const struct kernels *kernels = device_kernels(dev);
 
-    w->fp8_has_blocks = has_block_scales(parts, num_parts);
-    if (!kernels->fp8_bytes || (!w->fp8_has_blocks && !has_row_scales(parts, num_parts)))
-        return 0;
-    return kernels->fp8_bytes(dev, w->n, w->k, w->fp8_has_blocks);
+    return w->type == TYPE_F8_E4M3 ? kernels->fp8_bytes(w->n, w->k, w->fp8_has_blocks)
+                                   : kernels->matrix_bytes(w->type, w->n, w->k);
 }
-
-/* ---- a layer ---------------------------------------------------------------------------------- */
 
 static void add_matrix(struct linear *linear, struct slab *slab, struct device *dev,
                        const struct linear_part *parts, int32_t num_parts)
 {
     struct matrix *w = &linear->matrices[linear->num_matrices++];
-    int64_t bytes, fp8_bytes;
+    enum code_form form = code_form_of(dev, parts, num_parts);
+    int64_t bytes;
 
-    *w = (struct matrix){.type = linear_type(parts[0].tensor), .k = linear->k};
+    *w = (struct matrix){.type = form == NO_CODES ? linear_type(parts[0].tensor) : TYPE_F8_E4M3,
+                         .k = linear->k,
+                         .fp8_has_blocks = form == BLOCK_SCALES};
     for (int32_t i = 0; i < num_parts; i++)
         w->n += parts[i].num_rows;
     linear->n += w->n;
-    bytes = device_kernels(dev)->matrix_bytes(w->type, w->n, w->k);
+    bytes = bytes_of(w, dev);
     ASSERT(bytes >= 0);
     w->data = slab_take(slab, bytes);
-    fp8_bytes = find_codes(w, dev, parts, num_parts);
-    if (fp8_bytes)
-        w->fp8 = slab_take(slab, fp8_bytes);
-    linear->code_bytes += fp8_bytes;
     if (slab_is_measuring(slab))
         return;
-    for (int32_t i = 0, at = 0; i < num_parts; at += parts[i++].num_rows) {
+    for (int32_t i = 0, at = 0; i < num_parts; at += parts[i++].num_rows)
         pack(w, at, dev, &parts[i]);
-        if (fp8_bytes)
-            pack_codes(w, at, dev, &parts[i]);
-    }
+}
+
+/* Where not all parts can be codes of one matrix, each is one that may be. */
+static bool are_one_matrix(const struct device *dev, const struct linear_part *parts, int32_t num_parts)
+{
+    if (code_form_of(dev, parts, num_parts) != NO_CODES)
+        return true;
+    for (int32_t i = 0; i < num_parts; i++)
+        if (code_form_of(dev, &parts[i], 1) != NO_CODES)
+            return false;
+    return fit_in_one_matrix(parts, num_parts);
 }
 
 void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
                  const struct linear_part *parts, int32_t num_parts)
 {
-    int32_t of_matrix = fit_in_one_matrix(parts, num_parts) ? num_parts : 1;
+    int32_t of_matrix = are_one_matrix(dev, parts, num_parts) ? num_parts : 1;
 
     ASSERT(num_parts >= 1 && num_parts <= LINEAR_MAX_PARTS);
     *linear = (struct linear){.k = parts[0].num_columns};
@@ -170,7 +194,8 @@ void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
 bool linear_is_half(const struct linear *linear)
 {
     for (int32_t i = 0; i < linear->num_matrices; i++)
-        if (linear->matrices[i].type != TYPE_F16 && linear->matrices[i].type != TYPE_BF16)
+        if (linear->matrices[i].type != TYPE_F16 && linear->matrices[i].type != TYPE_BF16 &&
+            linear->matrices[i].type != TYPE_F8_E4M3)
             return false;
     return true;
 }
@@ -198,8 +223,7 @@ int64_t linear_bytes(const struct linear *linear, const struct device *dev)
     int64_t bytes = 0;
 
     for (int32_t i = 0; i < linear->num_matrices; i++)
-        bytes += device_kernels(dev)->matrix_bytes(linear->matrices[i].type, linear->matrices[i].n,
-                                                   linear->matrices[i].k);
+        bytes += bytes_of(&linear->matrices[i], dev);
     return bytes;
 }
 

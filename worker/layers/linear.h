@@ -5,10 +5,10 @@
  * where their types are equal, so one kernel call runs them all, else several matrices that write
  * side by side. The reader of the output can't tell.
  *
- * Weights of 8 bits (F8_E4M3) are packed as what they stand for, bf16 of code times scale (tensor_to_bf16), and
- * multiplied as bf16 from there on: 2 bytes each, and one answer, that of a file of these. A device that multiplies
- * by their codes too (fp8_pack, in kernels.h) gets these beside: 3 bytes. Scales are to be of whole rows then, or
- * of blocks of 128 x 128 that begin where this rank's part does.
+ * Weights of 8 bits (F8_E4M3) stand for bf16 of code times scale (tensor_to_bf16), and are multiplied as such: one
+ * answer, that of a file of these. A device that multiplies by the codes (fp8_pack, in kernels.h) gets them as they
+ * are, a byte each, where scales are of whole rows, or of blocks of 128 x 128 that begin where this rank's part does.
+ * Others, and parts of other forms, are packed as bf16.
  *
  * A column-parallel layer holds some of the output columns and needs no sum. A row-parallel layer
  * (pass_add_linear) holds some of the input columns, and every rank's part is added.
@@ -26,7 +26,6 @@ enum { LINEAR_MAX_PARTS = 3 };
 struct linear {
     int32_t n; /* output columns of all matrices, on this rank */
     int32_t k; /* input columns on this rank */
-    int64_t code_bytes; /* of all matrices' fp8 */
     int32_t num_matrices;
     struct matrix matrices[LINEAR_MAX_PARTS]; /* side by side along n */
 };
@@ -45,10 +44,12 @@ void linear_load(struct linear *linear, struct slab *slab, struct device *dev,
 /* Of all its matrices, packed. */
 int64_t linear_bytes(const struct linear *linear, const struct device *dev);
 
-/* The type that the tensor's weights are packed as. */
+/* The type that the tensor's weights are packed as, where they do not stay codes. */
 enum tensor_type linear_type(const struct tensor *tensor);
+/* Do its codes stay what they are on this device? A rank's part that begins inside of a block may not. */
+bool linear_keeps_codes(const struct device *dev, const struct tensor *tensor);
 
-/* All its weights are F16 or BF16. */
+/* All its weights are F16 or BF16, or codes that stand for BF16. */
 bool linear_is_half(const struct linear *linear);
 
 /* `rows` rows of `a`, without the forms that no weights of this layer read. */

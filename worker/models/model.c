@@ -602,16 +602,8 @@ int64_t model_step_weight_bytes(const struct model *model)
 {
     const struct weights *weights = &model->weights;
     bool is_tied = weights->output.num_matrices == 0;
-    int64_t bytes = weights->slab.bytes - (is_tied ? 0 : linear_bytes(&weights->embedding, model->pass.dev));
 
-    /* A few rows read no codes. */
-    for (int32_t i = 0; i < model->config.num_layers; i++) {
-        const struct layer *layer = &weights->layers[i];
-
-        bytes -= layer->qkv.code_bytes + layer->attention_output.code_bytes + layer->gate_up.code_bytes +
-                 layer->down.code_bytes;
-    }
-    return bytes - weights->embedding.code_bytes - weights->output.code_bytes;
+    return weights->slab.bytes - (is_tied ? 0 : linear_bytes(&weights->embedding, model->pass.dev));
 }
 
 int64_t model_workspace_bytes(const struct model *model)
