@@ -79,7 +79,7 @@ static void a_mistake_is_named_with_what_would_fit(void **state)
         {"--block-size=32", "--json", "--block-size must be 16, not 32"},
         {"--executor", "ray", "--executor must be one of uniproc multiproc distributed, not 'ray'"},
         {"--kv-cache-dtype", "int4",
-         "must be one of auto float16 fp8 fp8_e4m3 int8 int8_per_token_head, not 'int4'"},
+         "must be one of auto bfloat16 float16 fp8 fp8_e4m3 int8 int8_per_token_head, not 'int4'"},
         {"--kv-cache-memory", "-1G", "--kv-cache-memory must be a size in bytes such as 1.5GiB"},
         {"--kv-cache-memory", "3 cups", "not '3 cups'"},
         {"--json=maybe", "--json", "--json must be true or false, not 'maybe'"},

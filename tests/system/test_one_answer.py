@@ -71,10 +71,10 @@ class OneAnswer(unittest.TestCase):
                 "--tp 2 --max-num-batched-tokens 64 --max-num-seqs 32",
                 "--tp 2 --num-gpu-blocks-override 12 --max-num-seqs 16", "--tp 5 --max-num-seqs 1"]
         path = tandem.write_lines("kv.jsonl", requests(NUM_REQUESTS, 90, 6))
-        answers = [self.compare(MODEL, path, rows, "--kv-cache-dtype", word) for word in ("fp8", "int8")]
+        answers = [self.compare(MODEL, path, rows, "--kv-cache-dtype", word) for word in ("float16", "fp8", "int8")]
         answers.append(self.ask(MODEL, path))
-        self.assertEqual(len({tuple(lines) for lines in answers}), 3)
-        for word, lines in (("fp8_e4m3", answers[0]), ("int8_per_token_head", answers[1]), ("float16", answers[2])):
+        self.assertEqual(len({tuple(lines) for lines in answers}), 4)
+        for word, lines in (("fp8_e4m3", answers[1]), ("int8_per_token_head", answers[2]), ("bfloat16", answers[3])):
             self.assertEqual(self.ask(MODEL, path, "--kv-cache-dtype", word), lines)
 
     @unittest.skipUnless(os.environ.get("TANDEM_TEST_MODELS"),
