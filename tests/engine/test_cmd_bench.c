@@ -301,7 +301,7 @@ static void kernels_are_lines_behind_the_limits_of_their_run(void **state)
         assert_string_equal(json_string_value(json_object_get(line, "kernel")), "add_norm");
         assert_true(number(line, "us") > 0 && number(line, "gb_s") > 0 && number(line, "share") > 0);
     }
-    assert_int_equal(num_limits, 2 * 4);
+    assert_int_equal(num_limits, 2 * 5);
     assert_int_equal(json_array_size(lines), num_limits + 2 * 2 * 8); /* threads, models, rows */
     json_decref(lines);
 }
