@@ -4,7 +4,8 @@
  * Whoever decodes waits for the whole step, so a chunk of a prompt is bounded by time: the step is to take
  * at most `slowdown` times what it would take without prompts, or more where more requests wait for their
  * first token than decode, in proportion. Both times are measured: of steps that only decode, and what a
- * token of a prompt adds to one, which grows with its context.
+ * token of a prompt adds to one, which grows with its context. Steps vary, so prompts are given less than all of that
+ * time: as much less as it takes that one step in a hundred is too long.
  *
  * Thread: core only.
  */
@@ -18,8 +19,10 @@ struct pacing {
     double decode_ns;    /* of a step of num_decoding rows; 0: not known */
     int32_t num_decoding;
     double token_ns;     /* that a token of a prompt adds; 0: not known */
+    double aim;          /* share of the time that prompts may take that they are given */
     int32_t num_limited; /* steps since the last one that was kept free of prompts to measure it */
     int32_t limit;       /* the last that was set; -1: none */
+    double share;        /* what it was made for: that prompts may add to a step, in steps without them */
 };
 
 void pacing_init(struct pacing *pacing, double slowdown);

@@ -73,6 +73,37 @@ static void a_long_prompt_keeps_steps_within_the_bound(void **state)
     }
 }
 
+/* Steps take up to 12 % more or less than they should. */
+static int64_t vary(struct run *run, uint32_t *random)
+{
+    *random = *random * 1664525 + 1013904223;
+    run->before_ns += run->before_ns * (int64_t)(*random >> 24) / 1067 - run->before_ns * 128 / 1067;
+    return run->before_ns;
+}
+
+static void one_step_in_a_hundred_is_too_long_where_steps_vary(void **state)
+{
+    struct run run = begin(2, 8);
+    int64_t idle_ns = step_ns(&small_cpu, 8, 0, 0);
+    int32_t num_steps = 0, num_long = 0;
+    uint32_t random = 1;
+
+    (void)state;
+    for (int i = 0; i < 4000; i++) {
+        int32_t tokens;
+
+        step(&run, &small_cpu, 4000, 1, 1000, &tokens);
+
+        bool is_long = vary(&run, &random) > 2 * idle_ns;
+
+        if (i < 1000 || !tokens) /* what a step takes is being learnt, or measured */
+            continue;
+        num_steps++;
+        num_long += is_long;
+    }
+    assert_in_range(1000 * num_long / num_steps, 1, 20);
+}
+
 static void a_bound_leaves_prompts_their_share(void **state)
 {
     struct run run = begin(2, 8);
@@ -175,6 +206,7 @@ static void one_step_that_was_held_up_does_not_end_the_pace(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_long_prompt_keeps_steps_within_the_bound),
+    cmocka_unit_test(one_step_in_a_hundred_is_too_long_where_steps_vary),
     cmocka_unit_test(a_bound_leaves_prompts_their_share),
     cmocka_unit_test(a_burst_is_not_held_up),
     cmocka_unit_test(nothing_is_limited_where_nothing_decodes_or_nobody_asked),
