@@ -142,6 +142,22 @@ INLINE vf factor_of_pair(const float *a, int64_t i, int second)
     return PAIR_FLOATS == 2 ? vf_set(a[2 * i + second]) : vf_of_pairs(vi_broadcast(a + i), second);
 }
 
+#if !defined(VEC_AVX512BF16)
+/* vf_of_pairs. 16 registers have no room for its mask beside the sums. */
+INLINE vf half_of_pairs(vi pairs, int second)
+{
+#if LANES == 8
+    if (second) {
+        vu high = (vu)pairs >> 16;
+
+        __asm__("" : "+x"(high)); /* gcc 12 would make it the mask again */
+        return (vf)(high << 16);
+    }
+#endif
+    return vf_of_pairs(pairs, second);
+}
+#endif
+
 /* acc[r][c] += the second of pair i of a[r] * the second of b[c][i], and then the first * the first. */
 INLINE void add_pairs(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS], const float *a, const int a_stride,
                       const void *const *b, int64_t b_stride, int32_t i)
@@ -174,13 +190,13 @@ INLINE void add_pairs(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS], c
             UNROLL for (int r = 0; r < R; r++)
                 w[r] = factor_of_pair(a + r * a_stride, i, second);
             UNROLL for (int c = 0; c < C; c++) {
-                x[0] = vf_of_pairs(vi_load(element(PAIRS, b[c], i * b_stride)), second);
+                x[0] = half_of_pairs(vi_load(element(PAIRS, b[c], i * b_stride)), second);
                 UNROLL for (int r = 0; r < R; r++)
                     acc[r][c] = vf_fma(w[r], x[0], acc[r][c]);
             }
         } else {
             UNROLL for (int c = 0; c < C; c++)
-                x[c] = vf_of_pairs(vi_load(element(PAIRS, b[c], i * b_stride)), second);
+                x[c] = half_of_pairs(vi_load(element(PAIRS, b[c], i * b_stride)), second);
             UNROLL for (int r = 0; r < R; r++) {
                 w[0] = factor_of_pair(a + r * a_stride, i, second);
                 UNROLL for (int c = 0; c < C; c++)
