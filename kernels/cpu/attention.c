@@ -34,8 +34,9 @@ enum {
     CONVERT_QUERIES = 2 * MAX_ROWS + 1, /* from this many on, converting a piece first pays */
 };
 
-/* What 16 registers hold: 6 × 2 sums, or 3 × 4. */
+/* What 16 registers hold: 6 × 2 sums, or 3 × 4; of PAIRS, whose halves want a few, 3 × 2. */
 #define VECTORS(R) (LANES == 8 && (R) > 3 ? 2 : 4)
+#define VECTORS_OF(form, R) (LANES == 8 && (form) == PAIRS && (R) > 1 ? 2 : VECTORS(R))
 
 /* What a product reads: k or v as they lie in the cache, or floats. An element of PAIRS is two of bfloat16. */
 enum form { PAIRS = KV_BFLOAT16, HALF = KV_FLOAT16, FP8 = KV_FP8, INT8 = KV_INT8, FLOAT, NUM_FORMS };
@@ -280,9 +281,9 @@ INLINE void score_group(const int R, const enum form form, const float *q, const
     int32_t at = tokens.first / KV_BLOCK_TOKENS * BLOCK_VECTORS;
     int32_t end = (tokens.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * BLOCK_VECTORS;
 
-    for (; at + VECTORS(R) <= end; at += VECTORS(R))
-        score_keys(R, VECTORS(R), form, q, piece, at, dim, p);
-    if (VECTORS(R) > 2 && at + 2 <= end) {
+    for (; at + VECTORS_OF(form, R) <= end; at += VECTORS_OF(form, R))
+        score_keys(R, VECTORS_OF(form, R), form, q, piece, at, dim, p);
+    if (VECTORS_OF(form, R) > 2 && at + 2 <= end) {
         score_keys(R, 2, form, q, piece, at, dim, p);
         at += 2;
     }
@@ -541,9 +542,9 @@ INLINE void add_values(const int R, const enum form form, const float *p, const 
 {
     int32_t column = 0;
 
-    for (; column + VECTORS(R) * LANES <= dim; column += VECTORS(R) * LANES)
-        add_columns(R, VECTORS(R), form, p, piece, dim, column, group, seen, tile);
-    if (VECTORS(R) > 2 && column + 2 * LANES <= dim) {
+    for (; column + VECTORS_OF(form, R) * LANES <= dim; column += VECTORS_OF(form, R) * LANES)
+        add_columns(R, VECTORS_OF(form, R), form, p, piece, dim, column, group, seen, tile);
+    if (VECTORS_OF(form, R) > 2 && column + 2 * LANES <= dim) {
         add_columns(R, 2, form, p, piece, dim, column, group, seen, tile);
         column += 2 * LANES;
     }
