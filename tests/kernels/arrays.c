@@ -19,9 +19,37 @@ void matrix_init(struct matrix *w, struct device *dev, enum tensor_type type, co
     kernels->matrix_pack(dev, w, 0, n, (const char *)tensor + n0 * row_bytes, row_bytes, k0);
 }
 
+void matrix_init_codes(struct matrix *w, struct device *dev, int32_t n, int32_t k, bool has_blocks,
+                       const uint8_t *codes, const float *scales)
+{
+    enum { BLOCK = 128 };
+    const struct kernels *kernels = device_kernels(dev);
+    int32_t first = n > BLOCK ? BLOCK : 0;
+
+    *w = (struct matrix){.type = TYPE_F8_E4M3, .n = n, .k = k, .fp8_has_blocks = has_blocks};
+    w->data = device_array(dev, NULL, kernels->fp8_bytes(n, k, has_blocks));
+    kernels->fp8_pack(dev, w, first, n - first, codes + (int64_t)first * k, k,
+                      scales + (has_blocks ? first / BLOCK * ((k + BLOCK - 1) / BLOCK) : first));
+    if (first)
+        kernels->fp8_pack(dev, w, 0, first, codes, k, scales);
+}
+
 void matrix_close(struct matrix *w, struct device *dev)
 {
-    device_free(dev, w->data, device_kernels(dev)->matrix_bytes(w->type, w->n, w->k));
+    const struct kernels *kernels = device_kernels(dev);
+
+    device_free(dev, w->data, w->type == TYPE_F8_E4M3 ? kernels->fp8_bytes(w->n, w->k, w->fp8_has_blocks)
+                                                      : kernels->matrix_bytes(w->type, w->n, w->k));
+}
+
+void *device_array(struct device *dev, const void *from, int64_t bytes)
+{
+    void *p;
+
+    expect_ok(device_alloc(dev, bytes, "a test's array", &p));
+    if (from)
+        expect_ok(device_write(dev, p, from, bytes));
+    return p;
 }
 
 const char *const *tested_isas(void)

@@ -88,25 +88,15 @@ static void result_close(struct result *result)
     mem_free(result->sums);
 }
 
-static void *array(struct device *dev, const void *from, int64_t bytes)
-{
-    void *p;
-
-    expect_ok(device_alloc(dev, bytes, "a test's array", &p));
-    if (from)
-        expect_ok(device_write(dev, p, from, bytes));
-    return p;
-}
-
 static void multiply(const struct problem *p, struct device *dev, struct result *result)
 {
     const struct kernels *kernels = device_kernels(dev);
     int64_t stride = p->n + PAD, count = (int64_t)p->rows * p->n, x_bytes = (int64_t)p->rows * p->k * 4;
     int64_t out_bytes = (1 + p->rows * stride) * 4;
     float *wide = mem_new_array(float, 1 + p->rows * stride); /* rows begin where nothing is aligned */
-    struct activations a = {.rows = p->rows, .k = p->k, .x = array(dev, p->a.x, x_bytes)};
-    float *out, *alone = array(dev, NULL, count * 4);
-    double *sums = array(dev, NULL, count * 8);
+    struct activations a = {.rows = p->rows, .k = p->k, .x = device_array(dev, p->a.x, x_bytes)};
+    float *out, *alone = device_array(dev, NULL, count * 4);
+    double *sums = device_array(dev, NULL, count * 8);
     struct matrix w;
 
     matrix_init(&w, dev, p->type, p->tensor, p->k, 0, p->n, 0, p->k);
@@ -114,7 +104,7 @@ static void multiply(const struct problem *p, struct device *dev, struct result 
                               mem_new_array(double, count)};
     for (int64_t i = 0; i < 1 + p->rows * stride; i++)
         wide[i] = 12345;
-    out = array(dev, wide, out_bytes);
+    out = device_array(dev, wide, out_bytes);
     kernels->matmul(dev, out + 1, stride, &a, &w);
     expect_ok(device_read(dev, wide, out, out_bytes));
     assert_true(wide[0] == 12345);
@@ -321,8 +311,8 @@ static void a_matmul_can_be_recorded(void **state)
 
     (void)state;
     problem_init(&p);
-    a.x = array(dev, NULL, x_bytes);
-    out = array(dev, NULL, out_bytes);
+    a.x = device_array(dev, NULL, x_bytes);
+    out = device_array(dev, NULL, out_bytes);
     matrix_init(&w, dev, p.type, p.tensor, p.k, 0, p.n, 0, p.k);
     expect_ok(device_record(dev)); /* the first use of all */
     device_kernels(dev)->matmul(dev, out, p.n, &a, &w);

@@ -75,16 +75,6 @@ static struct device *gpu_with(int32_t ordinal, const char *fault)
     return dev;
 }
 
-static void *array(struct device *dev, const void *from, int64_t bytes)
-{
-    void *p;
-
-    expect_ok(device_alloc(dev, bytes, "a test's array", &p));
-    if (from)
-        expect_ok(device_write(dev, p, from, bytes));
-    return p;
-}
-
 /* ---- problems ---------------------------------------------------------------------------------- */
 
 static float scale_at(const struct problem *p, int32_t column, int32_t k)
@@ -160,24 +150,9 @@ static void problem_close(struct problem *p)
     mem_free(p->plain);
 }
 
-/* Codes in two parts, where they can be. */
 static void weights_init(const struct problem *p, struct device *dev, struct matrix *w)
 {
-    const struct kernels *kernels = device_kernels(dev);
-    int64_t across = (p->k + BLOCK - 1) / BLOCK;
-    int32_t half = p->n > BLOCK ? BLOCK : 0;
-
-    *w = (struct matrix){.type = TYPE_F8_E4M3, .n = p->n, .k = p->k, .fp8_has_blocks = p->has_blocks};
-    w->data = array(dev, NULL, kernels->fp8_bytes(p->n, p->k, p->has_blocks));
-    if (half)
-        kernels->fp8_pack(dev, w, 0, half, p->codes, p->k, p->scales);
-    kernels->fp8_pack(dev, w, half, p->n - half, p->codes + (int64_t)half * p->k, p->k,
-                      p->scales + (p->has_blocks ? half / BLOCK * across : half));
-}
-
-static void weights_close(struct device *dev, struct matrix *w)
-{
-    device_free(dev, w->data, device_kernels(dev)->fp8_bytes(w->n, w->k, w->fp8_has_blocks));
+    matrix_init_codes(w, dev, p->n, p->k, p->has_blocks, p->codes, p->scales);
 }
 
 /* skew: floats before the results, and behind each row, of which none may be touched. */
@@ -188,15 +163,15 @@ static void multiply(const struct problem *p, struct device *dev, const struct m
     int64_t stride = p->n + skew, count = (int64_t)p->rows * p->n, x_bytes = (int64_t)p->rows * p->k * 4;
     int64_t out_count = skew + p->rows * stride;
     float *wide = mem_new_array(float, out_count);
-    struct activations a = {.rows = p->rows, .k = p->k, .x = array(dev, p->x, x_bytes)};
-    float *out, *alone = array(dev, NULL, count * 4);
-    double *sums = array(dev, NULL, count * 8);
+    struct activations a = {.rows = p->rows, .k = p->k, .x = device_array(dev, p->x, x_bytes)};
+    float *out, *alone = device_array(dev, NULL, count * 4);
+    double *sums = device_array(dev, NULL, count * 8);
 
     *result = (struct result){mem_new_array(float, count), mem_new_array(float, count),
                               mem_new_array(double, count)};
     for (int64_t i = 0; i < out_count; i++)
         wide[i] = 12345;
-    out = array(dev, wide, out_count * 4);
+    out = device_array(dev, wide, out_count * 4);
     kernels->matmul(dev, out + skew, stride, &a, w);
     expect_ok(device_read(dev, wide, out, out_count * 4));
     for (int64_t i = 0; i < skew; i++)
@@ -293,7 +268,7 @@ static void multiply_alone(const struct problem *p, int32_t ordinal, struct resu
 
     weights_init(p, dev, &w);
     multiply(p, dev, &w, 0, result);
-    weights_close(dev, &w);
+    matrix_close(&w, dev);
     device_close(dev);
 }
 
@@ -313,7 +288,7 @@ static bool goes_by_codes(int32_t ordinal, int32_t n, bool has_blocks)
     is_other = !are_same(&p, &result, &alone);
     result_close(&result);
     result_close(&alone);
-    weights_close(dev, &w);
+    matrix_close(&w, dev);
     problem_close(&p);
     device_close(dev);
     return is_other;
@@ -360,7 +335,7 @@ static void codes_are_multiplied_with_their_scales(void **state)
                 assert_true(error_of(&p, &result) < 0.04);
                 result_close(&result);
             }
-            weights_close(dev, &w);
+            matrix_close(&w, dev);
             problem_close(&p);
             device_close(dev);
         }
@@ -381,7 +356,7 @@ static void few_rows_are_our_own_kernels(void **state)
     assert_true(are_same(&p, &result, &alone));
     result_close(&result);
     result_close(&alone);
-    weights_close(dev, &w);
+    matrix_close(&w, dev);
     problem_close(&p);
     device_close(dev);
 }
@@ -417,7 +392,7 @@ static void rows_of_any_size_have_a_scale(void **state)
                 assert_false(isfinite(result.out[at]));
             result_close(&result);
         }
-        weights_close(dev, &w);
+        matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
     }
@@ -436,8 +411,8 @@ static void more_rows_than_its_memory_holds_go_in_pieces(void **state)
     (void)state;
     problem_init(&p);
     weights_init(&p, dev, &w);
-    a.x = array(dev, p.x, x_bytes);
-    on_device = array(dev, NULL, out_bytes);
+    a.x = device_array(dev, p.x, x_bytes);
+    on_device = device_array(dev, NULL, out_bytes);
     device_kernels(dev)->matmul(dev, on_device, p.n, &a, &w);
     expect_ok(device_read(dev, out, on_device, out_bytes));
     for (int32_t r = 0; r < p.rows; r += r == 0 || r % 256 == 255 ? 1 : 85) {
@@ -452,7 +427,7 @@ static void more_rows_than_its_memory_holds_go_in_pieces(void **state)
     device_free(dev, a.x, x_bytes);
     device_free(dev, on_device, out_bytes);
     mem_free(out);
-    weights_close(dev, &w);
+    matrix_close(&w, dev);
     problem_close(&p);
     device_close(dev);
 }
@@ -472,8 +447,8 @@ static void a_matmul_by_codes_can_be_recorded(void **state)
 
         problem_init(&p);
         weights_init(&p, dev, &w);
-        a.x = array(dev, NULL, x_bytes);
-        on_device = array(dev, NULL, out_bytes);
+        a.x = device_array(dev, NULL, x_bytes);
+        on_device = device_array(dev, NULL, out_bytes);
         expect_ok(device_record(dev));
         device_kernels(dev)->matmul(dev, on_device, p.n, &a, &w);
         expect_ok(device_end_record(dev, &recording));
@@ -491,7 +466,7 @@ static void a_matmul_by_codes_can_be_recorded(void **state)
         device_free(dev, a.x, x_bytes);
         device_free(dev, on_device, out_bytes);
         mem_free(out);
-        weights_close(dev, &w);
+        matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
     }
@@ -518,7 +493,7 @@ static void what_it_refuses_is_our_own_kernels_and_told_once(void **state)
             result_close(&results[round]);
         }
         result_close(&alone);
-        weights_close(dev, &w);
+        matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
         unsetenv("EMULATED_CUBLASLT_FAULT");
@@ -544,7 +519,7 @@ static void without_modes_of_scales_a_kernel_behind_multiplies(void **state)
         multiply(&p, dev, &w, 0, &result);
         expect_exact(&p, &result);
         result_close(&result);
-        weights_close(dev, &w);
+        matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
         unsetenv("EMULATED_CUBLASLT_FAULT");

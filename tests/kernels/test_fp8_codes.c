@@ -33,16 +33,6 @@ static struct device *gpu(int32_t ordinal)
     return dev;
 }
 
-static void *array(struct device *dev, const void *from, int64_t bytes)
-{
-    void *p;
-
-    expect_ok(device_alloc(dev, bytes, "a test's array", &p));
-    if (from)
-        expect_ok(device_write(dev, p, from, bytes));
-    return p;
-}
-
 static int32_t num_blocks(int32_t items)
 {
     return (items + BLOCK - 1) / BLOCK;
@@ -91,23 +81,9 @@ static void problem_close(struct problem *p)
     mem_free(p->x);
 }
 
-/* In two parts, where they can be. */
 static void codes_init(const struct problem *p, struct device *dev, struct matrix *w)
 {
-    const struct kernels *kernels = device_kernels(dev);
-    int32_t first = p->n > BLOCK ? BLOCK : 0;
-
-    *w = (struct matrix){.type = TYPE_F8_E4M3, .n = p->n, .k = p->k, .fp8_has_blocks = p->has_blocks};
-    w->data = array(dev, NULL, kernels->fp8_bytes(p->n, p->k, p->has_blocks));
-    kernels->fp8_pack(dev, w, first, p->n - first, p->codes + (int64_t)first * p->k, p->k,
-                      p->scales + (p->has_blocks ? first / BLOCK * num_blocks(p->k) : first));
-    if (first)
-        kernels->fp8_pack(dev, w, 0, first, p->codes, p->k, p->scales);
-}
-
-static void codes_close(struct device *dev, struct matrix *w)
-{
-    device_free(dev, w->data, device_kernels(dev)->fp8_bytes(w->n, w->k, w->fp8_has_blocks));
+    matrix_init_codes(w, dev, p->n, p->k, p->has_blocks, p->codes, p->scales);
 }
 
 struct result {
@@ -122,14 +98,14 @@ static void multiply(const struct problem *p, struct device *dev, const struct m
 {
     const struct kernels *kernels = device_kernels(dev);
     int64_t wide = (int64_t)rows * (p->n + SKEW), count = (int64_t)rows * p->n, x_bytes = (int64_t)rows * p->k * 4;
-    struct activations a = {.rows = rows, .k = p->k, .x = array(dev, p->x + (int64_t)first_row * p->k, x_bytes)};
-    float *out, *alone = array(dev, NULL, count * 4);
-    double *sums = array(dev, NULL, count * 8);
+    struct activations a = {.rows = rows, .k = p->k, .x = device_array(dev, p->x + (int64_t)first_row * p->k, x_bytes)};
+    float *out, *alone = device_array(dev, NULL, count * 4);
+    double *sums = device_array(dev, NULL, count * 8);
 
     *result = (struct result){mem_new_array(float, wide), mem_new_array(float, count), mem_new_array(double, count)};
     for (int64_t i = 0; i < wide; i++)
         result->out[i] = 12345; /* what lies between rows is to stay */
-    out = array(dev, result->out, wide * 4);
+    out = device_array(dev, result->out, wide * 4);
     kernels->matmul(dev, out, p->n + SKEW, &a, w);
     if (group_k) {
         kernels->matmul_groups(dev, sums, &a, w, group_k);
@@ -191,7 +167,7 @@ static void check(struct device *codes_on, struct device *halves_on, const struc
     expect_same(&p, p.most_rows, shape->group_k, &got, &want);
     result_close(&got);
     result_close(&want);
-    codes_close(codes_on, &codes);
+    matrix_close(&codes, codes_on);
     matrix_close(&halves, halves_on);
     problem_close(&p);
 }
@@ -243,7 +219,7 @@ static void rows_of_any_batch_have_the_same_bits(void **state)
             result_close(&some);
         }
         result_close(&all);
-        codes_close(dev, &w);
+        matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
     }
@@ -272,7 +248,7 @@ static void every_code_by_any_scale_is_rounded_as_on_a_host(void **state)
         struct problem p = {CODES, K, i % 2, ROWS};
         int32_t at = 36 + (int32_t)(i / 2 % 2 + i / 4 % 2 * 8); /* of four that share a word */
         struct device *dev = gpu(0);
-        float found[CODES * K], *found_there = array(dev, NULL, sizeof found);
+        float found[CODES * K], *found_there = device_array(dev, NULL, sizeof found);
         int32_t ids[CODES], *ids_there;
         struct matrix w;
 
@@ -296,14 +272,14 @@ static void every_code_by_any_scale_is_rounded_as_on_a_host(void **state)
                               p.bf16[c * K + at] == 0x8000 ? 0 : p.bf16[c * K + at]);
             result_close(&result);
         }
-        ids_there = array(dev, ids, sizeof ids);
+        ids_there = device_array(dev, ids, sizeof ids);
         device_kernels(dev)->embedding(dev, found_there, ids_there, CODES, &w, 0, 1);
         expect_ok(device_read(dev, found, found_there, sizeof found));
         for (int32_t e = 0; e < CODES * K; e++)
             expect_weight("embedding", p.codes[e], scales[i / 2], found[e], p.bf16[e]);
         device_free(dev, ids_there, sizeof ids);
         device_free(dev, found_there, sizeof found);
-        codes_close(dev, &w);
+        matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
     }
@@ -320,8 +296,8 @@ static void embeddings_have_the_bits_of_what_they_stand_for(void **state)
         struct device *dev = gpu(0);
         int64_t bytes = (int64_t)ROWS * p.k * 4;
         float *got = mem_new_array(float, ROWS * p.k), *want = mem_new_array(float, ROWS * p.k);
-        float *there = array(dev, NULL, bytes);
-        int32_t *ids_there = array(dev, ids, sizeof ids);
+        float *there = device_array(dev, NULL, bytes);
+        int32_t *ids_there = device_array(dev, ids, sizeof ids);
         struct matrix codes, halves;
 
         problem_init(&p);
@@ -334,7 +310,7 @@ static void embeddings_have_the_bits_of_what_they_stand_for(void **state)
         expect_same_floats("embedding", got, want, (int64_t)ROWS * p.k);
         device_free(dev, there, bytes);
         device_free(dev, ids_there, sizeof ids);
-        codes_close(dev, &codes);
+        matrix_close(&codes, dev);
         matrix_close(&halves, dev);
         problem_close(&p);
         mem_free(got);
