@@ -5,6 +5,7 @@
 #include "engine/bench/bench.h"
 #include "kernels/bench/roofline.h"
 #include "proto/base/cpus.h"
+#include "proto/config/config.h"
 
 #include <stdio.h>
 
@@ -97,7 +98,7 @@ static enum status report(const void *user, bool json)
 
 #define ROW(member, ...) OPTION(struct kernels_settings, member, __VA_ARGS__)
 static const struct option options[] = {
-    ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avxvnni avx512 avx512bf16"),
+    ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = ISA_WORDS),
     ROW(threads, OPTION_I32, "0", "measured beside one thread; 0: the cores that we may use", .most = 1024),
     ROW(kernel, OPTION_TEXT, NULL, "this one alone", .value = "NAME"),
     ROW(run_ms, OPTION_I32, "60", "of each figure, at least", .least = 1, .most = 60000),

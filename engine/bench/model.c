@@ -430,7 +430,7 @@ static const struct option options[] = {
     ROW(device, OPTION_WORD, "cpu", "as of the engine", .words = "cpu cuda"),
     ROW(cuda_module, OPTION_TEXT, NULL, "as of the engine", .value = "FILE"),
     ROW(kv_cache_dtype, OPTION_WORD, "auto", "as of the engine", .words = KV_TYPE_WORDS),
-    ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = "ref sse2 avx2 avxvnni avx512 avx512bf16"),
+    ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is", .words = ISA_WORDS),
     ROW(executor, OPTION_WORD, NULL, "where the ranks run; uniproc for one",
         .words = "uniproc multiproc"),
     ROW(exact_sums, OPTION_BOOL, "true", "as of the engine"),

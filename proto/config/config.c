@@ -76,7 +76,7 @@ static const struct option options[] = {
         "GPUs launch each kernel by itself; else steps that only decode are replayed as CUDA graphs, captured at "
         "the start"),
     ROW(isa, OPTION_WORD, NULL, "instruction set; the best there is",
-        .words = "ref sse2 avx2 avxvnni avx512 avx512bf16"),
+        .words = ISA_WORDS),
     ROW(exact_sums, OPTION_BOOL, "true",
         "the same bits as with any other --tp; one rank may do without, which is a little faster"),
 
