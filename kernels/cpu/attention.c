@@ -26,10 +26,7 @@ enum {
     PIECE_BLOCKS = PIECE_TOKENS / KV_BLOCK_TOKENS,
     BLOCK_VECTORS = KV_BLOCK_TOKENS / LANES,
     BLOCK_PAIRS = KV_BLOCK_TOKENS / 2,
-    /* How far ahead the cache is fetched, in whole pieces, to the second-level cache: a first one has room for few
-     * lines that are on their way. */
-    FETCH_BYTES = 16 << 10,
-    SECOND_LEVEL = 2,
+    FETCH_BYTES = 16 << 10,             /* how far ahead the cache is fetched, in whole pieces */
     LINE_BYTES = 64,                    /* that are fetched at once */
     CONVERT_QUERIES = 2 * MAX_ROWS + 1, /* from this many on, converting a piece first pays */
 };
@@ -220,7 +217,7 @@ INLINE void multiply_add(const int R, const int C, const enum form form,
     for (int32_t i = 0; i < count; i++) {
         if (form != FLOAT && i % line_rows == 0)
             UNROLL for (int c = 0; c < C; c += line_vectors)
-                __builtin_prefetch(element(form, ahead[c], i * b_stride), 0, SECOND_LEVEL);
+                fetch_second_level(element(form, ahead[c], i * b_stride));
         if (form == PAIRS) {
             add_pairs(R, C, acc, a, a_stride, b, b_stride, i);
         } else if (R < C) { /* the fewer stay in registers */

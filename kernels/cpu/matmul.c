@@ -25,11 +25,8 @@ enum {
     SLICE_ROWS = 256, /* rows that go through a panel together: their activations stay in L2 */
     CHUNK_BLOCKS = 64,
     FLOAT_CHUNK = 128,
-    /* How far ahead weights are fetched: from memory to the second cache, and from there to the first. A first cache
-     * has room for a few lines that are on their way, too few for all that memory can bring. */
-    FAR_BYTES = 16384,
-    NEAR_BYTES = 3072,
-    SECOND_LEVEL = 2,
+    FAR_BYTES = 16384, /* ahead weights are fetched to the second-level cache, */
+    NEAR_BYTES = 3072, /* and from there to the first */
 };
 
 /* A block of 32 that a storing tile leaves for the others. */
@@ -185,7 +182,7 @@ INLINE void fetch_ahead(const struct tile *t, const uint8_t *record, const int r
     if (ahead >= t->end)
         ahead = t->next + (ahead - t->end);
     for (int i = 0; i < record_bytes; i += 64) {
-        __builtin_prefetch(ahead + i, 0, SECOND_LEVEL);
+        fetch_second_level(ahead + i);
         __builtin_prefetch(record + NEAR_BYTES + i);
     }
 }

@@ -101,6 +101,13 @@ INLINE vf vf_load(const void *p)
     return *(const unaligned *)p;
 }
 
+/* From memory to the second-level cache: a first one has room for few lines that are on their way, too few for all
+ * that memory can bring. */
+INLINE void fetch_second_level(const void *p)
+{
+    __builtin_prefetch(p, 0, 2);
+}
+
 INLINE void vf_store(void *p, vf v)
 {
     typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
