@@ -334,6 +334,8 @@ struct place {
     struct run *run;
     const struct model_shape *model;
     struct batch_view batch;
+    void *kv;
+    int64_t kv_bytes;
     struct kv_layer layers[MAX_COPIES]; /* of the model, taken in turn */
     int32_t num_layers;
     enum kv_type kv_type;
@@ -395,12 +397,15 @@ static void place_batch(struct place *place, int32_t requests, int32_t rows, int
                                        place->tables, blocks};
 }
 
-/* Of k, or of v. */
-static int64_t half_layer_bytes(const struct place *place)
+static int64_t num_groups(const struct place *place)
 {
-    int32_t groups = kv_num_groups(place->batch.num_requests * place->batch.block_table_stride);
+    return kv_num_groups(place->batch.num_requests * place->batch.block_table_stride);
+}
 
-    return (int64_t)groups * KV_GROUP_BLOCKS * place->model->num_kv_heads * kv_head_bytes(place->kv_type, place->model->head_dim);
+/* Of k, or of v, of one layer. */
+static int64_t half_group_bytes(const struct place *place)
+{
+    return KV_GROUP_BLOCKS * place->model->num_kv_heads * kv_head_bytes(place->kv_type, place->model->head_dim);
 }
 
 /* 0.25 to 0.5, of either sign. */
@@ -441,35 +446,27 @@ static void (*const random_elements[NUM_KV_TYPES])(struct random *random, void *
     [KV_BFLOAT16] = random_bfloat16, [KV_FLOAT16] = random_halves, [KV_FP8] = random_fp8, [KV_INT8] = random_int8,
 };
 
-static enum status random_kv(struct place *place, uint16_t **out)
-{
-    int64_t bytes = half_layer_bytes(place);
-    void *memory;
-
-    TRY(device_alloc(place->run->dev, bytes, "keys or values", &memory));
-    device_expect_full(place->run->dev, memory, bytes);
-    *out = memory;
-    random_elements[place->kv_type](&place->run->random, memory, bytes);
-    return OK;
-}
-
+/* As a worker lays them out: a group is k and v of layer 0, of layer 1, ... */
 static enum status place_kv(struct place *place, int32_t num_layers)
 {
     const struct model_shape *model = place->model;
+    int64_t half_bytes = half_group_bytes(place), group_bytes = 2 * half_bytes * num_layers;
 
-    while (place->num_layers < num_layers) {
-        struct kv_layer *layer = &place->layers[place->num_layers++];
-
-        *layer = (struct kv_layer){
+    place->kv_bytes = num_groups(place) * group_bytes;
+    TRY(device_alloc(place->run->dev, place->kv_bytes, "keys and values", &place->kv));
+    device_expect_full(place->run->dev, place->kv, place->kv_bytes);
+    random_elements[place->kv_type](&place->run->random, place->kv, place->kv_bytes);
+    place->num_layers = num_layers;
+    for (int32_t i = 0; i < num_layers; i++)
+        place->layers[i] = (struct kv_layer){
+            .k = (uint16_t *)((char *)place->kv + 2 * i * half_bytes),
+            .v = (uint16_t *)((char *)place->kv + (2 * i + 1) * half_bytes),
             .num_blocks = place->batch.num_requests * place->batch.block_table_stride,
             .num_kv_heads = model->num_kv_heads,
             .head_dim = model->head_dim,
-            .group_stride = KV_GROUP_BLOCKS * model->num_kv_heads * kv_head_bytes(place->kv_type, model->head_dim) / 2,
+            .group_stride = group_bytes / (int64_t)sizeof(uint16_t),
             .type = place->kv_type,
         };
-        TRY(random_kv(place, &layer->k));
-        TRY(random_kv(place, &layer->v));
-    }
     return OK;
 }
 
@@ -520,10 +517,8 @@ static void place_free(struct place *place)
 
     for (size_t i = 0; i < COUNT_OF(arrays); i++)
         mem_free(arrays[i]);
-    for (int32_t i = 0; i < place->num_layers; i++) { /* NULL is fine */
-        device_free(place->run->dev, place->layers[i].k, half_layer_bytes(place));
-        device_free(place->run->dev, place->layers[i].v, half_layer_bytes(place));
-    }
+    if (place->kv)
+        device_free(place->run->dev, place->kv, place->kv_bytes);
     activations_close(&place->narrow);
     activations_close(&place->wide);
     if (place->table.data)
@@ -584,7 +579,7 @@ static enum status bench_attention(struct run *run, const struct attention_row *
     int64_t copies;
 
     place->kv_type = row->type;
-    copies = MIN(COPIES_BYTES / (2 * half_layer_bytes(place)) + 1, (int64_t)MAX_COPIES);
+    copies = MIN(COPIES_BYTES / (2 * num_groups(place) * half_group_bytes(place)) + 1, (int64_t)MAX_COPIES);
     TRY(place_kv(place, row->rows > 1 ? 1 : (int32_t)copies));
 
     struct attention attention = {
