@@ -9,6 +9,7 @@ import unittest
 import deployed
 import hosts
 import tandem
+from server import wait_for
 
 # Open MPI does not run as root unless it is told so twice.
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -105,7 +106,7 @@ class OpenMpi(Launcher, unittest.TestCase):
             deployment.ask()
             deployment.kill_a_rank()
             self.assertEqual(deployment.answer(), deployed.expected())
-            self.assertFalse(set(before) & set(deployment.ranks()))
+            wait_for("the end of those before", lambda: not set(before) & set(deployment.ranks()))
             self.assertEqual(deployment.log().count("2 ranks meet by MPI"), 2)
             self.assertEqual(deployed.end(command, deployment), 0)
 
