@@ -235,6 +235,13 @@ static void expect_sensible(const struct answer *answer)
     assert_true(most - least > 0.1f && most - least < 1000);
 }
 
+/* A race takes two threads: TSan would find none where there is one. */
+#if defined(__SANITIZE_THREAD__)
+enum { FEWEST_THREADS = 2 };
+#else
+enum { FEWEST_THREADS = 1 };
+#endif
+
 /* The specification, which is slow, in chunks of 16 alone. */
 static void a_request_has_one_answer(void **state)
 {
@@ -245,7 +252,8 @@ static void a_request_has_one_answer(void **state)
     expect_sensible(&wanted);
     for (const char *const *isa = device_isas(); *isa; isa++)
         for (size_t i = 0; i < COUNT_OF(variants); i++) {
-            if (strcmp(*isa, "ref") == 0 && variants[i].chunk != 16)
+            if (variants[i].world * variants[i].num_threads < FEWEST_THREADS ||
+                (strcmp(*isa, "ref") == 0 && variants[i].chunk != 16))
                 continue;
 
             struct answer answer = answer_of(file, *isa, &variants[i]);
