@@ -12,7 +12,8 @@
 struct rank {
     const struct ranks_script *script;
     const char *comm_path;
-    struct comm_net *const *nets; /* [world]: where each listens, if they are apart */
+    struct comm_net *const *nets; /* [world]: what each listens with, if they are apart, */
+    const char *const *endpoints; /* and where: for all, though a rank that has failed frees its own net */
     int64_t buffer_bytes;
     int32_t rank;
     float *logits; /* [most rows, vocab_size] of all ranks */
@@ -186,18 +187,15 @@ static enum status play_model(const struct rank *self, struct device *dev, struc
 static enum status meet(const struct rank *self, struct comm **out)
 {
     int32_t world = self->script->world;
-    const char *endpoints[16];
     enum status status;
 
     if (!self->script->are_apart)
         return comm_open(self->comm_path, self->rank, world, out);
-    for (int32_t r = 0; r < world; r++)
-        endpoints[r] = comm_net_endpoint(self->nets[r]);
     status = comm_net_join(self->nets[self->rank],
                            &(struct comm_net_group){
                                .rank = self->rank,
                                .world = world,
-                               .endpoints = endpoints,
+                               .endpoints = self->endpoints,
                                .buffer_bytes = self->buffer_bytes,
                            },
                            clock_deadline_ns(60000), out);
@@ -269,17 +267,22 @@ enum status ranks_play(const struct ranks_script *script)
     int64_t buffer_bytes = 5 * config->hidden_size * (int64_t)sizeof(double);
 
     struct comm_net *nets[16];
+    char addresses[16][64];
+    const char *endpoints[16];
     struct curve_pair keys;
 
     if (script->are_apart) {
         TRY(curve_pair_new(&keys));
-        for (int32_t i = 0; i < script->world; i++)
+        for (int32_t i = 0; i < script->world; i++) {
             TRY(comm_net_listen("tcp://127.0.0.1:0", &keys, &nets[i]));
+            snprintf(addresses[i], sizeof addresses[i], "%s", comm_net_endpoint(nets[i]));
+            endpoints[i] = addresses[i];
+        }
     } else if (script->world > 1)
         TRY(comm_create(path, script->world, buffer_bytes, script->world % 2 ? 0 : bytes.shared));
     for (int32_t i = 0; i < script->world; i++) {
         ranks[i] = (struct rank){.script = script, .comm_path = path, .rank = i, .logits = logits,
-                                 .nets = nets, .buffer_bytes = buffer_bytes, .turn = &turn};
+                                 .nets = nets, .endpoints = endpoints, .buffer_bytes = buffer_bytes, .turn = &turn};
         ASSERT(pthread_create(&threads[i], NULL, rank_main, &ranks[i]) == 0);
     }
     for (int32_t i = 0; i < script->world; i++)
