@@ -447,6 +447,6 @@ DOOR cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t
     task = {(const char *)a, (const char *)b, (float *)d, (float *)workspace, d_layout->rows,
             d_layout->columns, a_layout->rows, algorithm.num_parts, a_layout->stride, b_layout->stride,
             d_layout->stride, a_layout->type, *product};
-    return cuda->launch(stream, run, &task, sizeof task) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
-                                                                        : CUBLAS_STATUS_INTERNAL_ERROR;
+    return cuda->launch(stream, run, &task, sizeof task, NULL) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
+                                                                              : CUBLAS_STATUS_INTERNAL_ERROR;
 }

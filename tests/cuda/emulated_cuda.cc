@@ -33,6 +33,7 @@ static const struct card cards[] = {
 static struct {
     enum fault fault;
     int64_t fault_number;
+    int fault_device; /* -1: any */
     struct emulated_turns turns;
     int num_devices;
     const struct card *cards[MAX_DEVICES];
@@ -92,8 +93,11 @@ static void read_settings()
         size_t length = strlen(names[i]);
 
         if (strncmp(fault, names[i], length) == 0 && (fault[length] == ':' || !fault[length])) {
+            const char *at = strchr(fault, '@');
+
             settings.fault = (enum fault)i;
             settings.fault_number = fault[length] ? strtoll(fault + length + 1, NULL, 10) : 0;
+            settings.fault_device = at ? atoi(at + 1) : -1;
         }
     }
     emulated_cuda_order(getenv("EMULATED_CUDA_ORDER"));
@@ -355,6 +359,13 @@ struct moment {
 
 enum verb { RUN, CALL, COPY, FILL, PASS, AWAIT };
 
+/* Of works that call a function: of one, and all of its copies. Behind it lies their argument. */
+struct __align__(16) holder
+{
+    int users; /* atomic */
+    void (*release)(void *);
+};
+
 /* What a stream does, one after another. Behind it lie bytes of its own: a kernel's closure, an argument, or what
  * is copied. */
 struct __align__(16) work
@@ -366,6 +377,7 @@ struct __align__(16) work
     struct emulated_turns turns;
     bool breaks; /* the device, and does not run */
     void (*function)(void *); /* CALL */
+    struct holder *holder;    /* NULL: nobody wants to know when it is over */
     void *to;    /* COPY, FILL */
     const void *from;
     size_t bytes;
@@ -487,9 +499,18 @@ static struct work *make_work_of_moment(enum verb verb, struct moment *moment)
     return work;
 }
 
+static void drop_holder(struct holder *holder)
+{
+    if (!holder || __atomic_sub_fetch(&holder->users, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    holder->release(holder + 1);
+    free(holder);
+}
+
 static void free_work(struct work *work)
 {
     drop_moment(work->moment);
+    drop_holder(work->holder);
     free(work);
 }
 
@@ -518,6 +539,8 @@ static void append_copies(struct works *to, const struct works *works)
 
         *copy = *w;
         copy->next = NULL;
+        if (copy->holder)
+            __atomic_add_fetch(&copy->holder->users, 1, __ATOMIC_RELAXED);
         if (copy->verb == RUN)
             copy->launch.closure = own_bytes_of(copy);
         append(to, copy);
@@ -1604,7 +1627,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsign
     *out = NULL;
     ENTER();
     REFUSE_IF(!graph, cudaErrorInvalidValue);
-    REFUSE_IF(settings.fault == NO_GRAPH && num_graphs++ >= settings.fault_number, cudaErrorMemoryAllocation);
+    REFUSE_IF(settings.fault == NO_GRAPH && (settings.fault_device < 0 || settings.fault_device == graph->device) &&
+                  num_graphs++ >= settings.fault_number,
+              cudaErrorMemoryAllocation);
     *out = (cudaGraphExec_t)calloc(1, sizeof **out);
     (*out)->device = graph->device;
     append_copies(&(*out)->works, &graph->works);
@@ -1696,20 +1721,28 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph)
 
 /* ---- the door -------------------------------------------------------------------------------- */
 
-static cudaError_t launch_call(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes)
+static struct holder *make_holder(const void *argument, size_t bytes, void (*release)(void *))
 {
-    struct work *work;
+    struct holder *holder = (struct holder *)malloc(sizeof *holder + bytes);
 
-    ENTER();
-    work = make_work(CALL, argument, bytes);
-    work->function = function;
-    return note(give(stream, work));
+    *holder = {1, release};
+    memcpy(holder + 1, argument, bytes);
+    return holder;
 }
 
-static cudaError_t call(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes)
+static cudaError_t launch_call(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes,
+                               void (*release)(void *))
 {
-    REFUSE_IF(disturbs_capture(stream), cudaErrorStreamCaptureUnsupported);
-    return launch_call(stream, function, argument, bytes);
+    struct work *work = make_work(CALL, argument, bytes);
+    cudaError_t error = enter();
+
+    work->function = function;
+    if (release)
+        work->holder = make_holder(argument, bytes, release);
+    if (error == cudaSuccess)
+        return note(give(stream, work));
+    free_work(work);
+    return error;
 }
 
 static cudaError_t load_code()
@@ -1722,5 +1755,6 @@ extern "C" {
 extern const struct emulated_cuda_door emulated_cuda_door __attribute__((visibility("default")));
 
 const struct emulated_cuda_door emulated_cuda_door = {cudaGetDevice, cudaGetDeviceProperties, emulated_is_reachable,
-                                                      call, launch_call, load_code, cudaMalloc, cudaFree};
+                                                      launch_call, cudaStreamIsCapturing, load_code, cudaMalloc,
+                                                      cudaFree};
 }

@@ -50,12 +50,23 @@ static enum fault fault_here(long *number_out)
 
 /* ---- ranks ----------------------------------------------------------------------------------- */
 
+enum verb { ADD, GATHER };
+
+/* What all ranks are to do alike. */
+struct rule {
+    enum verb verb;
+    ncclDataType_t type;
+    uint32_t recorded; /* which of the communicator's exchanges that were captured it is; 0: it was not */
+    size_t count;      /* of a rank's own */
+};
+
 /* What a rank has in memory that all share. */
 struct lane {
-    uint32_t is_there;
-    uint32_t told; /* exchanges so far */
+    uint32_t is_there, has_gone;
+    uint32_t told; /* pieces so far */
     struct cudaUUID_t gpu;
-    char parts[2][PIECE_BYTES]; /* in turn */
+    struct rule rules[2]; /* in turn */
+    char parts[2][PIECE_BYTES];
 };
 
 struct group {
@@ -68,12 +79,11 @@ struct place {
     int fd;
 };
 
-struct sum {
+struct exchange {
     ncclComm_t comm;
-    const void *from;
-    void *to;
-    size_t count;
-    ncclDataType_t type;
+    struct rule rule;
+    const char *from;
+    char *to;
     bool ends;
 };
 
@@ -83,15 +93,19 @@ struct ncclComm {
     int rank, world;
     struct group *group;
     enum state state;
-    struct sum sum; /* BEGUN: to be given to */
+    struct exchange exchange; /* BEGUN: to be given to */
     cudaStream_t stream;
-    uint32_t num_sums, fails_at;
+    uint32_t num_exchanges, fails_at;
+    uint32_t num_captured;
     int is_in_call;
-    ncclResult_t error;     /* atomic */
-    bool is_aborted;        /* atomic */
-    int users;              /* atomic: sums on the stream, and 1 until it is aborted */
-    void *memory;           /* the device's; NULL: none */
-    uint32_t num_exchanges; /* the stream's */
+    ncclResult_t error; /* atomic */
+    bool is_aborted;    /* atomic */
+    int users;          /* atomic: exchanges that streams and graphs have, and 1 until it is aborted */
+    int num_recorded;   /* atomic: of these those that graphs have */
+    void *memory;        /* the device's; NULL: none */
+    uint32_t num_pieces; /* the stream's */
+    int num_done[2];     /* likewise: by enum verb */
+    int num_replayed;    /* of both */
 };
 
 static char last_error[128];
@@ -120,36 +134,75 @@ struct in_call {
     }
 };
 
+static void write_counts(const struct ncclComm *comm)
+{
+    const char *path = getenv("EMULATED_NCCL_COUNTS");
+    FILE *file = path ? fopen(path, "a") : NULL;
+
+    if (!file)
+        return;
+    fprintf(file, "%d %d %d %d\n", comm->rank, comm->num_done[ADD], comm->num_done[GATHER], comm->num_replayed);
+    fclose(file);
+}
+
 static void drop(ncclComm_t comm)
 {
     if (__atomic_sub_fetch(&comm->users, 1, __ATOMIC_ACQ_REL) > 0)
         return;
+    write_counts(comm);
     munmap(comm->group, sizeof *comm->group);
     free(comm);
 }
 
-/* ---- sums, on the stream --------------------------------------------------------------------- */
+/* ---- exchanges, on the stream ---------------------------------------------------------------- */
 
 static bool is_aborted(const struct ncclComm *comm)
 {
     return __atomic_load_n(&comm->is_aborted, __ATOMIC_ACQUIRE);
 }
 
-/* Until the rank has told of this exchange. false: aborted. */
-static bool await(const struct ncclComm *comm, int rank)
+static bool has_gone(const struct lane *lane)
+{
+    return __atomic_load_n(&lane->has_gone, __ATOMIC_ACQUIRE);
+}
+
+static bool has_any_gone(const struct ncclComm *comm)
+{
+    for (int rank = 0; rank < comm->world; rank++)
+        if (has_gone(&comm->group->lanes[rank]))
+            return true;
+    return false;
+}
+
+/* Until the rank has told of this piece. false: its part is junk, since this one is aborted, or another is, which then
+ * sends what it has not got; one that is aborted tells its own part all the same. */
+static bool await(const struct ncclComm *comm, struct lane *lane)
 {
     const struct timespec at_most = {0, 5 * 1000 * 1000};
-    uint32_t *told = &comm->group->lanes[rank].told;
 
     for (;;) {
-        uint32_t now = __atomic_load_n(told, __ATOMIC_ACQUIRE);
+        uint32_t now = __atomic_load_n(&lane->told, __ATOMIC_ACQUIRE);
 
-        if ((int32_t)(now - comm->num_exchanges) >= 0)
+        if ((int32_t)(now - comm->num_pieces) >= 0)
             return true;
-        if (is_aborted(comm))
+        if (is_aborted(comm) || (has_any_gone(comm) && !has_gone(lane)))
             return false;
-        syscall(SYS_futex, told, FUTEX_WAIT, now, &at_most, NULL, 0);
+        syscall(SYS_futex, &lane->told, FUTEX_WAIT, now, &at_most, NULL, 0);
     }
+}
+
+/* What NCCL does then is not said: it may hang, or give anything. */
+static void check_rule(const struct ncclComm *comm, int rank, struct rule own, struct rule other)
+{
+    if (has_gone(&comm->group->lanes[rank]) || (own.verb == other.verb && own.type == other.type &&
+                                                own.recorded == other.recorded && own.count == other.count))
+        return;
+    fprintf(stderr,
+            "emulated_nccl: ranks %d and %d do not do the same: %s of %zu of type %d, recorded as %u, and %s of %zu of "
+            "type %d, recorded as %u (0: launched)\n",
+            comm->rank, rank, own.verb == ADD ? "a sum" : "a gather", own.count, own.type, own.recorded,
+            other.verb == ADD ? "a sum" : "a gather", other.count, other.type, other.recorded);
+    abort();
 }
 
 template <typename T> static void add(void *to, const char *part, size_t bytes)
@@ -160,51 +213,77 @@ template <typename T> static void add(void *to, const char *part, size_t bytes)
         sums[i] += ((const T *)part)[i];
 }
 
-static bool exchange(struct ncclComm *comm, const char *from, char *to, size_t bytes, ncclDataType_t type)
+static size_t bytes_of(const struct rule *rule)
 {
-    struct lane *own = &comm->group->lanes[comm->rank];
-    uint32_t which = ++comm->num_exchanges & 1;
+    return rule->count * (rule->type == ncclDouble ? sizeof(double) : sizeof(uint32_t));
+}
 
-    memcpy(own->parts[which], from, bytes);
-    __atomic_store_n(&own->told, comm->num_exchanges, __ATOMIC_RELEASE);
+/* `bytes` at `at` of each rank's own. */
+static void exchange_piece(const struct exchange *exchange, size_t at, size_t bytes)
+{
+    struct ncclComm *comm = exchange->comm;
+    struct lane *lanes = comm->group->lanes, *own = &lanes[comm->rank];
+    uint32_t which = ++comm->num_pieces & 1;
+    const struct rule rule = exchange->rule;
+    bool gathers = rule.verb == GATHER;
+    size_t stride = gathers ? bytes_of(&rule) : 0;
+
+    memcpy(own->parts[which], exchange->from + at, bytes);
+    own->rules[which] = rule;
+    __atomic_store_n(&own->told, comm->num_pieces, __ATOMIC_RELEASE);
     syscall(SYS_futex, &own->told, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-    memmove(to, from, bytes);
+    memmove(exchange->to + comm->rank * stride + at, exchange->from + at, bytes);
     for (int i = 1; i < comm->world; i++) {
         int rank = (comm->rank + i) % comm->world;
+        const char *part = lanes[rank].parts[which];
+        char *to = exchange->to + rank * stride + at;
 
-        if (!await(comm, rank))
-            return false;
-        if (type == ncclDouble)
-            add<double>(to, comm->group->lanes[rank].parts[which], bytes);
+        if (!await(comm, &lanes[rank])) {
+            memset(to, JUNK, bytes);
+            continue;
+        }
+        check_rule(comm, rank, rule, lanes[rank].rules[which]);
+        if (gathers)
+            memcpy(to, part, bytes);
+        else if (rule.type == ncclDouble)
+            add<double>(to, part, bytes);
         else
-            add<uint32_t>(to, comm->group->lanes[rank].parts[which], bytes);
+            add<uint32_t>(to, part, bytes);
     }
-    return true;
 }
 
-static size_t bytes_of(const struct sum *sum)
+static void run_exchange(void *argument)
 {
-    return sum->count * (sum->type == ncclDouble ? sizeof(double) : sizeof(uint32_t));
-}
+    const struct exchange *exchange = (const struct exchange *)argument;
+    struct ncclComm *comm = exchange->comm;
+    size_t bytes = bytes_of(&exchange->rule);
+    size_t to_bytes = exchange->rule.verb == GATHER ? comm->world * bytes : bytes;
 
-static void run_sum(void *argument)
-{
-    const struct sum *sum = (const struct sum *)argument;
-    struct ncclComm *comm = sum->comm;
-    size_t bytes = bytes_of(sum);
-
-    if (!sum->ends) {
+    if (!cuda->is_reachable(exchange->from, bytes) || !cuda->is_reachable(exchange->to, to_bytes)) {
+        fprintf(stderr, "emulated_nccl: an exchange of memory that is free, in a graph?\n");
+        abort();
+    }
+    if (!exchange->ends) {
         __atomic_store_n(&comm->error, ncclRemoteError, __ATOMIC_RELEASE);
         while (!is_aborted(comm))
             usleep(1000);
     }
-    for (size_t at = 0; at < bytes && !is_aborted(comm); at += PIECE_BYTES)
-        if (!exchange(comm, (const char *)sum->from + at, (char *)sum->to + at,
-                      min(bytes - at, (size_t)PIECE_BYTES), sum->type))
-            break;
+    for (size_t at = 0; at < bytes; at += PIECE_BYTES)
+        exchange_piece(exchange, at, min(bytes - at, (size_t)PIECE_BYTES));
     if (is_aborted(comm))
-        memset(sum->to, JUNK, bytes);
-    drop(comm);
+        memset(exchange->to, JUNK, to_bytes);
+    comm->num_done[exchange->rule.verb]++;
+    comm->num_replayed += exchange->rule.recorded > 0;
+}
+
+/* Neither a stream nor a graph has it any more. */
+static void forget_exchange(void *argument)
+{
+    const struct exchange *exchange = (const struct exchange *)argument;
+
+    if (exchange->rule.recorded)
+        __atomic_sub_fetch(&exchange->comm->num_recorded, 1, __ATOMIC_ACQ_REL);
+    drop(exchange->comm);
 }
 
 /* ---- calls ----------------------------------------------------------------------------------- */
@@ -324,6 +403,14 @@ static ncclResult_t look_for_all(struct ncclComm *comm)
     return ncclSuccess;
 }
 
+static bool is_captured(cudaStream_t stream)
+{
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+
+    cuda->is_capturing(stream, &status);
+    return status != cudaStreamCaptureStatusNone;
+}
+
 DOOR ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
 {
     struct in_call one(comm);
@@ -338,11 +425,14 @@ DOOR ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
     case READY:
         break;
     case BEGUN:
+        if (is_captured(comm->stream) != (comm->exchange.rule.recorded > 0))
+            return refuse(ncclUnhandledCudaError, "a capture has begun or ended while something goes on");
         __atomic_add_fetch(&comm->users, 1, __ATOMIC_RELAXED);
-        if (cuda->call(comm->stream, run_sum, &comm->sum, sizeof comm->sum) != cudaSuccess) {
-            drop(comm);
+        if (comm->exchange.rule.recorded)
+            __atomic_add_fetch(&comm->num_recorded, 1, __ATOMIC_RELAXED);
+        if (cuda->launch(comm->stream, run_exchange, &comm->exchange, sizeof comm->exchange, forget_exchange) !=
+            cudaSuccess)
             return refuse(ncclUnhandledCudaError, "a kernel was not launched");
-        }
         comm->state = LAUNCHED;
         *error = ncclInProgress;
         break;
@@ -352,22 +442,52 @@ DOOR ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
     return ncclSuccess;
 }
 
-DOOR ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t op,
-                                ncclComm_t comm, cudaStream_t stream)
+static ncclResult_t begin(ncclComm_t comm, const void *from, void *to, struct rule rule, cudaStream_t stream)
 {
     struct in_call one(comm);
+    size_t bytes = bytes_of(&rule);
 
     if (comm->state != READY)
-        return refuse(ncclInvalidUsage, "a sum is begun while something goes on");
-    comm->sum = {comm, from, to, count, type, ++comm->num_sums != comm->fails_at};
+        return refuse(ncclInvalidUsage, "an exchange is begun while something goes on");
+    if (!cuda->is_reachable(from, bytes) ||
+        !cuda->is_reachable(to, rule.verb == GATHER ? comm->world * bytes : bytes))
+        return refuse(ncclInvalidArgument, "an exchange that is not of device memory");
+    if (is_captured(stream))
+        rule.recorded = ++comm->num_captured;
+    memset(&comm->exchange, 0, sizeof comm->exchange);
+    comm->exchange.comm = comm;
+    comm->exchange.rule = rule;
+    comm->exchange.from = (const char *)from;
+    comm->exchange.to = (char *)to;
+    comm->exchange.ends = ++comm->num_exchanges != comm->fails_at;
     comm->stream = stream;
-    if ((type != ncclDouble && type != ncclUint32) || op != ncclSum ||
-        !cuda->is_reachable(from, bytes_of(&comm->sum)) || !cuda->is_reachable(to, bytes_of(&comm->sum)))
-        return refuse(ncclInvalidArgument, "a sum that is not emulated, or not of device memory");
     comm->state = BEGUN;
     return ncclInProgress;
 }
 
+DOOR ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t op,
+                                ncclComm_t comm, cudaStream_t stream)
+{
+    if ((type != ncclDouble && type != ncclUint32) || op != ncclSum)
+        return refuse(ncclInvalidArgument, "a sum that is not emulated");
+    return begin(comm, from, to, {ADD, type, 0, count}, stream);
+}
+
+DOOR ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t comm,
+                                cudaStream_t stream)
+{
+    size_t bytes = count * sizeof(uint32_t);
+    const char *place = (const char *)to + comm->rank * bytes;
+
+    if (type != ncclFloat && type != ncclUint32)
+        return refuse(ncclInvalidArgument, "a gather that is not emulated");
+    if (from != place && (const char *)from < (const char *)to + comm->world * bytes &&
+        (const char *)from + bytes > (const char *)to)
+        return refuse(ncclInvalidArgument, "a gather of what lies elsewhere in its result");
+    return begin(comm, from, to, {GATHER, type, 0, count}, stream);
+}
+
+/* What is on the stream ends at once; what graphs have is waited for. */
 DOOR ncclResult_t ncclCommAbort(ncclComm_t comm)
 {
     void *memory = comm->memory;
@@ -376,6 +496,9 @@ DOOR ncclResult_t ncclCommAbort(ncclComm_t comm)
         struct in_call one(comm);
 
         __atomic_store_n(&comm->is_aborted, true, __ATOMIC_RELEASE);
+        __atomic_store_n(&comm->group->lanes[comm->rank].has_gone, 1, __ATOMIC_RELEASE);
+        while (__atomic_load_n(&comm->num_recorded, __ATOMIC_ACQUIRE) > 0)
+            usleep(1000);
     }
     drop(comm);
     cuda->free(memory);

@@ -47,10 +47,12 @@ struct emulated_cuda_door {
     cudaError_t (*get_device)(int *out);
     cudaError_t (*get_properties)(struct cudaDeviceProp *out, int ordinal);
     bool (*is_reachable)(const void *p, size_t bytes);
-    /* `function` gets a copy of the argument on the stream, and may touch device memory. Not in captures. */
-    cudaError_t (*call)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes);
-    /* The same, in captures too; it may be called again. */
-    cudaError_t (*launch)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes);
+    /* `function` gets a copy of the argument on the stream, or whenever the graph is launched that it is captured for,
+     * and may touch device memory. `release` gets it when it will not be called again, and if this fails; it is to do
+     * little. NULL: nothing to do. */
+    cudaError_t (*launch)(cudaStream_t stream, void (*function)(void *), const void *argument, size_t bytes,
+                          void (*release)(void *));
+    cudaError_t (*is_capturing)(cudaStream_t stream, enum cudaStreamCaptureStatus *out);
     cudaError_t (*load_code)(); /* a call as those that captures may forbid */
     cudaError_t (*alloc)(void **out, size_t bytes);
     cudaError_t (*free)(void *p);

@@ -36,7 +36,7 @@
  *  EMULATED_CUDA_FAULT        no_device, no_driver, old_driver; no_memory:BYTES, a device has no more than these;
  *                             no_ipc, other processes' memory is out of reach; launch:N, the Nth launch of the
  *                             process breaks its device (cudaErrorIllegalAddress); no_graph:N, there is no memory
- *                             for graphs after N
+ *                             for graphs after N, and with @GPU behind it none of that GPU's
  *
  * Not here: memory models weaker than the host's, blocks that run at the same time, registers, speed; captures that
  * fork to other streams, or copy what is not page-locked. Variables of a thread that are a function's (`static
