@@ -9,7 +9,7 @@
  * of the two parts comes next, and a recording has an even number of exchanges.
  */
 #include "kernels/cuda/exchange.h"
-#include "kernels/cuda/state.h"
+#include "kernels/cuda/columns.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,15 +87,6 @@ static __global__ void add_disjoint(uint32_t *x, const double *const *parts, int
             bits |= ((const uint32_t *)parts[rank])[i];
         x[i] = bits;
     }
-}
-
-/* part: [rows, columns], out: [rows, stride], from column 0 on. */
-static __global__ void put_columns(float *out, int64_t stride, const float *part, int32_t columns, int64_t count)
-{
-    int64_t step = (int64_t)gridDim.x * THREADS;
-
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += step)
-        out[i / columns * stride + i % columns] = part[i];
 }
 
 /* ---- life ----------------------------------------------------------------------------------------- */
@@ -263,36 +254,17 @@ static const char *fill_buffer(struct cuda_exchange *exchange, const float *x, i
     return error == cudaSuccess ? NULL : say(exchange->state, "a part of a sum", error);
 }
 
-/* For kernels whose threads take several elements each, where these are many. */
-static dim3 blocks_for(const struct cuda_exchange *exchange, int64_t count)
-{
-    int64_t blocks = (count + THREADS - 1) / THREADS, most = 4 * exchange->state->num_processors;
-
-    return dim3((unsigned)(blocks < most ? blocks : most));
-}
-
 const char *exchange_gather(struct cuda_exchange *exchange, const struct comm_columns *columns)
 {
-    struct cuda_state *state = exchange->state;
-    const int32_t *first = columns->first;
+    const int32_t *own = columns->first + exchange->rank;
     const double *const *parts;
-    const char *text = fill_buffer(exchange, columns->own,
-                                   (int64_t)columns->rows * (first[exchange->rank + 1] - first[exchange->rank]));
+    const char *text = fill_buffer(exchange, columns->own, (int64_t)columns->rows * (own[1] - own[0]));
 
     if (text)
         return text;
     parts = exchange_sum(exchange);
-    for (int32_t rank = 0; rank < exchange->world; rank++) {
-        int32_t width = first[rank + 1] - first[rank];
-        int64_t count = (int64_t)columns->rows * width;
-
-        if (count == 0)
-            continue;
-        launch(put_columns, blocks_for(exchange, count), dim3(THREADS), 0, state->stream,
-               columns->out + first[rank], (int64_t)first[exchange->world], (const float *)parts[rank], width,
-               count);
-        note_launch(state);
-    }
+    for (int32_t rank = 0; rank < exchange->world; rank++)
+        put_columns(exchange->state, columns, exchange->world, rank, (const float *)parts[rank]);
     return NULL;
 }
 
@@ -308,7 +280,7 @@ const char *exchange_add_disjoint(struct cuda_exchange *exchange, float *x, int6
         if (text)
             return text;
         exchange_sum(exchange);
-        launch(add_disjoint, blocks_for(exchange, n), dim3(THREADS), 0, state->stream,
+        launch(add_disjoint, column_blocks(state, n), dim3(THREADS), 0, state->stream,
                (uint32_t *)(x + at), exchange->parts + exchange->turn * (uint32_t)exchange->world, exchange->world, n);
         note_launch(state);
     }
