@@ -177,20 +177,58 @@ bool comm_can_record(const struct comm *comm)
     return is_alone(comm) || comm->ops->align;
 }
 
-enum status comm_align(struct comm *comm)
+static enum status align(struct comm *comm)
 {
     return is_alone(comm) ? OK : comm->ops->align(comm);
 }
 
-/* Each rank's share has room where its part of a sum has. */
+enum status comm_record(struct comm *comm, struct device *dev)
+{
+    TRY(align(comm));
+    return device_record(dev);
+}
+
+enum status comm_end_record(struct comm *comm, struct device *dev, struct device_recording **out)
+{
+    enum status status = align(comm), ended = device_end_record(dev, out);
+
+    if (status == OK || ended != OK)
+        return ended;
+    device_recording_free(dev, *out);
+    return status;
+}
+
+enum status comm_replay(struct comm *comm, struct device *dev, struct device_recording *recording)
+{
+    TRY(align(comm));
+    TRY(device_replay(dev, recording));
+    if (!is_alone(comm) && comm->ops->replayed)
+        comm->ops->replayed(comm);
+    return OK;
+}
+
+enum status comm_agree(struct comm *comm, bool own, bool *all_out)
+{
+    int32_t world = is_alone(comm) ? 1 : comm->world;
+    AUTO_MEM bool *told = mem_new_array(bool, world);
+    AUTO_MEM int64_t *sizes = mem_new_array(int64_t, world);
+
+    *all_out = own;
+    if (world == 1)
+        return OK;
+    TRY(comm_all_gather(comm, &own, sizeof own, sizeof own, told, sizes));
+    for (int32_t rank = 0; rank < world; rank++)
+        *all_out &= sizes[rank] == sizeof own && told[rank];
+    return OK;
+}
+
 int32_t comm_columns_max(const struct comm *comm, const int32_t *first)
 {
-    int64_t room = comm->sum_max * (int64_t)(sizeof(double) / sizeof(float));
     int32_t widest = 1;
 
     for (int32_t rank = 0; rank < comm->world; rank++)
         widest = MAX(widest, first[rank + 1] - first[rank]);
-    return comm->gathers_columns ? (int32_t)MIN(room / widest, (int64_t)INT32_MAX) : 0;
+    return (int32_t)MIN(comm->columns_max / widest, (int64_t)INT32_MAX);
 }
 
 enum status comm_gather_columns(struct comm *comm, const struct comm_columns *columns)

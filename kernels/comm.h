@@ -23,6 +23,7 @@ struct comm_ops {
     double *(*sum_buffer)(struct comm *comm);
     enum status (*sum)(struct comm *comm, int64_t count, struct comm_parts *out);
     enum status (*align)(struct comm *comm); /* NULL: its sums can't be recorded */
+    void (*replayed)(struct comm *comm);     /* NULL: nothing to do when a recording was launched */
     enum status (*gather_columns)(struct comm *comm, const struct comm_columns *columns);
     enum status (*barrier)(struct comm *comm);
     enum status (*all_gather)(struct comm *comm, const void *data, int64_t bytes, int64_t stride,
@@ -33,7 +34,7 @@ struct comm {
     const struct comm_ops *ops;
     int32_t world;
     int64_t sum_max; /* doubles */
-    bool gathers_columns;
+    int64_t columns_max; /* floats that a rank's share of columns may have; 0: these are not put together */
     void *shared;    /* NULL: none */
     _Atomic int32_t awaited; /* 1 + the rank that this one waits for; 0: none */
 };

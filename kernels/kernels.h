@@ -496,12 +496,17 @@ int64_t comm_sum_max(const struct comm *comm);
 MUST_USE enum status comm_sum(struct comm *comm, int64_t count, struct comm_parts *out);
 
 /*
- * Sums among what device_record records: where it is the device that counts them. A recording finds the parts where
- * they were, so comm_align comes before it is made, last in it, and before each replay. One rank may replay what
- * another launches piece by piece, between two calls of comm_align.
+ * device_record, device_end_record and device_replay of what sums among ranks do, where it is the device that counts
+ * the sums. All ranks record alike, and replay alike: what one replays none launches piece by piece (NCCL wants it so).
+ * A recording that can't be made by one is made by none, which comm_agree tells. Recordings are freed before the comm
+ * is closed, and when it is aborted.
  */
 bool comm_can_record(const struct comm *comm); /* one alone (or NULL): true */
-MUST_USE enum status comm_align(struct comm *comm);
+MUST_USE enum status comm_record(struct comm *comm, struct device *dev);
+MUST_USE enum status comm_end_record(struct comm *comm, struct device *dev, struct device_recording **out);
+MUST_USE enum status comm_replay(struct comm *comm, struct device *dev, struct device_recording *recording);
+/* Every rank calls it, and waits for all. all_out: `own` of each of them is true. */
+MUST_USE enum status comm_agree(struct comm *comm, bool own, bool *all_out);
 
 /* A matrix of whose columns each rank has a share, to be put together by every rank; arrays are the device's. */
 struct comm_columns {
@@ -512,6 +517,7 @@ struct comm_columns {
 };
 /* How many rows at once; 0: these ranks can't. The same for all. */
 int32_t comm_columns_max(const struct comm *comm, const int32_t *first);
+/* Every rank calls it. What `out` has when the device has passed is worth something if comm_check says OK then. */
 MUST_USE enum status comm_gather_columns(struct comm *comm, const struct comm_columns *columns);
 
 /* Memory that all ranks see, zeroed at first, shared_bytes of it; NULL: these ranks share none. */

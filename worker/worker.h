@@ -103,8 +103,8 @@ MUST_USE enum status worker_connect_begin(struct worker *worker, const struct wo
 MUST_USE enum status worker_connect_end(struct worker *worker, bool wait, bool *is_over_out);
 /*
  * For KV, as measured when the ranks had met. All have loaded then, so a GPU that several share holds all but KV;
- * and NCCL has added up arrays of all sizes, so it has taken what it keeps of the device, and nobody needs to guess
- * how much that is. After a reset it is what is left beside the KV cache.
+ * and NCCL has added up and gathered arrays of all sizes, so it has taken what it keeps of the device, and nobody needs
+ * to guess how much that is. After a reset it is what is left beside the KV cache.
  */
 int64_t worker_available_bytes(const struct worker *worker);
 /* Both. */

@@ -130,8 +130,10 @@ enum status comm_ipc_open(struct device *dev, struct comm *host, const struct co
     ipc = mem_new(struct comm_ipc);
     ipc->comm = (struct comm){.ops = &ipc_ops, .world = host->world, .sum_max = comm_sum_max(host)};
     ipc->host = host;
-    /* Where tokens come from what is put together no host's exchange follows, which would fail with a rank. */
-    ipc->comm.gathers_columns = host->ops->ends_for_all;
+    /* Where tokens come from what is put together no host's exchange follows, which would fail with a rank. Each
+     * rank's share lies where its part of a sum does. */
+    if (host->ops->ends_for_all)
+        ipc->comm.columns_max = ipc->comm.sum_max * (int64_t)(sizeof(double) / sizeof(float));
     status = meet(ipc, dev, options->rank);
     if (status != OK) {
         ipc_close(&ipc->comm);

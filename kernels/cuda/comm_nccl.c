@@ -5,8 +5,11 @@
  * thread, `watch`, looks after the stream while it has something to do. It tells NCCL to stop when this rank is
  * told to, by comm_abort or by what the hosts have heard, or when NCCL has failed by itself. Then what the stream
  * does goes on, with numbers that are worth nothing: the hosts' exchanges, without which no token is drawn, have
- * been ended before. A set of ranks that is made whole again meets anew: NCCL could shrink the old one, but not
- * replace a rank.
+ * been ended before, and columns that are put together are vouched for (nccl.cu). A set of ranks that is made whole
+ * again meets anew: NCCL could shrink the old one, but not replace a rank.
+ *
+ * NCCL's abort returns when all graphs are gone that have its kernels: they end at once, but it is the caller who
+ * frees recordings, when its calls have failed. So `watch` aborts without the lock, which these calls want.
  */
 #include "kernels/cuda/host.h"
 
@@ -27,6 +30,7 @@ enum {
     SETTLE_NS = 50 * 1000, /* between two looks of who waits for longer than SPIN_NS */
     TELL_NS = 500 * 1000,  /* until ranks that meet tell each other again how far they are */
     WARM_UP_FACTOR = 16,   /* between the sizes of sums that are tried first */
+    COLUMNS_MAX = 1 << 20, /* of a rank; the device has room for those of all */
 };
 
 struct comm_nccl {
@@ -41,7 +45,7 @@ struct comm_nccl {
     _Atomic bool has_failed; /* and then this is why: */
     char failure[512];
 
-    pthread_mutex_t lock; /* of all below, and of calls of the module's table */
+    pthread_mutex_t lock; /* of all below, and of calls of the module's table until is_stopped */
     pthread_cond_t wake;
     struct cuda_nccl *nccl;
     bool is_parked, is_closing;
@@ -94,7 +98,7 @@ static enum status nccl_check(const struct comm *comm)
 
     if (atomic_load(&self->has_failed))
         return fail(ERR_CLOSED, "sums among the ranks' GPUs: %s", self->failure);
-    return nccl_is_aborted(comm) ? fail(ERR_ABORTED, "another rank is gone") : OK;
+    return nccl_is_aborted(comm) || table()->is_doubtful(self->nccl) ? fail(ERR_ABORTED, "another rank is gone") : OK;
 }
 
 static void *watch(void *user)
@@ -118,14 +122,14 @@ static void *watch(void *user)
         else
             pthread_cond_timedwait(&self->wake, &self->lock, &look);
     }
-    if (atomic_load(&self->is_stopped)) {
-        if (atomic_load(&self->has_failed))
-            log_warn("sums among the ranks' GPUs: %s", self->failure);
-        /* First, so that nobody takes what the stream has then for a sum. */
-        comm_abort(self->host);
-        table()->abort(self->nccl);
-    }
-    pthread_mutex_unlock(&self->lock);
+    pthread_mutex_unlock(&self->lock); /* who takes it from here on finds that it is stopped */
+    if (!atomic_load(&self->is_stopped))
+        return NULL;
+    if (atomic_load(&self->has_failed))
+        log_warn("sums among the ranks' GPUs: %s", self->failure);
+    /* First, so that nobody takes what the stream has then for a sum. */
+    comm_abort(self->host);
+    table()->abort(self->nccl);
     return NULL;
 }
 
@@ -166,17 +170,12 @@ static void nccl_close(struct comm *comm)
  * to rank comes to one that has not, if there is any. */
 static int32_t nccl_waits_for(const struct comm *comm)
 {
-    struct comm_nccl *self = nccl_of(comm);
-    bool waits = false;
-
-    if (!atomic_load(&self->is_stopped) && pthread_mutex_trylock(&self->lock) == 0) {
-        waits = table()->waits(self->nccl);
-        pthread_mutex_unlock(&self->lock);
-    }
+    const struct comm_nccl *self = nccl_of(comm);
+    bool waits = !atomic_load(&self->is_stopped) && table()->waits(self->nccl);
     return waits ? (self->rank + 1) % comm->world : comm_waits_for(self->host);
 }
 
-/* ---- sums ---------------------------------------------------------------------------------------- */
+/* ---- exchanges ----------------------------------------------------------------------------------- */
 
 static void sleep_ns(int64_t ns)
 {
@@ -205,13 +204,23 @@ static enum status settle(struct comm_nccl *self, const char *error)
     }
 }
 
+/* Locks where that is OK: NCCL is there to begin something. */
+static enum status lock_to_begin(struct comm_nccl *self)
+{
+    TRY(nccl_check(&self->comm));
+    pthread_mutex_lock(&self->lock);
+    if (!atomic_load(&self->is_stopped))
+        return OK;
+    pthread_mutex_unlock(&self->lock);
+    return nccl_check(&self->comm);
+}
+
 static enum status nccl_all_reduce_f32_disjoint(struct comm *comm, float *x, int64_t count)
 {
     struct comm_nccl *self = nccl_of(comm);
     const char *error;
 
-    TRY(nccl_check(comm));
-    pthread_mutex_lock(&self->lock);
+    TRY(lock_to_begin(self));
     error = table()->add_disjoint(self->nccl, x, count);
     pthread_mutex_unlock(&self->lock);
     return settle(self, error);
@@ -227,12 +236,45 @@ static enum status nccl_sum(struct comm *comm, int64_t count, struct comm_parts 
     struct comm_nccl *self = nccl_of(comm);
     const char *error;
 
-    TRY(nccl_check(comm));
-    pthread_mutex_lock(&self->lock);
+    TRY(lock_to_begin(self));
     error = table()->sum(self->nccl, count, &self->parts[0]);
     pthread_mutex_unlock(&self->lock);
     *out = (struct comm_parts){self->parts, 1};
     return settle(self, error);
+}
+
+static enum status nccl_gather_columns(struct comm *comm, const struct comm_columns *columns)
+{
+    struct comm_nccl *self = nccl_of(comm);
+    const char *error;
+
+    TRY(lock_to_begin(self));
+    error = table()->gather_columns(self->nccl, columns);
+    pthread_mutex_unlock(&self->lock);
+    TRY(settle(self, error));
+    TRY(lock_to_begin(self));
+    error = table()->vouch_for_columns(self->nccl, columns);
+    pthread_mutex_unlock(&self->lock);
+    TRY(settle(self, error));
+    table()->check_columns(self->nccl);
+    return OK;
+}
+
+/* The stream has come to nothing that the host would have to know. */
+static enum status nccl_align(struct comm *comm)
+{
+    return nccl_check(comm);
+}
+
+/* What is replayed has its place on the stream: `watch` is to look after it. */
+static void nccl_replayed(struct comm *comm)
+{
+    struct comm_nccl *self = nccl_of(comm);
+
+    pthread_mutex_lock(&self->lock);
+    if (self->is_parked)
+        pthread_cond_signal(&self->wake);
+    pthread_mutex_unlock(&self->lock);
 }
 
 static enum status nccl_barrier(struct comm *comm)
@@ -255,6 +297,9 @@ static const struct comm_ops nccl_ops = {
     .all_reduce_f32_disjoint = nccl_all_reduce_f32_disjoint,
     .sum_buffer = nccl_sum_buffer,
     .sum = nccl_sum,
+    .align = nccl_align,
+    .replayed = nccl_replayed,
+    .gather_columns = nccl_gather_columns,
     .barrier = nccl_barrier,
     .all_gather = nccl_all_gather,
 };
@@ -319,20 +364,39 @@ static enum status finish(struct comm_nccl *self, const char *error)
     }
 }
 
-/* Meets the others, and adds up arrays of many sizes: what NCCL sets up for each of them is there before a step. A
- * failure is the same for all ranks. */
-static enum status meet(struct comm_nccl *self, struct device *dev, const char *id)
+/* Sums of many sizes, and columns: what NCCL sets up for each of them is there before a step. */
+static enum status warm_up(struct comm_nccl *self)
 {
-    int32_t world = self->comm.world;
     int64_t most = self->comm.sum_max;
+    float *x = (float *)table()->buffer(self->nccl);
+    AUTO_MEM int32_t *first = mem_new_array(int32_t, self->comm.world + 1);
+    struct comm_columns columns = {.rows = 1, .first = first, .own = x};
 
-    TRY(finish(self, table()->begin(cuda_state_of(dev), world, self->rank, most, id, &self->nccl)));
     for (int64_t count = 1;; count = MIN(count * WARM_UP_FACTOR, most)) {
         TRY(finish(self, table()->sum(self->nccl, count, &self->parts[0])));
-        TRY(finish(self, table()->add_disjoint(self->nccl, (float *)table()->buffer(self->nccl), count)));
+        TRY(finish(self, table()->add_disjoint(self->nccl, x, count)));
         if (count == most)
-            return OK;
+            break;
     }
+    most = self->comm.columns_max;
+    for (int64_t count = 1;; count = MIN(count * WARM_UP_FACTOR, most)) {
+        for (int32_t rank = 0; rank <= self->comm.world; rank++)
+            first[rank] = rank * (int32_t)count;
+        TRY(finish(self, table()->gather_columns(self->nccl, &columns)));
+        if (count == most)
+            break;
+    }
+    columns.rows = 0; /* nobody wants any of these */
+    return finish(self, table()->vouch_for_columns(self->nccl, &columns));
+}
+
+/* Meets the others. A failure is the same for all ranks. */
+static enum status meet(struct comm_nccl *self, struct device *dev, const char *id)
+{
+    const struct cuda_nccl_ranks ranks = {self->comm.world, self->rank, self->comm.sum_max, self->comm.columns_max};
+
+    TRY(finish(self, table()->begin(cuda_state_of(dev), &ranks, id, &self->nccl)));
+    return warm_up(self);
 }
 
 static enum status open_nccl(struct comm_nccl *self, struct device *dev, const struct comm_device_options *options)
@@ -369,6 +433,7 @@ enum status comm_nccl_open(struct device *dev, struct comm *host, const struct c
     enum status status;
 
     self->comm = (struct comm){.ops = &nccl_ops, .world = host->world, .sum_max = comm_sum_max(host)};
+    self->comm.columns_max = MIN(self->comm.sum_max * (int64_t)(sizeof(double) / sizeof(float)), (int64_t)COLUMNS_MAX);
     self->host = host;
     self->rank = options->rank;
     self->meet_ms = options->timeout_ms;

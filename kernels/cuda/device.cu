@@ -316,7 +316,10 @@ static const char *record(struct cuda_state *state)
     cudaError_t error;
 
     cudaSetDevice(state->ordinal);
+    pthread_mutex_lock(&state->recording_lock);
     error = cudaStreamBeginCapture(state->stream, cudaStreamCaptureModeThreadLocal);
+    state->is_recording = error == cudaSuccess;
+    pthread_mutex_unlock(&state->recording_lock);
     return failed(error) ? say(state, "recording launches", error) : NULL;
 }
 
@@ -326,6 +329,9 @@ static const char *end_record(struct cuda_state *state, struct device_recording 
     cudaGraphExec_t exec = NULL;
     cudaError_t error = cudaStreamEndCapture(state->stream, &graph);
 
+    pthread_mutex_lock(&state->recording_lock);
+    state->is_recording = false;
+    pthread_mutex_unlock(&state->recording_lock);
     if (error == cudaSuccess)
         error = cudaGraphInstantiate(&exec, graph, 0);
     if (graph)
@@ -351,6 +357,16 @@ static void free_recording(struct cuda_state *state, struct device_recording *re
 
     if (failed(error))
         note_error(state, error);
+}
+
+bool stream_is_idle(struct cuda_state *state)
+{
+    bool is_idle;
+
+    pthread_mutex_lock(&state->recording_lock);
+    is_idle = !state->is_recording && cudaStreamQuery(state->stream) != cudaErrorNotReady;
+    pthread_mutex_unlock(&state->recording_lock);
+    return is_idle;
 }
 
 /* ---- to begin and end ---------------------------------------------------------------------------------------- */
@@ -428,7 +444,7 @@ static enum status say_not_opened(const struct cuda_state *state, const struct c
     return ERR_MISSING;
 }
 
-/* All but the state itself; of one that was opened in part, too. */
+/* Of one that was opened in part, too. */
 static void release(struct cuda_state *state)
 {
     cudaSetDevice(state->ordinal);
@@ -448,6 +464,8 @@ static void release(struct cuda_state *state)
     failed(cudaFree(state->scratch));
     if (state->stream)
         failed(cudaStreamDestroy(state->stream));
+    pthread_mutex_destroy(&state->recording_lock);
+    free(state);
 }
 
 #define TRY_CUDA(call)                                                                                     \
@@ -515,6 +533,7 @@ static const char *open_device(int32_t ordinal, struct cuda_state **out, struct 
         *failure_out = ERR_NO_MEMORY;
         return "this machine has no memory left";
     }
+    pthread_mutex_init(&state->recording_lock, NULL);
     state->ordinal = (ordinal % count + count) % count;
     error = cudaGetDeviceProperties(&gpu, state->ordinal);
     if (!failed(error)) {
@@ -527,19 +546,12 @@ static const char *open_device(int32_t ordinal, struct cuda_state **out, struct 
     if (error != cudaSuccess) {
         *failure_out = say_not_opened(state, &gpu, error);
         release(state);
-        free(state);
         return open_text;
     }
     describe(&gpu, properties_out);
     properties_out->num_devices = count;
     *out = state;
     return NULL;
-}
-
-static void close_device(struct cuda_state *state)
-{
-    release(state);
-    free(state);
 }
 
 extern "C" {
@@ -564,7 +576,7 @@ const struct cuda_module tandem_cuda = {
         .take_last_tokens = take_last_tokens_cuda,
     },
     .open = open_device,
-    .close = close_device,
+    .close = release,
     .alloc = alloc_memory,
     .free = free_memory,
     .alloc_host = alloc_host_memory,

@@ -44,30 +44,46 @@ struct cuda_properties {
     char uuid[CUDA_UUID_BYTES]; /* no other GPU has */
 };
 
+struct cuda_nccl_ranks {
+    int32_t world, rank;
+    int64_t sum_max;     /* doubles of a sum */
+    int64_t columns_max; /* floats of the largest rank's share of columns */
+};
+
 /*
  * Sums among ranks of any hosts, by NCCL. One rank makes an id, by which all begin. What is begun goes on when the
  * call returns: poll says when it has come to its end, and nothing is to be launched or begun before. The part of
  * the next sum, sum_max doubles at most, goes to buffer; what comes after `sum` reads the sum of all ranks' at
  * *out, until the next one.
  *
- * Thread: any, one at a time.
+ * What is begun while the device records is recorded: by all ranks alike, and replayed by all alike. An abort, or
+ * to close, waits until recordings are freed.
+ *
+ * Thread: any, one at a time. None but `waits` and `is_doubtful` while one aborts.
  */
 struct cuda_nccl_table {
     /* Opens the library, once; path NULL: libnccl.so.2. version_out: 10000 * major + 100 * minor + patch. */
     const char *(*load)(const char *path, int32_t *version_out);
     const char *(*make_id)(void *id_out); /* [CUDA_NCCL_ID_BYTES] */
     /* *out is to be closed, where there is one, whatever is returned. */
-    const char *(*begin)(struct cuda_state *state, int32_t world, int32_t rank, int64_t sum_max, const void *id,
+    const char *(*begin)(struct cuda_state *state, const struct cuda_nccl_ranks *ranks, const void *id,
                          struct cuda_nccl **out);
     const char *(*poll)(struct cuda_nccl *nccl, bool *is_over_out);
     double *(*buffer)(struct cuda_nccl *nccl);
     const char *(*sum)(struct cuda_nccl *nccl, int64_t count, const double **out);
     /* x: the sum of all ranks' x, of which all but one are +0: its bits. */
     const char *(*add_disjoint)(struct cuda_nccl *nccl, float *x, int64_t count);
+    /* One after the other, with polls between them: columns are put together, ranks tell each other that they had not
+     * aborted before, and where one does not, is_doubtful from there on: columns may be wrong without its peers'
+     * knowing of an abort. The last begins nothing. */
+    const char *(*gather_columns)(struct cuda_nccl *nccl, const struct comm_columns *columns);
+    const char *(*vouch_for_columns)(struct cuda_nccl *nccl, const struct comm_columns *columns);
+    void (*check_columns)(struct cuda_nccl *nccl);
+    bool (*is_doubtful)(const struct cuda_nccl *nccl); /* as far as the device has come */
     bool (*is_idle)(const struct cuda_nccl *nccl); /* the stream has nothing to do */
-    bool (*waits)(const struct cuda_nccl *nccl);   /* it has come to a sum, and not to its end */
-    void (*abort)(struct cuda_nccl *nccl); /* the stream waits for nobody, and calls fail; takes its time */
-    void (*close)(struct cuda_nccl *nccl); /* aborts, too; NULL is fine */
+    bool (*waits)(const struct cuda_nccl *nccl);   /* it has come to an exchange, and not to its end */
+    void (*abort)(struct cuda_nccl *nccl); /* once: the stream waits for nobody; takes its time */
+    void (*close)(struct cuda_nccl *nccl); /* aborts, if that has not been */
 };
 
 /* What a thread does, for a profiler that is attached. Ranges nest; end is that of the last. Thread: any. */

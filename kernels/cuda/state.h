@@ -9,6 +9,8 @@
 #include "kernels/cuda/module.h"
 #include "kernels/cuda/simt.h"
 
+#include <pthread.h>
+
 struct cuda_state {
     int32_t ordinal;
     int32_t capability;     /* 10 * major + minor */
@@ -24,6 +26,8 @@ struct cuda_state {
     struct cublaslt *cublaslt; /* cublaslt.cu; NULL: not in use */
 
     /* device.cu's own: */
+    pthread_mutex_t recording_lock; /* see stream_is_idle */
+    bool is_recording;
     char name[64];
     char *staging[2];      /* page-locked, STAGING_BYTES each: what `write` copies from */
     cudaEvent_t staged[2]; /* that the device has got what was in it */
@@ -58,6 +62,9 @@ static inline void note_launch(struct cuda_state *state)
 {
     note_error(state, cudaGetLastError());
 }
+
+/* The stream has nothing to do. Any thread may ask, where CUDA's own answer would end a recording. */
+bool stream_is_idle(struct cuda_state *state);
 
 /* Kernels that want more shared memory than a block has without asking ask for it here, once, when the device is
  * opened. */

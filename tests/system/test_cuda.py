@@ -3,6 +3,7 @@
 The module that drives them is named by TANDEM_TEST_CUDA_MODULE: without a GPU it is the same source on an emulated one
 (tests/cuda), with one it may be build/tandem_cuda.so.
 """
+import itertools
 import json
 import os
 import signal
@@ -72,8 +73,10 @@ class Cuda(unittest.TestCase):
 
     def test_steps_that_only_decode_are_recorded_before_the_first_and_replayed(self):
         """Steps are of one row and of four. MODEL has no more than 256 positions."""
-        rows = ((["--tp", "1"], True), (["--tp", "2"], True), (["--tp", "1", "--enforce-eager"], False),
-                (["--tp", "2", "--device-comm", "host"], False))
+        rows = [(["--tp", "1"], True), (["--tp", "2"], True), (["--tp", "1", "--enforce-eager"], False),
+                (["--tp", "2", "--device-comm", "host"], False)]
+        if LIBRARY:
+            rows += [(NCCL, True), ([*NCCL, "--enforce-eager"], False)]
         for options, are_recorded in rows:
             with self.subTest(options=options), \
                  Server("--max-num-seqs", "4", *CUDA, *options, model_file=MODEL) as server:
@@ -98,6 +101,43 @@ class Cuda(unittest.TestCase):
         row = " ".join(NCCL)
         self.compare(MODEL, path, [row, row + " --max-num-batched-tokens 16 --max-num-seqs 8 --no-async-scheduling",
                                    "--tp 2 --device-comm host"])
+        path = tandem.write_lines("cuda-nccl-plain.jsonl", [plain(r) for r in requests(16, 40, 8)])
+        with unittest.mock.patch.dict(os.environ, EMULATED_CUDA_DEVICES="3"):
+            self.compare(MODEL, path, [row + " --max-num-seqs 5", row + " --no-async-scheduling", row + " --tp 3"])
+
+    @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and two GPUs there may not be")
+    def test_ranks_that_add_up_by_nccl_draw_together_and_replay(self):
+        """What NCCL did tells: steps of one row that decode are replays, and each puts logits together, twice told."""
+        def count(**params):
+            counts = tandem.path("nccl-counts.txt")
+            open(counts, "w").close()
+            path = tandem.write_lines("cuda-counted.jsonl", [
+                {"prompt": "hello", "max_tokens": 30, "ignore_eos": True, **params}])
+            with unittest.mock.patch.dict(os.environ, EMULATED_NCCL_COUNTS=counts):
+                self.ask(MODEL, path, *CUDA, *NCCL)
+            with open(counts) as file:
+                return sorted(tuple(map(int, line.split())) for line in file)
+
+        first, second = count(), count(repetition_penalty=1.1)
+        for (rank, sums, gathers, replays), drawn_by_hosts, number in zip(first, second, (0, 1)):
+            self.assertEqual((rank, drawn_by_hosts[0]), (number, number))
+            self.assertEqual(sums, drawn_by_hosts[1])
+            self.assertEqual(gathers - drawn_by_hosts[2], 2 * 30)
+            self.assertEqual(replays, drawn_by_hosts[3])
+            self.assertGreaterEqual(replays, 29 * 2)  # and all of them sums
+            self.assertEqual(replays % 29, 0)
+
+    @unittest.skipUnless(IS_EMULATED, "faults are those of emulated GPUs")
+    def test_what_one_rank_can_not_record_all_launch(self):
+        path = tandem.write_lines("cuda-one-eager.jsonl", [plain(r) for r in requests(4, 20, 2)])
+        cpu = self.ask(MODEL, path, "--max-num-seqs", "4")
+        for way in [["--tp", "2"]] + ([NCCL] if LIBRARY else []):
+            with self.subTest(way=way), unittest.mock.patch.dict(os.environ, EMULATED_CUDA_FAULT="no_graph:1@1"):
+                options = [*CUDA, *way, "--max-num-seqs", "4"]
+                self.assertEqual(self.ask(MODEL, path, *options), cpu)
+                _, _, err = tandem.run("generate", "--model", MODEL, "--requests", path, *options)
+                for why in "another rank has failed", "recording launches .* memory|out of memory":
+                    self.assertRegex(err, f"no more passes are recorded, as one of 2 rows .* could not be: .*({why})")
 
     def test_a_kv_cache_of_8_bits_gives_the_answers_of_the_cpu(self):
         path = tandem.write_lines("cuda-codes.jsonl", requests(8, 50, 4))
@@ -441,17 +481,26 @@ class Cuda(unittest.TestCase):
         path = tandem.write_lines("cuda-hosts.jsonl", [{"prompt": f"hello {i}", "max_tokens": 20, "seed": i}
                                                        for i in range(4)])
         cpu = ranks.local_answers(path)
+        counts = tandem.path("nccl-hosts.txt")
         for way, words in ((["--device-comm", "nccl"], "go by NCCL 2.28.9, which does not encrypt"),
                            ([], "ipc: they are on several hosts; nccl: it does not encrypt between hosts")):
-            with self.subTest(way=way), \
+            open(counts, "w").close()
+            with self.subTest(way=way), unittest.mock.patch.dict(os.environ, EMULATED_NCCL_COUNTS=counts), \
                  ranks.Job(2, "--comm", "net", *CUDA, "--nccl-library", LIBRARY, *way, requests=path) as job:
                 job.ranks = {rank: job.start(rank) for rank in range(2)}
                 self.assertEqual(job.answers(), (0, cpu), job.log())
                 self.assertIn(words, job.ranks[0].communicate()[1])
+                job.ranks[1].wait(tandem.within(30))
+                with open(counts) as file:
+                    done = [tuple(map(int, line.split())) for line in file]
+                self.assertEqual(len(done), 2 if way else 0)
+                for _, _, gathers, replays in done:  # tokens are drawn on the devices there, too
+                    self.assertGreater(gathers, 2 * 20)
+                    self.assertGreater(replays, 0)
 
     @unittest.skipUnless(LIBRARY, "TANDEM_TEST_NCCL names no NCCL, and three GPUs there may not be")
     def test_of_ranks_that_add_up_the_one_that_hangs_is_named(self):
-        """All others are in a sum: by NCCL, each in wait for its next; else in a replay."""
+        """All others are in a replay: by NCCL, each in wait for its next."""
         for way in (NCCL, ["--device-comm", "ipc"]):
             with self.subTest(way=way):
                 _, err = self.refuse(0, [r"rank 1 \(process \d+\) hangs in step 12"], *CUDA, *way, "--tp", "3",
@@ -460,13 +509,14 @@ class Cuda(unittest.TestCase):
                 self.assertEqual(err.count("is emulated"), 4, err)
 
     def test_streams_go_on_when_a_rank_is_killed_whose_steps_are_replayed(self):
+        ways = [["--tp", "2"]] + ([NCCL] if LIBRARY else [])
         lines = [{"prompt": "hello", "max_tokens": 1, "seed": 9}]
         lines += [{"prompt": "hello", "max_tokens": 40, "ignore_eos": True, "seed": i} for i in range(4)]
         path = tandem.write_lines("cuda-killed-replays.jsonl", lines)
         undisturbed, _ = self.disturbed(path, [], [])
-        for rank in range(2):
-            with self.subTest(rank=rank):
-                answers, err = self.disturbed(path, [rank], [*CUDA, "--tp", "2", "--max-num-seqs", "8"])
+        for rank, way in itertools.product(range(2), ways):
+            with self.subTest(rank=rank, way=way):
+                answers, err = self.disturbed(path, [rank], [*CUDA, *way, "--max-num-seqs", "8"])
                 self.assertEqual(answers, undisturbed)
                 self.assertEqual(err.count("is emulated"), 2 + 1)
                 self.assertEqual(err.count(" passes are recorded"), 2 + 2)  # anew by the survivor, as well

@@ -469,7 +469,7 @@ struct rank {
     float *logits; /* the device's: of its slice */
 };
 
-static void open_rank(struct rank *self, int fd)
+static void open_rank(struct rank *self, int fd, const char *by)
 {
     char path[32];
 
@@ -477,7 +477,11 @@ static void open_rank(struct rank *self, int fd)
     open_device(self->rank);
     expect_ok(comm_open(path, self->rank, RANKS, &self->host));
     expect_ok(comm_open_device(device, self->host,
-                               &(struct comm_device_options){.rank = self->rank, .is_one_host = true, .by = "ipc"},
+                               &(struct comm_device_options){.rank = self->rank,
+                                                             .is_one_host = true,
+                                                             .by = by,
+                                                             .nccl = getenv("TANDEM_TEST_NCCL"),
+                                                             .timeout_ms = 20000},
                                &self->comm));
     expect_ok(device_draw_new(device,
                               &(struct device_draw_limits){.rows = RANK_ROWS,
@@ -513,11 +517,11 @@ static const int32_t *draw_as_rank(struct rank *self, const struct rows *r, int6
     return tokens;
 }
 
-static void play_rank(int32_t rank, int fd)
+static void play_rank(int32_t rank, int fd, const char *by)
 {
     struct rank self = {.rank = rank};
 
-    open_rank(&self, fd);
+    open_rank(&self, fd, by);
     assert_true(device_draw_can_meet(self.draw, self.comm));
     assert_false(device_draw_can_meet(self.draw, self.host));
 
@@ -541,20 +545,18 @@ static void play_rank(int32_t rank, int fd)
     device_close(device);
 }
 
-/* The first test: a process that has opened a device can't fork ranks. */
-static void ranks_with_slices_draw_what_one_host_draws_of_all(void **state)
+static void play_ranks(const char *by)
 {
     char path[32];
     int fd = memfd_create("comm", 0), status;
 
-    (void)state;
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     expect_ok(comm_create(path, RANKS, 1 << 18, 0));
     for (int32_t rank = 0; rank < RANKS; rank++)
         if (fork() == 0) {
             alarm(100);
             dup2(STDERR_FILENO, STDOUT_FILENO); /* one process has tests to tell of */
-            play_rank(rank, fd);
+            play_rank(rank, fd, by);
             _exit(0);
         }
     for (int32_t rank = 0; rank < RANKS; rank++) {
@@ -562,6 +564,24 @@ static void ranks_with_slices_draw_what_one_host_draws_of_all(void **state)
         assert_int_equal(status, 0);
     }
     close(fd);
+}
+
+/* The first tests: a process that has opened a device can't fork ranks. */
+static void ranks_with_slices_draw_what_one_host_draws_of_all(void **state)
+{
+    (void)state;
+    play_ranks("ipc");
+}
+
+static void so_do_ranks_that_put_them_together_by_nccl(void **state)
+{
+    (void)state;
+    if (!getenv("TANDEM_TEST_NCCL")) {
+        puts("# there may not be as many GPUs as ranks");
+        return;
+    }
+    setenv("EMULATED_CUDA_DEVICES", "3", 1);
+    play_ranks("nccl");
 }
 
 static int close_device(void **state)
@@ -573,6 +593,7 @@ static int close_device(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(ranks_with_slices_draw_what_one_host_draws_of_all),
+    cmocka_unit_test(so_do_ranks_that_put_them_together_by_nccl),
     cmocka_unit_test(tokens_are_those_that_the_host_draws),
     cmocka_unit_test(long_cuts_are_the_hosts),
     cmocka_unit_test(a_cut_where_a_bin_ends_is_the_hosts),

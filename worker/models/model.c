@@ -27,7 +27,7 @@ struct model {
     struct batch_view batch; /* of the step, as kernels read it */
     const int32_t *last_tokens; /* see model_read_last_tokens */
     struct recordings *recordings; /* NULL: the device can't, or is not to */
-    bool keeps_to_launches;        /* a recording has failed: there are no new ones */
+    bool keeps_to_launches;        /* a recording has failed, of this rank or another: there are no new ones */
     const double **parts;    /* [world] */
     int64_t *gathered_bytes; /* [world] */
     struct pass pass;
@@ -159,8 +159,10 @@ void model_connect(struct model *model, struct comm *comm)
 {
     struct slab slab = {.base = comm ? comm_shared(comm) : NULL};
 
-    if (comm != model->pass.comm)
+    if (comm != model->pass.comm) {
         forget_recordings(model);
+        model->keeps_to_launches = false; /* or ranks that join would be of another mind */
+    }
     model->pass.comm = comm;
     model->pass.common = (struct activations){0};
     if (!slab.base)
@@ -424,47 +426,46 @@ static enum status place(struct model *model, const struct batch_view *batch, co
     return OK;
 }
 
-/* What another rank may replay. */
-static enum status launch_aligned(struct model *model)
-{
-    TRY(comm_align(model->pass.comm));
-    TRY(model->architecture->forward(&model->pass));
-    return comm_align(model->pass.comm);
-}
-
 static enum status record(struct model *model, struct device_recording **out)
 {
     struct device *dev = model->pass.dev;
     enum status status, ended;
 
-    TRY(comm_align(model->pass.comm));
-    TRY(device_record(dev));
-    status = launch_aligned(model);
-    ended = device_end_record(dev, out);
+    TRY(comm_record(model->pass.comm, dev));
+    status = model->architecture->forward(&model->pass);
+    ended = comm_end_record(model->pass.comm, dev, out);
     if (status == OK || ended != OK)
         return ended;
     device_recording_free(dev, *out);
     return status;
 }
 
-/* The pass as it was placed. Where that fails, and all else goes on, it is the last attempt, and *out is NULL. */
+/* The pass as it was placed. Where that fails for one rank, and all else goes on, it is the last attempt of all, and
+ * *out is NULL. */
 static enum status add_recording(struct model *model, const struct recording_sizes *sizes,
                                  struct device_recording **out)
 {
+    struct device_recording *recording = NULL;
+    bool is_made = record(model, &recording) == OK, is_made_by_all;
     AUTO_MEM char *why = NULL;
 
     *out = NULL;
-    if (record(model, out) == OK) {
-        recordings_add(model->recordings, sizes, *out);
+    if (!is_made) {
+        why = mem_strdup(fail_text());
+        recording = NULL;
+        TRY(comm_check(model->pass.comm));
+        TRY(device_check(model->pass.dev));
+    }
+    TRY(comm_agree(model->pass.comm, is_made, &is_made_by_all));
+    if (is_made_by_all) {
+        recordings_add(model->recordings, sizes, recording);
+        *out = recording;
         return OK;
     }
-    why = mem_strdup(fail_text());
-    TRY(comm_check(model->pass.comm));
-    TRY(device_check(model->pass.dev));
+    device_recording_free(model->pass.dev, recording);
     log_warn("no more passes are recorded, as one of %d rows up to position %d could not be: %s", sizes->rows,
-             sizes->position, why);
+             sizes->position, why ? why : "another rank has failed");
     model->keeps_to_launches = true;
-    *out = NULL;
     return OK;
 }
 
@@ -485,12 +486,11 @@ static enum status replay(struct model *model, const struct recording_sizes *siz
     }
     if (!recording) {
         work_count_pass(work, num_launched);
-        return launch_aligned(model);
+        return model->architecture->forward(&model->pass);
     }
     work_count_pass(work, num_replayed);
     work_count_add(work);
-    TRY(comm_align(model->pass.comm));
-    return device_replay(model->pass.dev, recording);
+    return comm_replay(model->pass.comm, model->pass.dev, recording);
 }
 
 /* Where logits go: recordings write to where they went before. */
@@ -543,17 +543,21 @@ enum status model_record(struct model *model, float *logits_out)
     int64_t start_ns = clock_now_ns(), end_ns = clock_deadline_ns(RECORD_FIRST_MS);
     const struct pass *pass = &model->pass;
     struct recording_sizes sizes;
+    bool goes_on;
     int32_t count = 0;
 
     if (!model->recordings || !comm_can_record(pass->comm) || (model->shard.world > 1 && !pass->comm))
         return OK;
     ASSERT(pass->kv, "model_alloc_kv comes first");
     set_logits(model, logits_out);
-    for (int32_t i = 0; recordings_usual(model->recordings, i, &sizes) && clock_now_ns() < end_ns; i++) {
+    for (int32_t i = 0; recordings_usual(model->recordings, i, &sizes); i++) {
         struct device_recording *recording;
 
         if (recordings_find(model->recordings, &sizes))
             continue;
+        TRY(comm_agree(pass->comm, clock_now_ns() < end_ns, &goes_on));
+        if (!goes_on)
+            break;
         TRY(place_nobody(model, &sizes));
         TRY(add_recording(model, &sizes, &recording));
         if (!recording)

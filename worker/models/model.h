@@ -77,8 +77,8 @@ void model_adopt(struct model *model, struct device *dev, struct work_count *wor
 void model_take_kv(struct model *model, struct model *from);
 
 /* Before the first step, when it is connected and has a KV cache: records passes of the usual sizes (recordings.h),
- * as many as a bounded time allows. logits_out: that of these steps. Where none can be recorded there is nothing to
- * do. Failures of the device. */
+ * as many as a bounded time allows every rank. logits_out: that of these steps. Where none can be recorded there is
+ * nothing to do. Failures of the device and, as all ranks record the same, of meeting them. */
 MUST_USE enum status model_record(struct model *model, float *logits_out);
 
 /* Ids of a step that are negative are last_tokens[-1 - id] from now on, memory of a device of its own; NULL: there are
