@@ -220,10 +220,10 @@ static __device__ __forceinline__ void cp_async_commit()
     asm volatile("cp.async.commit_group;");
 }
 
-/* Until at most `pending` of this thread's commits are still on their way. */
+/* Until at most `pending` of this thread's commits are still on their way. It may read then what it has copied. */
 template <int pending> static __device__ __forceinline__ void cp_async_wait()
 {
-    asm volatile("cp.async.wait_group %0;" ::"n"(pending));
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
 /* Flags in memory that other devices, processes or the host see. */
