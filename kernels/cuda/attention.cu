@@ -38,10 +38,7 @@ static __global__ void __launch_bounds__(THREADS, S::QUERIES > 8 ? 2 : 4) attend
     arrays.weights = (float *)(memory + S::STAGES * S::SLAB_BYTES);
     arrays.q = arrays.weights + THREADS * S::WEIGHTS;
     arrays.heads = (int32_t *)(arrays.q + task.kv.head_dim * S::Q_STRIDE);
-    if (threadIdx.x < WARP)
-        work.unit = find_unit(task);
-    else if (threadIdx.x < 2 * WARP)
-        work.num_heads = list_heads(task, kv_head_of_block(task), arrays.heads);
+    begin_work(task, &work.unit, &work.num_heads, arrays.heads);
     __syncthreads();
     for (int32_t chunk = work.unit.slot; chunk * S::QUERIES < work.unit.num_rows * work.num_heads;
          chunk += work.unit.num_slots) {

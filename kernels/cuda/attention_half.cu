@@ -952,10 +952,7 @@ static __global__ void __launch_bounds__(THREADS, S::DIM > 128 ? 2 : 3) few_half
     struct few_memory<S> *memory = (struct few_memory<S> *)dynamic_shared();
     int32_t *heads = (int32_t *)(memory + 1);
 
-    if (threadIdx.x < WARP)
-        work.unit = find_unit(task);
-    else if (threadIdx.x < 2 * WARP)
-        work.num_heads = list_heads(task, kv_head_of_block(task), heads);
+    begin_work(task, &work.unit, &work.num_heads, heads);
     __syncthreads();
     for (int32_t chunk = work.unit.slot; chunk * S::QUERIES < work.unit.num_rows * work.num_heads;
          chunk += work.unit.num_slots) {
@@ -1096,10 +1093,7 @@ static __global__ void __launch_bounds__(THREADS, 2) many_half(const struct atte
     struct many_memory<S> *memory = (struct many_memory<S> *)dynamic_shared();
     int32_t *heads = (int32_t *)(memory + 1);
 
-    if (warp == 0)
-        work.unit = find_unit(task);
-    else if (warp == 1)
-        work.num_heads = list_heads(task, kv_head_of_block(task), heads);
+    begin_work(task, &work.unit, &work.num_heads, heads);
     __syncthreads();
 
     while (work.unit.slot * S::QUERIES < work.unit.num_rows * work.num_heads) {

@@ -144,6 +144,23 @@ static __device__ __forceinline__ struct unit find_unit(const struct attention_t
     return unit;
 }
 
+/* All threads of a block: what it works on, and the heads that read its KV head, [num_heads]; there after a barrier. */
+static __device__ __forceinline__ void begin_work(const struct attention_task &task, struct unit *unit,
+                                                  int32_t *num_heads, int32_t *heads)
+{
+    if (threadIdx.x < WARP) {
+        struct unit own = find_unit(task);
+
+        if (threadIdx.x == 0)
+            *unit = own;
+    } else if (threadIdx.x < 2 * WARP) {
+        int32_t count = list_heads(task, kv_head_of_block(task), heads);
+
+        if (threadIdx.x == WARP)
+            *num_heads = count;
+    }
+}
+
 /* ---- parts --------------------------------------------------------------------------------------------------- */
 
 /* Room for parts is dealt to requests in order: num_tiles to each of its rows. Counted in parts of all heads. */

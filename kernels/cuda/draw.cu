@@ -616,6 +616,7 @@ static __device__ __forceinline__ void take_bin(const struct choice &choice, str
 
     uint32_t cuts = __ballot_sync(ALL_LANES, is_cut), tokens = __ballot_sync(ALL_LANES, bin >= 0);
 
+    __syncwarp(); /* all have read what one of them writes */
     if (lane == (cuts ? __ffs((int)cuts) - 1 : WARP - 1 - __clz((int)tokens))) {
         search->weight = chosen_among;
         search->above = above;

@@ -358,6 +358,7 @@ static __global__ void __launch_bounds__(FEW_WARPS * WARP) half_few(struct half_
     }
 
     /* The first warp adds up what the others leave in their rings. */
+    __syncwarp(); /* no lane needs the last stage any more */
     if (task.has_groups)
         memcpy(ring + lane * sizeof(sum), sum, sizeof(sum));
     else

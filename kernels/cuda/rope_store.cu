@@ -62,6 +62,7 @@ static __device__ __forceinline__ float head_scale(const struct rope_task &task,
 #pragma unroll
     for (int width = SUM_LANES / 2; width; width /= 2)
         squares += __shfl_xor_sync(ALL_LANES, squares, width);
+    __syncwarp(); /* others write what was read here */
     return 1.0f / sqrtf(squares / (float)dim + task.eps);
 }
 
