@@ -283,7 +283,7 @@ static const char *check(struct cuda_state *state)
         failed(error);
         return say(state, "a launch", state->error);
     }
-    return error != cudaErrorNotReady && failed(error) ? say(state, "what was launched", error) : NULL;
+    return is_over(error) && failed(error) ? say(state, "what was launched", error) : NULL;
 }
 
 static const char *read_memory(struct cuda_state *state, void *host, const void *device, int64_t bytes)
@@ -364,7 +364,7 @@ bool stream_is_idle(struct cuda_state *state)
     bool is_idle;
 
     pthread_mutex_lock(&state->recording_lock);
-    is_idle = !state->is_recording && cudaStreamQuery(state->stream) != cudaErrorNotReady;
+    is_idle = !state->is_recording && is_over(cudaStreamQuery(state->stream));
     pthread_mutex_unlock(&state->recording_lock);
     return is_idle;
 }

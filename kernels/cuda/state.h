@@ -57,6 +57,15 @@ static inline void note_error(struct cuda_state *state, cudaError_t error)
         state->error = error;
 }
 
+/* What a question about a stream or an event was answered: has it come to its end, or failed? That it has not is no
+ * error, and yet one that cudaGetLastError would tell behind the next launch. */
+static inline bool is_over(cudaError_t answer)
+{
+    if (answer == cudaErrorNotReady)
+        cudaGetLastError();
+    return answer != cudaErrorNotReady;
+}
+
 /* Behind every launch. */
 static inline void note_launch(struct cuda_state *state)
 {

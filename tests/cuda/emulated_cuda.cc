@@ -1440,7 +1440,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
     struct emulated_stream *asked = stream_of(stream);
 
     REFUSE_IF(error_of(asked->device) != cudaSuccess, error_of(asked->device));
-    return is_busy(asked) ? cudaErrorNotReady : cudaSuccess; /* no error: cudaGetLastError does not tell it */
+    return note(is_busy(asked) ? cudaErrorNotReady : cudaSuccess); /* no error, and yet cudaGetLastError tells it */
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
@@ -1514,7 +1514,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 
     REFUSE_IF(event->captured, cudaErrorCapturedEvent);
     REFUSE_IF(error_of(event->device) != cudaSuccess, error_of(event->device));
-    return event->moment && event->moment->num_awaited > 0 ? cudaErrorNotReady : cudaSuccess;
+    return note(event->moment && event->moment->num_awaited > 0 ? cudaErrorNotReady : cudaSuccess);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
@@ -1543,7 +1543,7 @@ cudaError_t cudaEventElapsedTime(float *ms_out, cudaEvent_t start, cudaEvent_t e
     REFUSE_IF(start->captured || end->captured, cudaErrorCapturedEvent);
     REFUSE_IF(!from || !to || !start->has_time || !end->has_time, cudaErrorInvalidResourceHandle);
     if (from->num_awaited > 0 || to->num_awaited > 0)
-        return cudaErrorNotReady;
+        return note(cudaErrorNotReady);
     *ms_out = (float)(to->ns - from->ns) * 1e-6f;
     return cudaSuccess;
 }

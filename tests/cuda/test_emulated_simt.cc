@@ -776,7 +776,8 @@ static cudaEvent_t make_event(unsigned flags)
 static void expect_not_ready(cudaError_t error)
 {
     assert_int_equal(error, cudaErrorNotReady);
-    assert_int_equal(cudaGetLastError(), cudaSuccess); /* it does not count as one */
+    assert_int_equal(cudaGetLastError(), cudaErrorNotReady); /* or whoever asks for a launch's would get it */
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
 }
 
 /* A stream that stops at a gate, and what tests give it. */
@@ -1450,7 +1451,7 @@ static void breaks_behind_the_host()
         CHECK(cudaGetLastError() == cudaSuccess);
     }
     CHECK(cudaEventRecord(event) == cudaSuccess);
-    CHECK(cudaStreamQuery(0) == cudaErrorNotReady && cudaGetLastError() == cudaSuccess);
+    CHECK(cudaStreamQuery(0) == cudaErrorNotReady && cudaGetLastError() == cudaErrorNotReady);
     __atomic_store_n(gate, 1, __ATOMIC_RELEASE);
     CHECK(cudaEventSynchronize(event) == cudaErrorIllegalAddress);
     CHECK(cudaGetLastError() == cudaErrorIllegalAddress && cudaGetLastError() == cudaErrorIllegalAddress);
