@@ -20,8 +20,9 @@ enum {
     COUNT = FLAGS_BYTES / sizeof(uint32_t) - 1, /* of the rank's own exchanges so far: behind all flags */
     MAX_WORLD = COUNT,
     THREADS = 256,
-    SOME = 16,              /* looks at a flag, between two at the clock */
+    SOME = 16,              /* looks at a flag, between two at the host's words and the clock */
     LONG_NS = 50 * 1000000, /* of such looks: who is awaited is then told */
+    LENT_BYTES = 2 << 20,   /* what is lent is a multiple, or other allocations would be lent with it */
 };
 
 /* What host and kernels tell each other: aborted, or not; 1 + the rank that is waited for, if for long. */
@@ -61,10 +62,10 @@ static __global__ void meet(uint32_t *const *flags, int32_t world, int32_t rank,
     if (peer == 0)
         own[COUNT] = count;
     for (uint32_t looks = 1; is_peer && (int32_t)(load_acquire_system(own + peer) - count) < 0; looks++) {
+        if (looks % SOME) /* the host's words are far away */
+            continue;
         if (load_acquire_system(&words[IS_ABORTED]))
             break;
-        if (looks % SOME)
-            continue;
         if (since_ns == 0)
             since_ns = global_timer();
         is_long = global_timer() - since_ns > LONG_NS;
@@ -102,6 +103,7 @@ void exchange_close(struct cuda_exchange *exchange)
 {
     if (!exchange)
         return;
+    cudaSetDevice(exchange->state->ordinal);
     cudaStreamSynchronize(exchange->state->stream);
     for (int32_t rank = 0; rank < exchange->world; rank++)
         if (exchange->peers[rank] && rank != exchange->rank)
@@ -114,6 +116,7 @@ void exchange_close(struct cuda_exchange *exchange)
         cudaFree(exchange->parts);
     if (exchange->words)
         cudaFreeHost(exchange->words);
+    cudaGetLastError(); /* what has become of the others' memory is no launch's concern */
     free(exchange);
 }
 
@@ -125,7 +128,8 @@ static const char *make(struct cuda_exchange *exchange, void *handle_out)
     cudaError_t error;
     void *p;
 
-    error = cudaMalloc(&p, (size_t)bytes);
+    cudaSetDevice(state->ordinal);
+    error = cudaMalloc(&p, (size_t)((bytes + LENT_BYTES - 1) / LENT_BYTES * LENT_BYTES));
     if (error != cudaSuccess)
         return say(state, "memory for sums among ranks", error);
     exchange->peers[exchange->rank] = (char *)p;
@@ -188,6 +192,7 @@ const char *exchange_connect(struct cuda_exchange *exchange, const void *handles
     cudaError_t error = cudaSuccess;
     void *flags = NULL, *both = NULL;
 
+    cudaSetDevice(exchange->state->ordinal);
     for (int32_t rank = 0; rank < world; rank++) {
         cudaIpcMemHandle_t handle;
         void *p;
