@@ -35,6 +35,29 @@ struct emulated_turns {
 void emulated_run_blocks(const struct emulated_launch *launch, struct emulated_turns turns);
 /* Its name, to stderr. */
 void emulated_print_kernel(const void *kernel);
+/* The end of what runs, with a sentence on who did what. */
+__attribute__((format(printf, 1, 2), noreturn)) void emulated_die(const char *format, ...);
+
+/* ---- who watches what kernels touch (emulated_races.cc) -------------------------------------- */
+
+/* FETCH: cp_async_16 sets out for there; ARRIVE: it is waited for. CAREFUL: a read that is volatile. */
+enum access { READ, CAREFUL, WRITE, ATOMIC, FETCH, ARRIVE };
+
+/* NULL: nobody does. line: where from, in the code. */
+extern void (*emulated_watch)(enum access access, const void *p, size_t bytes, const void *line);
+
+enum space { DYNAMIC, STATIC, GLOBAL, NUM_SPACES }; /* the first two are shared memory */
+
+/* Who touches something there: a thread, behind so many __syncthreads and, of its warp, __syncwarp. */
+struct toucher {
+    enum space space;
+    int thread;
+    uint32_t barriers, syncs;
+    int32_t launch, block; /* counted over all of them */
+};
+
+/* False: it is no memory that threads share, or no kernel runs. */
+bool emulated_find_toucher(const void *p, struct toucher *out);
 
 /* ---- the runtime ----------------------------------------------------------------------------- */
 

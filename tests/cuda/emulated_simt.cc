@@ -127,6 +127,7 @@ struct thread {
     struct fiber *fiber; /* NULL: it has not begun */
     int commits;
     int first_copy, num_copies; /* in the ring of its copies */
+    uint32_t barriers, syncs;   /* that it is behind */
 };
 
 /* Sets of lanes; one that runs is in none of them. */
@@ -152,13 +153,14 @@ struct machine {
     uint32_t ready_warps, yielded_warps;
     enum order order; /* of this block */
     uint64_t random;
-    int64_t num_launches;
+    int64_t num_launches, num_blocks;
     char *slots, *shared, *shared_end;
     struct fiber home, *running, *free;
     int num_fibers;
     struct module module;   /* of the last kernel */
     struct shared *shareds; /* of the module */
     int num_shareds;
+    char *shareds_begin, *shareds_end; /* where they all are */
     struct warp warps[MAX_WARPS];
     struct thread threads[MAX_THREADS];
     struct copy copies[MAX_THREADS][MAX_COPIES];
@@ -212,8 +214,44 @@ static void make_machine()
 #endif
 }
 
-/* The end, with a sentence on who did what. */
-__attribute__((format(printf, 1, 2), noreturn)) static void die(const char *format, ...)
+void (*emulated_watch)(enum access access, const void *p, size_t bytes, const void *line);
+
+static void watch(enum access access, const void *p, size_t bytes)
+{
+    if (emulated_watch)
+        emulated_watch(access, p, bytes, __builtin_return_address(0));
+}
+
+bool emulated_find_toucher(const void *p, struct toucher *out)
+{
+    const struct machine *m = machine;
+    char *at = (char *)p;
+    int i = 0;
+
+    if (!m || !m->launch)
+        return false;
+    if (at >= m->shared && at < m->shared_end) {
+        out->space = DYNAMIC;
+    } else if (emulated_is_device_address(p)) {
+        out->space = GLOBAL;
+    } else {
+        if (at < m->shareds_begin || at >= m->shareds_end)
+            return false;
+        while (i < m->num_shareds && (size_t)(at - m->shareds[i].begin) >= m->shareds[i].bytes)
+            i++;
+        if (i == m->num_shareds)
+            return false;
+        out->space = STATIC;
+    }
+    out->thread = m->current;
+    out->barriers = m->threads[m->current].barriers;
+    out->syncs = m->threads[m->current].syncs;
+    out->launch = (int32_t)m->num_launches;
+    out->block = (int32_t)m->num_blocks;
+    return true;
+}
+
+void emulated_die(const char *format, ...)
 {
     va_list args;
 
@@ -239,7 +277,7 @@ __attribute__((noreturn)) static void die_of_waiting(const struct machine *m)
             fprintf(stderr, "emulated_cuda: warp %d: lanes %08x in %s, %08x in __syncthreads, %08x have returned\n",
                     w, warp->at_word, warp->at_word ? warp->word : "no word", warp->at_barrier, warp->returned);
     }
-    die("of %d threads those above wait for others that do not come", m->num_threads);
+    emulated_die("of %d threads those above wait for others that do not come", m->num_threads);
 }
 
 /* ---- fibers ---------------------------------------------------------------------------------- */
@@ -452,9 +490,9 @@ static const uint64_t *meet(const char *word, uint32_t mask, uint64_t value, voi
     uint64_t *values = warp->values[warp->turn];
 
     if (mask != EVERY_LANE)
-        die("%s of lanes %08x", word, mask);
+        emulated_die("%s of lanes %08x", word, mask);
     if (warp->at_word && warp->word != word && strcmp(warp->word, word) != 0)
-        die("%s, where lanes %08x of its warp are in %s", word, warp->at_word, warp->word);
+        emulated_die("%s, where lanes %08x of its warp are in %s", word, warp->at_word, warp->word);
     warp->word = word;
     warp->at_word |= current_lane(m);
     values[m->current % LANES] = value;
@@ -482,6 +520,7 @@ const uint64_t *emulated_shuffle(const char *word, unsigned mask, uint64_t value
 void __syncwarp(unsigned mask)
 {
     meet("__syncwarp", mask, 0, NULL);
+    machine->threads[machine->current].syncs++;
 }
 
 static void count_votes(uint64_t *values)
@@ -506,6 +545,7 @@ void __syncthreads()
     m->num_at_barrier++;
     end_barrier(m);
     wait_for_turn(m);
+    m->threads[m->current].barriers++;
 }
 
 struct fragments {
@@ -685,7 +725,8 @@ static void load(const char *word, uint32_t words[4], const void *row, void (*co
     struct matrix_rows rows = {words, (const char *)row};
 
     if ((uintptr_t)row % 16 || emulated_is_device_address(row))
-        die("%s from %p: not shared memory with 16-byte alignment", word, row);
+        emulated_die("%s from %p: not shared memory with 16-byte alignment", word, row);
+    watch(READ, row, 16);
     meet(word, EVERY_LANE, (uintptr_t)&rows, combine);
 }
 
@@ -712,11 +753,13 @@ void cp_async_16(void *shared, const void *global)
     struct thread *thread = &m->threads[m->current];
 
     if ((uintptr_t)shared % 16 || (uintptr_t)global % 16)
-        die("cp_async_16 to %p from %p, which want 16-byte alignment", shared, global);
+        emulated_die("cp_async_16 to %p from %p, which want 16-byte alignment", shared, global);
     if (emulated_is_device_address(shared) || !emulated_is_reachable(global, 16))
-        die("cp_async_16 to %p from %p: not from global to shared memory", shared, global);
+        emulated_die("cp_async_16 to %p from %p: not from global to shared memory", shared, global);
     if (thread->num_copies == MAX_COPIES)
-        die("more than %d cp_async_16 are on their way", (int)MAX_COPIES);
+        emulated_die("more than %d cp_async_16 are on their way", (int)MAX_COPIES);
+    watch(READ, global, 16);
+    watch(FETCH, shared, 16);
     m->copies[m->current][(thread->first_copy + thread->num_copies++) % MAX_COPIES] = {shared, global,
                                                                                        thread->commits};
 }
@@ -736,6 +779,7 @@ void emulated_cp_async_wait(int pending)
 
         if (copy->group >= thread->commits - pending)
             return;
+        watch(ARRIVE, copy->to, 16);
         memcpy(copy->to, copy->from, 16);
     }
 }
@@ -807,7 +851,7 @@ uint32_t half_pair_fma(uint32_t a, uint32_t b, uint32_t c)
         uint16_t half = half_of_float((float)sum);
 
         if (sum == sum && float_of_half(half) != sum)
-            die("half_pair_fma: %g * %g + %g is no half", x, y, sum - x * y);
+            emulated_die("half_pair_fma: %g * %g + %g is no half", x, y, sum - x * y);
         pair |= (uint32_t)half << shift;
     }
     return pair;
@@ -838,11 +882,19 @@ static void find_static_shared(struct machine *m)
     m->module = find_module(m->launch->kernel);
     m->shareds = (struct shared *)realloc(m->shareds, (m->module.count + 1) * sizeof *m->shareds);
     m->num_shareds = 0;
+    m->shareds_begin = (char *)UINTPTR_MAX;
+    m->shareds_end = NULL;
     for (size_t i = 0; m->module.tls && i < m->module.count; i++) {
         const Elf64_Sym *s = &m->module.symbols[i];
 
-        if (ELF64_ST_TYPE(s->st_info) == STT_TLS && strncmp(m->module.names + s->st_name, "_ZZ", 3) == 0)
-            m->shareds[m->num_shareds++] = {m->module.tls + s->st_value, s->st_size};
+        if (ELF64_ST_TYPE(s->st_info) != STT_TLS || strncmp(m->module.names + s->st_name, "_ZZ", 3) != 0)
+            continue;
+
+        struct shared shared = {m->module.tls + s->st_value, s->st_size};
+
+        m->shareds[m->num_shareds++] = shared;
+        m->shareds_begin = shared.begin < m->shareds_begin ? shared.begin : m->shareds_begin;
+        m->shareds_end = shared.begin + shared.bytes > m->shareds_end ? shared.begin + shared.bytes : m->shareds_end;
     }
 }
 
@@ -861,7 +913,9 @@ static void run_block(struct machine *m)
 
         thread->fiber = NULL;
         thread->commits = thread->first_copy = thread->num_copies = 0;
+        thread->barriers = thread->syncs = 0;
     }
+    m->num_blocks++;
     m->num_at_barrier = m->num_returned = 0;
     memset(m->shared, JUNK, m->launch->shared_bytes);
     m->running = &m->home;

@@ -562,4 +562,10 @@ template <typename... Params> static cudaError_t allow_shared(void (*kernel)(Par
     return cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
+#ifdef __SANITIZE_THREAD__ /* Who looks for races (emulated_races.cc) is told of small copies by the compiler. */
+extern "C" void *emulated_memcpy(void *to, const void *from, size_t bytes);
+#define memcpy(to, from, bytes)                                                                                    \
+    ((bytes) <= 16 ? __builtin_memcpy(to, from, bytes) : emulated_memcpy(to, from, bytes))
+#endif
+
 #endif

@@ -820,7 +820,8 @@ static void every_row_and_head_is_in_one_task_for_each_tile(void **state)
     }
 }
 
-int main(void)
+/* A pattern: only tests of such names. */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_row_and_head_is_in_one_task_for_each_tile),
@@ -840,5 +841,7 @@ int main(void)
         puts("# TANDEM_TEST_CUDA_MODULE names no module: the tests of GPUs alone are skipped");
         cmocka_set_skip_filter("a_gpu*");
     }
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
