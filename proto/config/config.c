@@ -17,8 +17,8 @@ static const struct option options[] = {
     ROW(load_format, OPTION_WORD, "auto",
         "auto: what --model is; safetensors: a folder of them; dummy: the weights are random, and --model is a "
         "config.json or its folder", .words = "auto safetensors dummy"),
-    ROW(dummy_type, OPTION_WORD, "bf16", "of such weights",
-        .words = "f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k"),
+    ROW(dummy_type, OPTION_WORD, "bf16", "of such weights; with f8_e4m3 embeddings and logits have bf16",
+        .words = "f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k f8_e4m3"),
     ROW(dummy_seed, OPTION_I64, "0", "of such weights: the same one makes the same"),
     ROW(sim, OPTION_TEXT, NULL,
         "a device that only takes time, and a model's shape; of --model there are only the words",

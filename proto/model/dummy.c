@@ -19,7 +19,14 @@ enum {
 };
 static const size_t MAX_TENSOR_BYTES = (size_t)64 << 30; /* mapped 1000 times; a process has 65530 maps */
 
-/* ---- the piece of random blocks -------------------------------------------------------------- */
+/* ---- pieces of random blocks ------------------------------------------------------------------- */
+
+/* Of one type: a piece, and copies of it, one behind the other, for the largest tensor from anywhere in the first. */
+struct pool {
+    enum tensor_type type;
+    size_t piece_bytes, bytes; /* of one, of all */
+    uint8_t *data;
+};
 
 static size_t common_multiple(size_t a, size_t b)
 {
@@ -39,64 +46,74 @@ static size_t block_bytes(enum tensor_type type)
     return (size_t)tensor_type_info(type)->block_bytes;
 }
 
-/* Whole pages of whole blocks: where one copy of the piece ends and the next begins, blocks go on. */
-static size_t pool_bytes(enum tensor_type type)
+/* A piece is whole pages of whole blocks: where one copy ends and the next begins, blocks go on. */
+static struct pool size_pool(enum tensor_type type, size_t largest)
 {
-    size_t unit = common_multiple(PAGE_BYTES, block_bytes(type));
+    size_t unit = common_multiple(PAGE_BYTES, block_bytes(type)), piece = POOL_BYTES / unit * unit;
 
-    return POOL_BYTES / unit * unit;
+    return (struct pool){
+        .type = type,
+        .piece_bytes = piece,
+        .bytes = (piece + largest + piece - 1) / piece * piece,
+    };
 }
 
-static enum status fill_pool(int fd, size_t bytes, enum tensor_type type, float deviation,
-                             uint64_t *state)
+static enum status fill_piece(int fd, const struct pool *pool, float deviation, uint64_t *state)
 {
-    void *pool;
+    void *piece;
 
     /* What is not there is told here, and does not end the process when it is written to. */
-    if (fallocate(fd, 0, 0, (off_t)bytes) < 0)
+    if (fallocate(fd, 0, 0, (off_t)pool->piece_bytes) < 0)
         return fail(errno == ENOSPC ? ERR_NO_MEMORY : ERR_IO, "no memory for %zu bytes of random weights: %m",
-                    bytes);
-    pool = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (pool == MAP_FAILED)
-        return fail(ERR_NO_MEMORY, "%zu bytes of random weights can't be mapped: %m", bytes);
-    random_weights_fill(state, type, deviation, pool, bytes);
-    munmap(pool, bytes);
+                    pool->piece_bytes);
+    piece = mmap(NULL, pool->piece_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (piece == MAP_FAILED)
+        return fail(ERR_NO_MEMORY, "%zu bytes of random weights can't be mapped: %m", pool->piece_bytes);
+    random_weights_fill(state, pool->type, deviation, piece, pool->piece_bytes);
+    munmap(piece, pool->piece_bytes);
     return OK;
 }
 
-/* Copies of the piece, one behind the other: a whole number of them that is `bytes` at least. */
-static enum status map_copies(int fd, size_t pool, size_t bytes, struct file_map *out)
+static enum status map_copies(int fd, const struct pool *pool)
 {
-    struct file_map map = {.bytes = (bytes + pool - 1) / pool * pool};
-    char *data = mmap(NULL, map.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    if (data == MAP_FAILED)
-        return fail(ERR_NO_MEMORY, "%zu bytes of addresses can't be had: %m", map.bytes);
-    map.data = (uint8_t *)data;
-    for (size_t at = 0; at < map.bytes; at += pool)
-        if (mmap(data + at, pool, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
-            enum status status = fail(ERR_NO_MEMORY, "random weights can't be mapped at byte %zu: %m", at);
-
-            munmap(data, map.bytes);
-            return status;
-        }
-    *out = map;
+    for (size_t at = 0; at < pool->bytes; at += pool->piece_bytes)
+        if (mmap(pool->data + at, pool->piece_bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+            return fail(ERR_NO_MEMORY, "random weights can't be mapped at byte %zu: %m", at);
     return OK;
 }
 
-static enum status make_copies(size_t pool, size_t bytes, enum tensor_type type, float deviation,
-                               uint64_t *state, struct file_map *out)
+static enum status make_copies(const struct pool *pool, float deviation, uint64_t *state)
 {
     int fd = memfd_create("tandem-dummy-weights", MFD_CLOEXEC);
     enum status status;
 
     if (fd < 0)
         return fail(ERR_IO, "no file in memory for random weights: %m");
-    status = fill_pool(fd, pool, type, deviation, state);
+    status = fill_piece(fd, pool, deviation, state);
     if (status == OK)
-        status = map_copies(fd, pool, bytes, out);
+        status = map_copies(fd, pool);
     close(fd);
     return status;
+}
+
+/* Addresses for all pools, side by side. */
+static enum status place_pools(struct pool *pools, int num_pools, struct file_map *out)
+{
+    size_t bytes = 0;
+    void *data;
+
+    for (int i = 0; i < num_pools; i++)
+        bytes += pools[i].bytes;
+    data = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED)
+        return fail(ERR_NO_MEMORY, "%zu bytes of addresses can't be had: %m", bytes);
+    *out = (struct file_map){.data = data, .bytes = bytes};
+    bytes = 0;
+    for (int i = 0; i < num_pools; i++) {
+        pools[i].data = (uint8_t *)data + bytes;
+        bytes += pools[i].bytes;
+    }
+    return OK;
 }
 
 /* ---- tensors --------------------------------------------------------------------------------- */
@@ -106,32 +123,39 @@ static bool is_vector(const struct tensor *tensor)
     return tensor->num_rows == 1;
 }
 
-static enum status find_largest(const struct model_file *file, size_t *matrix_bytes_out,
-                                size_t *vector_floats_out)
+/* What the largest tensors of a model want. */
+struct largest {
+    size_t matrix_bytes, table_bytes; /* of the type that was asked for, and of another */
+    size_t vector_floats, rows;       /* rows: of a matrix */
+};
+
+static enum status find_largest(const struct model_file *file, enum tensor_type type, struct largest *out)
 {
-    *matrix_bytes_out = *vector_floats_out = 0;
+    *out = (struct largest){0};
     for (int32_t i = 0; i < file->num_tensors; i++) {
         const struct tensor *tensor = &file->tensors[i];
-        size_t bytes = shape_tensor_bytes(tensor);
+        size_t bytes = shape_tensor_bytes(tensor), *most = tensor->type == type ? &out->matrix_bytes : &out->table_bytes;
 
         if (bytes > MAX_TENSOR_BYTES)
             return fail(ERR_UNSUPPORTED, "%s has %zu bytes; %zu is the limit", tensor->name, bytes,
                         MAX_TENSOR_BYTES);
-        if (is_vector(tensor))
-            *vector_floats_out = MAX(*vector_floats_out, (size_t)tensor->num_columns);
-        else
-            *matrix_bytes_out = MAX(*matrix_bytes_out, bytes);
+        if (is_vector(tensor)) {
+            out->vector_floats = MAX(out->vector_floats, (size_t)tensor->num_columns);
+            continue;
+        }
+        *most = MAX(*most, bytes);
+        out->rows = MAX(out->rows, (size_t)tensor->num_rows);
     }
     return OK;
 }
 
-/* Near `centre`, with room for the largest of them from anywhere in the first half. */
-static const float *make_vectors(struct arena *arena, size_t largest, float centre, uint64_t *state)
+/* Between centre - width and centre + width, with room for the largest of them from anywhere in the first half. */
+static const float *make_vectors(struct arena *arena, size_t largest, float centre, float width, uint64_t *state)
 {
     float *vectors = arena_alloc(arena, 2 * largest * sizeof *vectors);
 
     for (size_t i = 0; i < 2 * largest; i++)
-        vectors[i] = centre + random_weights_float(state) / 4;
+        vectors[i] = centre + random_weights_float(state) * width;
     return vectors;
 }
 
@@ -166,30 +190,55 @@ static size_t random_place(uint64_t *state, size_t step, size_t end)
     return (size_t)(random_weights_bits(state) % (end / step)) * step;
 }
 
+static const void *place_in(const struct pool *pool, uint64_t *state)
+{
+    return pool->data + random_place(state, common_multiple(ALIGNMENT, block_bytes(pool->type)), pool->piece_bytes);
+}
+
+/* Matrices of the type that was asked for come first, tables of another behind them. */
+static enum status make_pools(struct model_file *file, const struct largest *largest, enum tensor_type type,
+                              uint64_t *state, struct pool pools[2])
+{
+    int num_pools = largest->table_bytes > 0 ? 2 : 1;
+
+    pools[0] = size_pool(type, largest->matrix_bytes);
+    pools[1] = size_pool(TYPE_BF16, largest->table_bytes);
+    file_map_close(&file->map);
+    TRY(place_pools(pools, num_pools, &file->map));
+    for (int i = 0; i < num_pools; i++)
+        TRY(make_copies(&pools[i], 1 / sqrtf((float)file->config.hidden_size), state));
+    return OK;
+}
+
 static enum status fill_tensors(struct model_file *file, const struct hf_config *config,
                                 const struct dummy_options *options)
 {
-    size_t pool = pool_bytes(options->type), step = common_multiple(ALIGNMENT, block_bytes(options->type));
-    size_t matrix_bytes, vector_floats;
+    const float *norms, *biases = NULL, *scales = NULL;
     uint64_t state = options->seed;
-    const float *norms, *biases = NULL;
+    struct largest largest;
+    struct pool pools[2];
 
-    TRY(find_largest(file, &matrix_bytes, &vector_floats));
-    file_map_close(&file->map);
-    TRY(make_copies(pool, pool + matrix_bytes, options->type,
-                    1 / sqrtf((float)config->model.hidden_size), &state, &file->map));
-    norms = make_vectors(&file->arena, vector_floats, 1, &state);
+    TRY(find_largest(file, options->type, &largest));
+    TRY(make_pools(file, &largest, options->type, &state, pools));
+    norms = make_vectors(&file->arena, largest.vector_floats, 1, 0.25f, &state);
     if (has_biases(file))
-        biases = make_vectors(&file->arena, vector_floats, 0, &state);
+        biases = make_vectors(&file->arena, largest.vector_floats, 0, 0.25f, &state);
+    if (options->type == TYPE_F8_E4M3) {
+        float scale = 1 / sqrtf((float)config->model.hidden_size) / RANDOM_F8_DEVIATION;
+
+        scales = make_vectors(&file->arena, largest.rows, scale, scale / 4, &state);
+    }
     for (int32_t i = 0; i < file->num_tensors; i++) {
         struct tensor *tensor = &file->tensors[i];
 
         if (!is_vector(tensor))
-            tensor->data = file->map.data + random_place(&state, step, pool);
+            tensor->data = place_in(&pools[tensor->type != options->type], &state);
         else if (strcmp(tensor->name, "rope_freqs.weight") == 0)
             tensor->data = make_rope_factors(file, config);
         else
-            tensor->data = (is_bias(tensor) ? biases : norms) + random_place(&state, 1, vector_floats);
+            tensor->data = (is_bias(tensor) ? biases : norms) + random_place(&state, 1, largest.vector_floats);
+        if (tensor->type == TYPE_F8_E4M3)
+            tensor->scales = (struct tensor_scales){scales + random_place(&state, 1, largest.rows), 1, tensor->num_columns};
     }
     return OK;
 }

@@ -317,7 +317,7 @@ const struct tensor_type_info *tensor_type_info(enum tensor_type type)
 
 bool tensor_type_find(const char *name, enum tensor_type *out)
 {
-    for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+    for (int type = 0; type <= TYPE_F8_E4M3; type++) {
         if (strcasecmp(types[type].info.name, name) != 0)
             continue;
         *out = (enum tensor_type)type;

@@ -29,7 +29,7 @@ struct tensor_type_info {
 };
 
 const struct tensor_type_info *tensor_type_info(enum tensor_type type);
-/* One that kernels multiply, by its name, in letters of either case; false: there is none. */
+/* By its name, in letters of either case; false: there is none. */
 bool tensor_type_find(const char *name, enum tensor_type *out);
 
 /* Bytes of a row of `n` elements, n a multiple of block_elements. */

@@ -76,6 +76,17 @@ static void fill_number(uint64_t *state, enum tensor_type type, float deviation,
         memcpy(out, &high, 2);
 }
 
+/* 4 bits of a whole number are all that a code has room for. */
+static uint8_t random_code(uint64_t *state)
+{
+    int32_t value = (int32_t)(random_weights_bits(state) % 31) - 15, size = value < 0 ? -value : value;
+    int log = 0;
+
+    while (size >> log > 1)
+        log++;
+    return (uint8_t)((value < 0) << 7 | (size ? (log + 7) << 3 | (size << (3 - log) & 7) : 0));
+}
+
 void random_weights_fill(uint64_t *state, enum tensor_type type, float deviation, void *out, size_t bytes)
 {
     const struct tensor_type_info *info = tensor_type_info(type);
@@ -84,7 +95,9 @@ void random_weights_fill(uint64_t *state, enum tensor_type type, float deviation
 
     ASSERT(bytes % step == 0, "%zu bytes of %s", bytes, info->name);
     for (size_t at = 0; at < bytes; at += step) {
-        if (info->block_elements == 1)
+        if (type == TYPE_F8_E4M3)
+            data[at] = random_code(state);
+        else if (info->block_elements == 1)
             fill_number(state, type, deviation, data + at);
         else
             fill_block(state, type, deviation, data + at);

@@ -16,6 +16,8 @@
 uint64_t random_weights_bits(uint64_t *state);
 /* Uniform in (-1, 1). */
 float random_weights_float(uint64_t *state);
+/* Of the codes of F8_E4M3, which are whole numbers from -15 to 15: their scales give weights their own. */
+#define RANDOM_F8_DEVIATION 8.94f
 /* Whole blocks, whose weights have about this standard deviation. */
 void random_weights_fill(uint64_t *state, enum tensor_type type, float deviation, void *out, size_t bytes);
 

@@ -73,13 +73,14 @@ static enum status add_layer(struct model_file *file, enum tensor_type type, int
 enum status shape_add_tensors(struct model_file *file, enum tensor_type type, bool is_tied)
 {
     const struct model_config *config = &file->config;
+    enum tensor_type table = type == TYPE_F8_E4M3 ? TYPE_BF16 : type;
     size_t most = MOST_OF_MODEL + (size_t)MOST_OF_LAYER * (size_t)config->num_layers;
 
     file->tensors = arena_alloc(&file->arena, most * sizeof *file->tensors);
-    TRY(add_tensor(file, type, config->vocab_size, config->hidden_size, "token_embd.weight"));
+    TRY(add_tensor(file, table, config->vocab_size, config->hidden_size, "token_embd.weight"));
     TRY(add_tensor(file, type, 1, config->hidden_size, "output_norm.weight"));
     if (!is_tied)
-        TRY(add_tensor(file, type, config->vocab_size, config->hidden_size, "output.weight"));
+        TRY(add_tensor(file, table, config->vocab_size, config->hidden_size, "output.weight"));
     if (config->rope_scaling == ROPE_SCALING_LLAMA3)
         TRY(add_tensor(file, type, 1, config->rope_dim / 2, "rope_freqs.weight"));
     for (int32_t i = 0; i < config->num_layers; i++)

@@ -12,6 +12,7 @@
 enum { SHAPE_MIN_VOCAB = 257 }; /* the bytes and an end */
 
 /* All that file->config asks for: matrices of this type, vectors of F32; one of RoPE factors where it is LLAMA3's.
+ * Beside matrices of F8_E4M3 embeddings and logits are of BF16, as folders have them.
  * ERR_CORRUPT names a matrix whose columns the blocks of the type do not fill. */
 MUST_USE enum status shape_add_tensors(struct model_file *file, enum tensor_type type, bool is_tied);
 /* Of that tensor. */

@@ -68,6 +68,7 @@ static void it_has_the_tensors_of_its_architecture(void **state)
     AUTO_FREE(model_file) struct model_file *qwen2 = open_dummy(QWEN2, TYPE_F16, 0);
     AUTO_FREE(model_file) struct model_file *qwen3 = open_dummy(QWEN3, TYPE_Q4_0, 0);
     AUTO_FREE(model_file) struct model_file *gemma3 = open_dummy(GEMMA3, TYPE_Q6_K, 0);
+    AUTO_FREE(model_file) struct model_file *fp8 = open_dummy(LLAMA, TYPE_F8_E4M3, 0);
 
     (void)state;
     assert_int_equal(model_file_num_tensors(llama), 3 + 9 * 2);
@@ -90,6 +91,12 @@ static void it_has_the_tensors_of_its_architecture(void **state)
     assert_int_equal(model_file_num_tensors(gemma3), 2 + 13 * 2);
     expect_tensor(gemma3, "blk.0.post_ffw_norm.weight", TYPE_F32, 1, 256);
     assert_int_equal(model_file_config(gemma3)->sliding_window, 64);
+
+    expect_tensor(fp8, "token_embd.weight", TYPE_BF16, 1000, 256);
+    expect_tensor(fp8, "output.weight", TYPE_BF16, 1000, 256);
+    expect_tensor(fp8, "blk.1.ffn_down.weight", TYPE_F8_E4M3, 256, 512);
+    assert_int_equal(model_file_tensor(fp8, "blk.1.ffn_down.weight")->scales.rows, 1);
+    assert_int_equal(model_file_tensor(fp8, "blk.1.ffn_down.weight")->scales.columns, 512);
 }
 
 static void its_vocabulary_is_of_bytes_and_has_the_size_of_the_shape(void **state)
@@ -108,16 +115,23 @@ static void its_vocabulary_is_of_bytes_and_has_the_size_of_the_shape(void **stat
 
 /* ---- the weights ------------------------------------------------------------------------------- */
 
+static void dequantize_row(const struct tensor *tensor, int64_t row, float *out)
+{
+    const char *data = tensor->data;
+
+    tensor_dequantize(tensor->type, data + row * tensor_row_bytes(tensor->type, tensor->num_columns), 0,
+                      tensor->num_columns, out);
+    for (int64_t k = 0; tensor->type == TYPE_F8_E4M3 && k < tensor->num_columns; k++)
+        out[k] *= *tensor_row_scales(tensor, row);
+}
+
 static void expect_weights(const struct tensor *tensor, float deviation)
 {
     AUTO_MEM float *row = mem_new_array(float, tensor->num_columns);
     double sum = 0, squares = 0, n = (double)(tensor->num_rows * tensor->num_columns);
 
     for (int64_t i = 0; i < tensor->num_rows; i++) {
-        const char *data = tensor->data;
-
-        tensor_dequantize(tensor->type, data + i * tensor_row_bytes(tensor->type, tensor->num_columns), 0,
-                          tensor->num_columns, row);
+        dequantize_row(tensor, i, row);
         for (int64_t k = 0; k < tensor->num_columns; k++) {
             assert_true(isfinite(row[k]));
             sum += row[k];
@@ -131,7 +145,7 @@ static void expect_weights(const struct tensor *tensor, float deviation)
 static void matrices_of_every_type_are_about_as_large_as_trained_ones(void **state)
 {
     (void)state;
-    for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+    for (int type = 0; type <= TYPE_F8_E4M3; type++) {
         AUTO_FREE(model_file) struct model_file *file = open_dummy(LLAMA, (enum tensor_type)type, 1);
 
         expect_weights(model_file_tensor(file, "token_embd.weight"), 1.0f / 16);
@@ -156,7 +170,7 @@ static void norms_are_near_one(void **state)
 static void no_two_tensors_begin_alike_and_all_are_aligned(void **state)
 {
     (void)state;
-    for (int type = 0; type < NUM_TENSOR_TYPES; type++) {
+    for (int type = 0; type <= TYPE_F8_E4M3; type++) {
         AUTO_FREE(model_file) struct model_file *file = open_dummy(LLAMA, (enum tensor_type)type, 0);
 
         for (int32_t i = 0; i < model_file_num_tensors(file); i++) {

@@ -161,6 +161,7 @@ class Cuda(unittest.TestCase):
         rows = ("--max-num-seqs 1", "--tp 2", "--tp 2 --max-num-batched-tokens 9")
         for name, shape, kind, cache, some in (("half", SHAPE, "bf16", "auto", rows),
                                                ("half", SHAPE, "f16", "auto", rows[2:]),
+                                               ("half", SHAPE, "f8_e4m3", "auto", rows[2:]),
                                                ("half-local", GEMMA3, "bf16", "auto", rows[2:]),
                                                ("half", SHAPE, "bf16", "fp8", rows[2:]),
                                                ("half-local", GEMMA3, "bf16", "int8", rows[2:])):

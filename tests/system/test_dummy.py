@@ -40,6 +40,7 @@ class Dummy(unittest.TestCase):
                 ("llama", {**SHAPE, "rope_scaling": LLAMA3}, ["--dummy-type", "q4_0"]),
                 ("qwen2", {**SHAPE, "architectures": ["Qwen2ForCausalLM"]}, []),
                 ("qwen3", {**SHAPE, "architectures": ["Qwen3ForCausalLM"]}, ["--dummy-type", "q8_0"]),
+                ("qwen3", {**SHAPE, "architectures": ["Qwen3ForCausalLM"]}, ["--dummy-type", "f8_e4m3"]),
                 ("gemma3", GEMMA3, ["--dummy-type", "f32"])):
             with self.subTest(name=name, args=args):
                 model = folder(name, shape)
