@@ -179,7 +179,7 @@ static enum status find_weight_type(const json_t *model, enum tensor_type *out)
 {
     const char *name = json_string_value(json_object_get(model, "weight_type"));
 
-    if (name && tensor_type_find(name, out))
+    if (name && tensor_type_find(name, out) && *out != TYPE_F8_E4M3) /* which has no scales here */
         return OK;
     return fail(ERR_CORRUPT, "model.weight_type is %s%s%s; it must be a type like BF16 or Q8_0",
                 name ? "\"" : "", name ? name : "missing", name ? "\"" : "");

@@ -87,6 +87,8 @@ static void what_does_not_fit_is_refused_by_name(void **state)
          "model.depth is not known"},
         {"{" DEVICE ",\"model\":{\"weight_type\":\"BF17\"," SHAPE "},\"tp\":1}",
          "model.weight_type is \"BF17\""},
+        {"{" DEVICE ",\"model\":{\"weight_type\":\"F8_E4M3\"," SHAPE "},\"tp\":1}",
+         "model.weight_type is \"F8_E4M3\""},
         {"{" DEVICE ",\"model\":{\"weight_type\":\"Q4_K\"," SHAPE "},\"tp\":1}",
          "has 64 columns; Q4_K has blocks of 256"},
         {"{\"device\":{\"name\":[1]}," MODEL ",\"tp\":1}", "device.name is no text"},
