@@ -91,6 +91,9 @@ class Distributed(unittest.TestCase):
                 process.communicate(timeout=tandem.within(20))
                 self.assertEqual(process.returncode, 76)
                 self.assertIn(why, job.log())
+            _, err = stranger.communicate(timeout=tandem.within(20))
+            self.assertEqual(stranger.returncode, 124, err)
+            self.assertIn("has it another token", err)
             threads = job.keep_all()
             first = job.engine.stdout.readline()
             twin = job.start(1)
@@ -101,9 +104,6 @@ class Distributed(unittest.TestCase):
             self.assertEqual((job.engine.returncode, len(answers_in(first + rest))), (0, 8), job.log())
             for thread in threads:
                 thread.join(10)
-            _, err = stranger.communicate(timeout=tandem.within(20))
-            self.assertEqual(stranger.returncode, 124, err)
-            self.assertIn("has it another token", err)
 
     def test_ranks_end_with_their_engine(self):
         with Job(2) as job:
