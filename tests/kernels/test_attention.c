@@ -1,5 +1,6 @@
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
+#include "tests/support/fewest_threads.h"
 
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/ref/ref.h"
@@ -197,13 +198,6 @@ static const struct model models[] = {
     {16, 14, 2, 250, 1, long_lengths, KV_INT8}, /* scales of two tiles on their way to a GPU's shared memory */
     {32, 4, 2, KV_TILE_TOKENS + 20, 2, tile_lengths, KV_FP8},
 };
-
-/* A race takes two threads: TSan would find none where there is one. */
-#if defined(__SANITIZE_THREAD__)
-enum { FEWEST_THREADS = 2 };
-#else
-enum { FEWEST_THREADS = 1 };
-#endif
 
 /* Rows are alone in their step where a request begins and on both sides of where tiles do. All of them are so on one
  * thread, since more would mostly wait, and on CPUs: an emulated GPU takes as long for one as for many. */

@@ -6,6 +6,7 @@
 #include "tests/support/expect.h"
 
 #include "proto/model/dummy.h"
+#include "tests/support/fewest_threads.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/ranks.h"
 #include "tests/support/tiny_model.h"
@@ -234,13 +235,6 @@ static void expect_sensible(const struct answer *answer)
     }
     assert_true(most - least > 0.1f && most - least < 1000);
 }
-
-/* A race takes two threads: TSan would find none where there is one. */
-#if defined(__SANITIZE_THREAD__)
-enum { FEWEST_THREADS = 2 };
-#else
-enum { FEWEST_THREADS = 1 };
-#endif
 
 /* The specification, which is slow, in chunks of 16 alone. */
 static void a_request_has_one_answer(void **state)
