@@ -4,10 +4,9 @@ extern "C" {
 }
 
 #include "kernels/cuda/simt.h"
+#include "tests/cuda/hear.h"
 
 #include <stdio.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 enum { THREADS = 64, BLOCKS = 2 };
 
@@ -202,9 +201,8 @@ static void run(void (*kernel)(int *out))
 static void races_are_told_and_nothing_else_is(void **)
 {
     for (const auto &c : cases) {
-        char said[4096];
-        size_t length = 0;
-        int ends[2], status;
+        struct heard heard;
+        int ends[2];
         pid_t child;
 
         assert_int_equal(pipe(ends), 0);
@@ -213,14 +211,9 @@ static void races_are_told_and_nothing_else_is(void **)
             dup2(ends[1], 2);
             run(c.kernel);
         }
-        close(ends[1]);
-        for (ssize_t n; (n = read(ends[0], said + length, sizeof said - 1 - length)) > 0;)
-            length += (size_t)n;
-        said[length] = 0;
-        close(ends[0]);
-        assert_int_equal(waitpid(child, &status, 0), child);
-        if ((status == 0) != !c.said || (c.said && !strstr(said, c.said)))
-            fail_msg("%s: status %d: %s", c.name, status, said);
+        hear(child, ends, &heard);
+        if ((heard.status == 0) != !c.said || (c.said && !strstr(heard.said, c.said)))
+            fail_msg("%s: status %d: %s", c.name, heard.status, heard.said);
     }
 }
 

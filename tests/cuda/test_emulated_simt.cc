@@ -3,6 +3,7 @@ extern "C" {
 }
 
 #include "kernels/cuda/simt.h"
+#include "tests/cuda/hear.h"
 
 #include <pthread.h>
 #include <sys/mman.h>
@@ -1640,23 +1641,17 @@ static pid_t start_case(const char *name, int in, int out, int err)
 static void mistakes_end_the_process_and_faults_are_errors(void **)
 {
     for (const auto &c : cases) {
-        char said[4096];
-        size_t length = 0;
-        int ends[2], status;
+        struct heard heard;
+        int ends[2];
         pid_t child;
 
         if (c.run == borrows_memory)
             continue;
         assert_int_equal(pipe(ends), 0);
         child = start_case(c.name, -1, -1, ends[1]);
-        close(ends[1]);
-        for (ssize_t n; (n = read(ends[0], said + length, sizeof said - 1 - length)) > 0;)
-            length += (size_t)n;
-        said[length] = 0;
-        close(ends[0]);
-        assert_int_equal(waitpid(child, &status, 0), child);
-        if ((status == 0) != !c.said || (c.said && !strstr(said, c.said)) || strstr(said, ": not "))
-            fail_msg("%s: status %d: %s", c.name, status, said);
+        hear(child, ends, &heard);
+        if ((heard.status == 0) != !c.said || (c.said && !strstr(heard.said, c.said)) || strstr(heard.said, ": not "))
+            fail_msg("%s: status %d: %s", c.name, heard.status, heard.said);
     }
 }
 
