@@ -688,21 +688,27 @@ static int replay_beside_the_dead(struct rank *self)
     return comm_waits_for(self->comm) == -1 ? 0 : 4;
 }
 
-static void replay_beside_one_that_dies(const char *by)
+/* The last of the ranks does, and the others come to a good end. */
+static void play_beside_one_that_dies(int32_t world, const char *by, scene_fn *scene)
 {
-    pid_t pids[3];
+    pid_t pids[MAX_WORLD];
     int status;
 
-    is_one_host = true;
-    create_host(3);
+    create_host(world);
     atomic_store(&board->stage, 0);
-    for (int32_t rank = 0; rank < 3; rank++)
-        pids[rank] = start_rank(rank, 3, by, MEET_MS, replay_beside_the_dead);
-    for (int32_t rank = 0; rank < 3; rank++) {
+    for (int32_t rank = 0; rank < world; rank++)
+        pids[rank] = start_rank(rank, world, by, MEET_MS, scene);
+    for (int32_t rank = 0; rank < world; rank++) {
         waitpid(pids[rank], &status, 0);
-        assert_int_equal(status, rank == 2 ? SIGKILL : 0);
+        assert_int_equal(status, rank == world - 1 ? SIGKILL : 0);
     }
     close(comm_fd);
+}
+
+static void replay_beside_one_that_dies(const char *by)
+{
+    is_one_host = true;
+    play_beside_one_that_dies(3, by, replay_beside_the_dead);
     is_one_host = false;
 }
 
@@ -718,6 +724,15 @@ static void so_does_one_by_nccl(void **state)
     replay_beside_one_that_dies("nccl");
 }
 
+/* When the other has come to where it is to hear of it. */
+static void tell_hosts_and_die(struct rank *self)
+{
+    while (atomic_load(&board->stage) == 0)
+        usleep(1000);
+    comm_abort(self->host);
+    raise(SIGKILL);
+}
+
 /* Of two ranks one has told the hosts, and dies; `watch` of the other, which had nothing to look after for long, hears
  * it while the stream is in a replay. */
 static int hear_of_it_in_a_replay(struct rank *self)
@@ -730,12 +745,8 @@ static int hear_of_it_in_a_replay(struct rank *self)
         record(self, x, 100, 1, &recording) != OK || comm_replay(self->comm, self->dev, recording) != OK ||
         device_read(self->dev, &number, x, sizeof number) != OK)
         return 1;
-    if (self->rank == 1) {
-        while (atomic_load(&board->stage) == 0)
-            usleep(1000);
-        comm_abort(self->host);
-        raise(SIGKILL);
-    }
+    if (self->rank == 1)
+        tell_hosts_and_die(self);
     usleep(100 * 1000);
     if (comm_replay(self->comm, self->dev, recording) != OK)
         return 2;
@@ -758,12 +769,8 @@ static int hear_of_it_in_a_launch(struct rank *self)
     if (open_comm(self) != OK || device_alloc(self->dev, 400, "numbers", &x) != OK ||
         record(self, x, 100, 1, &recording) != OK)
         return 1;
-    if (self->rank == 1) {
-        while (atomic_load(&board->stage) == 0)
-            usleep(1000);
-        comm_abort(self->host);
-        raise(SIGKILL);
-    }
+    if (self->rank == 1)
+        tell_hosts_and_die(self);
     do {
         status = comm_sum(self->comm, 10, &sum);
         atomic_store(&board->stage, 1);
@@ -775,27 +782,11 @@ static int hear_of_it_in_a_launch(struct rank *self)
     return 0;
 }
 
-static void play_beside_one_that_dies(scene_fn *scene)
-{
-    pid_t pids[2];
-    int status;
-
-    create_host(2);
-    atomic_store(&board->stage, 0);
-    for (int32_t rank = 0; rank < 2; rank++)
-        pids[rank] = start_rank(rank, 2, "nccl", MEET_MS, scene);
-    for (int32_t rank = 0; rank < 2; rank++) {
-        waitpid(pids[rank], &status, 0);
-        assert_int_equal(status, rank == 1 ? SIGKILL : 0);
-    }
-    close(comm_fd);
-}
-
 static void an_abort_is_heard_of_whatever_a_rank_is_at(void **state)
 {
     (void)state;
-    play_beside_one_that_dies(hear_of_it_in_a_replay);
-    play_beside_one_that_dies(hear_of_it_in_a_launch);
+    play_beside_one_that_dies(2, "nccl", hear_of_it_in_a_replay);
+    play_beside_one_that_dies(2, "nccl", hear_of_it_in_a_launch);
 }
 
 static void who_is_told_to_stop_goes_on_with_another_rank(void **state)
