@@ -142,28 +142,25 @@ static __global__ void check_all(const uint32_t *words, int32_t world, const uin
 
 static cudaError_t make(struct cuda_nccl *nccl, int64_t sum_max, int64_t columns_max)
 {
-    cudaStream_t stream = nccl->state->stream;
     size_t bytes = (size_t)sum_max * sizeof(double), world = (size_t)nccl->world;
+    const struct { void **at; size_t bytes; } rows[] = {
+        {(void **)&nccl->part, bytes},
+        {(void **)&nccl->sum, bytes},
+        {(void **)&nccl->columns, world * (size_t)columns_max * sizeof *nccl->columns},
+        {(void **)&nccl->vouched, world * sizeof *nccl->vouched},
+        {(void **)&nccl->counts, NUM_COUNTS * sizeof *nccl->counts},
+    };
     cudaError_t error = cudaMallocHost((void **)&nccl->words, NUM_WORDS * sizeof *nccl->words);
 
     if (error != cudaSuccess)
         return error;
     memset(nccl->words, 0, NUM_WORDS * sizeof *nccl->words);
-    error = cudaMalloc((void **)&nccl->part, bytes);
-    if (error == cudaSuccess)
-        error = cudaMalloc((void **)&nccl->sum, bytes);
-    if (error == cudaSuccess)
-        error = cudaMalloc((void **)&nccl->columns, world * (size_t)columns_max * sizeof *nccl->columns);
-    if (error == cudaSuccess)
-        error = cudaMalloc((void **)&nccl->vouched, world * sizeof *nccl->vouched);
-    if (error == cudaSuccess)
-        error = cudaMalloc((void **)&nccl->counts, NUM_COUNTS * sizeof *nccl->counts);
-    if (error == cudaSuccess)
-        error = cudaMemsetAsync(nccl->part, 0, bytes, stream);
-    if (error == cudaSuccess)
-        error = cudaMemsetAsync(nccl->columns, 0, world * (size_t)columns_max * sizeof *nccl->columns, stream);
-    if (error == cudaSuccess)
-        error = cudaMemsetAsync(nccl->counts, 0, NUM_COUNTS * sizeof *nccl->counts, stream);
+    for (const auto &row : rows) {
+        if (error == cudaSuccess)
+            error = cudaMalloc(row.at, row.bytes);
+        if (error == cudaSuccess)
+            error = cudaMemsetAsync(*row.at, 0, row.bytes, nccl->state->stream);
+    }
     return error;
 }
 
