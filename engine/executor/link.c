@@ -2,14 +2,16 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/stacks.h"
 
 #include <inttypes.h>
 #include <poll.h>
 #include <string.h>
 
 /* A worker beats every 500 ms, by a thread that does nothing long. Silence means that its process hangs or is
- * stopped; before it has joined, that it does not come. */
-static const int64_t SILENCE_MAX_NS = 3500000000, JOIN_MAX_NS = 30000000000;
+ * stopped; before it has joined, that it does not come. A process of ours that would run if it were let, or waits for
+ * a disk, has more time: its machine, or one core of it, stands still, as happens to virtual ones. */
+static const int64_t SILENCE_MAX_NS = 3500000000, STARVED_MAX_NS = 30000000000, JOIN_MAX_NS = 30000000000;
 
 /*
  * A device that works gets ahead many times in a step. One that has not for this long, and for as long as two such
@@ -27,8 +29,9 @@ enum { LAST_WORDS_MS = 50 };
 enum { NOTICE_MS = 20, NUM_NOTICES = 5 };
 /* How often we look whether somebody is missing. */
 enum { LOOK_MS = 250 };
-/* Who has not looked for so much longer was stopped, or starved, and so may others have been. */
-enum { AWAY_MS = 500 };
+/* Who has not looked for so much longer was stopped, or starved, and so may others have been. A rank that was not
+ * heard for so long on top of a beat was. */
+enum { AWAY_MS = 500, BEAT_MS = 500 };
 /* How often it is told who is missing, while ranks are awaited that others start. */
 enum { TELL_MS = 10000 };
 
@@ -150,6 +153,28 @@ static void note_heartbeat(struct link_rank *rank, const struct heartbeat *heart
         heartbeat->progress != rank->heartbeat.progress)
         rank->moved_ns = clock_now_ns();
     rank->heartbeat = *heartbeat;
+}
+
+/* Nobody got ahead while a rank was not there, nor did those who wait for it. */
+static void forgive_standing(struct link *link, int64_t away_ns, int64_t now_ns)
+{
+    for (int32_t rank = 0; rank < link->world; rank++)
+        link->ranks[rank].moved_ns = MIN(link->ranks[rank].moved_ns + away_ns, now_ns);
+}
+
+static bool is_silent(const struct link *link, int32_t rank, int64_t now_ns)
+{
+    return link->rendezvous.ranks[rank].is_joined &&
+           now_ns - link->ranks[rank].heard_ns >= (int64_t)(BEAT_MS + AWAY_MS) * 1000000;
+}
+
+static void note_heard(struct link *link, int32_t rank)
+{
+    int64_t now_ns = clock_now_ns();
+
+    if (is_silent(link, rank, now_ns))
+        forgive_standing(link, now_ns - link->ranks[rank].heard_ns, now_ns);
+    link->ranks[rank].heard_ns = now_ns;
 }
 
 static enum status refuse(struct link *link, const char *peer, const char *refusal)
@@ -297,7 +322,7 @@ static enum status take(struct link *link, const struct received *received,
         return fail_rank(link, rank, ERR_MISMATCH, "rank %d: %s", rank, fail_text());
     }
     pthread_mutex_lock(&link->lock);
-    link->ranks[rank].heard_ns = clock_now_ns();
+    note_heard(link, rank);
     if (message_out->type == &heartbeat_type)
         note_heartbeat(&link->ranks[rank], message_out->body);
     pthread_mutex_unlock(&link->lock);
@@ -324,6 +349,13 @@ static enum status fail_silence(struct link *link, int32_t rank, int64_t silent_
                      link->rendezvous.ranks[rank].pid, clock_ms(silent_ns) / 1e3, where);
 }
 
+static int64_t silence_max_ns(const struct link *link, int32_t rank)
+{
+    char state = link->ranks[rank].pidfd < 0 ? 0 : stacks_state_of_process(link->rendezvous.ranks[rank].pid);
+
+    return state == 'R' || state == 'D' ? STARVED_MAX_NS : SILENCE_MAX_NS;
+}
+
 static enum status check_silence(struct link *link)
 {
     int64_t now_ns = clock_now_ns();
@@ -332,7 +364,8 @@ static enum status check_silence(struct link *link)
         const struct link_rank *r = &link->ranks[rank];
         int64_t silent_ns = now_ns - r->heard_ns;
 
-        if (link->rendezvous.ranks[rank].is_joined && silent_ns > SILENCE_MAX_NS)
+        if (link->rendezvous.ranks[rank].is_joined && silent_ns > SILENCE_MAX_NS &&
+            silent_ns > silence_max_ns(link, rank))
             return fail_silence(link, rank, silent_ns);
         if (!link->rendezvous.ranks[rank].is_joined && r->pidfd >= 0 && silent_ns > JOIN_MAX_NS)
             return fail_rank(link, rank, ERR_TIMEOUT, "rank %d has not joined in %.0f s", rank,
@@ -400,6 +433,8 @@ static enum status check_progress(struct link *link)
     if (stuck == link->world)
         return OK;
     guilty = find_guilty(link, stuck);
+    if (is_silent(link, guilty, now_ns))
+        return OK; /* then its silence tells */
     step = link->ranks[guilty].heartbeat.step;
     if (step < 0)
         step = link->ranks[stuck].heartbeat.step; /* which it has not begun */
@@ -430,10 +465,9 @@ static void forgive_absence(struct link *link)
     if (away_ns < (int64_t)(LOOK_MS + AWAY_MS) * 1000000)
         return;
     pthread_mutex_lock(&link->lock);
-    for (int32_t rank = 0; rank < link->world; rank++) {
+    for (int32_t rank = 0; rank < link->world; rank++)
         link->ranks[rank].heard_ns = MIN(link->ranks[rank].heard_ns + away_ns, now_ns);
-        link->ranks[rank].moved_ns = MIN(link->ranks[rank].moved_ns + away_ns, now_ns);
-    }
+    forgive_standing(link, away_ns, now_ns);
     pthread_mutex_unlock(&link->lock);
 }
 

@@ -71,15 +71,28 @@ static void read_words(char *out, size_t size, const char *format, ...)
             *p = '?'; /* a process names itself as it likes */
 }
 
+static char state_in(const char *stat)
+{
+    const char *end = strrchr(stat, ')');
+
+    return end && end[1] == ' ' ? end[2] : 0;
+}
+
+char stacks_state_of_process(int32_t pid)
+{
+    char stat[512];
+
+    read_words(stat, sizeof stat, "/proc/%d/stat", pid);
+    return state_in(stat);
+}
+
 static void read_thread(int32_t pid, struct thread *thread)
 {
     char stat[512], call[128];
-    const char *end;
 
     read_words(thread->name, sizeof thread->name, "/proc/%d/task/%d/comm", pid, thread->tid);
     read_words(stat, sizeof stat, "/proc/%d/task/%d/stat", pid, thread->tid);
-    end = strrchr(stat, ')');
-    thread->state = end && end[1] == ' ' ? end[2] : 0;
+    thread->state = state_in(stat);
     read_words(thread->wait_channel, sizeof thread->wait_channel, "/proc/%d/task/%d/wchan", pid,
                thread->tid);
     if (strcmp(thread->wait_channel, "0") == 0)

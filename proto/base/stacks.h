@@ -30,6 +30,10 @@ enum {
  * such process, or it has ended. */
 MUST_USE enum status stacks_of_process(int32_t pid, struct bytes *out);
 
+/* What the main thread of a process does, as in /proc/PID/stat: 'R' it runs or would like to, 'D' it waits for a
+ * disk, 'S' for anything else, 'T' it was stopped. 0: not known. Takes some 10 us. */
+char stacks_state_of_process(int32_t pid);
+
 /* Lets this process, and those that it starts, read our stacks where only our ancestors could (Yama). */
 void stacks_allow(int32_t pid);
 

@@ -5,6 +5,9 @@
 #include "proto/base/build_id.h"
 #include "proto/base/clock.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 enum { EPOCH = 3, MAX_FRAMES = 8 };
 
 /* ---- a channel ------------------------------------------------------------------------------ */
@@ -203,6 +206,47 @@ static void bring_beat(struct script *script, const char *peer, int64_t step, in
           &(struct heartbeat){.step = step, .progress = progress, .waits_for = waits_for});
 }
 
+/* Rank 0, which waits for rank 1, beats and does not get ahead; so does rank 1 if it is heard. */
+static enum status pass_a_second(struct script *script, struct link *link, bool is_heard)
+{
+    const struct model_runner_output *output;
+    enum status status;
+
+    script->num_frames = script->num_read = 0;
+    bring_beat(script, "0:3", 7, 40, 1);
+    if (is_heard)
+        bring_beat(script, "1:3", 7, 40, -1);
+    status = link_collect(link, 7, clock_deadline_ns(1000), &output);
+    for (int32_t i = 0; i < script->num_frames; i++)
+        frame_drop(script->inbox[i].frame);
+    script->num_frames = 0;
+    return status;
+}
+
+/* Rank 1 is this process, which runs: if it is not heard, somebody else has its core. */
+static void a_rank_that_would_run_has_more_time(void **state)
+{
+    struct script script;
+    struct link link;
+    int seconds;
+
+    (void)state;
+    open_with_ranks(&script, 2, &link);
+    link.ranks[1].pidfd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    link.rendezvous.ranks[1].pid = getpid();
+    link.small_step_ns = 1e6;
+    expect_fails(pass_a_second(&script, &link, true), ERR_TIMEOUT, "the ranks did not answer in time");
+    for (seconds = 0; seconds < 20; seconds++)
+        expect_fails(pass_a_second(&script, &link, false), ERR_TIMEOUT, "the ranks did not answer in time");
+    expect_fails(pass_a_second(&script, &link, true), ERR_TIMEOUT, "the ranks did not answer in time");
+    for (seconds = 0; link.failed_rank < 0 && seconds < 40; seconds++)
+        assert_int_equal(pass_a_second(&script, &link, false), ERR_TIMEOUT);
+    assert_int_equal(link.failed_rank, 1);
+    assert_int_equal(seconds, 30);
+    assert_non_null(strstr(fail_text(), "has been silent for 30."));
+    close_script(&script, &link);
+}
+
 static void a_rank_that_holds_more_than_there_is_has_failed(void **state)
 {
     static const struct heartbeat beat = {.step = -1, .memory = {.weights_bytes = 5, .free_bytes = 6}},
@@ -391,6 +435,7 @@ int main(void)
         cmocka_unit_test(a_reply_counts_once_for_each_rank),
         cmocka_unit_test(an_answer_to_another_step_is_refused),
         cmocka_unit_test(silence_and_deadlines_end_the_wait),
+        cmocka_unit_test(a_rank_that_would_run_has_more_time),
         cmocka_unit_test(a_rank_that_holds_more_than_there_is_has_failed),
         cmocka_unit_test(of_two_that_stand_still_the_one_that_waits_for_nobody_hangs),
         cmocka_unit_test(a_device_that_gets_ahead_may_take_its_time),
