@@ -1,6 +1,7 @@
 """Prints what each program that failed in the last `meson test` said of it, in few lines.
 
 usage: show_failures.py BUILD_FOLDER/meson-logs
+       show_failures.py --names BUILD_FOLDER/meson-logs     their names alone
 
 Of unittest's output: the reports of its failed cases; of TAP: the cases that are "not ok"; of any: its last lines.
 """
@@ -8,7 +9,7 @@ import pathlib
 import re
 import sys
 
-from testlog import program_of, programs_that_failed
+from testlog import names_that_failed, program_of, programs_that_failed
 
 LINES_OF_A_CASE = 14
 LINES_OF_A_PROGRAM = 60
@@ -38,4 +39,9 @@ def show(logs):
                 print("   ", line[:CHARACTERS_OF_A_LINE])
 
 
-show(pathlib.Path(sys.argv[1]))
+def tell_names(logs):
+    for log in logs.glob("testlog*.json"):
+        print(*names_that_failed(log), sep="\n")
+
+
+(tell_names if "--names" in sys.argv else show)(pathlib.Path(sys.argv[-1]))

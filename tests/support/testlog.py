@@ -13,3 +13,7 @@ def programs_that_failed(log):
     for program in map(json.loads, log.read_text().splitlines()):
         if program["result"] not in GOOD:
             yield program
+
+
+def names_that_failed(log):
+    return {program_of(program["name"]) for program in programs_that_failed(log)}
