@@ -247,12 +247,13 @@ static void run_matmul(void *args, int64_t i)
     m->kind->run(m, &m->copies[i % m->num_copies]);
 }
 
-static void bench_rows_of(struct matmul *m, int32_t rows, int64_t matrix_bytes)
+static enum status bench_rows_of(struct matmul *m, int32_t rows, int64_t matrix_bytes)
 {
     const struct matrix_row *row = m->row;
     struct run *run = m->run;
     bool is_float = quant_form(row->type).scales == SCALE_NONE;
     double ops = 2.0 * rows * row->n * row->k;
+    int64_t out_bytes = (int64_t)rows * row->n * (int64_t)sizeof(double);
     struct work work = {
         .bytes = (double)matrix_bytes + (double)rows * row->k * (is_float ? 4 : 1.375) +
                  (double)rows * row->n * m->kind->out_bytes,
@@ -260,10 +261,10 @@ static void bench_rows_of(struct matmul *m, int32_t rows, int64_t matrix_bytes)
         .float_ops = is_float ? ops : 0,
     };
 
+    TRY(device_alloc(run->dev, out_bytes, "what a matrix makes", &m->out));
     activations_init(&m->a, &run->random, rows, row->k);
     run->kernels->quantize(run->dev, &m->a);
     activations_init(&m->gated, &run->random, rows, row->n / 2);
-    m->out = mem_new_array(double, (int64_t)rows * row->n);
     tell(run,
          (struct roofline_figure){
              .kernel = m->kind->kernel,
@@ -276,7 +277,8 @@ static void bench_rows_of(struct matmul *m, int32_t rows, int64_t matrix_bytes)
          &work, best_seconds(run, run_matmul, m));
     activations_close(&m->a);
     activations_close(&m->gated);
-    mem_free(m->out);
+    device_free(run->dev, m->out, out_bytes);
+    return OK;
 }
 
 static enum status pack_copies(struct matmul *m, const void *tensor, int64_t bytes)
@@ -311,7 +313,7 @@ static enum status bench_matrix(struct run *run, const struct matmul_kind *kind,
     status = pack_copies(m, tensor, bytes);
     for (size_t i = 0; i < COUNT_OF(row_counts) && status == OK; i++)
         if (row->most_rows == 0 || row_counts[i] <= row->most_rows)
-            bench_rows_of(m, row_counts[i], bytes);
+            status = bench_rows_of(m, row_counts[i], bytes);
     for (int32_t i = 0; i < m->num_copies; i++)
         device_free(run->dev, m->copies[i].data, bytes);
     return status;

@@ -27,6 +27,7 @@ enum {
     FLOAT_CHUNK = 128,
     FAR_BYTES = 16384, /* ahead weights are fetched to the second-level cache, */
     NEAR_BYTES = 3072, /* and from there to the first */
+    STREAM_COLUMNS = 16384, /* rows of so many results, logits, pass by the caches */
 };
 
 /* A block of 32 that a storing tile leaves for the others. */
@@ -66,6 +67,8 @@ struct tile {
     bool begins;   /* accumulators begin at zero: the chunk is the first */
     float *acc;
     int64_t acc_stride;
+    float *stream; /* where results go instead, past the caches, at the end of the last chunk; NULL: they stay */
+    int64_t stream_stride;
 
     /* matmul_groups; NULL otherwise */
     double *sum;          /* [rows, PANEL] */
@@ -219,7 +222,10 @@ INLINE void keep_acc(const int R, const int C, const struct tile *t, int first_c
 {
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
-            vf_store(t->acc + r * t->acc_stride + first_column + c * LANES, f[r][c]);
+            if (t->stream)
+                vf_stream(t->stream + r * t->stream_stride + first_column + c * LANES, f[r][c]);
+            else
+                vf_store(t->acc + r * t->acc_stride + first_column + c * LANES, f[r][c]);
 }
 
 INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum source source,
@@ -439,6 +445,7 @@ struct slice {
     int32_t first_row, rows;
     float *out; /* of the first row and column, at stride out_stride; NULL: doubles are wanted */
     int64_t out_stride;
+    bool streams; /* to out */
     struct scratch *scratch;
     const uint8_t *end, *next; /* as in struct tile */
 };
@@ -541,6 +548,10 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             t.sum = scratch->sums[kept];
             t.sum_begins = at < job->group;
             t.left = job->group - at % job->group;
+        } else if (slice->streams && slice_width(slice) == PANEL) {
+            t.acc = scratch->partial[kept];
+            t.stream = ends ? slice->out + r0 * slice->out_stride : NULL;
+            t.stream_stride = slice->out_stride;
         } else if (slice_width(slice) == PANEL) {
             t.acc = slice->out + r0 * slice->out_stride;
             t.acc_stride = slice->out_stride;
@@ -587,6 +598,13 @@ static const uint8_t *next_start(const struct matrix *w, int64_t first)
     return panel_start(next, first * num_panels(next) / num_panels(w));
 }
 
+/* Rows of logits are mostly a multiple of 4096 bytes apart, so that those of a tile fight for a few places of a cache,
+ * and nobody reads them before all are there: on Zen 4 16 rows of 49,152 cost 20 % less when they pass by. */
+static bool streams(const struct job *job)
+{
+    return job->out_stride >= STREAM_COLUMNS && job->out_stride % PANEL == 0 && (uintptr_t)job->out % (PANEL * 4) == 0;
+}
+
 static void do_panels(const void *args, int64_t first, int64_t end, void *scratch)
 {
     const struct job *job = args;
@@ -594,6 +612,7 @@ static void do_panels(const void *args, int64_t first, int64_t end, void *scratc
     struct slice slice = {
         .job = job,
         .out_stride = job->out_stride,
+        .streams = streams(job),
         .scratch = scratch,
         .end = panel_start(w, end),
         .next = next_start(w, first),
@@ -606,6 +625,8 @@ static void do_panels(const void *args, int64_t first, int64_t end, void *scratc
                 slice.out = job->out + slice.first_row * job->out_stride + slice.panel * PANEL;
             do_slice(&slice);
         }
+    if (slice.streams)
+        vf_end_stream();
 }
 
 static void run(struct device *dev, const struct job *job)

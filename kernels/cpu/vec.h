@@ -114,6 +114,28 @@ INLINE void vf_store(void *p, vf v)
     *(unaligned *)p = v;
 }
 
+/* Past the caches, to a multiple of a vector's bytes, for what is not read soon: where a line is written whole nobody
+ * fetches it first. Other threads see it after vf_end_stream. */
+INLINE void vf_stream(float *p, vf v)
+{
+#if defined(VEC_AVX512)
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(VEC_AVX2)
+    _mm256_stream_ps(p, (__m256)v);
+#elif defined(VEC_SSE2)
+    _mm_stream_ps(p, (__m128)v);
+#else
+    vf_store(p, v);
+#endif
+}
+
+INLINE void vf_end_stream(void)
+{
+#if defined(VEC_AVX512) || defined(VEC_AVX2) || defined(VEC_SSE2)
+    _mm_sfence();
+#endif
+}
+
 INLINE vi vi_load(const void *p)
 {
     return (vi)vf_load(p);

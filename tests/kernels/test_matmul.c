@@ -175,6 +175,49 @@ static void rows_of_any_batch_have_the_same_bits(void **state)
     check_everywhere((struct problem){TYPE_Q4_1, 260, 33, 2304, 2304, 0, 768, NULL}); /* chunks */
 }
 
+/* Rows of logits, which CPUs write past their caches: far apart, from where a vector may begin. */
+static void check_long_rows(struct problem p)
+{
+    enum { STRIDE = 1 << 14 };
+    size_t bytes = (size_t)p.rows * STRIDE * sizeof(float);
+    float *out = aligned_alloc(4096, bytes);
+
+    problem_init(&p);
+    for (const char *const *isa = tested_isas(); *isa && strcmp(*isa, "cuda") != 0; isa++) {
+        struct device *dev = open_device(*isa, 2);
+        struct matrix w;
+
+        matrix_init(&w, dev, p.type, p.tensor, p.tensor_k, 0, p.n, p.k0, p.k);
+        for (int32_t rows = 1; rows <= p.rows; rows += 6) {
+            struct activations a = p.a;
+
+            a.rows = rows;
+            for (size_t i = 0; i < bytes / sizeof *out; i++)
+                out[i] = 12345;
+            device_kernels(dev)->matmul(dev, out, STRIDE, &a, &w);
+            for (int32_t r = 0; r < p.rows; r++) {
+                int64_t written = r < rows ? p.n : 0;
+
+                expect_same_floats(*isa, out + (int64_t)r * STRIDE, p.out + (int64_t)r * p.n, written);
+                for (int64_t i = written; i < STRIDE; i++)
+                    assert_true(out[(int64_t)r * STRIDE + i] == 12345);
+            }
+        }
+        matrix_close(&w, dev);
+        device_close(dev);
+    }
+    problem_close(&p);
+    free(out);
+}
+
+static void long_rows_have_the_same_bits(void **state)
+{
+    (void)state;
+    check_long_rows((struct problem){TYPE_Q8_0, 19, 70, 576, 576, 0, 0, NULL});
+    check_long_rows((struct problem){TYPE_Q6_K, 19, 70, 2304, 2304, 0, 0, NULL}); /* chunks */
+    check_long_rows((struct problem){TYPE_F32, 13, 64, 300, 300, 0, 0, NULL});
+}
+
 /* Kernels' largest blocks: of up to 32 rows, and for 16 bits of few columns with many groups, and of many rows. */
 static void a_gpu_of_less_shared_memory_has_the_same_bits(void **state)
 {
@@ -418,6 +461,7 @@ static void packed_sizes_are_near_the_files(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_type_has_the_bits_of_the_specification),
     cmocka_unit_test(rows_of_any_batch_have_the_same_bits),
+    cmocka_unit_test(long_rows_have_the_same_bits),
     cmocka_unit_test(a_gpu_of_less_shared_memory_has_the_same_bits),
     cmocka_unit_test(a_column_shard_has_the_bits_of_the_whole),
     cmocka_unit_test(gated_matmuls_have_the_bits_of_their_two_kernels),
