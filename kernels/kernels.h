@@ -131,6 +131,26 @@ static inline int32_t kv_num_groups(int32_t num_blocks)
     return num_blocks / KV_GROUP_BLOCKS + (num_blocks % KV_GROUP_BLOCKS > 0);
 }
 
+/* Bytes of a group: k and v of layer 0, of layer 1, … `like` says what its layers are like; k, v and group_stride are
+ * not looked at. */
+static inline int64_t kv_group_bytes(const struct kv_layer *like, int32_t num_layers)
+{
+    return 2 * KV_GROUP_BLOCKS * like->num_kv_heads * kv_head_bytes(like->type, like->head_dim) * num_layers;
+}
+
+/* Layers in kv_num_groups groups at `base`. */
+static inline void kv_place_layers(const struct kv_layer *like, void *base, int32_t num_layers, struct kv_layer *layers)
+{
+    int64_t group_bytes = kv_group_bytes(like, num_layers), half_bytes = group_bytes / (2 * num_layers);
+
+    for (int32_t i = 0; i < num_layers; i++) {
+        layers[i] = *like;
+        layers[i].k = (uint16_t *)((char *)base + 2 * i * half_bytes);
+        layers[i].v = (uint16_t *)((char *)base + (2 * i + 1) * half_bytes);
+        layers[i].group_stride = group_bytes / (int64_t)sizeof(uint16_t);
+    }
+}
+
 /*
  * The rows of a step, grouped by request: rows [row_start[i], row_start[i+1]) are consecutive
  * positions of request i. Positions are given per row.

@@ -399,15 +399,21 @@ static void place_batch(struct place *place, int32_t requests, int32_t rows, int
                                        place->tables, blocks};
 }
 
-static int64_t num_groups(const struct place *place)
+static struct kv_layer like_of_layers(const struct place *place)
 {
-    return kv_num_groups(place->batch.num_requests * place->batch.block_table_stride);
+    return (struct kv_layer){
+        .num_blocks = place->batch.num_requests * place->batch.block_table_stride,
+        .num_kv_heads = place->model->num_kv_heads,
+        .head_dim = place->model->head_dim,
+        .type = place->kv_type,
+    };
 }
 
-/* Of k, or of v, of one layer. */
-static int64_t half_group_bytes(const struct place *place)
+static int64_t kv_bytes(const struct place *place, int32_t num_layers)
 {
-    return KV_GROUP_BLOCKS * place->model->num_kv_heads * kv_head_bytes(place->kv_type, place->model->head_dim);
+    struct kv_layer like = like_of_layers(place);
+
+    return kv_num_groups(like.num_blocks) * kv_group_bytes(&like, num_layers);
 }
 
 /* 0.25 to 0.5, of either sign. */
@@ -448,27 +454,17 @@ static void (*const random_elements[NUM_KV_TYPES])(struct random *random, void *
     [KV_BFLOAT16] = random_bfloat16, [KV_FLOAT16] = random_halves, [KV_FP8] = random_fp8, [KV_INT8] = random_int8,
 };
 
-/* As a worker lays them out: a group is k and v of layer 0, of layer 1, ... */
+/* As a worker lays them out. */
 static enum status place_kv(struct place *place, int32_t num_layers)
 {
-    const struct model_shape *model = place->model;
-    int64_t half_bytes = half_group_bytes(place), group_bytes = 2 * half_bytes * num_layers;
+    struct kv_layer like = like_of_layers(place);
 
-    place->kv_bytes = num_groups(place) * group_bytes;
+    place->kv_bytes = kv_bytes(place, num_layers);
     TRY(device_alloc(place->run->dev, place->kv_bytes, "keys and values", &place->kv));
     device_expect_full(place->run->dev, place->kv, place->kv_bytes);
     random_elements[place->kv_type](&place->run->random, place->kv, place->kv_bytes);
     place->num_layers = num_layers;
-    for (int32_t i = 0; i < num_layers; i++)
-        place->layers[i] = (struct kv_layer){
-            .k = (uint16_t *)((char *)place->kv + 2 * i * half_bytes),
-            .v = (uint16_t *)((char *)place->kv + (2 * i + 1) * half_bytes),
-            .num_blocks = place->batch.num_requests * place->batch.block_table_stride,
-            .num_kv_heads = model->num_kv_heads,
-            .head_dim = model->head_dim,
-            .group_stride = group_bytes / (int64_t)sizeof(uint16_t),
-            .type = place->kv_type,
-        };
+    kv_place_layers(&like, place->kv, num_layers, place->layers);
     return OK;
 }
 
@@ -581,7 +577,7 @@ static enum status bench_attention(struct run *run, const struct attention_row *
     int64_t copies;
 
     place->kv_type = row->type;
-    copies = MIN(COPIES_BYTES / (2 * num_groups(place) * half_group_bytes(place)) + 1, (int64_t)MAX_COPIES);
+    copies = MIN(COPIES_BYTES / kv_bytes(place, 1) + 1, (int64_t)MAX_COPIES);
     TRY(place_kv(place, row->rows > 1 ? 1 : (int32_t)copies));
 
     struct attention attention = {

@@ -288,38 +288,21 @@ void model_free(struct model *model)
 /* ---- KV cache ---------------------------------------------------------------------------------
  */
 
-/* Bytes of k, or of v, of one block in one layer. */
-static int64_t kv_half_bytes(const struct model *model)
+static struct kv_layer like_of_layers(const struct model *model, int32_t num_blocks)
 {
-    return model->shard.num_kv_heads * kv_head_bytes(model->kv_type, model->config.head_dim);
+    return (struct kv_layer){
+        .num_blocks = num_blocks,
+        .num_kv_heads = model->shard.num_kv_heads,
+        .head_dim = model->config.head_dim,
+        .type = model->kv_type,
+    };
 }
 
 int64_t model_kv_block_bytes(const struct model *model)
 {
-    return 2 * kv_half_bytes(model) * model->config.num_layers;
-}
+    struct kv_layer like = like_of_layers(model, 0);
 
-static int64_t kv_group_bytes(const struct model *model)
-{
-    return KV_GROUP_BLOCKS * model_kv_block_bytes(model);
-}
-
-/* A group is k and v of layer 0, of layer 1, … */
-static void place_kv_layers(struct model *model, int32_t num_blocks)
-{
-    int64_t half_bytes = KV_GROUP_BLOCKS * kv_half_bytes(model);
-    char *base = model->kv_cache.base;
-
-    for (int32_t i = 0; i < model->config.num_layers; i++)
-        model->kv[i] = (struct kv_layer){
-            .k = (uint16_t *)(base + 2 * i * half_bytes),
-            .v = (uint16_t *)(base + (2 * i + 1) * half_bytes),
-            .num_blocks = num_blocks,
-            .num_kv_heads = model->shard.num_kv_heads,
-            .head_dim = model->config.head_dim,
-            .group_stride = kv_group_bytes(model) / (int64_t)sizeof(uint16_t),
-            .type = model->kv_type,
-        };
+    return kv_group_bytes(&like, model->config.num_layers) / KV_GROUP_BLOCKS;
 }
 
 enum status model_alloc_kv(struct model *model, int32_t num_blocks)
@@ -328,7 +311,11 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
     model->kv = mem_new_array(struct kv_layer, model->config.num_layers);
     model->inputs.spare_block = num_blocks;
     num_blocks += model->recordings != NULL;
-    slab_take(&model->kv_cache, kv_num_groups(num_blocks) * kv_group_bytes(model)); /* measures */
+
+    struct kv_layer like = like_of_layers(model, num_blocks);
+
+    slab_take(&model->kv_cache, /* measures */
+              kv_num_groups(num_blocks) * kv_group_bytes(&like, model->config.num_layers));
 
     enum status status = slab_open(&model->kv_cache, model->pass.dev, "the KV cache");
 
@@ -339,7 +326,7 @@ enum status model_alloc_kv(struct model *model, int32_t num_blocks)
     }
     /* Blocks are taken in order, so a big page of them fills up before the next is touched. */
     device_expect_full(model->pass.dev, model->kv_cache.base, model->kv_cache.bytes);
-    place_kv_layers(model, num_blocks);
+    kv_place_layers(&like, model->kv_cache.base, model->config.num_layers, model->kv);
     model->pass.kv = model->kv;
     return OK;
 }
