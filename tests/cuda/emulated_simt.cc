@@ -601,20 +601,24 @@ struct float_fragments {
     const uint32_t *a, *b;
 };
 
-/* c + a · b, of `count` products: at most 8. */
-static float add_products(float c, const double *a, const double *b, int count)
+/* Most of what a test of a model on emulated GPUs does is below, in arrays of its own. */
+#define UNSANITIZED __attribute__((no_sanitize("address", "undefined")))
+
+/* c + a · b, of COUNT products: at most 8. */
+template <int COUNT> UNSANITIZED static float add_products(float c, const double *a, const double *b)
 {
     enum { KEPT_BITS = 26 };
-    double terms[9], largest = fabs((double)c), sum = c;
+    double terms[COUNT + 1], largest = fabs((double)c), sum = c;
     int64_t cut = 0;
     int exponent;
 
-    terms[8] = c;
-    for (int i = 0; i < 8; i++) {
-        terms[i] = i < count ? a[i] * b[i] : 0;
-        largest = fmax(largest, fabs(terms[i]));
+    for (int i = 0; i < COUNT; i++) {
+        double size = fabs(terms[i] = a[i] * b[i]);
+
+        largest = size > largest ? size : largest; /* fmax is a call; NaN shows in the sum */
         sum += terms[i];
     }
+    terms[COUNT] = c;
     if (largest == 0 || !(fabs(sum) <= (double)INFINITY) || largest == (double)INFINITY)
         return (float)sum;
     exponent = (int)(emulated_bits<uint64_t>(largest) >> 52) - 1023;
@@ -622,7 +626,7 @@ static float add_products(float c, const double *a, const double *b, int count)
     double unit = emulated_bits<double>((uint64_t)(1023 + exponent + 1 - KEPT_BITS) << 52);
     double units = emulated_bits<double>((uint64_t)(1023 - exponent - 1 + KEPT_BITS) << 52);
 
-    for (int i = 0; i < 9; i++)
+    for (int i = 0; i <= COUNT; i++)
         cut += (int64_t)(terms[i] * units);
     sum = (double)cut * unit;
     return (float)emulated_bits<double>(emulated_bits<uint64_t>(sum) >> 29 << 29); /* 24 bits, cut off too */
@@ -645,7 +649,7 @@ static double tf32_at(const uint32_t *words, int i)
 }
 
 /* K: of them STEP at a time. */
-template <int K, int STEP, double (*at)(const uint32_t *, int)> static void multiply_floats(uint64_t *values)
+template <int K, int STEP, double (*at)(const uint32_t *, int)> UNSANITIZED static void multiply_floats(uint64_t *values)
 {
     const int in_word = K / 8; /* numbers */
     double a[16][K], b[8][K];
@@ -669,7 +673,7 @@ template <int K, int STEP, double (*at)(const uint32_t *, int)> static void mult
             float *d = &f->d[row / 8 * 2 + column % 2];
 
             for (int k = 0; k < K; k += STEP)
-                *d = add_products(*d, &a[row][k], &b[column][k], STEP);
+                *d = add_products<STEP>(*d, &a[row][k], &b[column][k]);
         }
 }
 
