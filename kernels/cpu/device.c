@@ -130,17 +130,24 @@ enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
     return OK;
 }
 
+/* ---- kernels: each thread has memory of its own --------------------------------------------------- */
+
 struct run {
     const struct cpu_device *cpu;
     void (*part)(const void *args, int64_t first, int64_t end, void *scratch);
+    void (*sharing)(const void *args, struct span piece, struct span share, void *scratch); /* or this one */
     const void *args;
 };
 
-static void run_part(void *arg, int64_t first, int64_t end, int32_t thread)
+static void run_part(const void *arg, struct span piece, struct span share, int32_t thread)
 {
     const struct run *run = arg;
+    void *scratch = run->cpu->scratch + (int64_t)thread * SCRATCH_BYTES;
 
-    run->part(run->args, first, end, run->cpu->scratch + (int64_t)thread * SCRATCH_BYTES);
+    if (run->part)
+        run->part(run->args, piece.first, piece.end, scratch);
+    else
+        run->sharing(run->args, piece, share, scratch);
 }
 
 void device_run(struct device *dev, int64_t count, int64_t grain,
@@ -148,8 +155,15 @@ void device_run(struct device *dev, int64_t count, int64_t grain,
                 const void *args)
 {
     struct cpu_device *cpu = cpu_device_of(dev);
-    struct run run = {cpu, part, args};
 
-    share_out(cpu, (struct shares){count, (int32_t)MIN((int64_t)cpu_num_threads(dev), count / grain), run_part,
-                                   &run});
+    team_share(cpu->team, count, grain, run_part, &(struct run){.cpu = cpu, .part = part, .args = args});
+}
+
+void device_share(struct device *dev, int64_t count, int64_t grain,
+                  void (*part)(const void *args, struct span piece, struct span share, void *scratch),
+                  const void *args)
+{
+    struct cpu_device *cpu = cpu_device_of(dev);
+
+    team_share(cpu->team, count, grain, run_part, &(struct run){.cpu = cpu, .sharing = part, .args = args});
 }

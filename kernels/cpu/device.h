@@ -31,12 +31,16 @@ static inline struct cpu_device *cpu_device_of(const struct device *dev)
 }
 
 /*
- * Does items [0, count) by calls of part(args, first, end, scratch), one a thread, each with a
- * contiguous share. Fewer than `grain` items a thread are not worth waking it, and are done
- * here. How they are split must not show in the result.
+ * Does items [0, count) by calls of part(args, first, end, scratch), as team_share does. How they are split must not
+ * show in the result.
  */
 void device_run(struct device *dev, int64_t count, int64_t grain,
                 void (*part)(const void *args, int64_t first, int64_t end, void *scratch),
                 const void *args);
+
+/* The same by calls of part(args, piece, share, scratch), for who wants to know what his thread does next. */
+void device_share(struct device *dev, int64_t count, int64_t grain,
+                  void (*part)(const void *args, struct span piece, struct span share, void *scratch),
+                  const void *args);
 
 #endif

@@ -605,7 +605,7 @@ static bool streams(const struct job *job)
     return job->out_stride >= STREAM_COLUMNS && job->out_stride % PANEL == 0 && (uintptr_t)job->out % (PANEL * 4) == 0;
 }
 
-static void do_panels(const void *args, int64_t first, int64_t end, void *scratch)
+static void do_panels(const void *args, struct span piece, struct span share, void *scratch)
 {
     const struct job *job = args;
     const struct matrix *w = job->w;
@@ -614,11 +614,11 @@ static void do_panels(const void *args, int64_t first, int64_t end, void *scratc
         .out_stride = job->out_stride,
         .streams = streams(job),
         .scratch = scratch,
-        .end = panel_start(w, end),
-        .next = next_start(w, first),
+        .end = panel_start(w, share.end),
+        .next = next_start(w, share.first),
     };
 
-    for (slice.panel = (int32_t)first; slice.panel < end; slice.panel++)
+    for (slice.panel = (int32_t)piece.first; slice.panel < piece.end; slice.panel++)
         for (slice.first_row = 0; slice.first_row < job->a->rows; slice.first_row += SLICE_ROWS) {
             slice.rows = MIN((int32_t)SLICE_ROWS, job->a->rows - slice.first_row);
             if (job->out)
@@ -633,7 +633,7 @@ static void run(struct device *dev, const struct job *job)
 {
     ASSERT(job->a->k == job->w->k, "activations of %d columns, weights of %d", job->a->k, job->w->k);
     if (job->a->rows)
-        device_run(dev, num_panels(job->w), job->a->rows == 1 ? 2 : 1, do_panels, job);
+        device_share(dev, num_panels(job->w), job->a->rows == 1 ? 2 : 1, do_panels, job);
 }
 
 void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
@@ -715,7 +715,7 @@ static void do_gated_slice(struct slice *slice, int32_t panel, float (*out)[PANE
 }
 
 /* A thread goes from a panel of gates to that of their ups, and on to the next gates. */
-static void do_gated_panels(const void *args, int64_t first, int64_t end, void *scratch)
+static void do_gated_panels(const void *args, struct span piece, struct span share, void *scratch)
 {
     const struct gated_job *gated = args;
     const struct matrix *w = gated->job.w;
@@ -723,12 +723,12 @@ static void do_gated_panels(const void *args, int64_t first, int64_t end, void *
     struct slice slice = {.job = &gated->job, .out_stride = PANEL, .scratch = scratch};
     int32_t pairs = num_panels(w) / 2;
 
-    for (int32_t p = (int32_t)first; p < end; p++)
+    for (int32_t p = (int32_t)piece.first; p < piece.end; p++)
         for (slice.first_row = 0; slice.first_row < gated->job.a->rows; slice.first_row += SLICE_ROWS) {
             slice.rows = MIN((int32_t)SLICE_ROWS, gated->job.a->rows - slice.first_row);
             do_gated_slice(&slice, p, s->gated[0], panel_start(w, pairs + p));
             do_gated_slice(&slice, pairs + p, s->gated[1],
-                           p + 1 < end ? panel_start(w, p + 1) : next_start(w, 2 * first));
+                           p + 1 < share.end ? panel_start(w, p + 1) : next_start(w, 2 * share.first));
             put_rows(gated, &slice, p);
         }
 }
@@ -741,7 +741,7 @@ static void run_gated(struct device *dev, const struct gated_job *gated)
            "activations of %d columns, weights of %d, %d for %d gates", job->a->k, job->w->k, job->w->n,
            gated->out->k);
     if (job->a->rows)
-        device_run(dev, num_panels(job->w) / 2, 1, do_gated_panels, gated);
+        device_share(dev, num_panels(job->w) / 2, 1, do_gated_panels, gated);
 }
 
 void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,
