@@ -122,8 +122,8 @@ static void do_or_hold(const void *args, struct span piece, struct span share, i
     struct helped *helped = *(struct helped *const *)args;
 
     (void)share;
-    if (thread == 0)
-        wait_for(helped, has_begun);
+    if (thread != 1)
+        wait_for(helped, has_begun); /* else it might find nothing to do */
     if (thread == 1 && !helped->has_begun) {
         helped->held = piece.end - piece.first;
         helped->has_begun = true;
