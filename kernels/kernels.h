@@ -389,9 +389,9 @@ struct device_memory {
 struct device_memory device_memory(const struct device *dev);
 
 /*
- * Work of the host's own, beside kernels: part(args, first, end, thread) over items [0, count), each thread with a
- * contiguous share. On a CPU device its threads do it, `thread` in [0, device_num_threads); elsewhere the caller alone is
- * thread 0.
+ * Work of the host's own, beside kernels: calls of part(args, first, end, thread) over items [0, count), any number of
+ * them by a thread. On a CPU device its threads do it, `thread` in [0, device_num_threads); elsewhere the caller alone
+ * is thread 0.
  */
 int32_t device_num_threads(const struct device *dev);
 void device_share_out(struct device *dev, int64_t count,

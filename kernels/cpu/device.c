@@ -59,35 +59,23 @@ static int32_t cpu_num_threads(const struct device *dev)
     return team_num_threads(cpu_device_of((struct device *)dev)->team);
 }
 
-struct shares {
-    int64_t count;
-    int32_t num_threads; /* that have a share; below 2: the caller alone */
+struct host_work {
     void (*part)(void *args, int64_t first, int64_t end, int32_t thread);
     void *args;
 };
 
-static void do_share(void *arg, int32_t thread)
+static void do_host_work(const void *arg, struct span piece, struct span share, int32_t thread)
 {
-    const struct shares *shares = arg;
+    const struct host_work *work = arg;
 
-    if (thread < shares->num_threads)
-        shares->part(shares->args, shares->count * thread / shares->num_threads,
-                     shares->count * (thread + 1) / shares->num_threads, thread);
-}
-
-static void share_out(struct cpu_device *cpu, struct shares shares)
-{
-    if (shares.num_threads > 1)
-        team_run(cpu->team, do_share, &shares);
-    else if (shares.count > 0)
-        shares.part(shares.args, 0, shares.count, 0);
+    (void)share;
+    work->part(work->args, piece.first, piece.end, thread);
 }
 
 static void cpu_share_out(struct device *dev, int64_t count,
                           void (*part)(void *args, int64_t first, int64_t end, int32_t thread), void *args)
 {
-    share_out(cpu_device_of(dev),
-              (struct shares){count, (int32_t)MIN((int64_t)cpu_num_threads(dev), count), part, args});
+    team_share(cpu_device_of(dev)->team, count, 1, do_host_work, &(struct host_work){part, args});
 }
 
 static const struct device_ops cpu_ops = {
@@ -132,22 +120,23 @@ enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
 
 /* ---- kernels: each thread has memory of its own --------------------------------------------------- */
 
+static void *scratch_of(const struct cpu_device *cpu, int32_t thread)
+{
+    return cpu->scratch + (int64_t)thread * SCRATCH_BYTES;
+}
+
 struct run {
     const struct cpu_device *cpu;
     void (*part)(const void *args, int64_t first, int64_t end, void *scratch);
-    void (*sharing)(const void *args, struct span piece, struct span share, void *scratch); /* or this one */
     const void *args;
 };
 
 static void run_part(const void *arg, struct span piece, struct span share, int32_t thread)
 {
     const struct run *run = arg;
-    void *scratch = run->cpu->scratch + (int64_t)thread * SCRATCH_BYTES;
 
-    if (run->part)
-        run->part(run->args, piece.first, piece.end, scratch);
-    else
-        run->sharing(run->args, piece, share, scratch);
+    (void)share;
+    run->part(run->args, piece.first, piece.end, scratch_of(run->cpu, thread));
 }
 
 void device_run(struct device *dev, int64_t count, int64_t grain,
@@ -156,7 +145,20 @@ void device_run(struct device *dev, int64_t count, int64_t grain,
 {
     struct cpu_device *cpu = cpu_device_of(dev);
 
-    team_share(cpu->team, count, grain, run_part, &(struct run){.cpu = cpu, .part = part, .args = args});
+    team_share(cpu->team, count, grain, run_part, &(struct run){cpu, part, args});
+}
+
+struct sharing {
+    const struct cpu_device *cpu;
+    void (*part)(const void *args, struct span piece, struct span share, void *scratch);
+    const void *args;
+};
+
+static void share_part(const void *arg, struct span piece, struct span share, int32_t thread)
+{
+    const struct sharing *sharing = arg;
+
+    sharing->part(sharing->args, piece, share, scratch_of(sharing->cpu, thread));
 }
 
 void device_share(struct device *dev, int64_t count, int64_t grain,
@@ -165,5 +167,5 @@ void device_share(struct device *dev, int64_t count, int64_t grain,
 {
     struct cpu_device *cpu = cpu_device_of(dev);
 
-    team_share(cpu->team, count, grain, run_part, &(struct run){.cpu = cpu, .sharing = part, .args = args});
+    team_share(cpu->team, count, grain, share_part, &(struct sharing){cpu, part, args});
 }
