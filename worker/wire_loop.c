@@ -21,7 +21,6 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { HEARTBEAT_MS = 500 };
 /* From a step that was aborted to the engine's word on what follows: more than it takes to notice a rank that is
  * silent. After that it is not the rank that was lost but the way to it. */
 enum { ABORTED_MAX_MS = 30000 };
@@ -124,7 +123,7 @@ static enum status beat(struct wire *wire)
         heartbeat.memory = worker_memory_held(wire->worker);
         heartbeat.passes = progress.passes;
     }
-    wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
+    wire->beat_at_ns = clock_deadline_ns(HEARTBEAT_INTERVAL_MS);
     notify("WATCHDOG=1");
     return tell(wire, &heartbeat_type, heartbeat.step, &heartbeat);
 }

@@ -10,7 +10,7 @@
 #include <inttypes.h>
 #include <poll.h>
 
-enum { EPOCH = 1, HEARTBEAT_MS = 500, JOIN_TIMEOUT_MS = 10000 };
+enum { EPOCH = 1, JOIN_TIMEOUT_MS = 10000 };
 
 struct null_worker_settings {
     char *engine;
@@ -123,7 +123,7 @@ static enum status join(struct null_worker *worker)
 
 static enum status beat(struct null_worker *worker)
 {
-    worker->beat_at_ns = clock_deadline_ns(HEARTBEAT_MS);
+    worker->beat_at_ns = clock_deadline_ns(HEARTBEAT_INTERVAL_MS);
     return tell(worker, &heartbeat_type, -1,
                 &(struct heartbeat){
                     .rank = worker->settings.rank,

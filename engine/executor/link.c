@@ -8,7 +8,7 @@
 #include <poll.h>
 #include <string.h>
 
-/* A worker beats every 500 ms, by a thread that does nothing long. Silence means that its process hangs or is
+/* A worker beats (HEARTBEAT_INTERVAL_MS) by a thread that does nothing long. Silence means that its process hangs or is
  * stopped; before it has joined, that it does not come. A process of ours that would run if it were let, or waits for
  * a disk, has more time: its machine, or one core of it, stands still, as happens to virtual ones. */
 static const int64_t SILENCE_MAX_NS = 3500000000, STARVED_MAX_NS = 30000000000, JOIN_MAX_NS = 30000000000;
@@ -31,7 +31,7 @@ enum { NOTICE_MS = 20, NUM_NOTICES = 5 };
 enum { LOOK_MS = 250 };
 /* Who has not looked for so much longer was stopped, or starved, and so may others have been. A rank that was not
  * heard for so long on top of a beat was. */
-enum { AWAY_MS = 500, BEAT_MS = 500 };
+enum { AWAY_MS = 500 };
 /* How often it is told who is missing, while ranks are awaited that others start. */
 enum { TELL_MS = 10000 };
 
@@ -165,7 +165,7 @@ static void forgive_standing(struct link *link, int64_t away_ns, int64_t now_ns)
 static bool is_silent(const struct link *link, int32_t rank, int64_t now_ns)
 {
     return link->rendezvous.ranks[rank].is_joined &&
-           now_ns - link->ranks[rank].heard_ns >= (int64_t)(BEAT_MS + AWAY_MS) * 1000000;
+           now_ns - link->ranks[rank].heard_ns >= (int64_t)(HEARTBEAT_INTERVAL_MS + AWAY_MS) * 1000000;
 }
 
 static void note_heard(struct link *link, int32_t rank)

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { HEARTBEAT_MS = 500, MAX_BLOCKS_HERE = 1 << 20 };
+enum { MAX_BLOCKS_HERE = 1 << 20 };
 
 struct member {
     struct toy_rank *rank;
@@ -56,7 +56,7 @@ static void beat(void *user, const struct event *event)
     network_tell(
         cluster->network, rank, &heartbeat_type, -1,
         &(struct heartbeat){.rank = rank, .seq = cluster->members[rank].num_beats++, .step = -1});
-    happen_after(cluster, (int64_t)HEARTBEAT_MS * 1000000, rank, beat);
+    happen_after(cluster, (int64_t)HEARTBEAT_INTERVAL_MS * 1000000, rank, beat);
 }
 
 static enum status on_welcome(struct cluster *cluster, int32_t rank, const struct message *message)

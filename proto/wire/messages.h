@@ -239,6 +239,8 @@ struct fault {
     const char *text;
 };
 
+enum { HEARTBEAT_INTERVAL_MS = 500 }; /* of every rank, real or not */
+
 struct heartbeat {
     int32_t rank;
     int64_t seq;
