@@ -206,21 +206,25 @@ static void bring_beat(struct script *script, const char *peer, int64_t step, in
           &(struct heartbeat){.step = step, .progress = progress, .waits_for = waits_for});
 }
 
+/* Awaits the answer to step 7 for so long, and then forgets what was brought for it. */
+static enum status collect_for(struct script *script, struct link *link, int32_t ms)
+{
+    const struct model_runner_output *output;
+    enum status status = link_collect(link, 7, clock_deadline_ns(ms), &output);
+
+    for (int32_t i = 0; i < script->num_frames; i++)
+        frame_drop(script->inbox[i].frame);
+    script->num_frames = script->num_read = 0;
+    return status;
+}
+
 /* Rank 0, which waits for rank 1, beats and does not get ahead; so does rank 1 if it is heard. */
 static enum status pass_a_second(struct script *script, struct link *link, bool is_heard)
 {
-    const struct model_runner_output *output;
-    enum status status;
-
-    script->num_frames = script->num_read = 0;
     bring_beat(script, "0:3", 7, 40, 1);
     if (is_heard)
         bring_beat(script, "1:3", 7, 40, -1);
-    status = link_collect(link, 7, clock_deadline_ns(1000), &output);
-    for (int32_t i = 0; i < script->num_frames; i++)
-        frame_drop(script->inbox[i].frame);
-    script->num_frames = 0;
-    return status;
+    return collect_for(script, link, 1000);
 }
 
 /* Rank 1 is this process, which runs: if it is not heard, somebody else has its core. */
@@ -285,17 +289,12 @@ static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **s
     link_note_step(&link, 6, 1);
     bring(&script, "0:3", &model_runner_output_type, 6, &answer);
     expect_ok(link_collect(&link, 6, INT64_MAX, &output));
-    frame_drop(script.inbox[0].frame);
     link_note_step(&link, 7, 1);
     do {
-        script.num_frames = script.num_read = 0;
         bring_beat(&script, "0:3", 8, 40, 1);
         bring_beat(&script, "1:3", 7, 40, -1);
-        status = link_collect(&link, 7, clock_deadline_ns(500), &output);
-        frame_drop(script.inbox[0].frame);
-        frame_drop(script.inbox[1].frame);
+        status = collect_for(&script, &link, 500);
     } while (status == ERR_TIMEOUT && link.failed_rank < 0 && ++num_looks < 20);
-    script.num_frames = 0;
     assert_int_equal(status, ERR_TIMEOUT);
     assert_string_equal(fail_text(), "rank 1 (process 0) hangs in step 7: its device has stood still for 3.8 s");
     assert_int_equal(link.failed_rank, 1);
@@ -304,7 +303,6 @@ static void of_two_that_stand_still_the_one_that_waits_for_nobody_hangs(void **s
 
 static void a_device_that_gets_ahead_may_take_its_time(void **state)
 {
-    const struct model_runner_output *output;
     struct script script;
     struct link link;
 
@@ -313,13 +311,9 @@ static void a_device_that_gets_ahead_may_take_its_time(void **state)
     link.small_step_ns = 1e6;
     link_note_step(&link, 7, 1);
     for (int64_t i = 0; i < 60; i++) {
-        script.num_frames = script.num_read = 0;
         bring_beat(&script, "0:3", 7, i, -1);
-        expect_fails(link_collect(&link, 7, clock_deadline_ns(500), &output), ERR_TIMEOUT,
-                     "the ranks did not answer in time");
-        frame_drop(script.inbox[0].frame);
+        expect_fails(collect_for(&script, &link, 500), ERR_TIMEOUT, "the ranks did not answer in time");
     }
-    script.num_frames = 0;
     close_script(&script, &link);
 }
 
