@@ -41,7 +41,8 @@ def show(logs):
 
 def tell_names(logs):
     for log in logs.glob("testlog*.json"):
-        print(*names_that_failed(log), sep="\n")
+        for name in sorted(names_that_failed(log)):
+            print(name)
 
 
 (tell_names if "--names" in sys.argv else show)(pathlib.Path(sys.argv[-1]))
