@@ -649,7 +649,8 @@ static double tf32_at(const uint32_t *words, int i)
 }
 
 /* K: of them STEP at a time. */
-template <int K, int STEP, double (*at)(const uint32_t *, int)> UNSANITIZED static void multiply_floats(uint64_t *values)
+template <int K, int STEP, double (*at)(const uint32_t *, int)>
+UNSANITIZED static void multiply_floats(uint64_t *values)
 {
     const int in_word = K / 8; /* numbers */
     double a[16][K], b[8][K];
