@@ -480,14 +480,20 @@ static void finish_sums(const struct slice *slice, const double (*sums)[PANEL], 
 }
 
 /* So many tiles or fewer cost less when each reads packed codes than when one leaves bytes for the others, measured for
- * each type. AVX-512 unpacks on ports that dot products leave idle. */
+ * each type. AVX-512 unpacks on ports that dot products leave idle, but on an Intel core, which has none. */
 static int32_t most_packed_tiles(enum tensor_type type)
 {
     struct quant_form form = quant_form(type);
 
-    if (LANES == 16)
-        return form.scales == SCALE_HALVES ? 3 : form.scales == SCALE_SUPER ? 5 : 8;
+#if LANES == 16
+    if (form.scales == SCALE_HALVES)
+        return 3;
+    if (form.code_bits < 8 && __builtin_cpu_is("intel"))
+        return 2;
+    return form.scales == SCALE_SUPER ? 5 : 8;
+#else
     return form.code_bits == 4 ? 2 : 1;
+#endif
 }
 
 /* Where the tiles of rows [first, end) of a slice begin: tile i of n. The first of those that share
