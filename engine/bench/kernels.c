@@ -23,9 +23,9 @@ static void print_limits_json(void *user, const struct roofline_limits *limits)
         double value;
     } rows[] = {
         {"read", "gb_s", limits->read_gb_s},
-        {"int8", "gop_s", limits->int8_gop_s},
-        {"float", "gop_s", limits->float_gop_s},
-        {"bfloat16", "gop_s", limits->bfloat16_gop_s},
+        {"int8", "gop_s", limits->gop_s.int8},
+        {"float", "gop_s", limits->gop_s.floats},
+        {"bfloat16", "gop_s", limits->gop_s.bfloat16},
         {"barrier", "us", limits->barrier_us},
     };
 
@@ -60,7 +60,7 @@ static void print_limits(void *user, const struct roofline_limits *limits)
     printf("%s, %d thread%s: reads %.1f GB/s, int8 %.0f GOP/s, float %.0f GOP/s, bfloat16 %.0f GOP/s, an empty "
            "operation %.2f us\n",
            limits->isa, limits->threads, limits->threads > 1 ? "s" : "", limits->read_gb_s,
-           limits->int8_gop_s, limits->float_gop_s, limits->bfloat16_gop_s, limits->barrier_us);
+           limits->gop_s.int8, limits->gop_s.floats, limits->gop_s.bfloat16, limits->barrier_us);
 }
 
 static void print_figure(void *user, const struct roofline_figure *figure)

@@ -235,37 +235,18 @@ static enum status measure(void (*loop)(void), int ops, int32_t num_threads, dou
     return OK;
 }
 
-static const struct arithmetic *find(const char *isa)
+enum status limit_arithmetic_gop_s(const char *isa, int32_t num_threads, struct arithmetic_limits *out)
 {
     const struct arithmetic *row = rows;
 
+    *out = (struct arithmetic_limits){0};
     while (row->isa && strcmp(row->isa, isa) != 0)
         row++;
-    return row;
-}
-
-enum status limit_int8_gop_s(const char *isa, int32_t num_threads, double *gop_s_out)
-{
-    const struct arithmetic *row = find(isa);
-
-    *gop_s_out = 0;
-    return row->isa ? measure(row->int8, row->int8_ops, num_threads, gop_s_out) : OK;
-}
-
-enum status limit_float_gop_s(const char *isa, int32_t num_threads, double *gop_s_out)
-{
-    const struct arithmetic *row = find(isa);
-
-    *gop_s_out = 0;
-    return row->isa ? measure(row->floats, row->float_ops, num_threads, gop_s_out) : OK;
-}
-
-enum status limit_bfloat16_gop_s(const char *isa, int32_t num_threads, double *gop_s_out)
-{
-    const struct arithmetic *row = find(isa);
-
-    *gop_s_out = 0;
-    return row->isa ? measure(row->pairs, row->pair_ops, num_threads, gop_s_out) : OK;
+    if (!row->isa)
+        return OK;
+    TRY(measure(row->int8, row->int8_ops, num_threads, &out->int8));
+    TRY(measure(row->floats, row->float_ops, num_threads, &out->floats));
+    return measure(row->pairs, row->pair_ops, num_threads, &out->bfloat16);
 }
 
 enum status limit_gpu_read_gb_s(const char *module, double *gb_s_out)

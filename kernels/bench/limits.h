@@ -31,9 +31,10 @@ MUST_USE enum status limit_barrier_us(int32_t num_threads, double *us_out);
  * with the instructions that this ISA's kernels use: int8 dot products (vpdpbusd; vpmaddubsw and
  * vpaddw; pmaddwd and paddd of int16), float multiply-add, and that of bfloat16 (vdpbf16ps; as floats). 0: of
  * this ISA nothing is known. */
-MUST_USE enum status limit_int8_gop_s(const char *isa, int32_t num_threads, double *gop_s_out);
-MUST_USE enum status limit_float_gop_s(const char *isa, int32_t num_threads, double *gop_s_out);
-MUST_USE enum status limit_bfloat16_gop_s(const char *isa, int32_t num_threads, double *gop_s_out);
+struct arithmetic_limits {
+    double int8, floats, bfloat16;
+};
+MUST_USE enum status limit_arithmetic_gop_s(const char *isa, int32_t num_threads, struct arithmetic_limits *out);
 
 /* The instruction set that kernels run with when this one is asked for (NULL: the best there is). */
 const char *limit_isa(const char *wanted);

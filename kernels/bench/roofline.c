@@ -152,9 +152,9 @@ static void tell(const struct run *run, struct roofline_figure figure, const str
         double amount, limit;
     } bounds[] = {
         {"memory", work->bytes, limits->read_gb_s},
-        {"int8", work->int8_ops, limits->int8_gop_s},
-        {"float", work->float_ops, limits->float_gop_s},
-        {"bfloat16", work->bfloat16_ops, limits->bfloat16_gop_s},
+        {"int8", work->int8_ops, limits->gop_s.int8},
+        {"float", work->float_ops, limits->gop_s.floats},
+        {"bfloat16", work->bfloat16_ops, limits->gop_s.bfloat16},
     };
 
     figure.isa = run->kernels->name;
@@ -762,9 +762,7 @@ static enum status find_limits(const char *isa, int32_t threads, struct roofline
     *out = (struct roofline_limits){.isa = isa, .threads = threads};
     TRY(limit_read_gb_s(threads, &out->read_gb_s));
     TRY(limit_barrier_us(threads, &out->barrier_us));
-    TRY(limit_int8_gop_s(isa, threads, &out->int8_gop_s));
-    TRY(limit_float_gop_s(isa, threads, &out->float_gop_s));
-    return limit_bfloat16_gop_s(isa, threads, &out->bfloat16_gop_s);
+    return limit_arithmetic_gop_s(isa, threads, &out->gop_s);
 }
 
 static enum status run_parts(struct run *run, const char *isa)

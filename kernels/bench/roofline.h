@@ -14,14 +14,13 @@
 #ifndef KERNELS_BENCH_ROOFLINE_H
 #define KERNELS_BENCH_ROOFLINE_H
 
-#include "proto/base/status.h"
-
-#include <stdint.h>
+#include "kernels/bench/limits.h"
 
 struct roofline_limits { /* a limit that is not known is 0 */
     const char *isa;
     int32_t threads;
-    double read_gb_s, int8_gop_s, float_gop_s, bfloat16_gop_s, barrier_us;
+    double read_gb_s, barrier_us;
+    struct arithmetic_limits gop_s;
 };
 
 struct roofline_figure {
