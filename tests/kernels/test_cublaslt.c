@@ -5,11 +5,11 @@
  */
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
+#include "tests/support/told.h"
 
 #include "proto/base/memory.h"
 
 #include <math.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -166,24 +166,10 @@ static bool are_same(const struct problem *p, const struct result *a, const stru
 /* How often what goes to stderr in the meantime has `part`. */
 static int count_told(const struct problem *p, struct device *dev, struct result *result, const char *part)
 {
-    char path[] = "/tmp/test_cublaslt.XXXXXX";
-    int file = mkstemp(path), was = dup(2), count = 0;
-    struct stat stat;
-    char *text;
+    struct told told = told_begin();
 
-    unlink(path);
-    dup2(file, 2);
     multiply(p, dev, result);
-    dup2(was, 2);
-    close(was);
-    assert_int_equal(fstat(file, &stat), 0);
-    text = mem_new_array(char, stat.st_size + 1);
-    assert_true(pread(file, text, (size_t)stat.st_size, 0) == stat.st_size);
-    for (const char *at = text; (at = strstr(at, part)); at++)
-        count++;
-    mem_free(text);
-    close(file);
-    return count;
+    return told_end(told, part);
 }
 
 /* Before the library is opened, which is once. */
