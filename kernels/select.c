@@ -54,7 +54,7 @@ static bool has_avx512bf16(void)
 }
 
 /* An Intel core begins one product of pairs every other cycle and two fused multiply-adds of floats in each, which have
- * the same bits: on Sapphire Rapids attention of prompts takes 1.47 times as long with pairs. */
+ * the same bits: on an Emerald Rapids attention of prompts takes 1.47 times as long with pairs. */
 static bool has_fast_avx512bf16(void)
 {
     return has_avx512bf16() && !__builtin_cpu_is("intel");
