@@ -17,6 +17,7 @@ VLLM_FOLDER = CACHE / "vllm"
 # The source of this Python package holds llama.cpp whole.
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 LLAMA_CPP_FOLDER = CACHE / "llama"
+LLAMA_CPP_FLAGS = f"-include {HERE / 'gcc_tiles.h'}"
 LLAMA_CPP_PROGRAMS = ("llama-batched-bench", "llama-completion", "llama-server")
 
 
@@ -85,7 +86,7 @@ def hf_folder(gguf):
 def install_llama_cpp():
     """Builds its own programs for this machine; returns the folder that they are in."""
     folder, programs = LLAMA_CPP_FOLDER, LLAMA_CPP_FOLDER / "build" / "bin"
-    wanted = " ".join((LLAMA_CPP, *LLAMA_CPP_PROGRAMS))
+    wanted = " ".join((LLAMA_CPP, LLAMA_CPP_FLAGS, *LLAMA_CPP_PROGRAMS))
     if is_complete(folder, wanted):
         return programs
     lacks = [tool for tool in ("cmake", "ninja", "g++") if not shutil.which(tool)]
@@ -103,7 +104,7 @@ def install_llama_cpp():
         ("unpacking llama.cpp", ["sh", "-c", unpack]),
         ("configuring it for this machine",
          ["cmake", "-S", folder / "source", "-B", folder / "build", "-G", "Ninja",
-          "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF",
+          "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", f"-DCMAKE_CXX_FLAGS={LLAMA_CPP_FLAGS}", "-DLLAMA_CURL=OFF",
           "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"]),
         ("building it, some 10 minutes",
          ["nice", "ninja", "-C", folder / "build", f"-j{os.cpu_count()}", *LLAMA_CPP_PROGRAMS])))
