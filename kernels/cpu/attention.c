@@ -9,8 +9,8 @@
  * with few it is read as it lies there, while a later piece is fetched. Products are of codes; their scales
  * come to the scores and exponentials of a whole tile, in between.
  *
- * KV_BFLOAT16 is never converted: a vector of it is one of pairs, which an instruction multiplies by pairs of the
- * other factor and adds up; or its two halves are floats as they are, but for a shift or a mask.
+ * A vector of KV_BFLOAT16 is one of pairs, which an instruction multiplies by pairs of the other factor and adds up, and then
+ * it is never converted; or its two halves are floats as they are, but for a shift or a mask.
  */
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/cpu.h"
@@ -35,8 +35,9 @@ enum {
 #define VECTORS(R) (LANES == 8 && (R) > 3 ? 2 : 4)
 #define VECTORS_OF(form, R) (LANES == 8 && (form) == PAIRS && (R) > 1 ? 2 : VECTORS(R))
 
-/* What a product reads: k or v as they lie in the cache, or floats. An element of PAIRS is two of bfloat16. */
-enum form { PAIRS = KV_BFLOAT16, HALF = KV_FLOAT16, FP8 = KV_FP8, INT8 = KV_INT8, FLOAT, NUM_FORMS };
+/* What a product reads: k or v as they lie in the cache, or floats. An element of PAIRS is two of bfloat16; TURNED are floats
+ * that were, the second of each pair first, as they are added up, and so are the other factors then. */
+enum form { PAIRS = KV_BFLOAT16, HALF = KV_FLOAT16, FP8 = KV_FP8, INT8 = KV_INT8, FLOAT, TURNED, NUM_FORMS };
 
 /* The other factors, q and exponentials, are floats; for PAIRS two are packed where pairs are multiplied as such, and
  * a pair takes so many floats of memory. */
@@ -45,6 +46,9 @@ enum { PAIR_FLOATS = 1 };
 #else
 enum { PAIR_FLOATS = 2 };
 #endif
+
+/* Whether many queries are worth pairs' becoming floats. 16 lanes halve so few vectors that it gains nothing. */
+#define TURNS_PAIRS (LANES < 16)
 
 /* Positions, or tokens of a tile. */
 struct range {
@@ -111,7 +115,8 @@ struct unit {
 
 /* ---- the product of both kinds ----------------------------------------------------------------------- */
 
-#define FORM_BYTES(form) ((form) == FLOAT || (form) == PAIRS ? 4 : (form) == HALF ? 2 : 1)
+#define FORM_BYTES(form) ((form) == HALF ? 2 : (form) == FP8 || (form) == INT8 ? 1 : 4)
+#define IS_CONVERTED(form) ((form) == FLOAT || (form) == TURNED)
 
 /* Element i of k or v. */
 INLINE const void *element(const enum form form, const void *p, int64_t i)
@@ -122,10 +127,10 @@ INLINE const void *element(const enum form form, const void *p, int64_t i)
 INLINE vf load_kv(const enum form form, const void *p, int64_t i)
 {
     p = element(form, p, i);
-    return form == FLOAT  ? vf_load(p)
-           : form == HALF ? vf_load_half(p)
+    return form == HALF  ? vf_load_half(p)
            : form == FP8  ? vf_load_fp8(p)
-                          : vf_load_s8(p);
+           : form == INT8 ? vf_load_s8(p)
+                          : vf_load(p);
 }
 
 /* Factor i of a row, the first of a pair if they are PAIRS. */
@@ -215,7 +220,7 @@ INLINE void multiply_add(const int R, const int C, const enum form form,
                          const int line_rows, int64_t b_stride, int32_t count)
 {
     for (int32_t i = 0; i < count; i++) {
-        if (form != FLOAT && i % line_rows == 0)
+        if (!IS_CONVERTED(form) && i % line_rows == 0)
             UNROLL for (int c = 0; c < C; c += line_vectors)
                 fetch_second_level(element(form, ahead[c], i * b_stride));
         if (form == PAIRS) {
@@ -341,9 +346,11 @@ INLINE float max_score(float *p, const float *scales, struct range seen)
 }
 
 /* Bits of bfloat16 as the factors [at, at + LANES) of a row. */
-INLINE void put_factors(float *row, int32_t at, vf x)
+INLINE void put_factors(const enum form form, float *row, int32_t at, vf x)
 {
-    if (PAIR_FLOATS == 2)
+    if (form == TURNED)
+        vf_store(row + at, vf_turn_pairs(x));
+    else if (PAIR_FLOATS == 2)
         vf_store(row + at, x);
     else
         vi_store_u16((uint16_t *)row + at, (vi)((vu)x >> 16));
@@ -351,9 +358,10 @@ INLINE void put_factors(float *row, int32_t at, vf x)
 
 /* Scores to exponentials, n vectors from the row's position `at` on; each is added to the sums of its positions, and
  * then scaled. Those that are packed lie where scores have been read. */
-INLINE void exponentials_of(const int n, const bool pairs, float *p, int32_t at, float max, vf *sums,
+INLINE void exponentials_of(const int n, const enum form form, float *p, int32_t at, float max, vf *sums,
                             const float *scales)
 {
+    const bool pairs = form == PAIRS || form == TURNED;
     vf e[MAX_VECTORS];
 
     UNROLL for (int i = 0; i < n; i++)
@@ -366,14 +374,14 @@ INLINE void exponentials_of(const int n, const bool pairs, float *p, int32_t at,
         if (scales)
             e[i] *= vf_load(scales + at + i * LANES);
         if (pairs)
-            put_factors(p, at + i * LANES, e[i]);
+            put_factors(form, p, at + i * LANES, e[i]);
         else
             vf_store(p + at + i * LANES, e[i]);
     }
 }
 
 /* In whole blocks around what the query sees, of no meaning where it does not. scales: of v, or NULL. */
-INLINE void exponentials(const bool pairs, struct softmax *tile, float *p, const float *scales, struct range seen)
+INLINE void exponentials(const enum form form, struct softmax *tile, float *p, const float *scales, struct range seen)
 {
     enum { STEP = MAX_VECTORS * LANES };
     struct range tokens = whole_blocks(seen);
@@ -383,15 +391,15 @@ INLINE void exponentials(const bool pairs, struct softmax *tile, float *p, const
     for (int c = 0; c < BLOCK_VECTORS; c++)
         sums[c] = vf_set(0);
     for (; j + STEP <= tokens.end; j += STEP)
-        exponentials_of(MAX_VECTORS, pairs, p, j, tile->max, sums, scales);
+        exponentials_of(MAX_VECTORS, form, p, j, tile->max, sums, scales);
     for (; j < tokens.end; j += KV_BLOCK_TOKENS)
-        exponentials_of(BLOCK_VECTORS, pairs, p, j, tile->max, sums, scales);
+        exponentials_of(BLOCK_VECTORS, form, p, j, tile->max, sums, scales);
     for (int c = 0; c < BLOCK_VECTORS; c++)
         vf_store(tile->sums + c * LANES, sums[c]);
 }
 
 /* First all maxima, since the exponentials of a query would wait for its own. */
-INLINE void softmax_group_of(const bool pairs, const struct query_group *group, float (*p)[KV_TILE_TOKENS],
+INLINE void softmax_group_of(const enum form form, const struct query_group *group, float (*p)[KV_TILE_TOKENS],
                              const struct range *seen, struct softmax *tiles, const struct scales *scales)
 {
     for (int32_t i = group->first; i < group->first + group->count; i++)
@@ -399,7 +407,7 @@ INLINE void softmax_group_of(const bool pairs, const struct query_group *group, 
             tiles[i].max = max_score(p[i], scales ? scales->k : NULL, seen[i]);
     for (int32_t i = group->first; i < group->first + group->count; i++)
         if (!is_empty(seen[i]))
-            exponentials(pairs, &tiles[i], p[i], scales ? scales->v : NULL, seen[i]);
+            exponentials(form, &tiles[i], p[i], scales ? scales->v : NULL, seen[i]);
 }
 
 /* scales: NULL where there are none. */
@@ -407,11 +415,13 @@ static void softmax_group(enum form form, const struct query_group *group, float
                           const struct range *seen, struct softmax *tiles, const struct scales *scales)
 {
     if (form == PAIRS)
-        softmax_group_of(true, group, p, seen, tiles, NULL);
+        softmax_group_of(PAIRS, group, p, seen, tiles, NULL);
+    else if (form == TURNED)
+        softmax_group_of(TURNED, group, p, seen, tiles, NULL);
     else if (scales)
-        softmax_group_of(false, group, p, seen, tiles, scales);
+        softmax_group_of(FLOAT, group, p, seen, tiles, scales);
     else
-        softmax_group_of(false, group, p, seen, tiles, NULL);
+        softmax_group_of(FLOAT, group, p, seen, tiles, NULL);
 }
 
 /* ---- values ------------------------------------------------------------------------------------------- */
@@ -426,9 +436,10 @@ INLINE void multiply_add_seen(const int R, const int C, const enum form form,
     for (int32_t j = tokens.first; j < tokens.end; j++) {
         const void *v = element(form, piece->blocks[j / KV_BLOCK_TOKENS],
                                 (int64_t)(j % KV_BLOCK_TOKENS) * dim + column);
+        int32_t token = form == TURNED ? j ^ 1 : j;
 
         UNROLL for (int r = 0; r < R; r++) {
-            if (j < seen[r].first || j >= seen[r].end)
+            if (token < seen[r].first || token >= seen[r].end)
                 continue;
             UNROLL for (int c = 0; c < C; c++)
                 acc[r][c] = vf_fma(vf_set(p[r * KV_TILE_TOKENS + j]),
@@ -445,7 +456,7 @@ INLINE void multiply_add_all(const int R, const int C, const enum form form,
     for (int32_t j = tokens.first, next; j < tokens.end; j = next) {
         const void *v[MAX_VECTORS], *ahead[MAX_VECTORS];
 
-        next = form != FLOAT ? MIN((j / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS, tokens.end) : tokens.end;
+        next = IS_CONVERTED(form) ? tokens.end : MIN((j / KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS, tokens.end);
         UNROLL for (int c = 0; c < C; c++) {
             int64_t at = (int64_t)(j % KV_BLOCK_TOKENS) * dim + column + c * LANES;
 
@@ -494,18 +505,18 @@ INLINE void add_pairs_all(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS
     }
 }
 
-/* A pair of which some query sees only one is not among those that all see. */
-INLINE void add_columns_of_pairs(const int R, const int C, vf acc[MAX_ROWS][MAX_VECTORS], const float *p,
-                                 const struct piece *piece, int32_t dim, int32_t column,
-                                 const struct query_group *group, const struct range *seen)
+/* The pairs of tokens that some query sees, and those of which all see both. */
+static void find_pairs(const struct query_group *group, struct range *any_out, struct range *all_out)
 {
-    struct range any = {group->any.first / 2, (group->any.end + 1) / 2};
     struct range all = {(group->all.first + 1) / 2, group->all.end / 2};
 
-    all.end = MAX(all.first, all.end);
-    add_pairs_seen(R, C, acc, p, piece, dim, column, (struct range){any.first, all.first}, seen);
-    add_pairs_all(R, C, acc, p, piece, dim, column, all);
-    add_pairs_seen(R, C, acc, p, piece, dim, column, (struct range){all.end, any.end}, seen);
+    *any_out = (struct range){group->any.first / 2, (group->any.end + 1) / 2};
+    *all_out = (struct range){all.first, MAX(all.first, all.end)};
+}
+
+static struct range twice(int32_t first, int32_t end)
+{
+    return (struct range){2 * first, 2 * end};
 }
 
 /* Columns [column, column + C * LANES) of R queries' out += p · v, over the tokens of a piece. */
@@ -514,13 +525,21 @@ INLINE void add_columns(const int R, const int C, const enum form form, const fl
                         const struct query_group *group, const struct range *seen,
                         struct softmax *tile)
 {
+    struct range any, all;
     vf acc[MAX_ROWS][MAX_VECTORS];
 
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_load(tile[r].out + column + c * LANES);
+    find_pairs(group, &any, &all);
     if (form == PAIRS) {
-        add_columns_of_pairs(R, C, acc, p, piece, dim, column, group, seen);
+        add_pairs_seen(R, C, acc, p, piece, dim, column, (struct range){any.first, all.first}, seen);
+        add_pairs_all(R, C, acc, p, piece, dim, column, all);
+        add_pairs_seen(R, C, acc, p, piece, dim, column, (struct range){all.end, any.end}, seen);
+    } else if (form == TURNED) {
+        multiply_add_seen(R, C, form, acc, p, piece, dim, column, twice(any.first, all.first), seen);
+        multiply_add_all(R, C, form, acc, p, piece, dim, column, twice(all.first, all.end));
+        multiply_add_seen(R, C, form, acc, p, piece, dim, column, twice(all.end, any.end), seen);
     } else {
         multiply_add_seen(R, C, form, acc, p, piece, dim, column,
                           (struct range){group->any.first, group->all.first}, seen);
@@ -583,6 +602,17 @@ ALL_PRODUCTS(5)
 ALL_PRODUCTS(6)
 #endif
 
+#if TURNS_PAIRS
+PRODUCTS(1, turned, TURNED)
+PRODUCTS(2, turned, TURNED)
+#if LANES > 4
+PRODUCTS(3, turned, TURNED)
+PRODUCTS(4, turned, TURNED)
+PRODUCTS(5, turned, TURNED)
+PRODUCTS(6, turned, TURNED)
+#endif
+#endif
+
 #if LANES > 4
 #define ROWS(name) {ROW(1, name), ROW(2, name), ROW(3, name), ROW(4, name), ROW(5, name), ROW(6, name)}
 #else
@@ -591,6 +621,9 @@ ALL_PRODUCTS(6)
 
 static const struct products products[NUM_FORMS][MAX_ROWS] = {
     [PAIRS] = ROWS(pairs), [HALF] = ROWS(half), [FP8] = ROWS(fp8), [INT8] = ROWS(int8), [FLOAT] = ROWS(float),
+#if TURNS_PAIRS
+    [TURNED] = ROWS(turned),
+#endif
 };
 
 /* ---- a tile --------------------------------------------------------------------------------------------- */
@@ -686,6 +719,20 @@ INLINE void convert_from(const enum form form, const void *from, const void *ahe
     }
 }
 
+/* Rows of `width` pairs as twice as many of floats. */
+static void convert_pairs(const void *from, const void *ahead, float *to, int32_t count, int32_t width)
+{
+    for (int32_t i = 0; i < count / 2; i += LANES) {
+        vi pairs = vi_load(element(PAIRS, from, i));
+        float *row = to + i / width * 2 * width + i % width;
+
+        if (i % (LINE_BYTES / FORM_BYTES(PAIRS)) == 0)
+            __builtin_prefetch(element(PAIRS, ahead, i));
+        vf_store(row, vf_of_pairs(pairs, 1));
+        vf_store(row + width, vf_of_pairs(pairs, 0));
+    }
+}
+
 static void convert(enum kv_type type, const void *from, const void *ahead, float *to, int32_t count)
 {
     if (type == KV_FLOAT16)
@@ -714,10 +761,13 @@ static struct piece find_piece(struct place place)
         piece.ahead[b] = ahead;
         if (type == KV_INT8)
             __builtin_prefetch(scales_of(unit, ahead));
-        if (unit->form == FLOAT) {
+        if (!IS_CONVERTED(unit->form))
+            continue;
+        piece.blocks[b] = unit->s->piece + b * count;
+        if (unit->form == TURNED)
+            convert_pairs(block, ahead, unit->s->piece + b * count, count, place.is_v ? unit->dim : KV_BLOCK_TOKENS);
+        else
             convert(type, block, ahead, unit->s->piece + b * count, count);
-            piece.blocks[b] = unit->s->piece + b * count;
-        }
     }
     return piece;
 }
@@ -869,8 +919,8 @@ static void load_query(const struct unit *unit, int32_t i)
 
     s->seen[i] = (struct range){attention_first_position(args, row), args->batch->positions[row] + 1};
     for (int32_t d = 0; d < unit->dim; d += LANES)
-        if (unit->form == PAIRS)
-            put_factors(s->q[i], d, vf_bfloat16(vf_load(q + d) * args->scale));
+        if (args->kv->type == KV_BFLOAT16)
+            put_factors(unit->form, s->q[i], d, vf_bfloat16(vf_load(q + d) * args->scale));
         else
             vf_store(s->q[i] + d, vf_load(q + d) * args->scale);
     s->rows[i].max = NO_SCORE;
@@ -913,8 +963,10 @@ static void unit_init(struct unit *unit, const struct attention_tasks *tasks,
     };
     unit->head_bytes = kv_head_bytes(tasks->args->kv->type, unit->dim);
     unit->form = (enum form)tasks->args->kv->type;
-    if (unit->form != PAIRS && unit->num_queries >= CONVERT_QUERIES)
+    if (unit->num_queries >= CONVERT_QUERIES && unit->form != PAIRS)
         unit->form = FLOAT;
+    else if (unit->num_queries >= CONVERT_QUERIES && TURNS_PAIRS)
+        unit->form = TURNED;
 }
 
 static void load_queries(struct unit *unit)

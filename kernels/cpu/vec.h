@@ -487,6 +487,26 @@ INLINE vf vf_of_pairs(vi pairs, int second)
     return second ? (vf)(pairs & (int)0xffff0000) : (vf)(pairs << 16);
 }
 
+/* Each pair of lanes the other way round. */
+INLINE vf vf_turn_pairs(vf x)
+{
+#if defined(VEC_AVX512)
+    return (vf)_mm512_permute_ps((__m512)x, 0xb1);
+#elif defined(VEC_AVX2)
+    return (vf)_mm256_permute_ps((__m256)x, 0xb1);
+#elif defined(VEC_SSE2)
+    return (vf)_mm_shuffle_ps((__m128)x, (__m128)x, 0xb1);
+#else
+    for (int i = 0; i < LANES; i += 2) {
+        float first = x[i];
+
+        x[i] = x[i + 1];
+        x[i + 1] = first;
+    }
+    return x;
+#endif
+}
+
 #if defined(VEC_AVX512BF16)
 /* acc + second * second, and to that + first * first, each rounded once. */
 INLINE vf vf_dot_pairs(vf acc, vi a, vi b)
