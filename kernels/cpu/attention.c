@@ -9,8 +9,8 @@
  * with few it is read as it lies there, while a later piece is fetched. Products are of codes; their scales
  * come to the scores and exponentials of a whole tile, in between.
  *
- * A vector of KV_BFLOAT16 is one of pairs, which an instruction multiplies by pairs of the other factor and adds up, and then
- * it is never converted; or its two halves are floats as they are, but for a shift or a mask.
+ * A vector of KV_BFLOAT16 is one of pairs, which an instruction multiplies by pairs of the other factor and adds up, and
+ * then it is never converted; or its two halves are floats as they are, but for a shift or a mask.
  */
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/cpu.h"
@@ -35,8 +35,8 @@ enum {
 #define VECTORS(R) (LANES == 8 && (R) > 3 ? 2 : 4)
 #define VECTORS_OF(form, R) (LANES == 8 && (form) == PAIRS && (R) > 1 ? 2 : VECTORS(R))
 
-/* What a product reads: k or v as they lie in the cache, or floats. An element of PAIRS is two of bfloat16; TURNED are floats
- * that were, the second of each pair first, as they are added up, and so are the other factors then. */
+/* What a product reads: k or v as they lie in the cache, or floats. An element of PAIRS is two of bfloat16; TURNED are
+ * floats that were, the second of each pair first, as they are added up, and so are the other factors then. */
 enum form { PAIRS = KV_BFLOAT16, HALF = KV_FLOAT16, FP8 = KV_FP8, INT8 = KV_INT8, FLOAT, TURNED, NUM_FORMS };
 
 /* The other factors, q and exponentials, are floats; for PAIRS two are packed where pairs are multiplied as such, and
@@ -590,7 +590,8 @@ struct products {
         add_values(R, form, p, piece, dim, group, seen, tile);                                     \
     }
 #define ALL_PRODUCTS(R)                                                                            \
-    PRODUCTS(R, pairs, PAIRS) PRODUCTS(R, half, HALF) PRODUCTS(R, fp8, FP8) PRODUCTS(R, int8, INT8) PRODUCTS(R, float, FLOAT)
+    PRODUCTS(R, pairs, PAIRS)                                                                      \
+    PRODUCTS(R, half, HALF) PRODUCTS(R, fp8, FP8) PRODUCTS(R, int8, INT8) PRODUCTS(R, float, FLOAT)
 #define ROW(R, name) {scores_##name##_##R, values_##name##_##R}
 
 ALL_PRODUCTS(1)
