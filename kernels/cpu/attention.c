@@ -589,8 +589,13 @@ struct products {
     {                                                                                              \
         add_values(R, form, p, piece, dim, group, seen, tile);                                     \
     }
+#if TURNS_PAIRS
+#define TURNED_PRODUCTS(R) PRODUCTS(R, turned, TURNED)
+#else
+#define TURNED_PRODUCTS(R)
+#endif
 #define ALL_PRODUCTS(R)                                                                            \
-    PRODUCTS(R, pairs, PAIRS)                                                                      \
+    PRODUCTS(R, pairs, PAIRS) TURNED_PRODUCTS(R)                                                   \
     PRODUCTS(R, half, HALF) PRODUCTS(R, fp8, FP8) PRODUCTS(R, int8, INT8) PRODUCTS(R, float, FLOAT)
 #define ROW(R, name) {scores_##name##_##R, values_##name##_##R}
 
@@ -601,17 +606,6 @@ ALL_PRODUCTS(3)
 ALL_PRODUCTS(4)
 ALL_PRODUCTS(5)
 ALL_PRODUCTS(6)
-#endif
-
-#if TURNS_PAIRS
-PRODUCTS(1, turned, TURNED)
-PRODUCTS(2, turned, TURNED)
-#if LANES > 4
-PRODUCTS(3, turned, TURNED)
-PRODUCTS(4, turned, TURNED)
-PRODUCTS(5, turned, TURNED)
-PRODUCTS(6, turned, TURNED)
-#endif
 #endif
 
 #if LANES > 4
@@ -723,15 +717,15 @@ INLINE void convert_from(const enum form form, const void *from, const void *ahe
 /* Rows of `width` pairs as twice as many of floats. */
 static void convert_pairs(const void *from, const void *ahead, float *to, int32_t count, int32_t width)
 {
-    for (int32_t i = 0; i < count / 2; i += LANES) {
-        vi pairs = vi_load(element(PAIRS, from, i));
-        float *row = to + i / width * 2 * width + i % width;
+    for (int32_t row = 0; row < count / 2; row += width, to += 2 * width)
+        for (int32_t i = 0; i < width; i += LANES) {
+            vi pairs = vi_load(element(PAIRS, from, row + i));
 
-        if (i % (LINE_BYTES / FORM_BYTES(PAIRS)) == 0)
-            __builtin_prefetch(element(PAIRS, ahead, i));
-        vf_store(row, vf_of_pairs(pairs, 1));
-        vf_store(row + width, vf_of_pairs(pairs, 0));
-    }
+            if ((row + i) % (LINE_BYTES / FORM_BYTES(PAIRS)) == 0)
+                __builtin_prefetch(element(PAIRS, ahead, row + i));
+            vf_store(to + i, vf_of_pairs(pairs, 1));
+            vf_store(to + width + i, vf_of_pairs(pairs, 0));
+        }
 }
 
 static void convert(enum kv_type type, const void *from, const void *ahead, float *to, int32_t count)
