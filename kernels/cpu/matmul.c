@@ -25,7 +25,7 @@ enum {
     SLICE_ROWS = 256, /* rows that go through a panel together: their activations stay in L2 */
     CHUNK_BLOCKS = 64,
     FLOAT_CHUNK = 128,
-    FAR_BYTES = 16384, /* ahead weights are fetched to the second-level cache, */
+    FAR_BYTES = 16384, /* ahead, or more, weights are fetched to the second-level cache, */
     NEAR_BYTES = 3072, /* and from there to the first */
     STREAM_COLUMNS = 16384, /* rows of so many results, logits, pass by the caches */
 };
@@ -53,7 +53,8 @@ struct tile {
     int32_t super_block;    /* the chunk's first block, counted from the start of supers[0] */
     const uint8_t *end;     /* of what this thread reads of the matrix, and where it goes on in the next */
     const uint8_t *next;
-    bool fetches; /* what comes later, for all tiles of the chunk */
+    int32_t turn, turns;     /* it fetches what comes `far_bytes` after record `turn` and each `turns`th from there */
+    int64_t far_bytes;
     struct expanded *expanded;
 
     /* activations: the tile's first row at the chunk's start */
@@ -178,16 +179,20 @@ INLINE void dot_block(const int R, const int C, enum tensor_type type, enum sour
 }
 
 /* A thread's weights are one stream through all matrices, but for the jumps between them. */
-INLINE void fetch_ahead(const struct tile *t, const uint8_t *record, const int record_bytes)
+INLINE void fetch_far(const struct tile *t, const uint8_t *record, const int record_bytes)
 {
-    const uint8_t *ahead = record + FAR_BYTES;
+    const uint8_t *ahead = record + t->far_bytes;
 
     if (ahead >= t->end)
         ahead = t->next + (ahead - t->end);
-    for (int i = 0; i < record_bytes; i += 64) {
+    for (int i = 0; i < record_bytes; i += 64)
         fetch_second_level(ahead + i);
+}
+
+INLINE void fetch_near(const uint8_t *record, const int record_bytes)
+{
+    for (int i = 0; i < record_bytes; i += 64)
         __builtin_prefetch(record + NEAR_BYTES + i);
-    }
 }
 
 /* ---- a tile of a quantised type ------------------------------------------------------------------- */
@@ -235,7 +240,7 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
     const bool halves = form.scales == SCALE_HALVES;
     const bool has_m = !halves && (form.has_min || form.offset);
     const int record_bytes = packed_record_bytes(type);
-    int32_t left = t->left;
+    int32_t left = t->left, until_fetch = t->turn;
     vf f[MAX_ROWS][4];
 
     begin_acc(R, C, t, first_column, f);
@@ -245,8 +250,14 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
         const uint8_t *packed_scales = record + packed_code_bytes(type);
         vi sum[MAX_ROWS][4], scales[4], mins[4];
 
-        if (source != EXPANDED && first_column == 0 && t->fetches)
-            fetch_ahead(t, record, record_bytes);
+        if (source != EXPANDED && first_column == 0) {
+            if (until_fetch-- == 0) {
+                fetch_far(t, record, record_bytes);
+                until_fetch = t->turns - 1;
+            }
+            if (t->turn == 0) /* the others find it in the caches */
+                fetch_near(record, record_bytes);
+        }
         if (halves) {
             UNROLL for (int c = 0; c < C; c++) {
                 int column = first_column + c * LANES;
@@ -505,7 +516,11 @@ static int32_t tile_start(int32_t rows, bool packed, int32_t i, int32_t n)
     return i ? MAX_ROWS + (rows - MAX_ROWS) * (i - 1) / (n - 1) : 0;
 }
 
-/* Records [at, at + count) for all rows of the slice. */
+/*
+ * Records [at, at + count) for all rows of the slice. Tiles that read packed codes share the fetching of those that come
+ * after the chunk, so that memory is not idle while the second and later ones multiply: on Ice Lake 8 rows of Q4_1 cost
+ * 11 % less for it, 8 to 32 rows of Q8_0 10 to 20 %.
+ */
 static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
 {
     const struct job *job = slice->job;
@@ -520,6 +535,7 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
     int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
     int32_t num_tiles = (slice->rows + MAX_ROWS - 1) / MAX_ROWS;
     bool packed = is_float || num_tiles <= most_packed_tiles(w->type);
+    int64_t chunk_bytes = (int64_t)count * packed_record_bytes(w->type);
 
     for (int32_t i = 0; i < num_tiles; i++) {
         int32_t r0 = tile_start(slice->rows, packed, i, num_tiles);
@@ -532,7 +548,9 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             .super_block = w->first_block + at,
             .end = slice->end,
             .next = slice->next,
-            .fetches = i == 0,
+            .turn = i,
+            .turns = packed ? num_tiles : 1,
+            .far_bytes = packed && num_tiles > 1 ? MAX(FAR_BYTES, chunk_bytes) : FAR_BYTES,
             .expanded = scratch->expanded,
             .x = a->x + row * a->k + (int64_t)at * unit,
             .k = a->k,
