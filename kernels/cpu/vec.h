@@ -368,6 +368,9 @@ SLOW vf vf_fma(vf a, vf b, vf c)
     return a;
 }
 #else
+typedef int64_t vl __attribute__((vector_size(LANES * 4), may_alias)); /* of the size of a vd */
+_Static_assert(LANES == 4, "constants of two doubles");
+
 /*
  * In doubles the product is exact. The sum is rounded to odd (to the neighbour with an odd last
  * bit when it is not exact), so that rounding it again to a float does what one rounding does
@@ -375,7 +378,6 @@ SLOW vf vf_fma(vf a, vf b, vf c)
  */
 INLINE vd vd_fma_to_odd(vd a, vd b, vd c)
 {
-    typedef int64_t vl __attribute__((vector_size(LANES * 4), may_alias));
     vd p = a * b, sum = p + c, back = sum - p;
     vd error = (p - (sum - back)) + (c - back);
     vl inexact = error != 0, finite = ((vl)sum & 0x7ff0000000000000) != 0x7ff0000000000000;
@@ -386,10 +388,27 @@ INLINE vd vd_fma_to_odd(vd a, vd b, vd c)
     return (vd)((vl)sum + (step & inexact & even & finite));
 }
 
+/* Where a sum, rounded to a double, might become another float than the exact one: halfway between two normal floats,
+ * and below all of them, where what is halfway has other bits. Words of 32 bits, since SSE2 compares no longer ones. */
+INLINE vl may_round_twice(vd sum)
+{
+    const vi tail = {0x1fffffff, 0, 0x1fffffff, 0}, half = {0x10000000, 1, 0x10000000, 1};
+    const vi magnitude = {0, 0x7fffffff, 0, 0x7fffffff}, least = {0, 0x38100000, 0, 0x38100000}; /* 2^-126 */
+    vi words = (vi)sum;
+
+    return (vl)(((words & tail) == half) | (((words & magnitude) < least) & (vi)(sum != 0)));
+}
+
 SLOW vf vf_fma(vf a, vf b, vf c)
 {
-    return vf_round(vd_fma_to_odd(vd_low(a), vd_low(b), vd_low(c)),
-                    vd_fma_to_odd(vd_high(a), vd_high(b), vd_high(c)));
+    vd low = vd_low(a) * vd_low(b) + vd_low(c), high = vd_high(a) * vd_high(b) + vd_high(c);
+    vl twice = may_round_twice(low) | may_round_twice(high);
+
+    if (__builtin_expect((twice[0] | twice[1]) != 0, 0)) {
+        low = vd_fma_to_odd(vd_low(a), vd_low(b), vd_low(c));
+        high = vd_fma_to_odd(vd_high(a), vd_high(b), vd_high(c));
+    }
+    return vf_round(low, high);
 }
 #endif
 

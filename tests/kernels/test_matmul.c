@@ -167,6 +167,50 @@ static void every_type_has_the_bits_of_the_specification(void **state)
     check_everywhere((struct problem){TYPE_F32, 5, 40, 77, 77, 0, 0, NULL}); /* any k */
 }
 
+/* Of every two of these, c + a * b: some are so near to halfway between two floats that doubles say halfway. */
+static void a_product_and_its_sum_are_rounded_once(void **state)
+{
+    static const struct { float c, a, b; } terms[] = {
+        {0x1.000002p0f, 0x1.0002p-12f, 0x1.fffcp-13f},
+        {0x1.000002p0f, 0x1.0002p-12f, -0x1.fffcp-13f},
+        {-0x1.000006p40f, 0x1.0002p8f, -0x1.fffcp7f},
+        {0x1.000004p-127f, 0x1.0002p-75f, 0x1.fffcp-76f}, /* below the normal floats */
+        {0x1p-126f, 0x1.0002p-75f, -0x1.fffcp-76f},
+        {0x1.fffffep127f, 0x1p52f, 0x1.fffffep50f},
+        {0, 0x1p-75f, 0x1p-75f},
+        {1, -1, 1},
+        {INFINITY, 1, 1},
+    };
+    enum { N = COUNT_OF(terms) };
+    float weights[N][2], x[N][2];
+    int32_t num_mild = 0; /* what a sum of doubles gets wrong */
+
+    (void)state;
+    for (int i = 0; i < N; i++) {
+        memcpy(weights[i], (float[]){terms[i].c, terms[i].b}, sizeof(weights[i]));
+        memcpy(x[i], (float[]){1, terms[i].a}, sizeof(x[i]));
+        num_mild += (float)((double)terms[i].a * terms[i].b + terms[i].c) != fmaf(terms[i].a, terms[i].b, terms[i].c);
+    }
+    assert_int_equal(num_mild, 4);
+    for (const char *const *isa = tested_isas(); *isa; isa++) {
+        struct device *dev = open_device(*isa, 1);
+        struct activations a = {.rows = N, .k = 2, .x = x[0]};
+        struct matrix w;
+        float out[N][N];
+
+        matrix_init(&w, dev, TYPE_F32, weights, 2, 0, N, 0, 2);
+        device_kernels(dev)->matmul(dev, out[0], N, &a, &w);
+        for (int r = 0; r < N; r++)
+            for (int i = 0; i < N; i++) {
+                float want = fmaf(x[r][1], weights[i][1], weights[i][0]);
+
+                expect_same_floats(*isa, &out[r][i], &want, 1);
+            }
+        matrix_close(&w, dev);
+        device_close(dev);
+    }
+}
+
 static void rows_of_any_batch_have_the_same_bits(void **state)
 {
     (void)state;
@@ -460,6 +504,7 @@ static void packed_sizes_are_near_the_files(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_type_has_the_bits_of_the_specification),
+    cmocka_unit_test(a_product_and_its_sum_are_rounded_once),
     cmocka_unit_test(rows_of_any_batch_have_the_same_bits),
     cmocka_unit_test(long_rows_have_the_same_bits),
     cmocka_unit_test(a_gpu_of_less_shared_memory_has_the_same_bits),
