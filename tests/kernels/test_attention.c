@@ -1,6 +1,6 @@
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
-#include "tests/support/fewest_threads.h"
+#include "tests/support/under_tsan.h"
 
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/ref/ref.h"

@@ -6,10 +6,10 @@
 #include "tests/support/expect.h"
 
 #include "proto/model/dummy.h"
-#include "tests/support/fewest_threads.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/ranks.h"
 #include "tests/support/tiny_model.h"
+#include "tests/support/under_tsan.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -244,7 +244,7 @@ static void a_request_has_one_answer(void **state)
     struct answer wanted = answer_of(file, "ref", &alone);
 
     expect_sensible(&wanted);
-    for (const char *const *isa = device_isas(); *isa; isa++)
+    for (const char *const *isa = device_isas(); *isa && isa - device_isas() < MOST_ISAS; isa++)
         for (size_t i = 0; i < COUNT_OF(variants); i++) {
             if (variants[i].world * variants[i].num_threads < FEWEST_THREADS ||
                 (strcmp(*isa, "ref") == 0 && variants[i].chunk != 16))
