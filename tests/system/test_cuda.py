@@ -285,7 +285,7 @@ class Cuda(unittest.TestCase):
     def test_real_weights_give_the_answers_of_the_cpu(self):
         for name in ("SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"):
             model = os.path.join(os.environ["TANDEM_TEST_MODELS"], name)
-            path = tandem.write_lines("cuda-real.jsonl", requests(3, 8, 2))
+            path = tandem.write_lines("cuda-real.jsonl", requests(3, 20, 2))
             self.compare(model, path, ["--max-model-len 256"], "--max-num-seqs", 8)
 
     def refuse(self, code, words, *options, **environment):
