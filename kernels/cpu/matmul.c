@@ -53,7 +53,7 @@ struct tile {
     int32_t super_block;    /* the chunk's first block, counted from the start of supers[0] */
     const uint8_t *end;     /* of what this thread reads of the matrix, and where it goes on in the next */
     const uint8_t *next;
-    int32_t turn, turns;     /* it fetches what comes `far_bytes` after record `turn` and each `turns`th from there */
+    int32_t turn, turns; /* it fetches what comes `far_bytes` after record `turn` and each `turns`th from there */
     int64_t far_bytes;
     struct expanded *expanded;
 
@@ -555,6 +555,7 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
     int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
     int32_t num_tiles = (slice->rows + MAX_ROWS - 1) / MAX_ROWS;
     bool packed = is_float || num_tiles <= most_packed_tiles(w->type);
+    int32_t turns = packed ? num_tiles : 1;
     int64_t chunk_bytes = (int64_t)count * packed_record_bytes(w->type);
 
     for (int32_t i = 0; i < num_tiles; i++) {
@@ -569,8 +570,8 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             .end = slice->end,
             .next = slice->next,
             .turn = i,
-            .turns = packed ? num_tiles : 1,
-            .far_bytes = packed && num_tiles > 1 ? MAX(FAR_BYTES, chunk_bytes) : FAR_BYTES,
+            .turns = turns,
+            .far_bytes = turns > 1 ? MAX(FAR_BYTES, chunk_bytes) : FAR_BYTES,
             .expanded = scratch->expanded,
             .x = a->x + row * a->k + (int64_t)at * unit,
             .k = a->k,
