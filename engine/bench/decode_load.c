@@ -1,7 +1,5 @@
 #include "engine/bench/decode_load.h"
 
-#include <string.h>
-
 enum { PROMPT_TOKENS = 512, LONGEST_PROMPT = PROMPT_TOKENS + LOAD_BLOCK_SIZE - 1 };
 
 void make_up_prompt(int32_t seed, int32_t num_tokens, token_id *out)
@@ -11,25 +9,20 @@ void make_up_prompt(int32_t seed, int32_t num_tokens, token_id *out)
         out[i] = (token_id)((seed + (int64_t)i * 31) % MADE_UP_VOCAB);
 }
 
-static void *zeroed(struct arena *arena, int32_t count, size_t size)
-{
-    return memset(arena_alloc(arena, (size_t)count * size), 0, (size_t)count * size);
-}
-
 void make_up_answer(const struct scheduler_output *plan, struct arena *arena, int64_t *num_tokens,
                     struct model_runner_output *out)
 {
-    int32_t *slots = zeroed(arena, plan->num_rows, sizeof *slots);
-    int32_t *positions = zeroed(arena, plan->num_rows, sizeof *positions);
-    int32_t *tokens = zeroed(arena, plan->num_rows, sizeof *tokens);
+    int32_t *slots = arena_new_array(arena, int32_t, (size_t)plan->num_rows);
+    int32_t *positions = arena_new_array(arena, int32_t, (size_t)plan->num_rows);
+    int32_t *tokens = arena_new_array(arena, int32_t, (size_t)plan->num_rows);
 
     *out = (struct model_runner_output){
         .num_rows = plan->num_rows,
         .slots = slots,
         .positions = positions,
         .sampled_token_ids = tokens,
-        .logprob_counts = zeroed(arena, plan->num_rows, sizeof(int32_t)),
-        .sampled_token_ranks = zeroed(arena, plan->num_rows, sizeof(int32_t)),
+        .logprob_counts = arena_new_array(arena, int32_t, (size_t)plan->num_rows),
+        .sampled_token_ranks = arena_new_array(arena, int32_t, (size_t)plan->num_rows),
     };
     for (int32_t row = 0; row < plan->num_rows; row++)
         if (plan->samples[row]) {

@@ -748,11 +748,6 @@ static struct new_request describe(const struct request *request)
     };
 }
 
-/* A zeroed column of the plan. */
-#define NEW_COLUMN(type, count)                                                                    \
-    ((type *)memset(arena_alloc(arena, (size_t)(count) * sizeof(type)), 0,                         \
-                    (size_t)(count) * sizeof(type)))
-
 /* Rows of prompts whose logprobs are wanted, as far as they have not been told. */
 static void write_prompt_rows(const struct plan *plan, struct arena *arena,
                               struct scheduler_output *out)
@@ -762,7 +757,8 @@ static void write_prompt_rows(const struct plan *plan, struct arena *arena,
     for (int32_t row = 0; row < plan->num_rows; row++)
         most += wants_scores(plan->rows[row]);
 
-    int32_t *rows = NEW_COLUMN(int32_t, most), *lengths = NEW_COLUMN(int32_t, most);
+    int32_t *rows = arena_new_array(arena, int32_t, (size_t)most);
+    int32_t *lengths = arena_new_array(arena, int32_t, (size_t)most);
 
     for (int32_t row = 0; row < plan->num_rows && most > 0; row++) {
         const struct request *request = plan->rows[row];
@@ -792,11 +788,13 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         num_block_ids += plan->is_new[row] ? 0 : plan->num_new_blocks[row];
     }
 
-    int32_t *slots = NEW_COLUMN(int32_t, n);
-    int32_t *block_counts = NEW_COLUMN(int32_t, n), *block_ids = NEW_COLUMN(int32_t, num_block_ids);
-    int32_t *finished = NEW_COLUMN(int32_t, num_finished);
-    uint8_t *samples = NEW_COLUMN(uint8_t, n), *needs_bitmask = NEW_COLUMN(uint8_t, n);
-    struct new_request *new_requests = NEW_COLUMN(struct new_request, num_new);
+    int32_t *slots = arena_new_array(arena, int32_t, (size_t)n);
+    int32_t *block_counts = arena_new_array(arena, int32_t, (size_t)n);
+    int32_t *block_ids = arena_new_array(arena, int32_t, (size_t)num_block_ids);
+    int32_t *finished = arena_new_array(arena, int32_t, (size_t)num_finished);
+    uint8_t *samples = arena_new_array(arena, uint8_t, (size_t)n);
+    uint8_t *needs_bitmask = arena_new_array(arena, uint8_t, (size_t)n);
+    struct new_request *new_requests = arena_new_array(arena, struct new_request, (size_t)num_new);
 
     *out = (struct scheduler_output){
         .finished_slots = finished,
@@ -1410,8 +1408,9 @@ void scheduler_describe_in_flight(const struct scheduler *scheduler,
     for (int32_t i = 0; i < num_plans; i++)
         most += plans[i]->num_rows;
 
-    struct new_request *requests = NEW_COLUMN(struct new_request, most);
-    int32_t *slots = NEW_COLUMN(int32_t, most), *num_scheduled = NEW_COLUMN(int32_t, most);
+    struct new_request *requests = arena_new_array(arena, struct new_request, (size_t)most);
+    int32_t *slots = arena_new_array(arena, int32_t, (size_t)most);
+    int32_t *num_scheduled = arena_new_array(arena, int32_t, (size_t)most);
 
     *out = (struct scheduler_output){0};
     for (int32_t i = 0; i < num_plans; i++)
@@ -1434,8 +1433,8 @@ void scheduler_describe_in_flight(const struct scheduler *scheduler,
     out->num_new_requests = out->num_rows = n;
     out->slots = slots;
     out->num_scheduled_tokens = num_scheduled;
-    out->num_computed_tokens = out->new_block_counts = NEW_COLUMN(int32_t, n);
-    out->samples = out->needs_bitmask = NEW_COLUMN(uint8_t, n);
+    out->num_computed_tokens = out->new_block_counts = arena_new_array(arena, int32_t, (size_t)n);
+    out->samples = out->needs_bitmask = arena_new_array(arena, uint8_t, (size_t)n);
 }
 
 /* ---- check ---------------------------------------------------------------------------------- */

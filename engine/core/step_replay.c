@@ -53,11 +53,6 @@ static void warm_up_close(struct warm_up *warm_up)
     arena_close(&warm_up->arena);
 }
 
-static void *zeroed(struct arena *arena, int32_t count, size_t size)
-{
-    return memset(arena_alloc(arena, (size_t)count * size), 0, (size_t)count * size);
-}
-
 /* The next step; false: all is computed. */
 static bool next_warm_up_step(struct warm_up *warm_up, struct scheduler_output *out)
 {
@@ -69,10 +64,10 @@ static bool next_warm_up_step(struct warm_up *warm_up, struct scheduler_output *
         return false;
     arena_reset(arena);
 
-    int32_t *slots = zeroed(arena, most, sizeof *slots);
-    int32_t *num_computed = zeroed(arena, most, sizeof *num_computed);
-    int32_t *num_scheduled = zeroed(arena, most, sizeof *num_scheduled);
-    struct new_request *requests = zeroed(arena, most, sizeof *requests);
+    int32_t *slots = arena_new_array(arena, int32_t, (size_t)most);
+    int32_t *num_computed = arena_new_array(arena, int32_t, (size_t)most);
+    int32_t *num_scheduled = arena_new_array(arena, int32_t, (size_t)most);
+    struct new_request *requests = arena_new_array(arena, struct new_request, (size_t)most);
 
     *out = (struct scheduler_output){.new_requests = requests};
     for (int32_t budget = warm_up->max_tokens; n < most && budget > 0; n++) {
@@ -96,8 +91,8 @@ static bool next_warm_up_step(struct warm_up *warm_up, struct scheduler_output *
     out->slots = slots;
     out->num_computed_tokens = num_computed;
     out->num_scheduled_tokens = num_scheduled;
-    out->samples = out->needs_bitmask = zeroed(arena, most, sizeof(uint8_t));
-    out->new_block_counts = zeroed(arena, most, sizeof(int32_t));
+    out->samples = out->needs_bitmask = arena_new_array(arena, uint8_t, (size_t)most);
+    out->new_block_counts = arena_new_array(arena, int32_t, (size_t)most);
     return true;
 }
 

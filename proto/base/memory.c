@@ -134,6 +134,14 @@ void *arena_alloc(struct arena *arena, size_t bytes)
     return p;
 }
 
+void *arena_array(struct arena *arena, size_t count, size_t size)
+{
+    size_t bytes;
+
+    ASSERT(!mul_overflows(count, size, &bytes), "%zu items of %zu bytes", count, size);
+    return memset(arena_alloc(arena, bytes), 0, bytes);
+}
+
 char *arena_strndup(struct arena *arena, const char *s, size_t n)
 {
     char *copy = arena_alloc(arena, n + 1);

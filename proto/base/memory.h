@@ -49,10 +49,14 @@ struct arena {
 
 /* 16-byte aligned, not zeroed; valid until the next reset. A zeroed struct arena is empty. */
 void *arena_alloc(struct arena *arena, size_t bytes);
+/* Zeroed `count` * `size` bytes; aborts on overflow too. */
+void *arena_array(struct arena *arena, size_t count, size_t size);
 char *arena_strndup(struct arena *arena, const char *s, size_t n);
 /* Takes everything back; keeps the largest chunk, so a steady state allocates nothing. */
 void arena_reset(struct arena *arena);
 void arena_close(struct arena *arena);
+
+#define arena_new_array(arena, type, n) ((type *)arena_array((arena), (n), sizeof(type)))
 
 /* ---- bytes: a growing buffer ---------------------------------------------------------------- */
 

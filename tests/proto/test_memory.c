@@ -22,6 +22,19 @@ static void arena_hands_out_aligned_memory_and_keeps_its_largest_chunk(void **st
     arena_close(&arena);
 }
 
+static void an_array_of_an_arena_is_zeroed(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(arena) struct arena arena = {0};
+
+    memset(arena_alloc(&arena, 1000), 0xff, 1000);
+    arena_reset(&arena);
+    int32_t *numbers = arena_new_array(&arena, int32_t, 250);
+    for (int i = 0; i < 250; i++)
+        assert_int_equal(numbers[i], 0);
+    assert_non_null(arena_new_array(&arena, int32_t, 0));
+}
+
 static void bytes_grow_and_end_with_nul(void **state)
 {
     (void)state;
@@ -65,6 +78,7 @@ static void a_failure_can_quote_the_one_before(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(arena_hands_out_aligned_memory_and_keeps_its_largest_chunk),
+    cmocka_unit_test(an_array_of_an_arena_is_zeroed),
     cmocka_unit_test(bytes_grow_and_end_with_nul),
     cmocka_unit_test(mapped_memory_is_zero_and_a_size_no_machine_has_is_refused),
     cmocka_unit_test(a_failure_can_quote_the_one_before),
