@@ -162,12 +162,6 @@ void scheduler_describe_in_flight(const struct scheduler *scheduler,
                                   struct arena *arena, struct scheduler_output *out);
 int32_t scheduler_num_in_flight(const struct scheduler *scheduler);
 
-/* Does the answer name the rows of the plan that were to sample, and no others, in order, at their
- * positions, with tokens of the vocabulary? ERR_MISMATCH says what differs. */
-MUST_USE enum status scheduler_check_answer(const struct scheduler_output *plan,
-                                            const struct model_runner_output *output,
-                                            int32_t vocab_size);
-
 /* The steps in flight will not come back: their ranks are gone. Before scheduler_end_all. */
 void scheduler_forget_in_flight(struct scheduler *scheduler);
 /* The ranks have lost every request and all KV, steps in flight included: requests are computed again from

@@ -1,5 +1,6 @@
 #include "engine/core/step_replay.h"
 
+#include "engine/core/answer_check.h"
 #include "engine/core/scheduler.h"
 
 #include <ctype.h>
@@ -152,7 +153,7 @@ static enum status collect(const struct replay *replay, int64_t step,
     const struct model_runner_output *output;
 
     TRY(executor_collect(replay->options->executor, step, &output));
-    return scheduler_check_answer(plan, output, replay->options->vocab_size);
+    return answer_check(plan, output, replay->options->vocab_size);
 }
 
 static enum status run_warm_up(const struct replay *replay, struct warm_up *warm_up, int64_t step)
