@@ -1,6 +1,5 @@
 #include "engine/core/request.h"
 
-#include "engine/core/prompt_scores.h"
 #include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
 

@@ -15,10 +15,8 @@
 #define ENGINE_CORE_REQUEST_H
 
 #include "engine/core/block_pool.h"
-#include "engine/engine.h"
+#include "engine/core/prompt_scores.h"
 #include "proto/base/list.h"
-
-struct prompt_scores; /* engine/core/prompt_scores.h */
 
 enum request_state { REQUEST_WAITING, REQUEST_RUNNING, REQUEST_FINISHED };
 
@@ -89,6 +87,12 @@ static inline int32_t request_num_expected(const struct request *request)
 static inline int32_t request_num_output(const struct request *request)
 {
     return request->num_tokens - request->num_prompt;
+}
+
+/* Its prompt's logprobs are wanted, and not all told: every token of it has to be computed. */
+static inline bool request_wants_scores(const struct request *request)
+{
+    return request->prompt_scores && !prompt_scores_are_complete(request->prompt_scores);
 }
 
 /* Appends a generated token and says whether it ends the request; stop_token_out: the id, if a

@@ -2,9 +2,9 @@
 
 #include "engine/core/answer_check.h"
 #include "engine/core/hit_rate.h"
+#include "engine/core/kv_cache_manager.h"
 #include "engine/core/output_builder.h"
 #include "engine/core/pacing.h"
-#include "engine/core/prompt_scores.h"
 #include "engine/grammar/grammar.h"
 #include "engine/token_logprobs.h"
 #include "proto/base/clock.h"
@@ -33,8 +33,7 @@ struct in_flight {
 struct scheduler {
     struct scheduler_options options;
     struct pacing pacing;
-    struct block_pool *blocks;
-    struct prefix_cache *cache; /* NULL: prefix caching is off */
+    struct kv_cache_manager kv_cache;
     enum pause_state pause;
     int64_t num_prompt_tokens;
     struct cache_counts at_first, again; /* admissions */
@@ -69,11 +68,8 @@ struct scheduler *scheduler_new(const struct scheduler_options *options)
     scheduler->options = *options;
     /* Where a prompt is computed whole there is nothing to divide. */
     pacing_init(&scheduler->pacing, options->enable_chunked_prefill ? options->decode_slowdown : 0);
-    scheduler->blocks = block_pool_new(options->num_blocks);
-    if (options->enable_prefix_caching) {
-        scheduler->cache = prefix_cache_new(options->num_blocks, options->block_size);
-        block_pool_use_cache(scheduler->blocks, scheduler->cache);
-    }
+    kv_cache_manager_init(&scheduler->kv_cache, options->num_blocks, options->block_size,
+                          options->enable_prefix_caching);
     wait_queue_init(&scheduler->waiting, options->policy);
     list_init(&scheduler->running);
     list_init(&scheduler->deferred);
@@ -105,8 +101,7 @@ void scheduler_free(struct scheduler *scheduler)
     ASSERT(scheduler_num_unfinished(scheduler) == 0 && list_is_empty(&scheduler->leaving));
     wait_queue_close(&scheduler->waiting);
     map_close(&scheduler->by_id);
-    block_pool_free(scheduler->blocks);
-    prefix_cache_free(scheduler->cache);
+    kv_cache_manager_close(&scheduler->kv_cache);
     mem_free(scheduler->by_slot);
     mem_free(scheduler->free_slots);
     mem_free(scheduler->finished_slots);
@@ -167,7 +162,7 @@ int32_t scheduler_num_waiting(const struct scheduler *scheduler)
 
 int32_t scheduler_num_free_blocks(const struct scheduler *scheduler)
 {
-    return block_pool_num_free(scheduler->blocks);
+    return block_pool_num_free(scheduler->kv_cache.pool);
 }
 
 void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_stats *out)
@@ -176,7 +171,7 @@ void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_sta
         .num_running = scheduler->num_running,
         .num_waiting = scheduler->waiting.num_requests,
         .num_deferred = scheduler->num_deferred,
-        .num_free_blocks = block_pool_num_free(scheduler->blocks),
+        .num_free_blocks = block_pool_num_free(scheduler->kv_cache.pool),
         .num_preemptions = scheduler->num_preemptions,
         .num_late_masks = scheduler->num_late_masks,
         .num_prompt_tokens = scheduler->num_prompt_tokens,
@@ -187,13 +182,6 @@ void scheduler_get_stats(const struct scheduler *scheduler, struct scheduler_sta
         .prompt_limit = scheduler->pacing.limit,
         .decode_ns = (int64_t)scheduler->pacing.decode_ns,
     };
-}
-
-static int32_t blocks_for(const struct scheduler *scheduler, int32_t num_tokens)
-{
-    int32_t block_size = scheduler->options.block_size;
-
-    return (num_tokens + block_size - 1) / block_size;
 }
 
 static void defer(struct scheduler *scheduler, struct request *request)
@@ -212,7 +200,8 @@ static void leave_deferred(struct scheduler *scheduler, struct request *request)
 
 void scheduler_add(struct scheduler *scheduler, struct request *request)
 {
-    ASSERT(blocks_for(scheduler, request_max_computed(request)) <= scheduler->options.num_blocks);
+    ASSERT(kv_cache_manager_blocks_for(&scheduler->kv_cache, request_max_computed(request)) <=
+           scheduler->options.num_blocks);
     map_put(&scheduler->by_id, (uint64_t)request->id, request);
     /* For all that are inside: one that is preempted must not make the queue grow. */
     wait_queue_reserve(&scheduler->waiting, scheduler_num_unfinished(scheduler));
@@ -220,110 +209,6 @@ void scheduler_add(struct scheduler *scheduler, struct request *request)
         defer(scheduler, request);
     else
         wait_queue_add(&scheduler->waiting, request);
-}
-
-/* ---- blocks and slots ----------------------------------------------------------------------- */
-
-/* Blocks for the request's first `num_tokens` tokens; ERR_FULL leaves it as it was. */
-static enum status grow_block_table(struct scheduler *scheduler, struct request *request,
-                                    int32_t num_tokens)
-{
-    int32_t more;
-
-    if (num_tokens <= request->num_blocks * scheduler->options.block_size)
-        return OK;
-    more = blocks_for(scheduler, num_tokens) - request->num_blocks;
-    ASSERT(request->num_blocks + more <= request->max_blocks);
-    TRY(block_pool_take(scheduler->blocks, more, request->blocks + request->num_blocks));
-    request->num_blocks += more;
-    return OK;
-}
-
-static void drop_blocks(struct scheduler *scheduler, struct request *request)
-{
-    block_pool_drop(scheduler->blocks, request->num_blocks, request->blocks);
-    request->num_blocks = 0;
-    request->num_known_blocks = 0;
-    request->num_computed = 0;
-}
-
-/* ---- prefixes ------------------------------------------------------------------------------- */
-
-/* Hashes of the request's first `num_blocks` blocks, which are full of tokens that are known. */
-static void hash_blocks(const struct scheduler *scheduler, struct request *request,
-                        int32_t num_blocks)
-{
-    for (int32_t i = request->num_hashes; i < num_blocks; i++)
-        request->hashes[i] =
-            prefix_cache_hash(scheduler->cache, i > 0 ? &request->hashes[i - 1] : NULL,
-                              request->tokens + (int64_t)i * scheduler->options.block_size,
-                              request->cache_salt);
-    request->num_hashes = MAX(request->num_hashes, num_blocks);
-}
-
-/* Its prompt's logprobs are wanted, and not all told: every token of it has to be computed. */
-static bool wants_scores(const struct request *request)
-{
-    return request->prompt_scores && !prompt_scores_are_complete(request->prompt_scores);
-}
-
-/* How many of the request's first blocks are cached; their ids go to its block table, not yet its.
- * The last token is always computed: its logits are wanted. */
-static int32_t find_prefix(const struct scheduler *scheduler, struct request *request)
-{
-    int32_t block_size = scheduler->options.block_size, n = 0;
-    int32_t limit = (request->num_tokens - 1) / block_size;
-
-    if (!scheduler->cache || wants_scores(request))
-        return 0;
-    hash_blocks(scheduler, request, limit);
-    while (n < limit) {
-        block_id id = prefix_cache_find(scheduler->cache, &request->hashes[n],
-                                        request->tokens + (int64_t)n * block_size);
-
-        if (id < 0)
-            break;
-        request->blocks[n++] = id;
-    }
-    return n;
-}
-
-static void take_prefix(struct scheduler *scheduler, struct request *request, int32_t num_blocks)
-{
-    for (int32_t i = 0; i < num_blocks; i++)
-        block_pool_share(scheduler->blocks, request->blocks[i]);
-    request->num_blocks = request->num_known_blocks = num_blocks;
-    request->num_computed = num_blocks * scheduler->options.block_size;
-}
-
-/*
- * Tells the cache of the blocks that have become full. Their KV may still be on its way: whoever finds
- * them is computed after it, or in the same step, where every layer stores before it reads.
- */
-static void cache_full_blocks(struct scheduler *scheduler, struct request *request)
-{
-    int32_t block_size = scheduler->options.block_size, num_full;
-    int32_t num_tokens = MIN(request->num_computed, request->num_tokens);
-
-    if (!scheduler->cache || num_tokens < (request->num_known_blocks + 1) * block_size)
-        return;
-    num_full = num_tokens / block_size;
-    hash_blocks(scheduler, request, num_full);
-    for (int32_t i = request->num_known_blocks; i < num_full; i++)
-        prefix_cache_add(scheduler->cache, request->blocks[i], &request->hashes[i],
-                         request->tokens + (int64_t)i * block_size);
-    request->num_known_blocks = num_full;
-}
-
-/* Blocks that an admission would take from the free ones: new ones and revived ones. */
-static int32_t free_blocks_wanted(const struct scheduler *scheduler, const struct request *request,
-                                  int32_t num_cached_blocks)
-{
-    int32_t wanted = blocks_for(scheduler, request->num_tokens) - num_cached_blocks;
-
-    for (int32_t i = 0; i < num_cached_blocks; i++)
-        wanted += block_pool_is_free(scheduler->blocks, request->blocks[i]);
-    return wanted;
 }
 
 /* ---- slots ---------------------------------------------------------------------------------- */
@@ -350,7 +235,7 @@ static void leave_running(struct scheduler *scheduler, struct request *request)
 {
     list_remove(&request->link);
     scheduler->num_running--;
-    drop_blocks(scheduler, request);
+    kv_cache_manager_drop(&scheduler->kv_cache, request);
     if (request->num_in_flight == 0)
         drop_slot(scheduler, request);
 }
@@ -405,7 +290,7 @@ bool scheduler_reset_prefix_cache(struct scheduler *scheduler, bool reset_runnin
         WAIT_QUEUE_FOR_EACH (request, &scheduler->waiting)
             request->drops_in_flight = request->num_in_flight > 0;
     }
-    if (!block_pool_reset_cache(scheduler->blocks))
+    if (!block_pool_reset_cache(scheduler->kv_cache.pool))
         return false;
     hit_rate_clear(&scheduler->recent);
     return true;
@@ -434,7 +319,7 @@ static int64_t count_scores(const struct scheduler *scheduler, const struct requ
 {
     int64_t each = 1 + (int64_t)MIN(request->params.prompt_logprobs, scheduler->options.vocab_size);
 
-    return wants_scores(request) ? MIN(num_tokens, request->num_prompt) * each : 0;
+    return request_wants_scores(request) ? MIN(num_tokens, request->num_prompt) * each : 0;
 }
 
 /* Those before it have been told to the client: it waits for the next one. */
@@ -607,7 +492,8 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
         at = at->next;
         if (num_tokens == 0 || count_scores(scheduler, request, num_tokens) > plan->logprob_budget)
             continue;
-        while (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK) {
+        while (kv_cache_manager_grow(&scheduler->kv_cache, request,
+                                     request->num_computed + num_tokens) != OK) {
             preempted = true;
             victim = choose_victim(scheduler);
             if (at == &victim->link)
@@ -640,7 +526,7 @@ static void count_admission(struct scheduler *scheduler, struct request *request
         request->num_cached = num_cached;
         scheduler->num_prompt_tokens += request->num_prompt;
     }
-    if (!scheduler->cache || wants_scores(request))
+    if (!scheduler->kv_cache.cache || request_wants_scores(request))
         return;
     count_query(is_first ? &scheduler->at_first : &scheduler->again, request->num_tokens,
                 num_cached);
@@ -655,14 +541,8 @@ static void admit(struct scheduler *scheduler, struct request *request, int32_t 
     scheduler->num_running++;
     request->state = REQUEST_RUNNING;
     take_slot(scheduler, request);
-    take_prefix(scheduler, request, num_cached_blocks);
+    kv_cache_manager_take_prefix(&scheduler->kv_cache, request, num_cached_blocks);
     count_admission(scheduler, request, num_cached_blocks * scheduler->options.block_size);
-}
-
-/* Blocks that a request will still take for the tokens that it has. */
-static int32_t blocks_missing(const struct scheduler *scheduler, const struct request *request)
-{
-    return MAX(0, blocks_for(scheduler, request->num_tokens) - request->num_blocks);
 }
 
 static int32_t blocks_promised(const struct scheduler *scheduler)
@@ -671,7 +551,7 @@ static int32_t blocks_promised(const struct scheduler *scheduler)
     int32_t n = 0;
 
     LIST_FOR_EACH (request, &scheduler->running, link)
-        n += blocks_missing(scheduler, request);
+        n += kv_cache_manager_blocks_missing(&scheduler->kv_cache, request);
     return n;
 }
 
@@ -694,6 +574,7 @@ static int32_t max_active(const struct scheduler *scheduler)
 
 static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
 {
+    struct kv_cache_manager *kv_cache = &scheduler->kv_cache;
     struct request *request;
     int32_t promised = -1; /* not counted yet: mostly nobody waits */
 
@@ -706,7 +587,7 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
         if (count_scores(scheduler, request, plan->budget) > plan->logprob_budget)
             return;
 
-        int32_t num_cached_blocks = find_prefix(scheduler, request);
+        int32_t num_cached_blocks = kv_cache_manager_find_prefix(kv_cache, request);
         int32_t num_missing =
             request->num_tokens - num_cached_blocks * scheduler->options.block_size;
 
@@ -716,21 +597,21 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
          * promised: else two half-computed prompts could wait for each other's blocks. */
         if (promised < 0)
             promised = blocks_promised(scheduler);
-        if (free_blocks_wanted(scheduler, request, num_cached_blocks) + promised +
+        if (kv_cache_manager_blocks_wanted(kv_cache, request, num_cached_blocks) + promised +
                 watermark_blocks(scheduler) >
-            block_pool_num_free(scheduler->blocks))
+            block_pool_num_free(kv_cache->pool))
             return;
 
         admit(scheduler, request, num_cached_blocks);
 
         int32_t num_tokens = tokens_wanted(scheduler, request, prompt_budget(scheduler, plan));
 
-        if (grow_block_table(scheduler, request, request->num_computed + num_tokens) != OK)
+        if (kv_cache_manager_grow(kv_cache, request, request->num_computed + num_tokens) != OK)
             ASSERT(false, "%s", fail_text()); /* they were free a moment ago */
-        promised += blocks_missing(scheduler, request);
+        promised += kv_cache_manager_blocks_missing(kv_cache, request);
         add_row(scheduler, plan, request, num_tokens, request->num_blocks, true);
         /* Known at once: the next in line can share what this one computes. */
-        cache_full_blocks(scheduler, request);
+        kv_cache_manager_cache_blocks(kv_cache, request);
     }
 }
 
@@ -756,7 +637,7 @@ static void write_prompt_rows(const struct plan *plan, struct arena *arena,
     int32_t most = 0, n = 0;
 
     for (int32_t row = 0; row < plan->num_rows; row++)
-        most += wants_scores(plan->rows[row]);
+        most += request_wants_scores(plan->rows[row]);
 
     int32_t *rows = arena_new_array(arena, int32_t, (size_t)most);
     int32_t *lengths = arena_new_array(arena, int32_t, (size_t)most);
@@ -766,7 +647,7 @@ static void write_prompt_rows(const struct plan *plan, struct arena *arena,
         int32_t first = plan->num_computed[row];
         int32_t end = MIN(first + plan->num_scheduled[row], request->num_prompt - 1);
 
-        if (!wants_scores(request) || end <= MAX(first, request->prompt_scores->num_told))
+        if (!request_wants_scores(request) || end <= MAX(first, request->prompt_scores->num_told))
             continue;
         rows[n] = row;
         lengths[n++] = end - first;
@@ -862,7 +743,7 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
 
     /* Only now is it certain which of these rows will be computed. */
     for (int32_t row = 0; row < plan.num_rows; row++)
-        cache_full_blocks(scheduler, plan.rows[row]);
+        kv_cache_manager_cache_blocks(&scheduler->kv_cache, plan.rows[row]);
     /* What was just preempted would be the first to be admitted again. */
     if (!preempted)
         schedule_waiting(scheduler, &plan);
@@ -1177,7 +1058,7 @@ static void take_token(struct scheduler *scheduler, struct request *request,
         prompt_scores_free(give(request->prompt_scores));
     }
     if (request->state == REQUEST_RUNNING)
-        cache_full_blocks(scheduler, request);
+        kv_cache_manager_cache_blocks(&scheduler->kv_cache, request);
     if (finish != FINISH_NONE)
         end(scheduler, request);
     else if (request->grammar && request->state == REQUEST_RUNNING &&
@@ -1333,7 +1214,7 @@ static struct new_request describe_before(const struct scheduler *scheduler,
     struct new_request description = describe(request);
 
     description.slot = slot;
-    description.num_block_ids = blocks_for(scheduler, num_computed);
+    description.num_block_ids = kv_cache_manager_blocks_for(&scheduler->kv_cache, num_computed);
     return description;
 }
 
@@ -1384,12 +1265,13 @@ void scheduler_check(const struct scheduler *scheduler)
     int32_t num_running = 0, num_deferred = 0, num_set_aside = 0, num_slots = 0, num_resuming = 0;
     int64_t num_blocks = 0;
 
-    block_pool_check(scheduler->blocks);
+    block_pool_check(scheduler->kv_cache.pool);
     LIST_FOR_EACH (request, &scheduler->running, link) {
         ASSERT(request->state == REQUEST_RUNNING);
         ASSERT(scheduler->by_slot[request->slot] == request);
         ASSERT(request->num_computed <= request_num_expected(request));
-        ASSERT(request->num_blocks >= blocks_for(scheduler, request->num_computed));
+        ASSERT(request->num_blocks >=
+               kv_cache_manager_blocks_for(&scheduler->kv_cache, request->num_computed));
         num_blocks += request->num_blocks;
         num_slots++;
         num_running++;
@@ -1422,5 +1304,5 @@ void scheduler_check(const struct scheduler *scheduler)
     ASSERT(num_deferred == scheduler->num_deferred);
     ASSERT(num_set_aside == scheduler->num_set_aside);
     ASSERT(num_slots + scheduler->num_free_slots == num_slots_for(scheduler->options.max_num_seqs));
-    ASSERT(num_blocks == block_pool_num_users(scheduler->blocks));
+    ASSERT(num_blocks == block_pool_num_users(scheduler->kv_cache.pool));
 }
