@@ -5,6 +5,7 @@
 #include "engine/core/kv_cache_manager.h"
 #include "engine/core/output_builder.h"
 #include "engine/core/pacing.h"
+#include "engine/core/slot_table.h"
 #include "engine/grammar/grammar.h"
 #include "engine/token_logprobs.h"
 #include "proto/base/clock.h"
@@ -34,6 +35,7 @@ struct scheduler {
     struct scheduler_options options;
     struct pacing pacing;
     struct kv_cache_manager kv_cache;
+    struct slot_table slots;
     enum pause_state pause;
     int64_t num_prompt_tokens;
     struct cache_counts at_first, again; /* admissions */
@@ -51,18 +53,11 @@ struct scheduler {
     int32_t num_resuming;  /* of all: see request.h */
     int64_t num_late_masks;
     struct list_node leaving; /* finished, but a step in flight has a row for them */
-
-    struct request **by_slot; /* [num_slots] NULL: free */
-    int32_t *free_slots;      /* a stack */
-    int32_t num_free_slots;
-    int32_t *finished_slots;  /* to be told to the workers with the next plan */
-    int32_t num_finished_slots;
 };
 
 struct scheduler *scheduler_new(const struct scheduler_options *options)
 {
     struct scheduler *scheduler = mem_new(struct scheduler);
-    int32_t num_slots = num_slots_for(options->max_num_seqs);
 
     ASSERT(options->max_num_seqs > 0 && options->max_num_batched_tokens > 0);
     scheduler->options = *options;
@@ -70,15 +65,11 @@ struct scheduler *scheduler_new(const struct scheduler_options *options)
     pacing_init(&scheduler->pacing, options->enable_chunked_prefill ? options->decode_slowdown : 0);
     kv_cache_manager_init(&scheduler->kv_cache, options->num_blocks, options->block_size,
                           options->enable_prefix_caching);
+    slot_table_init(&scheduler->slots, num_slots_for(options->max_num_seqs));
     wait_queue_init(&scheduler->waiting, options->policy);
     list_init(&scheduler->running);
     list_init(&scheduler->deferred);
     list_init(&scheduler->leaving);
-    scheduler->by_slot = mem_new_array(struct request *, (size_t)num_slots);
-    scheduler->free_slots = mem_new_array(int32_t, (size_t)num_slots);
-    scheduler->finished_slots = mem_new_array(int32_t, (size_t)num_slots);
-    for (int32_t slot = num_slots; slot-- > 0;)
-        scheduler->free_slots[scheduler->num_free_slots++] = slot;
     return scheduler;
 }
 
@@ -102,9 +93,7 @@ void scheduler_free(struct scheduler *scheduler)
     wait_queue_close(&scheduler->waiting);
     map_close(&scheduler->by_id);
     kv_cache_manager_close(&scheduler->kv_cache);
-    mem_free(scheduler->by_slot);
-    mem_free(scheduler->free_slots);
-    mem_free(scheduler->finished_slots);
+    slot_table_close(&scheduler->slots);
     mem_free(scheduler);
 }
 
@@ -211,24 +200,7 @@ void scheduler_add(struct scheduler *scheduler, struct request *request)
         wait_queue_add(&scheduler->waiting, request);
 }
 
-/* ---- slots ---------------------------------------------------------------------------------- */
-
-static void take_slot(struct scheduler *scheduler, struct request *request)
-{
-    request->slot = scheduler->free_slots[--scheduler->num_free_slots];
-    scheduler->by_slot[request->slot] = request;
-}
-
-/* The workers forget the request with the next plan. */
-static void drop_slot(struct scheduler *scheduler, struct request *request)
-{
-    if (request->slot < 0)
-        return;
-    scheduler->by_slot[request->slot] = NULL;
-    scheduler->finished_slots[scheduler->num_finished_slots++] = request->slot;
-    scheduler->free_slots[scheduler->num_free_slots++] = request->slot;
-    request->slot = -1;
-}
+/* ---- out of the running ---------------------------------------------------------------------- */
 
 /* Out of the running; the slot stays while the workers use it. */
 static void leave_running(struct scheduler *scheduler, struct request *request)
@@ -237,7 +209,7 @@ static void leave_running(struct scheduler *scheduler, struct request *request)
     scheduler->num_running--;
     kv_cache_manager_drop(&scheduler->kv_cache, request);
     if (request->num_in_flight == 0)
-        drop_slot(scheduler, request);
+        slot_table_drop(&scheduler->slots, request);
 }
 
 /* Back to where it came from: it keeps its tokens, and is computed again. */
@@ -540,7 +512,7 @@ static void admit(struct scheduler *scheduler, struct request *request, int32_t 
     list_push_back(&scheduler->running, &request->link);
     scheduler->num_running++;
     request->state = REQUEST_RUNNING;
-    take_slot(scheduler, request);
+    slot_table_take(&scheduler->slots, request);
     kv_cache_manager_take_prefix(&scheduler->kv_cache, request, num_cached_blocks);
     count_admission(scheduler, request, num_cached_blocks * scheduler->options.block_size);
 }
@@ -663,7 +635,6 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
                        struct scheduler_output *out)
 {
     int32_t n = plan->num_rows, num_block_ids = 0, num_new = 0;
-    int32_t num_finished = scheduler->num_finished_slots;
 
     for (int32_t row = 0; row < n; row++) {
         num_new += plan->is_new[row];
@@ -673,14 +644,11 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
     int32_t *slots = arena_new_array(arena, int32_t, (size_t)n);
     int32_t *block_counts = arena_new_array(arena, int32_t, (size_t)n);
     int32_t *block_ids = arena_new_array(arena, int32_t, (size_t)num_block_ids);
-    int32_t *finished = arena_new_array(arena, int32_t, (size_t)num_finished);
     uint8_t *samples = arena_new_array(arena, uint8_t, (size_t)n);
     uint8_t *needs_bitmask = arena_new_array(arena, uint8_t, (size_t)n);
     struct new_request *new_requests = arena_new_array(arena, struct new_request, (size_t)num_new);
 
     *out = (struct scheduler_output){
-        .finished_slots = finished,
-        .num_finished_slots = num_finished,
         .new_requests = new_requests,
         .num_new_requests = num_new,
         .num_rows = n,
@@ -694,8 +662,7 @@ static void write_plan(struct scheduler *scheduler, const struct plan *plan, str
         .num_new_block_ids = num_block_ids,
     };
     write_prompt_rows(plan, arena, out);
-    memcpy(finished, scheduler->finished_slots, (size_t)num_finished * sizeof *finished);
-    scheduler->num_finished_slots = 0;
+    slot_table_tell(&scheduler->slots, arena, out);
 
     for (int32_t row = 0; row < n; row++) {
         struct request *request = plan->rows[row];
@@ -792,7 +759,7 @@ static void end(struct scheduler *scheduler, struct request *request)
         list_push_back(&scheduler->leaving, &request->link);
         return;
     }
-    drop_slot(scheduler, request);
+    slot_table_drop(&scheduler->slots, request);
     request_free(request);
 }
 
@@ -1093,7 +1060,7 @@ enum status scheduler_update_from_output(struct scheduler *scheduler,
         request->num_in_flight--;
         request->num_placeholders -= samples;
         if (request->num_in_flight == 0 && request->state != REQUEST_RUNNING) {
-            drop_slot(scheduler, request);
+            slot_table_drop(&scheduler->slots, request);
             request->drops_in_flight = false;
         }
         if (request->state != REQUEST_FINISHED) {
@@ -1166,7 +1133,7 @@ void scheduler_forget_in_flight(struct scheduler *scheduler)
     scheduler->num_in_flight = 0;
     LIST_FOR_EACH (request, &scheduler->leaving, link) {
         list_remove(&request->link);
-        drop_slot(scheduler, request);
+        slot_table_drop(&scheduler->slots, request);
         request_free(request);
     }
 }
@@ -1176,7 +1143,7 @@ static void forget_steps_of(struct scheduler *scheduler, struct request *request
 {
     request->num_placeholders = 0;
     request->drops_in_flight = false;
-    drop_slot(scheduler, request);
+    slot_table_drop(&scheduler->slots, request);
 }
 
 void scheduler_start_over(struct scheduler *scheduler)
@@ -1193,7 +1160,7 @@ void scheduler_start_over(struct scheduler *scheduler)
         forget_steps_of(scheduler, request);
     LIST_FOR_EACH (request, &scheduler->deferred, link)
         forget_steps_of(scheduler, request);
-    scheduler->num_finished_slots = 0; /* there is nobody to be told */
+    slot_table_forget_finished(&scheduler->slots);
     if (!scheduler_reset_prefix_cache(scheduler, false))
         ASSERT(false, "blocks are in use, and nothing runs");
 }
@@ -1268,7 +1235,7 @@ void scheduler_check(const struct scheduler *scheduler)
     block_pool_check(scheduler->kv_cache.pool);
     LIST_FOR_EACH (request, &scheduler->running, link) {
         ASSERT(request->state == REQUEST_RUNNING);
-        ASSERT(scheduler->by_slot[request->slot] == request);
+        ASSERT(scheduler->slots.requests[request->slot] == request);
         ASSERT(request->num_computed <= request_num_expected(request));
         ASSERT(request->num_blocks >=
                kv_cache_manager_blocks_for(&scheduler->kv_cache, request->num_computed));
@@ -1303,6 +1270,7 @@ void scheduler_check(const struct scheduler *scheduler)
            scheduler_num_unfinished(scheduler));
     ASSERT(num_deferred == scheduler->num_deferred);
     ASSERT(num_set_aside == scheduler->num_set_aside);
-    ASSERT(num_slots + scheduler->num_free_slots == num_slots_for(scheduler->options.max_num_seqs));
+    ASSERT(num_slots + scheduler->slots.num_free ==
+           num_slots_for(scheduler->options.max_num_seqs));
     ASSERT(num_blocks == block_pool_num_users(scheduler->kv_cache.pool));
 }
