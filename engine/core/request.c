@@ -124,3 +124,18 @@ enum finish_reason request_append(struct request *request, token_id token,
         }
     return request_num_output(request) >= request->max_tokens ? FINISH_LENGTH : FINISH_NONE;
 }
+
+struct new_request request_describe(const struct request *request)
+{
+    return (struct new_request){
+        .slot = request->slot,
+        .id = request->name,
+        .prompt_token_ids = request->tokens,
+        .num_prompt_token_ids = request->num_prompt,
+        .output_token_ids = request->tokens + request->num_prompt,
+        .num_output_token_ids = request_num_output(request),
+        .block_ids = request->blocks,
+        .num_block_ids = request->num_blocks,
+        .sampling_params = request->params,
+    };
+}

@@ -17,6 +17,7 @@
 #include "engine/core/block_pool.h"
 #include "engine/core/prompt_scores.h"
 #include "proto/base/list.h"
+#include "proto/wire/messages.h"
 
 enum request_state { REQUEST_WAITING, REQUEST_RUNNING, REQUEST_FINISHED };
 
@@ -89,6 +90,13 @@ static inline int32_t request_num_output(const struct request *request)
     return request->num_tokens - request->num_prompt;
 }
 
+/* Its last token is all that is to be computed: the client has been told of those before, and waits for the next. */
+static inline bool request_decodes(const struct request *request)
+{
+    return request->num_computed >= request->num_prompt &&
+           request_num_expected(request) - request->num_computed == 1;
+}
+
 /* Its prompt's logprobs are wanted, and not all told: every token of it has to be computed. */
 static inline bool request_wants_scores(const struct request *request)
 {
@@ -99,5 +107,8 @@ static inline bool request_wants_scores(const struct request *request)
  * stop token did, else -1. Order of checks as in vLLM: EOS, stop_token_ids, length. */
 enum finish_reason request_append(struct request *request, token_id token,
                                   token_id *stop_token_out);
+
+/* As it is told to workers that do not know it; pointers are to what the request owns. */
+struct new_request request_describe(const struct request *request);
 
 #endif

@@ -6,6 +6,7 @@
 #include "engine/core/output_builder.h"
 #include "engine/core/pacing.h"
 #include "engine/core/slot_table.h"
+#include "engine/core/step_plan.h"
 #include "engine/grammar/grammar.h"
 #include "engine/token_logprobs.h"
 #include "proto/base/clock.h"
@@ -270,82 +271,6 @@ bool scheduler_reset_prefix_cache(struct scheduler *scheduler, bool reset_runnin
 
 /* ---- schedule ------------------------------------------------------------------------------- */
 
-/* A plan while it grows: columns as long as they can get. */
-struct plan {
-    struct request **rows;
-    int32_t *num_computed; /* before this step */
-    int32_t *num_scheduled;
-    int32_t *num_new_blocks;
-    bool *is_new;
-    bool *decodes; /* the token that the last step drew, and nothing else */
-    int32_t num_rows;
-    int32_t num_decoding;
-    int32_t budget; /* tokens left */
-    int32_t prompt_budget; /* of them for rows that do not decode; -1: not asked for yet */
-    int64_t logprob_budget; /* of prompts */
-};
-
-/* Logprobs that so many tokens of the request bring, at most. */
-static int64_t count_scores(const struct scheduler *scheduler, const struct request *request,
-                            int32_t num_tokens)
-{
-    int64_t each = 1 + (int64_t)MIN(request->params.prompt_logprobs, scheduler->options.vocab_size);
-
-    return request_wants_scores(request) ? MIN(num_tokens, request->num_prompt) * each : 0;
-}
-
-/* Those before it have been told to the client: it waits for the next one. */
-static bool decodes(const struct request *request)
-{
-    return request->num_computed >= request->num_prompt &&
-           request_num_expected(request) - request->num_computed == 1;
-}
-
-static void add_row(const struct scheduler *scheduler, struct plan *plan, struct request *request,
-                    int32_t num_tokens, int32_t num_new_blocks, bool is_new)
-{
-    bool is_decoding = !is_new && decodes(request);
-
-    plan->rows[plan->num_rows] = request;
-    plan->num_computed[plan->num_rows] = request->num_computed;
-    plan->num_scheduled[plan->num_rows] = num_tokens;
-    plan->num_new_blocks[plan->num_rows] = num_new_blocks;
-    plan->is_new[plan->num_rows] = is_new;
-    plan->decodes[plan->num_rows] = is_decoding;
-    plan->num_rows++;
-    plan->num_decoding += is_decoding;
-    plan->budget -= num_tokens;
-    if (!is_decoding)
-        plan->prompt_budget -= num_tokens;
-    plan->logprob_budget -= count_scores(scheduler, request, num_tokens);
-    request->num_computed += num_tokens;
-}
-
-#define REMOVE_ITEM(array, at, count)                                                              \
-    memmove((array) + (at), (array) + (at) + 1, sizeof *(array) * (size_t)((count) - (at) - 1))
-
-/* Takes a request's row back out of the plan, if it has one. */
-static void remove_row(const struct scheduler *scheduler, struct plan *plan,
-                       const struct request *request)
-{
-    for (int32_t row = plan->num_rows; row-- > 0;)
-        if (plan->rows[row] == request) {
-            plan->budget += plan->num_scheduled[row];
-            plan->num_decoding -= plan->decodes[row];
-            if (!plan->decodes[row])
-                plan->prompt_budget += plan->num_scheduled[row];
-            plan->logprob_budget += count_scores(scheduler, request, plan->num_scheduled[row]);
-            REMOVE_ITEM(plan->rows, row, plan->num_rows);
-            REMOVE_ITEM(plan->num_computed, row, plan->num_rows);
-            REMOVE_ITEM(plan->num_scheduled, row, plan->num_rows);
-            REMOVE_ITEM(plan->num_new_blocks, row, plan->num_rows);
-            REMOVE_ITEM(plan->is_new, row, plan->num_rows);
-            REMOVE_ITEM(plan->decodes, row, plan->num_rows);
-            plan->num_rows--;
-            return;
-        }
-}
-
 /* The request that gives way: the last admitted, or the one the policy puts last. */
 static struct request *choose_victim(const struct scheduler *scheduler)
 {
@@ -358,9 +283,9 @@ static struct request *choose_victim(const struct scheduler *scheduler)
     return victim;
 }
 
-static void preempt(struct scheduler *scheduler, struct plan *plan, struct request *victim)
+static void preempt(struct scheduler *scheduler, struct step_plan *plan, struct request *victim)
 {
-    remove_row(scheduler, plan, victim);
+    step_plan_remove(plan, victim);
     send_back(scheduler, victim);
 }
 
@@ -389,7 +314,7 @@ static bool is_at_end(const struct request *request)
 /* Tokens of a prompt, or of one that was preempted, are still to be computed. */
 static bool is_behind(const struct request *request)
 {
-    return !decodes(request) && request->num_computed < request_num_expected(request);
+    return !request_decodes(request) && request->num_computed < request_num_expected(request);
 }
 
 /* How many tokens of the request this step may compute; 0: none is missing, or its last is on its way. */
@@ -420,13 +345,13 @@ static int32_t resume_limit(const struct scheduler *scheduler)
 }
 
 /* Sets how many tokens of prompts this step may compute, and leaves room for those that decode. */
-static void set_prompt_budget(struct scheduler *scheduler, struct plan *plan)
+static void set_prompt_budget(struct scheduler *scheduler, struct step_plan *plan)
 {
     const struct request *request;
     int32_t num_to_come = 0, num_behind = num_in_line(scheduler), limit;
 
     LIST_FOR_EACH (request, &scheduler->running, link) {
-        num_to_come += decodes(request) && !is_at_end(request);
+        num_to_come += request_decodes(request) && !is_at_end(request);
         num_behind += is_behind(request);
     }
     limit = scheduler->num_resuming > 0
@@ -436,21 +361,21 @@ static void set_prompt_budget(struct scheduler *scheduler, struct plan *plan)
 }
 
 /* What is left of it. A step that only decodes does not ask. */
-static int32_t prompt_budget(struct scheduler *scheduler, struct plan *plan)
+static int32_t prompt_budget(struct scheduler *scheduler, struct step_plan *plan)
 {
     if (plan->prompt_budget < 0)
         set_prompt_budget(scheduler, plan);
     return MIN(plan->prompt_budget, plan->budget);
 }
 
-static int32_t budget_for(struct scheduler *scheduler, struct plan *plan,
+static int32_t budget_for(struct scheduler *scheduler, struct step_plan *plan,
                           const struct request *request)
 {
     return is_behind(request) ? prompt_budget(scheduler, plan) : plan->budget;
 }
 
 /* true: a request was preempted for another. */
-static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
+static bool schedule_running(struct scheduler *scheduler, struct step_plan *plan)
 {
     bool preempted = false;
     struct list_node *at = scheduler->running.next;
@@ -462,7 +387,7 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
         int32_t num_blocks = request->num_blocks;
 
         at = at->next;
-        if (num_tokens == 0 || count_scores(scheduler, request, num_tokens) > plan->logprob_budget)
+        if (num_tokens == 0 || !step_plan_has_room_for_scores(plan, request, num_tokens))
             continue;
         while (kv_cache_manager_grow(&scheduler->kv_cache, request,
                                      request->num_computed + num_tokens) != OK) {
@@ -475,7 +400,7 @@ static bool schedule_running(struct scheduler *scheduler, struct plan *plan)
                 break;
         }
         if (request->state == REQUEST_RUNNING)
-            add_row(scheduler, plan, request, num_tokens, request->num_blocks - num_blocks, false);
+            step_plan_add(plan, request, num_tokens, request->num_blocks - num_blocks, false);
     }
     return preempted;
 }
@@ -544,7 +469,7 @@ static int32_t max_active(const struct scheduler *scheduler)
                : options->max_num_seqs;
 }
 
-static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
+static void schedule_waiting(struct scheduler *scheduler, struct step_plan *plan)
 {
     struct kv_cache_manager *kv_cache = &scheduler->kv_cache;
     struct request *request;
@@ -556,7 +481,7 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
             return; /* preempted a moment ago: its token, and its slot, are still to come back */
         if (prompt_budget(scheduler, plan) == 0)
             return;
-        if (count_scores(scheduler, request, plan->budget) > plan->logprob_budget)
+        if (!step_plan_has_room_for_scores(plan, request, plan->budget))
             return;
 
         int32_t num_cached_blocks = kv_cache_manager_find_prefix(kv_cache, request);
@@ -581,131 +506,22 @@ static void schedule_waiting(struct scheduler *scheduler, struct plan *plan)
         if (kv_cache_manager_grow(kv_cache, request, request->num_computed + num_tokens) != OK)
             ASSERT(false, "%s", fail_text()); /* they were free a moment ago */
         promised += kv_cache_manager_blocks_missing(kv_cache, request);
-        add_row(scheduler, plan, request, num_tokens, request->num_blocks, true);
+        step_plan_add(plan, request, num_tokens, request->num_blocks, true);
         /* Known at once: the next in line can share what this one computes. */
         kv_cache_manager_cache_blocks(kv_cache, request);
-    }
-}
-
-static struct new_request describe(const struct request *request)
-{
-    return (struct new_request){
-        .slot = request->slot,
-        .id = request->name,
-        .prompt_token_ids = request->tokens,
-        .num_prompt_token_ids = request->num_prompt,
-        .output_token_ids = request->tokens + request->num_prompt,
-        .num_output_token_ids = request_num_output(request),
-        .block_ids = request->blocks,
-        .num_block_ids = request->num_blocks,
-        .sampling_params = request->params,
-    };
-}
-
-/* Rows of prompts whose logprobs are wanted, as far as they have not been told. */
-static void write_prompt_rows(const struct plan *plan, struct arena *arena,
-                              struct scheduler_output *out)
-{
-    int32_t most = 0, n = 0;
-
-    for (int32_t row = 0; row < plan->num_rows; row++)
-        most += request_wants_scores(plan->rows[row]);
-
-    int32_t *rows = arena_new_array(arena, int32_t, (size_t)most);
-    int32_t *lengths = arena_new_array(arena, int32_t, (size_t)most);
-
-    for (int32_t row = 0; row < plan->num_rows && most > 0; row++) {
-        const struct request *request = plan->rows[row];
-        int32_t first = plan->num_computed[row];
-        int32_t end = MIN(first + plan->num_scheduled[row], request->num_prompt - 1);
-
-        if (!request_wants_scores(request) || end <= MAX(first, request->prompt_scores->num_told))
-            continue;
-        rows[n] = row;
-        lengths[n++] = end - first;
-    }
-    out->prompt_logprob_rows = rows;
-    out->num_prompt_logprob_rows = n;
-    out->prompt_logprob_lengths = lengths;
-}
-
-/* The plan as it goes over the wire. A request that comes back from preemption is described anew,
- * like one the workers have never seen. */
-static void write_plan(struct scheduler *scheduler, const struct plan *plan, struct arena *arena,
-                       struct scheduler_output *out)
-{
-    int32_t n = plan->num_rows, num_block_ids = 0, num_new = 0;
-
-    for (int32_t row = 0; row < n; row++) {
-        num_new += plan->is_new[row];
-        num_block_ids += plan->is_new[row] ? 0 : plan->num_new_blocks[row];
-    }
-
-    int32_t *slots = arena_new_array(arena, int32_t, (size_t)n);
-    int32_t *block_counts = arena_new_array(arena, int32_t, (size_t)n);
-    int32_t *block_ids = arena_new_array(arena, int32_t, (size_t)num_block_ids);
-    uint8_t *samples = arena_new_array(arena, uint8_t, (size_t)n);
-    uint8_t *needs_bitmask = arena_new_array(arena, uint8_t, (size_t)n);
-    struct new_request *new_requests = arena_new_array(arena, struct new_request, (size_t)num_new);
-
-    *out = (struct scheduler_output){
-        .new_requests = new_requests,
-        .num_new_requests = num_new,
-        .num_rows = n,
-        .slots = slots,
-        .num_computed_tokens = plan->num_computed,
-        .num_scheduled_tokens = plan->num_scheduled,
-        .samples = samples,
-        .needs_bitmask = needs_bitmask,
-        .new_block_counts = block_counts,
-        .new_block_ids = block_ids,
-        .num_new_block_ids = num_block_ids,
-    };
-    write_prompt_rows(plan, arena, out);
-    slot_table_tell(&scheduler->slots, arena, out);
-
-    for (int32_t row = 0; row < n; row++) {
-        struct request *request = plan->rows[row];
-
-        slots[row] = request->slot;
-        if (plan->is_new[row]) {
-            *new_requests++ = describe(request);
-        } else {
-            int32_t count = plan->num_new_blocks[row];
-
-            block_counts[row] = count;
-            memcpy(block_ids, request->blocks + request->num_blocks - count,
-                   (size_t)count * sizeof *block_ids);
-            block_ids += count;
-        }
-        request->num_in_flight++;
-        samples[row] = request->num_computed == request_num_expected(request);
-        needs_bitmask[row] = samples[row] && request->grammar;
-        if (plan->is_new[row] && request->grammar)
-            grammar_begin_mask(request->grammar); /* beside the forward pass of its prompt */
-        request->num_placeholders += samples[row];
-        out->total_num_scheduled_tokens += plan->num_scheduled[row];
     }
 }
 
 void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
                         struct scheduler_output *plan_out)
 {
-    size_t max_rows = (size_t)scheduler->options.max_num_seqs;
-    struct plan plan = {
-        .rows = arena_alloc(arena, max_rows * sizeof *plan.rows),
-        .num_computed = arena_alloc(arena, max_rows * sizeof *plan.num_computed),
-        .num_scheduled = arena_alloc(arena, max_rows * sizeof *plan.num_scheduled),
-        .num_new_blocks = arena_alloc(arena, max_rows * sizeof *plan.num_new_blocks),
-        .is_new = arena_alloc(arena, max_rows * sizeof *plan.is_new),
-        .decodes = arena_alloc(arena, max_rows * sizeof *plan.decodes),
-        .budget = scheduler->options.max_num_batched_tokens,
-        .prompt_budget = scheduler->pacing.slowdown > 0 ? -1 : INT32_MAX,
-        .logprob_budget = MAX_PROMPT_LOGPROBS,
-    };
+    const struct scheduler_options *options = &scheduler->options;
+    struct step_plan plan;
 
-    if (scheduler->pause == PAUSED_ALL)
-        plan.budget = 0;
+    step_plan_init(&plan, options->max_num_seqs, options->vocab_size, arena);
+    plan.budget = scheduler->pause == PAUSED_ALL ? 0 : options->max_num_batched_tokens;
+    plan.prompt_budget = scheduler->pacing.slowdown > 0 ? -1 : INT32_MAX;
+
     bool preempted = schedule_running(scheduler, &plan);
 
     /* Only now is it certain which of these rows will be computed. */
@@ -717,7 +533,8 @@ void scheduler_schedule(struct scheduler *scheduler, struct arena *arena,
     *plan_out = (struct scheduler_output){0};
     if (plan.num_rows == 0)
         return; /* nobody will see it: the slots that are free are told with the next one */
-    write_plan(scheduler, &plan, arena, plan_out);
+    step_plan_write(&plan, arena, plan_out);
+    slot_table_tell(&scheduler->slots, arena, plan_out);
     ASSERT(scheduler->num_in_flight < MAX_IN_FLIGHT);
     scheduler->in_flight[scheduler->num_in_flight++] = (struct in_flight){
         .rows = plan.rows,
@@ -1178,7 +995,7 @@ static struct new_request describe_before(const struct scheduler *scheduler,
                                           const struct request *request, int32_t slot,
                                           int32_t num_computed)
 {
-    struct new_request description = describe(request);
+    struct new_request description = request_describe(request);
 
     description.slot = slot;
     description.num_block_ids = kv_cache_manager_blocks_for(&scheduler->kv_cache, num_computed);
