@@ -1,6 +1,7 @@
 #include "engine/front/front.h"
 
 #include "engine/grammar/compiler.h"
+#include "engine/text/utf8.h"
 #include "proto/base/clock.h"
 #include "proto/base/file_read.h"
 #include "proto/base/log.h"
@@ -69,6 +70,17 @@ static char *name_of_file(const char *path)
     size_t size = dot && strcasecmp(dot, ".gguf") == 0 ? (size_t)(dot - name) : (size_t)(path + end - name);
 
     return mem_strndup(name, size);
+}
+
+/* As clients know it. It goes into JSON and onto /metrics, while what it is taken from may be any bytes. */
+static char *model_name(const struct config *config)
+{
+    AUTO_MEM char *given = config->served_model_name ? mem_strdup(config->served_model_name)
+                                                     : name_of_file(config_model_path(config));
+    AUTO_CLOSE(bytes) struct bytes name = {0};
+
+    utf8_repair(given, strlen(given), &name);
+    return mem_strdup(bytes_text(&name));
 }
 
 static enum status read_generation_config(const struct config *config, struct front *front)
@@ -165,8 +177,7 @@ enum status front_open(const struct config *config,
     }
     TRY(end_text_job(&job));
     TRY(open_grammars(config, front));
-    front->name = config->served_model_name ? mem_strdup(config->served_model_name)
-                                            : name_of_file(config_model_path(config));
+    front->name = model_name(config);
     front->openai = (struct openai_model){
         .name = front->name,
         .tokenizer = front->tokenizer,

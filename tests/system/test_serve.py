@@ -116,6 +116,18 @@ class Answers(unittest.TestCase):
         _, _, chat = shared().post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})
         assert answer["count"] == chat["usage"]["prompt_tokens"], (answer, chat)
 
+    def test_a_name_that_is_no_utf_8_is_repaired(self):
+        control = f"ipc://{tandem.path('control')}"
+        with Server("--served-model-name", b"caf\xe9", "--control", control) as server:
+            _, _, models = server.ask("GET", "/v1/models")
+            self.assertEqual([model["id"] for model in models["data"]], ["caf\ufffd"])
+            self.assertEqual(server.complete(model="caf\ufffd")["model"], "caf\ufffd")
+            self.assertIn('{model_name="caf\ufffd",', server.ask("GET", "/metrics")[2])
+            for words in ["status"], ["metrics"]:
+                code, out, err = tandem.run("ctl", "--socket", control, *words)
+                self.assertEqual(code, 0, err)
+                self.assertIn("caf\ufffd", out)
+
     def test_models_version_load_and_health_are_told(self):
         _, _, models = shared().ask("GET", "/v1/models")
         assert [model["id"] for model in models["data"]] == ["tiny"], models
