@@ -8,19 +8,21 @@
 static enum status join_parts(const json_t *parts, size_t at, struct bytes *out)
 {
     for (size_t i = 0; i < json_array_size(parts); i++) {
-        const json_t *part = json_array_get(parts, i), *text = json_object_get(part, "text");
+        const json_t *part = json_array_get(parts, i);
         const char *type = json_string_value(json_object_get(part, "type"));
+        bool is_text = type && (strcmp(type, "text") == 0 || strcmp(type, "refusal") == 0);
+        const json_t *text = is_text ? json_object_get(part, type) : NULL;
 
         if (!type)
             return fail(ERR_INVALID, "messages[%zu].content[%zu] must be an object with a type", at,
                         i);
-        if (strcmp(type, "text") != 0)
+        if (!is_text)
             return fail(ERR_UNSUPPORTED,
                         "messages[%zu].content[%zu] is of type \"%.32s\", only "
                         "text is supported",
                         at, i, type);
         if (!json_is_string(text))
-            return fail(ERR_INVALID, "messages[%zu].content[%zu].text must be a string", at, i);
+            return fail(ERR_INVALID, "messages[%zu].content[%zu].%s must be a string", at, i, type);
         if (i > 0)
             bytes_append(out, "\n", 1);
         bytes_append(out, json_string_value(text), json_string_length(text));
@@ -33,14 +35,14 @@ static enum status plain_content(json_t *message, size_t at)
     const json_t *content = json_object_get(message, "content");
     AUTO_CLOSE(bytes) struct bytes text = {0};
 
-    if (!content || json_is_null(content) || json_is_string(content))
+    if (json_is_string(content))
         return OK;
-    if (!json_is_array(content))
+    if (content && !json_is_null(content) && !json_is_array(content))
         return fail(ERR_INVALID,
                     "messages[%zu].content must be a string, null or an array of "
                     "parts",
                     at);
-    TRY(join_parts(content, at, &text));
+    TRY(join_parts(content, at, &text)); /* null and none have no parts */
     json_object_set_new(message, "content", json_stringn(bytes_text(&text), text.size));
     return OK;
 }

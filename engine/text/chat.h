@@ -2,9 +2,10 @@
  * chat: a conversation in OpenAI's form, made into a prompt by the model's chat template.
  *
  * The template sees what it sees under transformers: messages, tools and documents (none where
- * not given), add_generation_prompt, bos_token and eos_token, and the extra variables. A content
- * of text parts becomes one string, a line each; the arguments of a tool call, JSON in a string,
- * become the object that templates print. All else of a message is passed on as it is.
+ * not given), add_generation_prompt, bos_token and eos_token, and the extra variables. A content is
+ * always a string: parts (texts, and an assistant's refusals) become a line each, and null or none
+ * is "", as under vLLM. The arguments of a tool call, JSON in a string, become the object that
+ * templates print. All else of a message is passed on as it is.
  *
  * Thread: any.
  */

@@ -38,7 +38,7 @@ static void a_template_sees_what_it_sees_under_transformers(void **state)
     assert_string_equal(bytes_text(&out), "[{\"a\": 1}]");
 }
 
-static void text_parts_become_lines_and_null_stays(void **state)
+static void a_content_becomes_one_text(void **state)
 {
     (void)state;
     AUTO_CLOSE(bytes) struct bytes out = {0};
@@ -47,9 +47,11 @@ static void text_parts_become_lines_and_null_stays(void **state)
         render("{% for m in messages %}[{{ m.content }}]{% endfor %}",
                "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
                "{\"type\":\"text\",\"text\":\"b\"}]},"
-               "{\"role\":\"assistant\",\"content\":null},{\"role\":\"user\",\"content\":[]}]",
+               "{\"role\":\"assistant\",\"content\":[{\"type\":\"refusal\",\"refusal\":\"no\"}]},"
+               "{\"role\":\"assistant\",\"content\":null},{\"role\":\"assistant\"},"
+               "{\"role\":\"user\",\"content\":[]}]",
                NULL, NULL, &out));
-    assert_string_equal(bytes_text(&out), "[a\nb][None][]");
+    assert_string_equal(bytes_text(&out), "[a\nb][no][][][]");
 }
 
 static void arguments_of_a_tool_call_become_an_object(void **state)
@@ -84,6 +86,8 @@ static void a_wrong_message_is_named_by_its_index(void **state)
          ERR_UNSUPPORTED, "messages[0].content[0] is of type \"image_url\""},
         {"[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]", NULL, NULL, ERR_INVALID,
          "messages[0].content[0].text must be a string"},
+        {"[{\"role\":\"user\",\"content\":[{\"type\":\"refusal\",\"text\":\"no\"}]}]", NULL, NULL,
+         ERR_INVALID, "messages[0].content[0].refusal must be a string"},
         {"[{\"role\":\"a\",\"tool_calls\":[{}]}]", NULL, NULL, ERR_INVALID,
          "messages[0].tool_calls[0] must be"},
         {"[{\"role\":\"a\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"[\"}}]}]",
@@ -113,7 +117,7 @@ static void a_model_without_a_template_is_refused(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_template_sees_what_it_sees_under_transformers),
-    cmocka_unit_test(text_parts_become_lines_and_null_stays),
+    cmocka_unit_test(a_content_becomes_one_text),
     cmocka_unit_test(arguments_of_a_tool_call_become_an_object),
     cmocka_unit_test(a_wrong_message_is_named_by_its_index),
     cmocka_unit_test(a_model_without_a_template_is_refused),
