@@ -385,6 +385,15 @@ static json_t *answer_head(const struct generation *generation, const char *obje
     return head;
 }
 
+/* Where they are wanted. `object`: a choice, or, as vLLM has it, all of a chat's answer or chunk. */
+static void set_prompt_ids(const struct generation *generation, int32_t sequence, json_t *object)
+{
+    const struct token_list *prompt = &prompt_of(generation, sequence)->tokens;
+
+    if (generation->return_token_ids)
+        json_object_set_new(object, "prompt_token_ids", ids_json(prompt->ids, prompt->count));
+}
+
 /* ---- whole answers
  * ------------------------------------------------------------------------------- */
 
@@ -392,7 +401,6 @@ static json_t *choice_json(const struct openai_model *model, const struct genera
                            int32_t sequence)
 {
     const struct output_processor *output = &generation->outputs[sequence];
-    const struct openai_prompt *prompt = prompt_of(generation, sequence);
     AUTO_CLOSE(bytes) struct bytes text = {0};
     json_t *choice = json_pack("{s:i}", "index", sequence), *content;
     int64_t offset = 0;
@@ -409,11 +417,10 @@ static json_t *choice_json(const struct openai_model *model, const struct genera
                         logprobs_json(model, generation, sequence, echoes_logprobs(generation), 0,
                                       &offset));
     set_finish(choice, output);
-    if (generation->return_token_ids) {
+    if (generation->return_token_ids)
         json_object_set_new(choice, "token_ids", ids_json(output->tokens, output->num_tokens));
-        json_object_set_new(choice, "prompt_token_ids",
-                            ids_json(prompt->tokens.ids, prompt->tokens.count));
-    }
+    if (generation->endpoint != OPENAI_CHAT)
+        set_prompt_ids(generation, sequence, choice);
     return choice;
 }
 
@@ -421,8 +428,11 @@ void openai_response(const struct openai_model *model, const struct generation *
                      struct bytes *out)
 {
     bool chat = generation->endpoint == OPENAI_CHAT, scores = generation->tells_prompt_logprobs;
+    json_t *head = answer_head(generation, chat ? "chat.completion" : "text_completion");
 
-    put_open_object(answer_head(generation, chat ? "chat.completion" : "text_completion"), out);
+    if (chat)
+        set_prompt_ids(generation, 0, head);
+    put_open_object(head, out);
     bytes_printf(out, ",\"choices\":[");
     for (int32_t i = 0; i < generation->num_sequences; i++) {
         bytes_printf(out, "%s", i > 0 ? "," : "");
@@ -450,8 +460,7 @@ const struct output_processor *generation_failure(const struct generation *gener
  * --------------------------------------------------------------------------------------- */
 
 /* Takes `choices`. */
-static void put_chunk(const struct generation *generation, json_t *choices, bool last,
-                      struct bytes *out)
+static json_t *chunk_json(const struct generation *generation, json_t *choices, bool last)
 {
     bool chat = generation->endpoint == OPENAI_CHAT;
     json_t *chunk = answer_head(generation, chat ? "chat.completion.chunk" : "text_completion");
@@ -461,7 +470,14 @@ static void put_chunk(const struct generation *generation, json_t *choices, bool
         json_object_set_new(chunk, "usage", usage_json(generation));
     else if (generation->include_usage)
         json_object_set_new(chunk, "usage", json_null());
-    put_event(chunk, out);
+    return chunk;
+}
+
+/* Takes `choices`. */
+static void put_chunk(const struct generation *generation, json_t *choices, bool last,
+                      struct bytes *out)
+{
+    put_event(chunk_json(generation, choices, last), out);
 }
 
 /* A choice that brings `size` bytes of text. */
@@ -480,13 +496,16 @@ static json_t *delta_choice(const struct generation *generation, int32_t sequenc
     return choice;
 }
 
-static void put_role(const struct generation *generation, int32_t sequence, struct bytes *out)
+static void put_role(struct generation *generation, int32_t sequence, struct bytes *out)
 {
     json_t *choice = delta_choice(generation, sequence, "", 0);
+    json_t *chunk = chunk_json(generation, json_pack("[o]", choice), false);
 
     json_object_set_new(choice, "delta",
                         json_pack("{s:s, s:s}", "role", "assistant", "content", ""));
-    put_chunk(generation, json_pack("[o]", choice), false, out);
+    set_prompt_ids(generation, sequence, chunk);
+    generation->outputs[sequence].prompt_sent = true;
+    put_event(chunk, out);
 }
 
 static void put_echo(const struct openai_model *model, struct generation *generation,
@@ -502,6 +521,7 @@ static void put_echo(const struct openai_model *model, struct generation *genera
         json_object_set_new(choice, "logprobs",
                             completion_logprobs(model, generation, sequence, true,
                                                 output->num_tokens, &output->characters_sent));
+    set_prompt_ids(generation, sequence, choice);
     output->prompt_sent = true;
     put_chunk(generation, json_pack("[o]", choice), false, out);
 }
@@ -577,6 +597,9 @@ static void put_news(const struct openai_model *model, struct generation *genera
         choice, "logprobs",
         logprobs_json(model, generation, sequence, false, output->tokens_sent,
                       &output->characters_sent));
+    if (!output->prompt_sent)
+        set_prompt_ids(generation, sequence, choice);
+    output->prompt_sent = true;
     if (generation->return_token_ids)
         json_object_set_new(choice, "token_ids",
                             ids_json(output->tokens + output->tokens_sent,

@@ -53,7 +53,7 @@ struct output_processor {
     size_t text_sent;
     int32_t tokens_sent;
     int64_t characters_sent; /* of the tokens' own texts: completions' text_offset */
-    bool prompt_sent; /* its echo, where that waits for the prompt's logprobs */
+    bool prompt_sent; /* what is told of it once: its echo, its token ids */
     bool finish_sent;
 
     /* ---- private ---- */

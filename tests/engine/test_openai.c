@@ -460,11 +460,11 @@ static void a_chat_is_answered_whole(void **state)
 #define TOPS  ",\"top_logprobs\":[" HELLO "}," HALF "}]}"
     expect_answer(&answer, g,
                   "{\"id\":\"ID\",\"object\":\"chat.completion\",\"created\":0,\"model\":\"small\","
+                  "\"prompt_token_ids\":[261,117,58,120,10,97,58],"
                   "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\","
                   "\"content\":\"hello\xef\xbf\xbd\",\"refusal\":null},"
                   "\"logprobs\":{\"content\":[" HELLO TOPS "," HALF TOPS "]},"
-                  "\"finish_reason\":\"length\",\"stop_reason\":null,\"token_ids\":[259,195],"
-                  "\"prompt_token_ids\":[261,117,58,120,10,97,58]}],"
+                  "\"finish_reason\":\"length\",\"stop_reason\":null,\"token_ids\":[259,195]}],"
                   "\"usage\":{\"prompt_tokens\":7,\"total_tokens\":9,\"completion_tokens\":2,"
                   "\"prompt_tokens_details\":{\"cached_tokens\":1}}}");
 }
@@ -587,6 +587,74 @@ static void a_streamed_echo_waits_for_its_logprobs(void **state)
                                  "\"finish_reason\":null,\"stop_reason\":null}")
                           ECHO_CHUNK("\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\","
                                      "\"stop_reason\":null}"));
+}
+
+static int count_of(struct bytes *text, const char *part)
+{
+    int count = 0;
+
+    for (const char *at = bytes_text(text); (at = strstr(at, part)); at++)
+        count++;
+    return count;
+}
+
+static void a_prompts_token_ids_are_told_once_for_each_choice(void **state)
+{
+    (void)state;
+#define IDS        "\"prompt_token_ids\":[261,259,33]"
+#define ALONE      "\"logprobs\":null,\"finish_reason\":null,\"stop_reason\":null"
+#define RETURN_IDS ", \"return_token_ids\": true"
+    static const struct {
+        const char *body;
+        const char *whole, *first; /* what they stand with, in an answer and in a stream */
+        int times;
+    } rows[] = {
+        {"{" PROMPT RETURN_IDS ", \"n\": 2}", "\"token_ids\":[259,195,259]," IDS "}",
+         "\"text\":\"hello\"," ALONE "," IDS ",\"token_ids\":[259,195]}", 2},
+        {"{" PROMPT RETURN_IDS ", \"n\": 2, \"echo\": true}", "\"token_ids\":[259,195,259]," IDS "}",
+         "\"text\":\"hello!\"," ALONE "," IDS "}", 2},
+        {"{" PROMPT RETURN_IDS ", \"echo\": true, \"logprobs\": 1}", "\"token_ids\":[259,195,259]," IDS "}",
+         TOP("") "},\"finish_reason\":null,\"stop_reason\":null," IDS "}", 1},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        AUTO_FREE(generation)
+        struct generation *g = generation_of(OPENAI_COMPLETIONS, rows[i].body);
+        AUTO_CLOSE(bytes) struct bytes stream = {0}, whole = {0};
+
+        openai_stream_start(&model, g, &stream);
+        for (int32_t k = 0; k < g->num_sequences; k++) {
+            generate_into(g, k, FINISH_NONE);
+            openai_stream_delta(&model, g, k, &stream);
+            generate_behind_prompt(g, k);
+            openai_stream_delta(&model, g, k, &stream);
+        }
+        openai_response(&model, g, &whole);
+        assert_int_equal(count_of(&stream, rows[i].first), rows[i].times);
+        assert_int_equal(count_of(&stream, "prompt_token_ids"), rows[i].times);
+        assert_int_equal(count_of(&whole, rows[i].whole), rows[i].times);
+        assert_int_equal(count_of(&whole, "prompt_token_ids"), rows[i].times);
+    }
+}
+
+static void a_chats_token_ids_stand_beside_its_choices(void **state)
+{
+    (void)state;
+#define CHAT_IDS "\"prompt_token_ids\":[261,117,58,120,10,97,58]"
+    AUTO_FREE(generation)
+    struct generation *g = generation_of(OPENAI_CHAT, CHAT(RETURN_IDS ", \"n\": 2"));
+    AUTO_CLOSE(bytes) struct bytes stream = {0}, whole = {0};
+
+    openai_stream_start(&model, g, &stream);
+    for (int32_t k = 0; k < g->num_sequences; k++) {
+        generate_into(g, k, FINISH_LENGTH);
+        openai_stream_delta(&model, g, k, &stream);
+    }
+    openai_response(&model, g, &whole);
+    assert_int_equal(count_of(&whole, "," CHAT_IDS ",\"choices\":["), 1);
+    assert_int_equal(count_of(&whole, "prompt_token_ids"), 1);
+    assert_int_equal(count_of(&stream, "\"content\":\"\"}," ALONE "}]," CHAT_IDS "}\n\n"), 2);
+    assert_int_equal(count_of(&stream, "prompt_token_ids"), 2);
 }
 
 static void prompt_logprobs_are_told_as_vllm_does(void **state)
@@ -777,6 +845,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(echo_brings_the_prompts_logprobs),
     cmocka_unit_test(an_echo_of_no_tokens_is_the_prompt_alone),
     cmocka_unit_test(a_streamed_echo_waits_for_its_logprobs),
+    cmocka_unit_test(a_prompts_token_ids_are_told_once_for_each_choice),
+    cmocka_unit_test(a_chats_token_ids_stand_beside_its_choices),
     cmocka_unit_test(prompt_logprobs_are_told_as_vllm_does),
     cmocka_unit_test(a_chat_streams_role_deltas_end_usage_done),
     cmocka_unit_test(streamed_text_is_escaped_as_json_has_it),
