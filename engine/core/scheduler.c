@@ -797,6 +797,12 @@ static const token_id *copy_tokens(const struct model_runner_output *output,
                   bytes);
 }
 
+/* Its other rules (bad words, no end yet) take the last token only from a choice that it made itself. */
+static bool chooses_tokens(const struct request *request)
+{
+    return request->grammar || request->params.num_allowed_token_ids > 0;
+}
+
 /* Sampled row i of the answer joins its request; `token` is its copy. */
 static void take_token(struct scheduler *scheduler, struct request *request,
                        const struct model_runner_output *output, int32_t i, int32_t first_logprob,
@@ -805,7 +811,7 @@ static void take_token(struct scheduler *scheduler, struct request *request,
     token_id stop_token;
 
     if (*token < 0) {
-        end_with_error(scheduler, request, ERR_INTERNAL,
+        end_with_error(scheduler, request, chooses_tokens(request) ? ERR_INVALID : ERR_INTERNAL,
                        "no token can be sampled: all are excluded, or the logits are not numbers",
                        events);
         return;

@@ -62,6 +62,8 @@ struct request *bench_make_request(struct bench *b, const struct wish *wish)
     params.prompt_logprobs = wish->wants_prompt_logprobs ? 2 : -1;
     params.stop_token_ids = &wish->stop_token;
     params.num_stop_token_ids = wish->stop_token > 0;
+    params.allowed_token_ids = &wish->allowed_token;
+    params.num_allowed_token_ids = wish->allowed_token > 0;
     for (int32_t i = 0; i < wish->num_prompt; i++)
         prompt[i] = wish->prompt ? wish->prompt[i] : (token_id)(10 + (id * 31 + i) % (VOCAB - 10));
     snprintf(name, sizeof name, "%ld", (long)id);

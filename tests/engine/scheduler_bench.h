@@ -58,6 +58,7 @@ struct wish {
     int32_t max_tokens, min_tokens;
     int32_t priority;
     int32_t stop_token; /* 0: none */
+    int32_t allowed_token; /* the only one; 0: any */
     bool ignore_eos;
     bool awaits_grammar;
     bool wants_prompt_logprobs; /* and two more of each token */

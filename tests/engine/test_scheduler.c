@@ -368,18 +368,22 @@ static void a_row_without_a_token_ends_with_an_error_alone(void **state)
     struct bench *b = bench_new(&ROOMY);
     AUTO_CLOSE(answer) struct answer spoiled;
     request_id bad = bench_add(b, (struct wish){.num_prompt = 5, .max_tokens = 4});
+    request_id picky = bench_add(
+        b, (struct wish){.num_prompt = 5, .max_tokens = 4, .min_tokens = 1, .allowed_token = EOS});
     request_id good = bench_add(b, (struct wish){.num_prompt = 5, .max_tokens = 1});
 
     (void)state;
     bench_schedule(b);
     bench_make_answer(b, 50, &spoiled);
-    spoiled.tokens[0] = -1;
+    spoiled.tokens[0] = spoiled.tokens[1] = -1;
     expect_ok(
         scheduler_update_from_output(b->scheduler, &b->plans[0], &spoiled.output, &b->events));
     b->next_answer++;
     bench_take_events(b);
     assert_int_equal(bench_outcome(b, bad)->finish, FINISH_ERROR);
+    assert_int_equal(bench_outcome(b, bad)->error, ERR_INTERNAL);
     assert_non_null(strstr(bench_outcome(b, bad)->error_text, "no token can be sampled"));
+    assert_int_equal(bench_outcome(b, picky)->error, ERR_INVALID); /* its client's doing */
     assert_int_equal(bench_outcome(b, good)->finish, FINISH_LENGTH);
     bench_free(b);
 }

@@ -164,6 +164,11 @@ class Refusals(unittest.TestCase):
         error = refused(shared(), 400, "32768", {"prompt": [5] * 40000})
         assert "40000" in error["message"], error
 
+    def test_a_client_that_excludes_every_token_is_told(self):
+        ask = {"prompt": "x", "allowed_token_ids": [2], "min_tokens": 5}  # <|im_end|> alone, and no end
+        refused(shared(), 400, "no token can be sampled", ask)
+        shared().complete(**{**ask, "min_tokens": 0})
+
     def test_an_empty_prompt_is_refused(self):
         refused(shared(), 400, "", {"prompt": []})
 
