@@ -20,6 +20,7 @@ enum { BODIES_AT_ONCE = 32 }; /* of the largest size, in memory together */
 struct serve_options {
     char *api_key;
     bool allow_unauthenticated;
+    char *allowed_origins;
     double drain_timeout;   /* seconds */
     double request_timeout; /* seconds */
     int32_t max_connections;
@@ -34,6 +35,9 @@ static const struct option option_rows[] = {
         .value = "KEY", .is_secret = true, .group = "Clients"),
     ROW(allow_unauthenticated, OPTION_BOOL, "false",
         "without a key, other machines may ask all the same"),
+    ROW(allowed_origins, OPTION_TEXT, NULL,
+        "whose web pages may ask (CORS): https://HOST[:PORT], more behind commas, or * for all; none",
+        .value = "LIST"),
     ROW(drain_timeout, OPTION_F64, "30", "seconds that running requests have at SIGTERM",
         .most = 86400),
     ROW(request_timeout, OPTION_F64, "60", "seconds that a client has to send its request",
@@ -165,6 +169,7 @@ static enum status serve(struct config *config, struct serve_options *options)
              kv_type_name(stats.kv_type), (long long)stats.kv_token_bytes);
     return server_run(front, http, &(struct server_options){
                                        .api_key = options->api_key,
+                                       .allowed_origins = options->allowed_origins,
                                        .drain_ms = (int)(options->drain_timeout * 1000),
                                        .dev_endpoints = options->enable_dev_endpoints,
                                        .config = config,

@@ -165,6 +165,53 @@ static bool may_ask(const struct server *server, const struct http_exchange *exc
            is_key(given + 7, server->options->api_key);
 }
 
+/* list: divided by commas or spaces; "*": every origin. */
+static bool has_origin(const char *list, const char *origin)
+{
+    size_t size = strlen(origin), length;
+
+    if (strcmp(list, "*") == 0)
+        return true;
+    for (const char *at = list + strspn(list, ", "); *at; at += length, at += strspn(at, ", ")) {
+        length = strcspn(at, ", ");
+        if (length == size && memcmp(at, origin, size) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* True: it comes from a web page that may ask, and whose browser is told so by the answer (CORS). */
+static bool allow_page(const struct server *server, struct http_exchange *exchange)
+{
+    const char *origins = server->options->allowed_origins;
+    const char *origin = http_find_header(exchange, "Origin");
+
+    if (!origins || !origin || !has_origin(origins, origin))
+        return false;
+    http_add_header(exchange, "Access-Control-Allow-Origin", origin);
+    http_add_header(exchange, "Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
+    http_add_header(exchange, "Vary", "Origin");
+    return true;
+}
+
+/* What a browser asks before it sends a page's request, and without the key. */
+static bool is_preflight(const struct http_exchange *exchange)
+{
+    return strcmp(http_method(exchange), "OPTIONS") == 0 &&
+           http_find_header(exchange, "Access-Control-Request-Method");
+}
+
+static void reply_preflight(struct server *server, struct http_exchange *exchange)
+{
+    const char *headers = http_find_header(exchange, "Access-Control-Request-Headers");
+
+    http_add_header(exchange, "Access-Control-Allow-Methods", "GET, POST");
+    if (headers) /* "*" would leave Authorization out */
+        http_add_header(exchange, "Access-Control-Allow-Headers", headers);
+    http_add_header(exchange, "Access-Control-Max-Age", "600"); /* seconds until it is asked again */
+    server_reply(server, exchange, 204, NULL, &(struct bytes){0});
+}
+
 /* The client's own id comes back to it; without one it gets one to quote. */
 static void add_request_id(struct http_exchange *exchange)
 {
@@ -225,7 +272,9 @@ void routes_dispatch(struct server *server, struct http_exchange *exchange)
     const struct endpoint *endpoint = find_endpoint(method, http_path(exchange), &allow);
 
     add_request_id(exchange);
-    if ((!endpoint || endpoint->access == KEY) && !may_ask(server, exchange)) {
+    if (allow_page(server, exchange) && is_preflight(exchange)) {
+        reply_preflight(server, exchange);
+    } else if ((!endpoint || endpoint->access == KEY) && !may_ask(server, exchange)) {
         refuse_asker(server, exchange);
     } else if (endpoint && endpoint->is_dev && !server->options->dev_endpoints) {
         refuse_dev(server, exchange);

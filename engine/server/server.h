@@ -21,6 +21,7 @@ struct control; /* engine/control/control.h */
 
 struct server_options {
     const char *api_key; /* NULL: everybody may ask */
+    const char *allowed_origins; /* of web pages that may: "https://a.example,http://b.example:80", "*"; NULL: none */
     int drain_ms;        /* what runs at SIGTERM may take that long */
     bool is_quiet;       /* does not tell stdout where it serves */
     bool dev_endpoints;  /* dev.h's are there */

@@ -228,6 +228,51 @@ class Refusals(unittest.TestCase):
         assert len(words.splitlines()) == 1, words
 
 
+class Browsers(unittest.TestCase):
+    """CORS: what a page of another origin may ask."""
+    HERE, THERE = "https://here.example", "http://there.example:8080"
+
+    def allowed(self, server, origin, **headers):
+        """(status, the origin that a browser would let read the answer)."""
+        status, got, _ = server.ask("GET", "/v1/models", headers={"Origin": origin, **headers})
+        return status, got["Access-Control-Allow-Origin"]
+
+    def preflight(self, server, origin):
+        return server.ask("OPTIONS", "/v1/completions", headers={
+            "Origin": origin, "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type"})[:2]
+
+    def test_no_page_may_ask_unless_it_is_said(self):
+        self.assertEqual(self.allowed(shared(), self.HERE), (200, None))
+        _, headers = self.preflight(shared(), self.HERE)
+        self.assertFalse([name for name in headers if name.startswith("Access-Control-")])
+
+    def test_pages_of_a_list_may(self):
+        with Server("--allowed-origins", f"{self.HERE}, {self.THERE}", "--api-key", "s3cret") as server:
+            key = {"Authorization": "Bearer s3cret"}
+            for origin in self.HERE, self.THERE:
+                self.assertEqual(self.allowed(server, origin, **key), (200, origin))
+                self.assertEqual(self.allowed(server, origin), (401, origin))  # it may read why
+                status, headers = self.preflight(server, origin)  # never has a key
+                self.assertEqual((status, headers["Access-Control-Allow-Origin"]), (204, origin))
+                self.assertEqual(headers["Access-Control-Allow-Headers"], "authorization,content-type")
+                self.assertIn("POST", headers["Access-Control-Allow-Methods"])
+                self.assertEqual(headers["Vary"], "Origin")
+            for origin in ("https://here.exampl", "https://here.example.org", "http://here.example",
+                           "https://here.example,", "null", ""):
+                self.assertEqual(self.allowed(server, origin, **key), (200, None), origin)
+                self.assertEqual(self.preflight(server, origin)[0], 401, origin)
+            self.assertEqual(server.ask("OPTIONS", "/v1/completions", headers={"Origin": self.HERE})[0], 401)
+
+    def test_every_page_may_where_it_is_said(self):
+        with Server("--allowed-origins", "*") as server:
+            self.assertEqual(self.allowed(server, self.THERE), (200, self.THERE))
+            status, headers, text = server.post("/v1/completions", {"prompt": "x", "stream": True},
+                                                headers={"Origin": self.HERE})
+            self.assertEqual((status, headers["Access-Control-Allow-Origin"]), (200, self.HERE), text)
+            self.assertIn("X-Request-Id", headers["Access-Control-Expose-Headers"])
+
+
 class Clients(unittest.TestCase):
     def test_a_client_that_leaves_takes_its_request_with_it(self):
         aborted = shared().metric("vllm:request_success_total", finished_reason="abort")
