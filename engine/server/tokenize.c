@@ -92,14 +92,17 @@ static enum status encode_prompt(const struct openai_model *model, json_t *body,
                             true, add_special, tokens);
 }
 
-/* A chat's prompt is what /v1/chat/completions would make of it. */
+/* A chat's prompt is what /v1/chat/completions would make of it, if it took any length: who counts tokens wants to
+ * know by how many they are too many. */
 static enum status encode_messages(const struct openai_model *model, json_t *body,
                                    struct token_list *tokens, const char **param_out)
 {
     AUTO_FREE(generation) struct generation *generation = NULL;
+    struct openai_model of_any_length = *model;
 
+    of_any_length.max_model_len = INT32_MAX;
     json_object_del(body, "return_token_strs");
-    TRY(openai_read(model, OPENAI_CHAT, body, &generation, param_out));
+    TRY(openai_read(&of_any_length, OPENAI_CHAT, body, &generation, param_out));
     *tokens = generation->prompts[0].tokens;
     generation->prompts[0].tokens = (struct token_list){0};
     return OK;

@@ -116,6 +116,12 @@ class Answers(unittest.TestCase):
         _, _, chat = shared().post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})
         assert answer["count"] == chat["usage"]["prompt_tokens"], (answer, chat)
 
+    def test_messages_longer_than_the_context_are_counted(self):
+        messages = [{"role": "user", "content": "Hi " * 20000}]
+        status, _, answer = shared().post("/tokenize", {"messages": messages})
+        assert status == 200 and answer["count"] > answer["max_model_len"] == 32768, status
+        refused(shared(), 400, "32768", {"messages": messages}, path="/v1/chat/completions")
+
     def test_a_name_that_is_no_utf_8_is_repaired(self):
         control = f"ipc://{tandem.path('control')}"
         with Server("--served-model-name", b"caf\xe9", "--control", control) as server:
