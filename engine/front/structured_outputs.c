@@ -263,25 +263,35 @@ static enum status read_guided(struct reader *reader, const json_t *body)
 
 /* ---- response_format ---------------------------------------------------------------------------- */
 
+/* name: of the field. */
+static enum status read_schema(struct reader *reader, const char *name, const json_t *schema)
+{
+    if (!json_is_object(schema) && !json_is_boolean(schema))
+        return fail(ERR_INVALID, "%s must be a JSON schema.", name);
+    reader->kind = name;
+    return take_json(reader, GRAMMAR_JSON_SCHEMA, schema);
+}
+
 /* {"name", "description", "schema", "strict"}. Without strict a schema is followed all the same. */
 static enum status read_json_schema(struct reader *reader, const json_t *format)
 {
     const json_t *about = json_object_get(format, "json_schema");
-    const json_t *name = json_object_get(about, "name"), *schema = json_object_get(about, "schema");
+    const json_t *name = json_object_get(about, "name");
 
     if (!json_is_object(about))
         return fail(ERR_INVALID, "response_format of type json_schema needs json_schema, an object.");
     if (!json_is_string(name) || json_string_length(name) == 0)
         return fail(ERR_INVALID, "response_format.json_schema.name must be a text.");
-    if (!json_is_object(schema) && !json_is_boolean(schema))
-        return fail(ERR_INVALID, "response_format.json_schema.schema must be a JSON schema.");
-    reader->kind = "response_format.json_schema.schema";
-    return take_json(reader, GRAMMAR_JSON_SCHEMA, schema);
+    return read_schema(reader, "response_format.json_schema.schema", json_object_get(about, "schema"));
 }
 
+/* Any object; or, as llama.cpp has it, one of a schema beside the type. */
 static enum status read_json_mode(struct reader *reader, const json_t *format)
 {
-    (void)format;
+    const json_t *schema = json_object_get(format, "schema");
+
+    if (schema && !json_is_null(schema))
+        return read_schema(reader, "response_format.schema", schema);
     reader->kind = "response_format";
     return take_text(reader, GRAMMAR_JSON_OBJECT, "", 0);
 }

@@ -30,6 +30,9 @@ static void every_form_is_read(void **state)
         const char *text;
     } rows[] = {
         {"{\"response_format\": {\"type\": \"json_object\"}}", GRAMMAR_JSON_OBJECT, ""},
+        {"{\"response_format\": {\"type\": \"json_object\", \"schema\": null}}", GRAMMAR_JSON_OBJECT, ""},
+        {"{\"response_format\": {\"type\": \"json_object\", \"schema\": {\"type\": \"null\"}}}",
+         GRAMMAR_JSON_SCHEMA, "{\"type\":\"null\"}"},
         {"{\"response_format\": {\"type\": \"json_schema\", \"json_schema\": {\"name\": \"n\", "
          "\"strict\": true, \"schema\": {\"type\": \"number\", \"multipleOf\": 0.1}}}}",
          GRAMMAR_JSON_SCHEMA, "{\"type\":\"number\",\"multipleOf\":0.1}"},
@@ -131,6 +134,8 @@ static void what_is_wrong_is_named(void **state)
          "response_format", "response_format.json_schema.name must be a text."},
         {"{\"response_format\": {\"type\": \"json_schema\", \"json_schema\": {\"name\": \"n\"}}}",
          "response_format", "response_format.json_schema.schema must be a JSON schema."},
+        {"{\"response_format\": {\"type\": \"json_object\", \"schema\": \"{}\"}}", "response_format",
+         "response_format.schema must be a JSON schema."},
         {"{\"structured_outputs\": []}", "structured_outputs",
          "structured_outputs must be an object."},
         {"{\"structured_outputs\": {}}", "structured_outputs",
