@@ -10,6 +10,7 @@ struct completion {
     struct generation *generation;
     bool submitted;
     int32_t *tokens_seen;  /* [num_sequences]: metrics have them */
+    int32_t *answers_left; /* [num_prompts]: that have not ended */
     struct bytes events;   /* SSE, gathered */
     struct list_node node; /* in server->unsent while a poll has brought something */
 };
@@ -53,7 +54,6 @@ static void observe_end(struct completion *completion, int32_t sequence)
                     seconds(completion->post.arrived_ns, output->latest_ns));
     metrics_observe(metrics, METRIC_PROMPT_TOKENS, output->num_prompt_tokens);
     metrics_observe(metrics, METRIC_GENERATION_TOKENS, output->num_tokens);
-    metrics_observe(metrics, METRIC_PARAMS_N, completion->generation->params.n);
     if (!output->first_token_ns) /* it failed before */
         return;
     metrics_observe(metrics, METRIC_QUEUE_TIME, seconds(output->queued_ns, output->scheduled_ns));
@@ -69,6 +69,21 @@ static void observe_end(struct completion *completion, int32_t sequence)
                             (output->num_tokens - 1));
 }
 
+/* One of a prompt's n answers has ended; as in vLLM it is counted when the last one has. */
+static void observe_prompt(struct completion *completion, int32_t prompt)
+{
+    struct metrics *metrics = completion->post.server->metrics;
+    int32_t n = completion->generation->params.n, most = 0;
+    const struct output_processor *outputs = &completion->generation->outputs[prompt * n];
+
+    if (--completion->answers_left[prompt] > 0)
+        return;
+    for (int32_t i = 0; i < n; i++)
+        most = MAX(most, outputs[i].num_tokens);
+    metrics_observe(metrics, METRIC_MAX_GENERATION_TOKENS, most);
+    metrics_observe(metrics, METRIC_PARAMS_N, n);
+}
+
 /* ---- the answer ------------------------------------------------------------------------------ */
 
 static void on_sequence(void *user, struct generation *generation, int32_t sequence)
@@ -77,8 +92,10 @@ static void on_sequence(void *user, struct generation *generation, int32_t seque
     struct server *server = completion->post.server;
 
     observe_tokens(completion, sequence);
-    if (generation->outputs[sequence].finish != FINISH_NONE)
+    if (generation->outputs[sequence].finish != FINISH_NONE) {
         observe_end(completion, sequence);
+        observe_prompt(completion, sequence / generation->params.n);
+    }
     if (!completion->node.next)
         list_push_back(&server->unsent, &completion->node);
 }
@@ -200,6 +217,9 @@ static void answer_completion(struct post *post)
     }
     completion->submitted = true;
     completion->tokens_seen = mem_new_array(int32_t, generation->num_sequences);
+    completion->answers_left = mem_new_array(int32_t, generation->num_prompts);
+    for (int32_t i = 0; i < generation->num_prompts; i++)
+        completion->answers_left[i] = generation->params.n;
     if (!generation->stream || generation->grammar)
         return; /* a grammar may be refused yet */
     begin_stream(completion);
@@ -241,6 +261,7 @@ static void close_completion(struct post *post)
         list_remove(&completion->node);
     generation_free(completion->generation);
     mem_free(completion->tokens_seen);
+    mem_free(completion->answers_left);
     bytes_close(&completion->events);
 }
 

@@ -81,6 +81,8 @@ static const struct {
                               &count_buckets},
     [METRIC_GENERATION_TOKENS] = {"vllm:request_generation_tokens", "Tokens a request generated.",
                                   &count_buckets},
+    [METRIC_MAX_GENERATION_TOKENS] = {"vllm:request_max_num_generation_tokens",
+                                      "Tokens of the longest answer to a prompt.", &count_buckets},
     [METRIC_PARAMS_N] = {"vllm:request_params_n", "The n that requests ask for.", &n_buckets},
 };
 _Static_assert(COUNT_OF(histogram_rows) == NUM_METRIC_HISTOGRAMS, "a row for each histogram");

@@ -24,6 +24,7 @@ enum metric_histogram {
     METRIC_DECODE_TIME,
     METRIC_PROMPT_TOKENS,
     METRIC_GENERATION_TOKENS,
+    METRIC_MAX_GENERATION_TOKENS, /* of a prompt's n answers */
     METRIC_PARAMS_N,
     NUM_METRIC_HISTOGRAMS
 };

@@ -475,6 +475,14 @@ class Numbers(unittest.TestCase):
             for sample in family.samples:
                 assert sample.labels["model_name"] == "tiny", sample
 
+    def test_a_prompt_is_counted_once_however_often_it_is_answered(self):
+        names = [f"vllm:request_{of}_{part}" for of in ("params_n", "max_num_generation_tokens")
+                 for part in ("count", "sum")]
+        before = [shared().metric(name) for name in names]
+        shared().complete(["a", "b"], n=3, temperature=1, max_tokens=5, ignore_eos=True)
+        grown = [shared().metric(name) - was for name, was in zip(names, before)]
+        self.assertEqual(grown, [2, 2 * 3, 2, 2 * 5])
+
     def test_memory_is_told_for_every_rank(self):
         for rank in ("0", "1"):
             of = {name: shared().metric("tandem:worker_memory_bytes", rank=rank, of=name)
