@@ -196,6 +196,9 @@ static const struct request_field {
     {"prompt_cache_key", IN_BOTH},
     {"prompt_cache_retention", IN_BOTH},
     {"include_reasoning", IN_BOTH},
+    {"session_id", IN_BOTH},
+    {"return_token_offsets", IN_BOTH},
+    {"return_mm_kwargs", IN_BOTH},
     /* known, without their function here */
     {"suffix", IN_COMPLETIONS, .not_yet = "[\"\"]"},
     {"prompt_embeds", IN_COMPLETIONS, .not_yet = "[]"},
@@ -213,14 +216,26 @@ static const struct request_field {
     {"chat_template", IN_CHAT, .not_yet = "[]"},
     {"continue_final_message", IN_CHAT, .not_yet = "[false]"},
     {"truncate_prompt_tokens", IN_BOTH, .not_yet = "[]"},
+    {"truncation_side", IN_BOTH, .not_yet = "[]"},
     {"use_beam_search", IN_BOTH, .not_yet = "[false]"},
     {"length_penalty", IN_BOTH, .not_yet = "[1, 1.0]"},
     {"early_stopping", IN_BOTH, .not_yet = "[false]"},
     {"spaces_between_special_tokens", IN_BOTH, .not_yet = "[true]"},
     {"return_tokens_as_token_ids", IN_BOTH, .not_yet = "[false]"},
+    {"return_prompt_text", IN_CHAT, .not_yet = "[false]"},
+    {"logprob_token_ids", IN_BOTH, .not_yet = "[]"},
+    {"request_id", IN_BOTH, .not_yet = "[]"},
+    {"stream_interval", IN_BOTH, .not_yet = "[1]"},
+    {"thinking_token_budget", IN_BOTH, .not_yet = "[-1]"},
+    {"repetition_detection", IN_BOTH, .not_yet = "[]"},
+    {"watermarking", IN_BOTH, .not_yet = "[false]"},
+    {"routed_experts_prompt_start", IN_BOTH, .not_yet = "[0]"},
+    {"media_io_kwargs", IN_CHAT, .not_yet = "[{}]"},
     {"mm_processor_kwargs", IN_BOTH, .not_yet = "[]"},
     {"logits_processors", IN_BOTH, .not_yet = "[[]]"},
     {"kv_transfer_params", IN_BOTH, .not_yet = "[]"},
+    {"ec_transfer_params", IN_BOTH, .not_yet = "[]"},
+    {"vllm_xargs", IN_BOTH, .not_yet = "[{}]"},
 };
 
 static const struct request_field *field_of(const char *name)
@@ -279,7 +294,7 @@ static enum status read_field(struct reader *reader, const char *name, const jso
         return asks_for_nothing(field, value)
                    ? OK
                    : fail(ERR_UNSUPPORTED, "`%s` is not supported yet.", name);
-    if (!(field->endpoints & (chat ? IN_CHAT : IN_COMPLETIONS)))
+    if (!(field->endpoints & (chat ? IN_CHAT : IN_COMPLETIONS)) && !json_is_false(value)) /* false asks for nothing */
         return fail(ERR_INVALID, "`%s` is a field of %s.", name,
                     chat ? "completions, not of chat completions"
                          : "chat completions, not of completions");

@@ -284,6 +284,8 @@ static void refusals_name_the_field_and_the_reason(void **state)
          "whose type is text, json_object"},
         {CHAT(", \"modalities\": [\"audio\"]"), ERR_UNSUPPORTED, "modalities", "not supported yet"},
         {CHAT(", \"echo\": true"), ERR_INVALID, "echo", "`echo` is a field of completions"},
+        {CHAT(", \"stream_interval\": 4"), ERR_UNSUPPORTED, "stream_interval", "not supported yet"},
+        {TEXT(", \"vllm_xargs\": {\"x\": 1}"), ERR_UNSUPPORTED, "vllm_xargs", "not supported yet"},
         {CHAT(", \"chat_template_kwargs\": 1"), ERR_INVALID, "chat_template_kwargs", "an object"},
         /* sampling parameters, in vLLM's words */
         {TEXT(", \"temperature\": 2.5"), ERR_INVALID, "temperature", "must be in [0, 2], got 2.5"},
@@ -341,6 +343,23 @@ static void refusals_name_the_field_and_the_reason(void **state)
         if (!rows[i].param != !param || (param && strcmp(param, rows[i].param) != 0))
             fail_msg("%s: the field at fault is %s", rows[i].body, param ? param : "none");
     }
+}
+
+static void fields_that_ask_for_nothing_are_read(void **state)
+{
+    (void)state;
+    static const char *const bodies[] = {
+        CHAT(", \"echo\": false, \"return_prompt_text\": false, \"media_io_kwargs\": {}"),
+        CHAT(", \"logprob_token_ids\": null, \"request_id\": null, \"session_id\": \"s\""),
+        TEXT(", \"add_generation_prompt\": false, \"echo\": false, \"truncation_side\": null"),
+        TEXT(", \"stream_interval\": 1, \"thinking_token_budget\": -1, \"vllm_xargs\": {}"),
+        TEXT(", \"repetition_detection\": null, \"ec_transfer_params\": null"),
+        TEXT(", \"watermarking\": false, \"routed_experts_prompt_start\": 0"),
+        TEXT(", \"return_token_offsets\": false, \"return_mm_kwargs\": true, \"priority\": 0"),
+    };
+
+    for (size_t i = 0; i < COUNT_OF(bodies); i++)
+        generation_free(generation_of(OPENAI_EITHER, bodies[i]));
 }
 
 static void nesting_is_bounded(void **state)
@@ -837,6 +856,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(bad_words_are_forbidden_where_a_text_and_where_a_word_begins),
     cmocka_unit_test(bad_words_become_so_many_lists_at_most),
     cmocka_unit_test(refusals_name_the_field_and_the_reason),
+    cmocka_unit_test(fields_that_ask_for_nothing_are_read),
     cmocka_unit_test(nesting_is_bounded),
     cmocka_unit_test(a_model_without_template_has_no_chat),
     cmocka_unit_test(a_completion_is_answered_whole),
