@@ -186,6 +186,7 @@ enum status front_open(const struct config *config,
         .seed = config->seed,
         .max_logprobs = config->max_logprobs,
         .generation_config = &front->generation_config,
+        .serves_by_priority = strcmp(config->scheduling_policy, "priority") == 0,
     };
     *out = give(front);
     return OK;

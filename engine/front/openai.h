@@ -38,6 +38,7 @@ struct openai_model {              /* what bodies are read against; frozen */
     int64_t seed; /* of requests that bring none; -1: random */
     int32_t max_logprobs; /* -1: no limit */
     const struct generation_config *generation_config; /* NULL: the model asks for nothing */
+    bool serves_by_priority; /* --scheduling-policy priority; else a request's must be 0 */
 };
 
 struct openai_prompt {

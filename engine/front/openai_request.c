@@ -127,6 +127,9 @@ static enum status read_priority(struct reader *reader, const json_t *value)
 {
     if (!json_is_integer(value) || json_integer_value(value) != (int32_t)json_integer_value(value))
         return fail(ERR_INVALID, "priority must be an integer of 32 bits.");
+    if (json_integer_value(value) != 0 && !reader->model->serves_by_priority)
+        return fail(ERR_INVALID, "Got priority %lld but Priority scheduling is not enabled; "
+                    "--scheduling-policy priority enables it.", (long long)json_integer_value(value));
     reader->generation->priority = (int32_t)json_integer_value(value);
     return OK;
 }

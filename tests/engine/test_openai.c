@@ -151,7 +151,7 @@ static void sequences_have_seeds_of_their_own(void **state)
     AUTO_FREE(generation)
     struct generation *g =
         generation_of(OPENAI_COMPLETIONS,
-                      "{\"prompt\": [\"a\", \"b\"], \"n\": 3, \"seed\": 7, \"priority\": 2,"
+                      "{\"prompt\": [\"a\", \"b\"], \"n\": 3, \"seed\": 7,"
                       " \"cache_salt\": \"mine\", \"stop_token_ids\": [5]}");
     struct submission submission;
     struct sampling_params params;
@@ -163,11 +163,30 @@ static void sequences_have_seeds_of_their_own(void **state)
         assert_int_equal(submission.params->n, 1);
         assert_int_equal(submission.params->num_stop_token_ids, 1);
         assert_int_equal(submission.prompt[1], i < 3 ? 'a' : 'b');
-        assert_int_equal(submission.priority, 2);
         assert_string_equal(submission.cache_salt, "mine");
         assert_int_equal(submission.num_eos_ids, 1);
         assert_int_equal(submission.eos_ids[0], SMALL_EOS);
     }
+}
+
+static void a_priority_needs_its_policy(void **state)
+{
+    (void)state;
+    struct openai_model by_priority = model;
+    AUTO_FREE(generation) struct generation *g = NULL;
+    json_auto_t *body = json_pack("{s:s, s:i}", "prompt", "a", "priority", 2);
+    struct submission submission;
+    struct sampling_params params;
+    const char *param;
+
+    expect_fails(openai_read(&model, OPENAI_COMPLETIONS, body, &g, &param), ERR_INVALID,
+                 "Got priority 2 but Priority scheduling is not enabled; "
+                 "--scheduling-policy priority enables it.");
+    assert_string_equal(param, "priority");
+    by_priority.serves_by_priority = true;
+    expect_ok(openai_read(&by_priority, OPENAI_COMPLETIONS, body, &g, &param));
+    generation_submission(g, 0, tokenizer, &submission, &params);
+    assert_int_equal(submission.priority, 2);
 }
 
 static void a_seed_that_is_not_given_is_random(void **state)
@@ -852,6 +871,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_chat_goes_through_the_template),
     cmocka_unit_test(a_chat_may_leave_the_answer_open),
     cmocka_unit_test(sequences_have_seeds_of_their_own),
+    cmocka_unit_test(a_priority_needs_its_policy),
     cmocka_unit_test(a_seed_that_is_not_given_is_random),
     cmocka_unit_test(bad_words_are_forbidden_where_a_text_and_where_a_word_begins),
     cmocka_unit_test(bad_words_become_so_many_lists_at_most),

@@ -127,6 +127,7 @@ class Requests(unittest.TestCase):
             ({"prompt_token_ids": [999999]}, "Token id 999999 is out of vocabulary"),
             ({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]},
              "`tools` is not supported yet"),
+            ({"prompt": "hello", "priority": 5}, "Priority scheduling is not enabled"),
             ({"prompt": "hello", "max_tokens": 3}, None),
         ]
         got = answers([request for request, _ in rows], status=1)

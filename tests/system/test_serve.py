@@ -170,6 +170,14 @@ class Refusals(unittest.TestCase):
         error = refused(shared(), 400, "32768", {"prompt": [5] * 40000})
         assert "40000" in error["message"], error
 
+    def test_a_priority_is_told_what_it_needs(self):
+        error = refused(shared(), 400, "Got priority 5 but Priority scheduling is not enabled",
+                        {"prompt": "x", "priority": 5})
+        assert "--scheduling-policy priority" in error["message"] and error["param"] == "priority", error
+        shared().complete(priority=0)
+        with Server("--scheduling-policy", "priority") as server:
+            server.complete(priority=5)
+
     def test_a_client_that_excludes_every_token_is_told(self):
         ask = {"prompt": "x", "allowed_token_ids": [2], "min_tokens": 5}  # <|im_end|> alone, and no end
         refused(shared(), 400, "no token can be sampled", ask)
