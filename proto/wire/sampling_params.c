@@ -135,7 +135,7 @@ static enum status check_range(const struct parameter *row, double value, const 
         (row->over_least ? value > row->least : value >= row->least))
         return OK;
     if (isfinite(value) && value > row->most && strncmp(row->rule, "must be in", 10) != 0)
-        return fail(ERR_INVALID, "%s must be at most %.9g, got %s.", key_of(row), row->most, shown);
+        return fail(ERR_INVALID, "%s must be at most %.10g, got %s.", key_of(row), row->most, shown);
     return fail(ERR_INVALID, "%s %s, got %s.", key_of(row), row->rule, shown);
 }
 

@@ -86,7 +86,7 @@ static void what_is_out_of_range_is_refused_in_known_words(void **state)
         {"{\"top_p\": 0}", "top_p must be in (0, 1], got 0."},
         {"{\"top_p\": 1e-60}", "top_p must be in (0, 1], got 1e-60."},
         {"{\"top_k\": -2}", "top_k must be 0 (disable), or at least 1, got -2."},
-        {"{\"top_k\": 99999999999}", "top_k must be at most 2.14748365e+09, got 99999999999."},
+        {"{\"top_k\": 99999999999}", "top_k must be at most 2147483647, got 99999999999."},
         {"{\"min_p\": 1.5}", "min_p must be in [0, 1], got 1.5."},
         {"{\"presence_penalty\": 3}", "presence_penalty must be in [-2, 2], got 3."},
         {"{\"repetition_penalty\": 0}", "repetition_penalty must be greater than zero, got 0."},
