@@ -255,8 +255,10 @@ static enum status read_dummy(struct model_file *file, const void *user)
     const struct dummy *dummy = user;
     const char *slash = strrchr(dummy->path, '/');
     struct hf_config config;
+    json_auto_t *root = NULL;
 
-    TRY(hf_config_read(file->map.data, file->map.bytes, &config));
+    TRY(hf_config_parse(file->map.data, file->map.bytes, &root));
+    TRY(hf_config_read(root, &config));
     file->config = config.model;
     strncpy(file->config.name, slash ? slash + 1 : dummy->path, sizeof file->config.name - 1);
     TRY(shape_add_tensors(file, dummy->options.type, config.is_tied));

@@ -302,16 +302,16 @@ static enum status read_root(const json_t *root, struct hf_config *config)
     return field_bool(root, "tie_word_embeddings", &config->is_tied);
 }
 
-enum status hf_config_read(const void *data, size_t size, struct hf_config *out)
+enum status hf_config_parse(const void *data, size_t size, json_t **out)
+{
+    return field_parse(data, size, MAX_FILE_BYTES, 0, out);
+}
+
+enum status hf_config_read(const json_t *root, struct hf_config *out)
 {
     struct hf_config config = {0};
-    enum status status;
-    json_t *root;
 
-    TRY(field_parse(data, size, MAX_FILE_BYTES, 0, &root));
-    status = read_root(root, &config);
-    json_decref(root);
-    if (status == OK)
-        *out = config;
-    return status;
+    TRY(read_root(root, &config));
+    *out = config;
+    return OK;
 }

@@ -11,6 +11,8 @@
 
 #include "proto/model/model_file.h"
 
+#include <jansson.h>
+
 struct hf_config {
     struct model_config model; /* without a name */
     bool is_tied;              /* the embedding is the output matrix too */
@@ -20,8 +22,10 @@ struct hf_config {
     } llama3;
 };
 
+/* A whole config.json, for hf_config_read and hf_quantization_read. As field_parse. */
+MUST_USE enum status hf_config_parse(const void *data, size_t size, json_t **out);
 /* ERR_CORRUPT and ERR_UNSUPPORTED: a sentence that names the key, the value and what is possible. */
-MUST_USE enum status hf_config_read(const void *data, size_t size, struct hf_config *out);
+MUST_USE enum status hf_config_read(const json_t *root, struct hf_config *out);
 /* What divides the frequency of this pair, where the RoPE is scaled so. */
 float hf_config_llama3_factor(const struct hf_config *config, int32_t pair);
 

@@ -331,10 +331,12 @@ static enum status read_config(struct folder *folder)
     struct model_file *file = folder->file;
     const char *slash = strrchr(folder->path, '/');
     AUTO_CLOSE(file_map) struct file_map map = {0};
+    json_auto_t *root = NULL;
 
     TRY(map_file(folder, "config.json", &map));
-    TRY(fail_in("config.json", hf_config_read(map.data, map.bytes, &folder->config)));
-    TRY(fail_in("config.json", hf_quantization_read(map.data, map.bytes, &folder->quantization)));
+    TRY(fail_in("config.json", hf_config_parse(map.data, map.bytes, &root)));
+    TRY(fail_in("config.json", hf_config_read(root, &folder->config)));
+    TRY(fail_in("config.json", hf_quantization_read(root, &folder->quantization)));
     file->config = folder->config.model;
     snprintf(file->config.name, sizeof file->config.name, "%s", slash ? slash + 1 : folder->path);
     folder->is_gemma3 = strcmp(file->config.architecture, "gemma3") == 0;

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_FILE_BYTES = 1 << 20, MAX_BLOCK = 1 << 16, MAX_NAME = 320 };
+enum { MAX_BLOCK = 1 << 16, MAX_NAME = 320 };
 
 /* ---- config.json ----------------------------------------------------------------------------- */
 
@@ -139,20 +139,14 @@ static enum status read_method(const json_t *of, struct hf_quantization *out)
     return field_wrong(ERR_UNSUPPORTED, "quant_method", field_find(of, "quant_method"), bytes_text(&needed));
 }
 
-enum status hf_quantization_read(const void *data, size_t size, struct hf_quantization *out)
+enum status hf_quantization_read(const json_t *root, struct hf_quantization *out)
 {
     struct hf_quantization quantization = {0};
-    enum status status = OK;
-    const json_t *of;
-    json_t *root;
+    const json_t *of = field_find(root, "quantization_config");
+    enum status status = of ? read_method(of, &quantization) : OK;
 
-    TRY(field_parse(data, size, MAX_FILE_BYTES, 0, &root));
-    of = field_find(root, "quantization_config");
-    if (of)
-        status = read_method(of, &quantization);
-    json_decref(root);
     if (status != OK)
-        return of ? fail(status, "quantization_config: %s", fail_text()) : status;
+        return fail(status, "quantization_config: %s", fail_text());
     *out = quantization;
     return OK;
 }

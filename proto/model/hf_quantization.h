@@ -17,13 +17,15 @@
 
 #include "proto/model/model_file.h"
 
+#include <jansson.h>
+
 struct hf_quantization {
     int32_t block_rows, block_columns; /* of weights that share a scale; 0: there are no blocks */
 };
 
-/* data: config.json. A model without quantization_config has zeros. ERR_CORRUPT and ERR_UNSUPPORTED: a sentence
- * that names the key, the value and what is possible. */
-MUST_USE enum status hf_quantization_read(const void *data, size_t size, struct hf_quantization *out);
+/* root: config.json, as hf_config_parse gives it. A model without quantization_config has zeros. ERR_CORRUPT and
+ * ERR_UNSUPPORTED: a sentence that names the key, the value and what is possible. */
+MUST_USE enum status hf_quantization_read(const json_t *root, struct hf_quantization *out);
 
 /* Gives each tensor of F8_E4M3 its scales. The file has been indexed. ERR_CORRUPT: they are missing, or of another
  * shape, or one of them is no number that can be; ERR_UNSUPPORTED: codes that are no matrix. */

@@ -30,12 +30,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct hf_quantization quantization;
     struct hf_config config;
+    json_auto_t *root = NULL;
 
-    if (hf_config_read(data, size, &config) == OK)
+    if (hf_config_parse(data, size, &root) != OK) {
+        ASSERT(fail_text()[0] != '\0');
+        return 0;
+    }
+    if (hf_config_read(root, &config) == OK)
         check(&config);
     else
         ASSERT(fail_text()[0] != '\0');
-    if (hf_quantization_read(data, size, &quantization) == OK)
+    if (hf_quantization_read(root, &quantization) == OK)
         ASSERT(quantization.block_rows >= 0 && (quantization.block_rows > 0) == (quantization.block_columns > 0));
     else
         ASSERT(fail_text()[0] != '\0');

@@ -3,9 +3,17 @@
 #include "proto/base/file_read.h"
 #include "proto/model/hf_config.h"
 
+static enum status read_bytes(const void *data, size_t size, struct hf_config *out)
+{
+    json_auto_t *root = NULL;
+
+    TRY(hf_config_parse(data, size, &root));
+    return hf_config_read(root, out);
+}
+
 static enum status read_text(const char *text, struct hf_config *out)
 {
-    return hf_config_read(text, strlen(text), out);
+    return read_bytes(text, strlen(text), out);
 }
 
 static void read_shape(const char *name, struct hf_config *out)
@@ -14,7 +22,7 @@ static void read_shape(const char *name, struct hf_config *out)
     AUTO_CLOSE(bytes) struct bytes file = {0};
 
     expect_ok(file_read(path, 1 << 20, &file));
-    expect_ok(hf_config_read(file.data, file.size, out));
+    expect_ok(read_bytes(file.data, file.size, out));
 }
 
 /* A file of one architecture, and what a test adds to it: a key that is there twice counts as refused, so keys that
@@ -225,7 +233,7 @@ static void a_file_too_large_is_not_parsed(void **state)
 
     (void)state;
     memset(large, ' ', (1 << 20) + 1);
-    expect_fails(hf_config_read(large, (1 << 20) + 1, &config), ERR_CORRUPT,
+    expect_fails(read_bytes(large, (1 << 20) + 1, &config), ERR_CORRUPT,
                  "has 1048577 bytes; 1048576 is the limit");
 }
 

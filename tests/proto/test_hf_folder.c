@@ -192,10 +192,12 @@ static void a_tied_model_has_no_output_matrix(void **state)
 
 static void factors_of_llama3_are_a_tensor(void **state)
 {
+    json_auto_t *root = NULL;
     struct hf_config config;
 
     (void)state;
-    expect_ok(hf_config_read(LLAMA3, strlen(LLAMA3), &config));
+    expect_ok(hf_config_parse(LLAMA3, strlen(LLAMA3), &root));
+    expect_ok(hf_config_read(root, &config));
     write_folder(LLAMA3);
     write_tensors("model.safetensors", of_llama, 2, 0);
 

@@ -1,5 +1,6 @@
 #include "tests/support/expect.h"
 
+#include "proto/model/hf_config.h"
 #include "proto/model/hf_quantization.h"
 #include "proto/model/reader.h"
 
@@ -17,7 +18,10 @@
 
 static enum status read_text(const char *text, struct hf_quantization *out)
 {
-    return hf_quantization_read(text, strlen(text), out);
+    json_auto_t *root = NULL;
+
+    TRY(hf_config_parse(text, strlen(text), &root));
+    return hf_quantization_read(root, out);
 }
 
 static void what_writers_say_of_fp8_is_read(void **state)
