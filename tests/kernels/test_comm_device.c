@@ -971,10 +971,8 @@ static const struct CMUnitTest tests_without_nccl[] = {
 
 int main(void)
 {
-    if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
-        puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module for GPUs");
+    if (!has_gpus())
         return 0;
-    }
     board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (!getenv("TANDEM_TEST_NCCL")) {
         setenv("CUDA_VISIBLE_DEVICES", "0", 1);

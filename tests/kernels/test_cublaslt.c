@@ -404,9 +404,7 @@ static bool has_library(void)
 
 int main(void)
 {
-    if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
-        puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module");
+    if (!has_gpus())
         return 0;
-    }
     return library() || has_library() ? cmocka_run_group_tests(tests, NULL, NULL) : 0;
 }

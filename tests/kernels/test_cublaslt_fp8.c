@@ -527,10 +527,8 @@ int main(void)
 {
     struct device *dev;
 
-    if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
-        puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module");
+    if (!has_gpus())
         return 0;
-    }
     setenv("EMULATED_CUDA_CAPABILITY", "9.0,8.9,8.0", 1);
     setenv("EMULATED_CUDA_DEVICES", "3", 1);
     if (open_gpu(HOPPER, 9, &dev) != OK) {

@@ -93,9 +93,7 @@ int main(void)
         cmocka_unit_test(marks_are_passed_in_order_and_in_time),
     };
 
-    if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
-        puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module for GPUs");
+    if (!has_gpus())
         return 0;
-    }
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

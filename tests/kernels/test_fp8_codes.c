@@ -347,10 +347,8 @@ int main(void)
 {
     struct device *dev;
 
-    if (!getenv("TANDEM_TEST_CUDA_MODULE")) {
-        puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module");
+    if (!has_gpus())
         return 0;
-    }
     setenv("EMULATED_CUDA_CAPABILITY", "8.0,8.9", 1);
     if (device_open(&(struct device_options){.name = "cuda", .num_threads = 1,
                                              .module = getenv("TANDEM_TEST_CUDA_MODULE")}, &dev) != OK) {

@@ -63,4 +63,14 @@
         return cmocka_run_group_tests(tests, NULL, NULL);                                          \
     }
 
+/* Does the environment name a module that drives GPUs, or emulated ones? If not, says that the program is skipped
+ * whole. */
+static inline bool has_gpus(void)
+{
+    if (getenv("TANDEM_TEST_CUDA_MODULE"))
+        return true;
+    puts("1..0 # SKIP TANDEM_TEST_CUDA_MODULE names no module for GPUs");
+    return false;
+}
+
 #endif
