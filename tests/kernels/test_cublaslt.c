@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAD = 5 };
+enum { SKEW = 5 }; /* rows begin where nothing is aligned */
 
 /* A product of a ref device and one of a GPU. */
 struct problem {
@@ -22,12 +22,6 @@ struct problem {
     void *tensor;
     struct activations a;
     float *wanted; /* [rows, n] */
-};
-
-/* What a GPU makes of it. */
-struct result {
-    float *out, *alone; /* [rows, n]: matmul, matmul_groups_float */
-    double *sums;       /* [rows, n]: matmul_groups */
 };
 
 static const char *library(void)
@@ -81,50 +75,13 @@ static void problem_close(struct problem *p)
     mem_free(p->wanted);
 }
 
-static void result_close(struct result *result)
+static void multiply(const struct problem *p, struct device *dev, struct products *result)
 {
-    mem_free(result->out);
-    mem_free(result->alone);
-    mem_free(result->sums);
-}
-
-static void multiply(const struct problem *p, struct device *dev, struct result *result)
-{
-    const struct kernels *kernels = device_kernels(dev);
-    int64_t stride = p->n + PAD, count = (int64_t)p->rows * p->n, x_bytes = (int64_t)p->rows * p->k * 4;
-    int64_t out_bytes = (1 + p->rows * stride) * 4;
-    float *wide = mem_new_array(float, 1 + p->rows * stride); /* rows begin where nothing is aligned */
-    struct activations a = {.rows = p->rows, .k = p->k, .x = device_array(dev, p->a.x, x_bytes)};
-    float *out, *alone = device_array(dev, NULL, count * 4);
-    double *sums = device_array(dev, NULL, count * 8);
     struct matrix w;
 
     matrix_init(&w, dev, p->type, p->tensor, p->k, 0, p->n, 0, p->k);
-    *result = (struct result){mem_new_array(float, count), mem_new_array(float, count),
-                              mem_new_array(double, count)};
-    for (int64_t i = 0; i < 1 + p->rows * stride; i++)
-        wide[i] = 12345;
-    out = device_array(dev, wide, out_bytes);
-    kernels->matmul(dev, out + 1, stride, &a, &w);
-    expect_ok(device_read(dev, wide, out, out_bytes));
-    assert_true(wide[0] == 12345);
-    for (int32_t r = 0; r < p->rows; r++) {
-        memcpy(result->out + (int64_t)r * p->n, wide + 1 + r * stride, (size_t)p->n * 4);
-        for (int i = 0; i < PAD; i++)
-            assert_true(wide[1 + r * stride + p->n + i] == 12345); /* nothing beyond a row is touched */
-    }
-    if (p->group_k) {
-        kernels->matmul_groups(dev, sums, &a, &w, p->group_k);
-        kernels->matmul_groups_float(dev, alone, &a, &w, p->group_k);
-    }
-    expect_ok(device_read(dev, result->sums, sums, count * 8));
-    expect_ok(device_read(dev, result->alone, alone, count * 4));
+    products_init(result, dev, &w, p->a.x, p->rows, p->group_k, SKEW);
     matrix_close(&w, dev);
-    device_free(dev, a.x, x_bytes);
-    device_free(dev, out, out_bytes);
-    device_free(dev, alone, count * 4);
-    device_free(dev, sums, count * 8);
-    mem_free(wide);
 }
 
 /* Weights are of about 1 / sqrt(k), and errors mostly cancel out. */
@@ -137,7 +94,7 @@ static double tolerance(const struct problem *p, int32_t row)
     return ldexp(sqrt(squares / p->k), p->type == TYPE_BF16 ? -6 : -8);
 }
 
-static void expect_near(const struct problem *p, const struct result *result, int32_t row)
+static void expect_near(const struct problem *p, const struct products *result, int32_t row)
 {
     double most = tolerance(p, row);
 
@@ -155,16 +112,8 @@ static void expect_near(const struct problem *p, const struct result *result, in
     }
 }
 
-static bool are_same(const struct problem *p, const struct result *a, const struct result *b)
-{
-    size_t count = (size_t)p->rows * (size_t)p->n;
-
-    return memcmp(a->out, b->out, count * 4) == 0 && memcmp(a->sums, b->sums, count * 8) == 0 &&
-           memcmp(a->alone, b->alone, count * 4) == 0;
-}
-
 /* How often what goes to stderr in the meantime has `part`. */
-static int count_told(const struct problem *p, struct device *dev, struct result *result, const char *part)
+static int count_told(const struct problem *p, struct device *dev, struct products *result, const char *part)
 {
     struct told told = told_begin();
 
@@ -202,14 +151,14 @@ static void products_are_near_the_specification(void **state)
         for (size_t i = 0; i < COUNT_OF(shapes); i++) {
             struct problem p = {.type = type ? TYPE_BF16 : TYPE_F16, .rows = shapes[i][0], .n = shapes[i][1],
                                 .k = shapes[i][2], .group_k = shapes[i][3]};
-            struct result result;
+            struct products result;
 
             problem_init(&p);
             specify(&p);
             assert_true(count_told(&p, dev, &result, "refuses") == 0 || !library());
             for (int32_t r = 0; r < p.rows; r++)
                 expect_near(&p, &result, r);
-            result_close(&result);
+            products_close(&result);
             problem_close(&p);
         }
     device_close(dev);
@@ -220,7 +169,7 @@ static void rows_that_halves_cannot_hold_are_scaled(void **state)
     static const float factors[] = {1, 1e7f, 1e-7f, 1e30f, 1e-30f, 1e-42f, 0};
     struct problem p = {.type = TYPE_F16, .rows = 12, .n = 40, .k = 100};
     struct device *dev = gpu(1);
-    struct result result;
+    struct products result;
 
     (void)state;
     problem_init(&p);
@@ -236,7 +185,7 @@ static void rows_that_halves_cannot_hold_are_scaled(void **state)
             expect_near(&p, &result, r);
     for (int32_t i = 0; i < p.n; i++)
         assert_false(isfinite(result.out[10 * p.n + i]) || isfinite(result.out[11 * p.n + i]));
-    result_close(&result);
+    products_close(&result);
     problem_close(&p);
     device_close(dev);
 }
@@ -245,7 +194,7 @@ static void more_rows_than_its_memory_holds_go_in_pieces(void **state)
 {
     struct problem p = {.type = TYPE_BF16, .rows = 4100, .n = 2, .k = 8192};
     struct device *dev = gpu(1);
-    struct result result;
+    struct products result;
 
     (void)state;
     problem_init(&p);
@@ -253,7 +202,7 @@ static void more_rows_than_its_memory_holds_go_in_pieces(void **state)
     multiply(&p, dev, &result);
     for (int32_t r = 0; r < p.rows; r++)
         expect_near(&p, &result, r);
-    result_close(&result);
+    products_close(&result);
     problem_close(&p);
     device_close(dev);
 }
@@ -263,21 +212,21 @@ static void few_rows_and_other_devices_keep_their_kernels(void **state)
     struct problem few = {.type = TYPE_BF16, .rows = 8, .n = 64, .k = 128, .group_k = 32};
     struct problem more = {.type = TYPE_BF16, .rows = 90, .n = 64, .k = 128, .group_k = 32};
     struct device *plain = gpu(0), *dev = gpu(9);
-    struct result a, b;
+    struct products a, b;
 
     (void)state;
     problem_init(&few);
     multiply(&few, plain, &a);
     multiply(&few, dev, &b);
-    assert_true(are_same(&few, &a, &b));
-    result_close(&a);
-    result_close(&b);
+    assert_true(products_are_same(&a, &b));
+    products_close(&a);
+    products_close(&b);
     problem_init(&more);
     multiply(&more, plain, &a);
     multiply(&more, dev, &b);
-    assert_false(are_same(&more, &a, &b)); /* or it is not in use */
-    result_close(&a);
-    result_close(&b);
+    assert_false(products_are_same(&a, &b)); /* or it is not in use */
+    products_close(&a);
+    products_close(&b);
     problem_close(&few);
     problem_close(&more);
     device_close(plain);
@@ -290,7 +239,7 @@ static void a_matmul_can_be_recorded(void **state)
     struct device *dev = gpu(9);
     int64_t x_bytes = (int64_t)p.rows * p.k * 4, out_bytes = (int64_t)p.rows * p.n * 4;
     struct device_recording *recording;
-    struct result result = {.out = mem_new_array(float, p.rows * p.n)};
+    struct products result = {.out = mem_new_array(float, p.rows * p.n)};
     struct activations a = {.rows = p.rows, .k = p.k};
     struct matrix w;
     float *out;
@@ -317,7 +266,7 @@ static void a_matmul_can_be_recorded(void **state)
     matrix_close(&w, dev);
     device_free(dev, a.x, x_bytes);
     device_free(dev, out, out_bytes);
-    result_close(&result);
+    products_close(&result);
     problem_close(&p);
     device_close(dev);
 }
@@ -328,7 +277,7 @@ static void what_it_refuses_is_our_own_kernels_and_told_once(void **state)
     struct problem p = {.type = TYPE_BF16, .rows = 45, .n = 64, .k = 128, .group_k = 32};
     const char *told = "cuBLASLt refuses a matmul of 48 rows by 64 x 128 of bf16";
     struct device *plain = gpu(0);
-    struct result wanted, result;
+    struct products wanted, result;
 
     (void)state;
     problem_init(&p);
@@ -338,14 +287,14 @@ static void what_it_refuses_is_our_own_kernels_and_told_once(void **state)
 
         setenv("EMULATED_CUBLASLT_FAULT", faults[i], 1);
         assert_int_equal(count_told(&p, dev, &result, told), 1);
-        assert_true(are_same(&p, &wanted, &result));
-        result_close(&result);
+        assert_true(products_are_same(&wanted, &result));
+        products_close(&result);
         assert_int_equal(count_told(&p, dev, &result, "cuBLASLt"), 0);
-        result_close(&result);
+        products_close(&result);
         unsetenv("EMULATED_CUBLASLT_FAULT");
         device_close(dev);
     }
-    result_close(&wanted);
+    products_close(&wanted);
     problem_close(&p);
     device_close(plain);
 }
@@ -354,7 +303,7 @@ static void what_it_refuses_for_fewer_rows_is_asked_for_again(void **state)
 {
     struct problem p = {.type = TYPE_BF16, .rows = 45, .n = 64, .k = 128, .group_k = 32};
     struct device *plain = gpu(0), *dev = gpu(9);
-    struct result own, result;
+    struct products own, result;
 
     (void)state;
     problem_init(&p);
@@ -363,11 +312,11 @@ static void what_it_refuses_for_fewer_rows_is_asked_for_again(void **state)
     setenv("EMULATED_CUBLASLT_FAULT", "narrow", 1);
     assert_int_equal(count_told(&p, dev, &result, "refuses"), 0);
     unsetenv("EMULATED_CUBLASLT_FAULT");
-    assert_false(are_same(&p, &own, &result));
+    assert_false(products_are_same(&own, &result));
     for (int32_t r = 0; r < p.rows; r++)
         expect_near(&p, &result, r);
-    result_close(&own);
-    result_close(&result);
+    products_close(&own);
+    products_close(&result);
     problem_close(&p);
     device_close(plain);
     device_close(dev);

@@ -15,19 +15,12 @@
 enum { BLOCK = 128, HOPPER = 0, ADA = 1, AMPERE = 2 }; /* ordinals */
 
 struct problem {
-    int32_t rows, n, k;
-    bool has_blocks;
-    uint8_t *codes; /* [n, k] */
-    float *scales;  /* [n], or [n / 128, k / 128], rounded up */
+    int32_t rows;
+    struct fp8_weights w;
     float *x;       /* [rows, k] */
     double *wanted; /* [rows, n]: of x in codes, exactly */
     double *most;   /* likewise: the sum of what is added, all of it positive */
     double *plain;  /* likewise: of x as it is */
-};
-
-struct result {
-    float *out, *alone; /* [rows, n]: matmul, matmul_groups_float */
-    double *sums;       /* [rows, n]: matmul_groups */
 };
 
 /* ---- devices ----------------------------------------------------------------------------------- */
@@ -77,18 +70,13 @@ static struct device *gpu_with(int32_t ordinal, const char *fault)
 
 /* ---- problems ---------------------------------------------------------------------------------- */
 
-static float scale_at(const struct problem *p, int32_t column, int32_t k)
-{
-    return p->has_blocks ? p->scales[column / BLOCK * ((p->k + BLOCK - 1) / BLOCK) + k / BLOCK] : p->scales[column];
-}
-
 /* As a GPU does: a scale of the row, or of each 128 of it. */
 static void make_codes_of_row(const struct problem *p, const float *x, double *out)
 {
-    int32_t width = p->has_blocks ? BLOCK : p->k;
+    int32_t width = p->w.has_blocks ? BLOCK : p->w.k;
 
-    for (int32_t first = 0; first < p->k; first += width) {
-        int32_t end = MIN(first + width, p->k);
+    for (int32_t first = 0; first < p->w.k; first += width) {
+        int32_t end = MIN(first + width, p->w.k);
         float most = 0, scale;
 
         for (int32_t k = first; k < end; k++)
@@ -101,121 +89,67 @@ static void make_codes_of_row(const struct problem *p, const float *x, double *o
 
 static void specify(struct problem *p)
 {
-    AUTO_MEM double *x = mem_new_array(double, p->k);
+    AUTO_MEM double *x = mem_new_array(double, p->w.k);
 
     for (int32_t r = 0; r < p->rows; r++) {
-        make_codes_of_row(p, p->x + (int64_t)r * p->k, x);
-        for (int32_t c = 0; c < p->n; c++) {
+        make_codes_of_row(p, p->x + (int64_t)r * p->w.k, x);
+        for (int32_t c = 0; c < p->w.n; c++) {
             double sum = 0, most = 0, plain = 0;
 
-            for (int32_t k = 0; k < p->k; k++) {
-                double w = (double)fp8_to_float(p->codes[(int64_t)c * p->k + k]) * (double)scale_at(p, c, k);
+            for (int32_t k = 0; k < p->w.k; k++) {
+                float code = fp8_to_float(p->w.codes[(int64_t)c * p->w.k + k]);
+                double w = (double)code * (double)fp8_scale_at(&p->w, c, k);
 
                 sum += x[k] * w;
                 most += fabs(x[k] * w);
-                plain += (double)p->x[(int64_t)r * p->k + k] * w;
+                plain += (double)p->x[(int64_t)r * p->w.k + k] * w;
             }
-            p->wanted[(int64_t)r * p->n + c] = sum;
-            p->most[(int64_t)r * p->n + c] = most;
-            p->plain[(int64_t)r * p->n + c] = plain;
+            p->wanted[(int64_t)r * p->w.n + c] = sum;
+            p->most[(int64_t)r * p->w.n + c] = most;
+            p->plain[(int64_t)r * p->w.n + c] = plain;
         }
     }
 }
 
 static void problem_init(struct problem *p)
 {
-    struct random random = {(uint64_t)(p->rows + p->n * 7 + p->k + p->has_blocks)};
-    int64_t num_scales = p->has_blocks ? (p->n + BLOCK - 1) / BLOCK * (int64_t)((p->k + BLOCK - 1) / BLOCK) : p->n;
+    struct random random = {(uint64_t)(p->rows + p->w.n * 7 + p->w.k + p->w.has_blocks)};
 
-    p->codes = mem_new_array(uint8_t, (int64_t)p->n * p->k);
-    p->scales = mem_new_array(float, num_scales);
-    p->x = mem_new_array(float, (int64_t)p->rows * p->k);
-    p->wanted = mem_new_array(double, (int64_t)p->rows * p->n);
-    p->most = mem_new_array(double, (int64_t)p->rows * p->n);
-    p->plain = mem_new_array(double, (int64_t)p->rows * p->n);
-    for (int64_t i = 0; i < num_scales; i++)
-        p->scales[i] = random_float(&random, 0.0005f, 0.004f);
-    for (int64_t i = 0; i < (int64_t)p->n * p->k; i++)
-        p->codes[i] = float_to_fp8(random_float(&random, -448, 448));
-    random_hidden(&random, p->x, (int64_t)p->rows * p->k);
+    fp8_weights_init(&p->w, &random);
+    p->x = mem_new_array(float, (int64_t)p->rows * p->w.k);
+    p->wanted = mem_new_array(double, (int64_t)p->rows * p->w.n);
+    p->most = mem_new_array(double, (int64_t)p->rows * p->w.n);
+    p->plain = mem_new_array(double, (int64_t)p->rows * p->w.n);
+    for (int64_t i = 0; i < (int64_t)p->w.n * p->w.k; i++)
+        p->w.codes[i] = float_to_fp8(random_float(&random, -448, 448));
+    random_hidden(&random, p->x, (int64_t)p->rows * p->w.k);
 }
 
 static void problem_close(struct problem *p)
 {
-    mem_free(p->codes);
-    mem_free(p->scales);
+    fp8_weights_close(&p->w);
     mem_free(p->x);
     mem_free(p->wanted);
     mem_free(p->most);
     mem_free(p->plain);
 }
 
-static void weights_init(const struct problem *p, struct device *dev, struct matrix *w)
-{
-    matrix_init_codes(w, dev, p->n, p->k, p->has_blocks, p->codes, p->scales);
-}
-
-/* skew: floats before the results, and behind each row, of which none may be touched. */
+/* In groups of 32, too. */
 static void multiply(const struct problem *p, struct device *dev, const struct matrix *w, int32_t skew,
-                     struct result *result)
+                     struct products *result)
 {
-    const struct kernels *kernels = device_kernels(dev);
-    int64_t stride = p->n + skew, count = (int64_t)p->rows * p->n, x_bytes = (int64_t)p->rows * p->k * 4;
-    int64_t out_count = skew + p->rows * stride;
-    float *wide = mem_new_array(float, out_count);
-    struct activations a = {.rows = p->rows, .k = p->k, .x = device_array(dev, p->x, x_bytes)};
-    float *out, *alone = device_array(dev, NULL, count * 4);
-    double *sums = device_array(dev, NULL, count * 8);
-
-    *result = (struct result){mem_new_array(float, count), mem_new_array(float, count),
-                              mem_new_array(double, count)};
-    for (int64_t i = 0; i < out_count; i++)
-        wide[i] = 12345;
-    out = device_array(dev, wide, out_count * 4);
-    kernels->matmul(dev, out + skew, stride, &a, w);
-    expect_ok(device_read(dev, wide, out, out_count * 4));
-    for (int64_t i = 0; i < skew; i++)
-        assert_true(wide[i] == 12345);
-    for (int32_t r = 0; r < p->rows; r++) {
-        memcpy(result->out + (int64_t)r * p->n, wide + skew + r * stride, (size_t)p->n * 4);
-        for (int i = 0; i < skew; i++)
-            assert_true(wide[skew + r * stride + p->n + i] == 12345);
-    }
-    kernels->matmul_groups(dev, sums, &a, w, 32);
-    kernels->matmul_groups_float(dev, alone, &a, w, 32);
-    expect_ok(device_read(dev, result->sums, sums, count * 8));
-    expect_ok(device_read(dev, result->alone, alone, count * 4));
-    device_free(dev, a.x, x_bytes);
-    device_free(dev, out, out_count * 4);
-    device_free(dev, alone, count * 4);
-    device_free(dev, sums, count * 8);
-    mem_free(wide);
-}
-
-static void result_close(struct result *result)
-{
-    mem_free(result->out);
-    mem_free(result->alone);
-    mem_free(result->sums);
-}
-
-static bool are_same(const struct problem *p, const struct result *a, const struct result *b)
-{
-    size_t count = (size_t)p->rows * (size_t)p->n;
-
-    return memcmp(a->out, b->out, count * 4) == 0 && memcmp(a->sums, b->sums, count * 8) == 0 &&
-           memcmp(a->alone, b->alone, count * 4) == 0;
+    products_init(result, dev, w, p->x, p->rows, 32, skew);
 }
 
 /* Floats are added up in an order of the library's. */
-static void expect_exact(const struct problem *p, const struct result *result)
+static void expect_exact(const struct problem *p, const struct products *result)
 {
-    for (int64_t i = 0; i < (int64_t)p->rows * p->n; i++) {
+    for (int64_t i = 0; i < (int64_t)p->rows * p->w.n; i++) {
         double bound = 2e-6 * p->most[i] + 1e-30;
 
         if (fabs((double)result->out[i] - p->wanted[i]) > bound)
-            fail_msg("%d x %d x %d%s: %lld: %.9g, not %.9g", p->rows, p->n, p->k, p->has_blocks ? " in blocks" : "",
-                     (long long)i, (double)result->out[i], p->wanted[i]);
+            fail_msg("%d x %d x %d%s: %lld: %.9g, not %.9g", p->rows, p->w.n, p->w.k,
+                     p->w.has_blocks ? " in blocks" : "", (long long)i, (double)result->out[i], p->wanted[i]);
         assert_true(fabs((double)result->alone[i] - p->wanted[i]) <= bound);
         assert_true(fabs(result->sums[i] - p->wanted[i]) <= bound + EXACT_GRID);
         assert_true(result->sums[i] == nearbyint(result->sums[i] / EXACT_GRID) * EXACT_GRID);
@@ -223,11 +157,11 @@ static void expect_exact(const struct problem *p, const struct result *result)
 }
 
 /* What rounding rows to 8 bits costs: the root of the mean square of errors beside that of results. */
-static double error_of(const struct problem *p, const struct result *result)
+static double error_of(const struct problem *p, const struct products *result)
 {
     double error = 0, all = 0;
 
-    for (int64_t i = 0; i < (int64_t)p->rows * p->n; i++) {
+    for (int64_t i = 0; i < (int64_t)p->rows * p->w.n; i++) {
         error += ((double)result->out[i] - p->plain[i]) * ((double)result->out[i] - p->plain[i]);
         all += p->plain[i] * p->plain[i];
     }
@@ -235,7 +169,7 @@ static double error_of(const struct problem *p, const struct result *result)
 }
 
 /* How often what goes to stderr in the meantime has `part`. */
-static int count_told(const struct problem *p, struct device *dev, const struct matrix *w, struct result *result,
+static int count_told(const struct problem *p, struct device *dev, const struct matrix *w, struct products *result,
                       const char *part)
 {
     struct told told = told_begin();
@@ -247,12 +181,12 @@ static int count_told(const struct problem *p, struct device *dev, const struct 
 /* ---- tests ------------------------------------------------------------------------------------- */
 
 /* What our own kernels give. */
-static void multiply_alone(const struct problem *p, int32_t ordinal, struct result *result)
+static void multiply_alone(const struct problem *p, int32_t ordinal, struct products *result)
 {
     struct device *dev = gpu_alone(ordinal);
     struct matrix w;
 
-    weights_init(p, dev, &w);
+    matrix_init_fp8(&w, dev, &p->w);
     multiply(p, dev, &w, 0, result);
     matrix_close(&w, dev);
     device_close(dev);
@@ -261,19 +195,19 @@ static void multiply_alone(const struct problem *p, int32_t ordinal, struct resu
 /* Does cuBLASLt multiply by codes of so many columns there? */
 static bool goes_by_codes(int32_t ordinal, int32_t n, bool has_blocks)
 {
-    struct problem p = {9, n, 96, .has_blocks = has_blocks};
+    struct problem p = {9, {n, 96, has_blocks}};
     struct device *dev = gpu(ordinal);
-    struct result result, alone;
+    struct products result, alone;
     struct matrix w;
     bool is_other;
 
     problem_init(&p);
-    weights_init(&p, dev, &w);
+    matrix_init_fp8(&w, dev, &p.w);
     multiply(&p, dev, &w, 0, &result);
     multiply_alone(&p, ordinal, &alone);
-    is_other = !are_same(&p, &result, &alone);
-    result_close(&result);
-    result_close(&alone);
+    is_other = !products_are_same(&result, &alone);
+    products_close(&result);
+    products_close(&alone);
     matrix_close(&w, dev);
     problem_close(&p);
     device_close(dev);
@@ -303,23 +237,23 @@ static void codes_are_multiplied_with_their_scales(void **state)
     (void)state;
     for (int32_t ordinal = HOPPER; ordinal <= (library() ? ADA : HOPPER); ordinal++)
         for (size_t i = 0; i < 2 * COUNT_OF(shapes); i++) {
-            struct problem p = {shapes[i / 2][0], shapes[i / 2][1], shapes[i / 2][2], .has_blocks = i % 2};
+            struct problem p = {shapes[i / 2][0], {shapes[i / 2][1], shapes[i / 2][2], i % 2}};
             struct device *dev;
             struct matrix w;
 
-            if (!goes_by_codes(ordinal, p.n, p.has_blocks))
+            if (!goes_by_codes(ordinal, p.w.n, p.w.has_blocks))
                 continue;
             dev = gpu(ordinal);
             problem_init(&p);
             specify(&p);
-            weights_init(&p, dev, &w);
+            matrix_init_fp8(&w, dev, &p.w);
             for (int32_t skew = 0; skew < 4; skew += 3) {
-                struct result result;
+                struct products result;
 
                 multiply(&p, dev, &w, skew, &result);
                 expect_exact(&p, &result);
                 assert_true(error_of(&p, &result) < 0.04);
-                result_close(&result);
+                products_close(&result);
             }
             matrix_close(&w, dev);
             problem_close(&p);
@@ -329,19 +263,19 @@ static void codes_are_multiplied_with_their_scales(void **state)
 
 static void few_rows_are_our_own_kernels(void **state)
 {
-    struct problem p = {8, 32, 128, .has_blocks = false};
+    struct problem p = {8, {32, 128, false}};
     struct device *dev = gpu(HOPPER);
-    struct result result, alone;
+    struct products result, alone;
     struct matrix w;
 
     (void)state;
     problem_init(&p);
-    weights_init(&p, dev, &w);
+    matrix_init_fp8(&w, dev, &p.w);
     multiply(&p, dev, &w, 0, &result);
     multiply_alone(&p, HOPPER, &alone);
-    assert_true(are_same(&p, &result, &alone));
-    result_close(&result);
-    result_close(&alone);
+    assert_true(products_are_same(&result, &alone));
+    products_close(&result);
+    products_close(&alone);
     matrix_close(&w, dev);
     problem_close(&p);
     device_close(dev);
@@ -353,30 +287,30 @@ static void rows_of_any_size_have_a_scale(void **state)
 
     (void)state;
     for (int32_t i = 0; i < 4; i++) {
-        struct problem p = {12, 32, 256, .has_blocks = i % 2};
+        struct problem p = {12, {32, 256, i % 2}};
         struct device *dev = gpu(library() ? i / 2 : HOPPER);
-        bool is_by_codes = goes_by_codes(library() ? i / 2 : HOPPER, p.n, p.has_blocks);
-        struct result result;
+        bool is_by_codes = goes_by_codes(library() ? i / 2 : HOPPER, p.w.n, p.w.has_blocks);
+        struct products result;
         struct matrix w;
 
         problem_init(&p);
         for (int32_t r = 0; r < p.rows; r++)
-            for (int32_t k = 0; k < p.k; k++)
-                p.x[r * p.k + k] *= factors[r % (int)COUNT_OF(factors)];
-        weights_init(&p, dev, &w);
+            for (int32_t k = 0; k < p.w.k; k++)
+                p.x[r * p.w.k + k] *= factors[r % (int)COUNT_OF(factors)];
+        matrix_init_fp8(&w, dev, &p.w);
         for (int32_t round = 0; is_by_codes && round < 2; round++) {
             if (round) {
-                p.x[10 * p.k + 3] = NAN;
-                p.x[11 * p.k + 200] = INFINITY;
+                p.x[10 * p.w.k + 3] = NAN;
+                p.x[11 * p.w.k + 200] = INFINITY;
             } else {
                 specify(&p);
             }
             multiply(&p, dev, &w, 0, &result);
-            for (int64_t at = 0; at < (round ? 10 : p.rows) * p.n; at++)
+            for (int64_t at = 0; at < (round ? 10 : p.rows) * p.w.n; at++)
                 assert_true(fabs((double)result.out[at] - p.wanted[at]) <= 2e-6 * p.most[at] + 1e-30);
-            for (int64_t at = 10 * p.n; round && at < p.rows * p.n; at++)
+            for (int64_t at = 10 * p.w.n; round && at < p.rows * p.w.n; at++)
                 assert_false(isfinite(result.out[at]));
-            result_close(&result);
+            products_close(&result);
         }
         matrix_close(&w, dev);
         problem_close(&p);
@@ -386,29 +320,29 @@ static void rows_of_any_size_have_a_scale(void **state)
 
 static void more_rows_than_its_memory_holds_go_in_pieces(void **state)
 {
-    struct problem p = {2054, 8192, 32, .has_blocks = false};
+    struct problem p = {2054, {8192, 32, false}};
     struct device *dev = gpu(library() ? ADA : HOPPER);
-    int64_t x_bytes = (int64_t)p.rows * p.k * 4, out_bytes = (int64_t)p.rows * p.n * 4;
-    float *out = mem_new_array(float, (int64_t)p.rows * p.n);
-    struct activations a = {.rows = p.rows, .k = p.k};
+    int64_t x_bytes = (int64_t)p.rows * p.w.k * 4, out_bytes = (int64_t)p.rows * p.w.n * 4;
+    float *out = mem_new_array(float, (int64_t)p.rows * p.w.n);
+    struct activations a = {.rows = p.rows, .k = p.w.k};
     struct matrix w;
     float *on_device;
 
     (void)state;
     problem_init(&p);
-    weights_init(&p, dev, &w);
+    matrix_init_fp8(&w, dev, &p.w);
     a.x = device_array(dev, p.x, x_bytes);
     on_device = device_array(dev, NULL, out_bytes);
-    device_kernels(dev)->matmul(dev, on_device, p.n, &a, &w);
+    device_kernels(dev)->matmul(dev, on_device, p.w.n, &a, &w);
     expect_ok(device_read(dev, out, on_device, out_bytes));
     for (int32_t r = 0; r < p.rows; r += r == 0 || r % 256 == 255 ? 1 : 85) {
         struct problem one = p; /* of a row */
 
         one.rows = 1;
-        one.x = p.x + (int64_t)r * p.k;
+        one.x = p.x + (int64_t)r * p.w.k;
         specify(&one);
-        for (int32_t c = 0; c < p.n; c++)
-            assert_true(fabs((double)out[(int64_t)r * p.n + c] - one.wanted[c]) <= 2e-6 * one.most[c]);
+        for (int32_t c = 0; c < p.w.n; c++)
+            assert_true(fabs((double)out[(int64_t)r * p.w.n + c] - one.wanted[c]) <= 2e-6 * one.most[c]);
     }
     device_free(dev, a.x, x_bytes);
     device_free(dev, on_device, out_bytes);
@@ -422,30 +356,30 @@ static void a_matmul_by_codes_can_be_recorded(void **state)
 {
     (void)state;
     for (int32_t i = 0; i < 4; i++) {
-        struct problem p = {14, 32, 256, .has_blocks = i % 2};
+        struct problem p = {14, {32, 256, i % 2}};
         struct device *dev = gpu(library() ? i / 2 : HOPPER);
-        bool is_by_codes = goes_by_codes(library() ? i / 2 : HOPPER, p.n, p.has_blocks);
-        int64_t x_bytes = (int64_t)p.rows * p.k * 4, out_bytes = (int64_t)p.rows * p.n * 4;
-        struct activations a = {.rows = p.rows, .k = p.k};
-        float *out = mem_new_array(float, p.rows * p.n), *on_device;
+        bool is_by_codes = goes_by_codes(library() ? i / 2 : HOPPER, p.w.n, p.w.has_blocks);
+        int64_t x_bytes = (int64_t)p.rows * p.w.k * 4, out_bytes = (int64_t)p.rows * p.w.n * 4;
+        struct activations a = {.rows = p.rows, .k = p.w.k};
+        float *out = mem_new_array(float, p.rows * p.w.n), *on_device;
         struct device_recording *recording;
         struct matrix w;
 
         problem_init(&p);
-        weights_init(&p, dev, &w);
+        matrix_init_fp8(&w, dev, &p.w);
         a.x = device_array(dev, NULL, x_bytes);
         on_device = device_array(dev, NULL, out_bytes);
         expect_ok(device_record(dev));
-        device_kernels(dev)->matmul(dev, on_device, p.n, &a, &w);
+        device_kernels(dev)->matmul(dev, on_device, p.w.n, &a, &w);
         expect_ok(device_end_record(dev, &recording));
         for (int round = 0; is_by_codes && round < 2; round++) {
-            for (int32_t at = 0; at < p.rows * p.k; at++)
+            for (int32_t at = 0; at < p.rows * p.w.k; at++)
                 p.x[at] *= 1e-3f;
             specify(&p);
             expect_ok(device_write(dev, a.x, p.x, x_bytes));
             expect_ok(device_replay(dev, recording));
             expect_ok(device_read(dev, out, on_device, out_bytes));
-            for (int32_t at = 0; at < p.rows * p.n; at++)
+            for (int32_t at = 0; at < p.rows * p.w.n; at++)
                 assert_true(fabs((double)out[at] - p.wanted[at]) <= 2e-6 * p.most[at]);
         }
         device_recording_free(dev, recording);
@@ -465,20 +399,20 @@ static void what_it_refuses_is_our_own_kernels_and_told_once(void **state)
 
     (void)state;
     for (size_t i = 0; library() && i < 2 * COUNT_OF(faults); i++) {
-        struct problem p = {45, 64, 128, .has_blocks = i % 2};
+        struct problem p = {45, {64, 128, i % 2}};
         struct device *dev = gpu_with(HOPPER, faults[i / 2]);
-        struct result results[2], alone;
+        struct products results[2], alone;
         struct matrix w;
 
         problem_init(&p);
-        weights_init(&p, dev, &w);
+        matrix_init_fp8(&w, dev, &p.w);
         multiply_alone(&p, HOPPER, &alone);
         for (int round = 0; round < 2; round++) {
             assert_int_equal(count_told(&p, dev, &w, &results[round], told), round == 0);
-            assert_true(are_same(&p, &results[round], &alone));
-            result_close(&results[round]);
+            assert_true(products_are_same(&results[round], &alone));
+            products_close(&results[round]);
         }
-        result_close(&alone);
+        products_close(&alone);
         matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
@@ -493,18 +427,18 @@ static void without_modes_of_scales_a_kernel_behind_multiplies(void **state)
 
     (void)state;
     for (size_t i = 0; library() && i < COUNT_OF(faults); i++) {
-        struct problem p = {21, 48, 96, .has_blocks = false};
+        struct problem p = {21, {48, 96, false}};
         struct device *dev = gpu_with(HOPPER, faults[i]);
-        struct result result;
+        struct products result;
         struct matrix w;
 
         problem_init(&p);
         specify(&p);
-        assert_int_equal(goes_by_codes(HOPPER, p.n, true), i == 1);
-        weights_init(&p, dev, &w);
+        assert_int_equal(goes_by_codes(HOPPER, p.w.n, true), i == 1);
+        matrix_init_fp8(&w, dev, &p.w);
         multiply(&p, dev, &w, 0, &result);
         expect_exact(&p, &result);
-        result_close(&result);
+        products_close(&result);
         matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);

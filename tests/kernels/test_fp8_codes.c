@@ -9,14 +9,11 @@
 
 #include <math.h>
 
-enum { BLOCK = 128, SKEW = 3, LESS_SHARED = 1 /* the ordinal of such a GPU */ };
+enum { SKEW = 3, LESS_SHARED = 1 /* the ordinal of such a GPU */ };
 
 struct problem {
-    int32_t n, k;
-    bool has_blocks;
+    struct fp8_weights w;
     int32_t most_rows;
-    uint8_t *codes; /* [n, k] */
-    float *scales;  /* [n], or [n / 128, k / 128], rounded up */
     uint16_t *bf16; /* [n, k]: what they stand for */
     float *x;       /* [most_rows, k] */
 };
@@ -33,108 +30,44 @@ static struct device *gpu(int32_t ordinal)
     return dev;
 }
 
-static int32_t num_blocks(int32_t items)
-{
-    return (items + BLOCK - 1) / BLOCK;
-}
-
-static int64_t num_scales(const struct problem *p)
-{
-    return p->has_blocks ? (int64_t)num_blocks(p->n) * num_blocks(p->k) : p->n;
-}
-
-static float scale_at(const struct problem *p, int32_t column, int32_t k)
-{
-    return p->has_blocks ? p->scales[column / BLOCK * num_blocks(p->k) + k / BLOCK] : p->scales[column];
-}
-
 static void expand(struct problem *p)
 {
-    for (int64_t i = 0; i < (int64_t)p->n * p->k; i++)
-        fp8_to_bf16(&p->codes[i], 1, scale_at(p, (int32_t)(i / p->k), (int32_t)(i % p->k)), &p->bf16[i]);
+    for (int64_t i = 0; i < (int64_t)p->w.n * p->w.k; i++)
+        fp8_to_bf16(&p->w.codes[i], 1, fp8_scale_at(&p->w, (int32_t)(i / p->w.k), (int32_t)(i % p->w.k)), &p->bf16[i]);
 }
 
 /* Any code that is a number. */
 static void problem_init(struct problem *p)
 {
-    struct random random = {(uint64_t)(p->n * 7 + p->k + p->has_blocks)};
+    struct random random = {(uint64_t)(p->w.n * 7 + p->w.k + p->w.has_blocks)};
 
-    p->codes = mem_new_array(uint8_t, (int64_t)p->n * p->k);
-    p->bf16 = mem_new_array(uint16_t, (int64_t)p->n * p->k);
-    p->scales = mem_new_array(float, num_scales(p));
-    p->x = mem_new_array(float, (int64_t)p->most_rows * p->k);
-    for (int64_t i = 0; i < num_scales(p); i++)
-        p->scales[i] = random_float(&random, 0.0005f, 0.004f);
-    for (int64_t i = 0; i < (int64_t)p->n * p->k; i++) {
-        p->codes[i] = (uint8_t)random_u32(&random);
-        p->codes[i] ^= (p->codes[i] & 0x7f) == 0x7f;
+    fp8_weights_init(&p->w, &random);
+    p->bf16 = mem_new_array(uint16_t, (int64_t)p->w.n * p->w.k);
+    p->x = mem_new_array(float, (int64_t)p->most_rows * p->w.k);
+    for (int64_t i = 0; i < (int64_t)p->w.n * p->w.k; i++) {
+        p->w.codes[i] = (uint8_t)random_u32(&random);
+        p->w.codes[i] ^= (p->w.codes[i] & 0x7f) == 0x7f;
     }
-    random_hidden(&random, p->x, (int64_t)p->most_rows * p->k);
+    random_hidden(&random, p->x, (int64_t)p->most_rows * p->w.k);
     expand(p);
 }
 
 static void problem_close(struct problem *p)
 {
-    mem_free(p->codes);
+    fp8_weights_close(&p->w);
     mem_free(p->bf16);
-    mem_free(p->scales);
     mem_free(p->x);
 }
 
-static void codes_init(const struct problem *p, struct device *dev, struct matrix *w)
+static void expect_same(const struct problem *p, int32_t rows, int32_t group_k, const struct products *got,
+                        const struct products *want)
 {
-    matrix_init_codes(w, dev, p->n, p->k, p->has_blocks, p->codes, p->scales);
-}
+    char *what = mem_printf("%d x %d x %d, groups of %d%s", rows, p->w.n, p->w.k, group_k,
+                            p->w.has_blocks ? ", blocks" : "");
 
-struct result {
-    float *out;   /* [rows, n + SKEW] */
-    float *alone; /* [rows, n] */
-    double *sums; /* [rows, n] */
-};
-
-/* group_k: 0: no groups. */
-static void multiply(const struct problem *p, struct device *dev, const struct matrix *w, int32_t first_row,
-                     int32_t rows, int32_t group_k, struct result *result)
-{
-    const struct kernels *kernels = device_kernels(dev);
-    int64_t wide = (int64_t)rows * (p->n + SKEW), count = (int64_t)rows * p->n, x_bytes = (int64_t)rows * p->k * 4;
-    struct activations a = {.rows = rows, .k = p->k, .x = device_array(dev, p->x + (int64_t)first_row * p->k, x_bytes)};
-    float *out, *alone = device_array(dev, NULL, count * 4);
-    double *sums = device_array(dev, NULL, count * 8);
-
-    *result = (struct result){mem_new_array(float, wide), mem_new_array(float, count), mem_new_array(double, count)};
-    for (int64_t i = 0; i < wide; i++)
-        result->out[i] = 12345; /* what lies between rows is to stay */
-    out = device_array(dev, result->out, wide * 4);
-    kernels->matmul(dev, out, p->n + SKEW, &a, w);
-    if (group_k) {
-        kernels->matmul_groups(dev, sums, &a, w, group_k);
-        kernels->matmul_groups_float(dev, alone, &a, w, group_k);
-    }
-    expect_ok(device_read(dev, result->out, out, wide * 4));
-    expect_ok(device_read(dev, result->sums, sums, count * 8));
-    expect_ok(device_read(dev, result->alone, alone, count * 4));
-    device_free(dev, a.x, x_bytes);
-    device_free(dev, out, wide * 4);
-    device_free(dev, alone, count * 4);
-    device_free(dev, sums, count * 8);
-}
-
-static void result_close(struct result *result)
-{
-    mem_free(result->out);
-    mem_free(result->alone);
-    mem_free(result->sums);
-}
-
-static void expect_same(const struct problem *p, int32_t rows, int32_t group_k, const struct result *got,
-                        const struct result *want)
-{
-    char *what = mem_printf("%d x %d x %d, groups of %d%s", rows, p->n, p->k, group_k, p->has_blocks ? ", blocks" : "");
-
-    expect_same_floats(what, got->out, want->out, (int64_t)rows * (p->n + SKEW));
-    expect_same_floats(what, got->alone, want->alone, (int64_t)rows * p->n);
-    if (memcmp(got->sums, want->sums, (size_t)rows * (size_t)p->n * sizeof *got->sums) != 0)
+    expect_same_floats(what, got->out, want->out, (int64_t)rows * p->w.n);
+    expect_same_floats(what, got->alone, want->alone, (int64_t)rows * p->w.n);
+    if (memcmp(got->sums, want->sums, (size_t)rows * (size_t)p->w.n * sizeof *got->sums) != 0)
         fail_msg("%s: sums differ", what);
     mem_free(what);
 }
@@ -155,18 +88,18 @@ static const struct row shapes[] = {
 
 static void check(struct device *codes_on, struct device *halves_on, const struct row *shape, bool has_blocks)
 {
-    struct problem p = {shape->n, shape->k, has_blocks, shape->rows};
+    struct problem p = {{shape->n, shape->k, has_blocks}, shape->rows};
     struct matrix codes, halves;
-    struct result got, want;
+    struct products got, want;
 
     problem_init(&p);
-    codes_init(&p, codes_on, &codes);
-    matrix_init(&halves, halves_on, TYPE_BF16, p.bf16, p.k, 0, p.n, 0, p.k);
-    multiply(&p, codes_on, &codes, 0, p.most_rows, shape->group_k, &got);
-    multiply(&p, halves_on, &halves, 0, p.most_rows, shape->group_k, &want);
+    matrix_init_fp8(&codes, codes_on, &p.w);
+    matrix_init(&halves, halves_on, TYPE_BF16, p.bf16, p.w.k, 0, p.w.n, 0, p.w.k);
+    products_init(&got, codes_on, &codes, p.x, p.most_rows, shape->group_k, SKEW);
+    products_init(&want, halves_on, &halves, p.x, p.most_rows, shape->group_k, SKEW);
     expect_same(&p, p.most_rows, shape->group_k, &got, &want);
-    result_close(&got);
-    result_close(&want);
+    products_close(&got);
+    products_close(&want);
     matrix_close(&codes, codes_on);
     matrix_close(&halves, halves_on);
     problem_close(&p);
@@ -203,22 +136,22 @@ static void rows_of_any_batch_have_the_same_bits(void **state)
 
     (void)state;
     for (int32_t has_blocks = 0; has_blocks < 2; has_blocks++) {
-        struct problem p = {72, 2304, has_blocks, 130};
+        struct problem p = {{72, 2304, has_blocks}, 130};
         struct device *dev = gpu(0);
-        struct result all, some;
+        struct products all, some;
         struct matrix w;
 
         problem_init(&p);
-        codes_init(&p, dev, &w);
-        multiply(&p, dev, &w, 0, p.most_rows, 192, &all);
+        matrix_init_fp8(&w, dev, &p.w);
+        products_init(&all, dev, &w, p.x, p.most_rows, 192, SKEW);
         for (size_t i = 0; i < COUNT_OF(counts); i++) {
-            struct result part = {all.out + p.n + SKEW, all.alone + p.n, all.sums + p.n};
+            struct products part = {counts[i], p.w.n, all.out + p.w.n, all.alone + p.w.n, all.sums + p.w.n};
 
-            multiply(&p, dev, &w, 1, counts[i], 192, &some);
+            products_init(&some, dev, &w, p.x + p.w.k, counts[i], 192, SKEW);
             expect_same(&p, counts[i], 192, &some, &part);
-            result_close(&some);
+            products_close(&some);
         }
-        result_close(&all);
+        products_close(&all);
         matrix_close(&w, dev);
         problem_close(&p);
         device_close(dev);
@@ -245,7 +178,7 @@ static void every_code_by_any_scale_is_rounded_as_on_a_host(void **state)
 
     (void)state;
     for (size_t i = 0; i < 2 * COUNT_OF(scales); i++) {
-        struct problem p = {CODES, K, i % 2, ROWS};
+        struct problem p = {{CODES, K, i % 2}, ROWS};
         int32_t at = 36 + (int32_t)(i / 2 % 2 + i / 4 % 2 * 8); /* of four that share a word */
         struct device *dev = gpu(0);
         float found[CODES * K], *found_there = device_array(dev, NULL, sizeof found);
@@ -253,30 +186,30 @@ static void every_code_by_any_scale_is_rounded_as_on_a_host(void **state)
         struct matrix w;
 
         problem_init(&p);
-        memset(p.codes, 0, (size_t)CODES * K);
+        memset(p.w.codes, 0, (size_t)CODES * K);
         memset(p.x, 0, (size_t)ROWS * K * sizeof *p.x);
-        for (int64_t s = 0; s < num_scales(&p); s++)
-            p.scales[s] = scales[i / 2];
+        for (int64_t s = 0; s < fp8_num_scales(&p.w); s++)
+            p.w.scales[s] = scales[i / 2];
         for (int32_t c = 0; c < CODES; c++)
-            p.codes[c * K + at] = (uint8_t)(ids[c] = c);
+            p.w.codes[c * K + at] = (uint8_t)(ids[c] = c);
         for (int32_t r = 0; r < ROWS; r++)
             p.x[r * K + at] = 1;
         expand(&p);
-        codes_init(&p, dev, &w);
+        matrix_init_fp8(&w, dev, &p.w);
         for (int32_t rows = 1; rows <= ROWS; rows += ROWS - 1) {
-            struct result result;
+            struct products result;
 
-            multiply(&p, dev, &w, 0, rows, 0, &result);
+            products_init(&result, dev, &w, p.x, rows, 0, SKEW);
             for (int32_t c = 0; c < CODES; c++) /* a sum that begins with +0 is never -0 */
                 expect_weight("matmul", c, scales[i / 2], result.out[c],
                               p.bf16[c * K + at] == 0x8000 ? 0 : p.bf16[c * K + at]);
-            result_close(&result);
+            products_close(&result);
         }
         ids_there = device_array(dev, ids, sizeof ids);
         device_kernels(dev)->embedding(dev, found_there, ids_there, CODES, &w, 0, 1);
         expect_ok(device_read(dev, found, found_there, sizeof found));
         for (int32_t e = 0; e < CODES * K; e++)
-            expect_weight("embedding", p.codes[e], scales[i / 2], found[e], p.bf16[e]);
+            expect_weight("embedding", p.w.codes[e], scales[i / 2], found[e], p.bf16[e]);
         device_free(dev, ids_there, sizeof ids);
         device_free(dev, found_there, sizeof found);
         matrix_close(&w, dev);
@@ -292,22 +225,22 @@ static void embeddings_have_the_bits_of_what_they_stand_for(void **state)
 
     (void)state;
     for (size_t i = 0; i < 2 * COUNT_OF(widths); i++) {
-        struct problem p = {N, widths[i / 2], i % 2, 1};
+        struct problem p = {{N, widths[i / 2], i % 2}, 1};
         struct device *dev = gpu(0);
-        int64_t bytes = (int64_t)ROWS * p.k * 4;
-        float *got = mem_new_array(float, ROWS * p.k), *want = mem_new_array(float, ROWS * p.k);
+        int64_t bytes = (int64_t)ROWS * p.w.k * 4;
+        float *got = mem_new_array(float, ROWS * p.w.k), *want = mem_new_array(float, ROWS * p.w.k);
         float *there = device_array(dev, NULL, bytes);
         int32_t *ids_there = device_array(dev, ids, sizeof ids);
         struct matrix codes, halves;
 
         problem_init(&p);
-        codes_init(&p, dev, &codes);
-        matrix_init(&halves, dev, TYPE_BF16, p.bf16, p.k, 0, N, 0, p.k);
+        matrix_init_fp8(&codes, dev, &p.w);
+        matrix_init(&halves, dev, TYPE_BF16, p.bf16, p.w.k, 0, N, 0, p.w.k);
         device_kernels(dev)->embedding(dev, there, ids_there, ROWS, &codes, FIRST_ID, 3);
         expect_ok(device_read(dev, got, there, bytes));
         device_kernels(dev)->embedding(dev, there, ids_there, ROWS, &halves, FIRST_ID, 3);
         expect_ok(device_read(dev, want, there, bytes));
-        expect_same_floats("embedding", got, want, (int64_t)ROWS * p.k);
+        expect_same_floats("embedding", got, want, (int64_t)ROWS * p.w.k);
         device_free(dev, there, bytes);
         device_free(dev, ids_there, sizeof ids);
         matrix_close(&codes, dev);
