@@ -24,6 +24,7 @@
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
+#include "proto/base/rounding.h"
 #include "proto/base/status.h"
 #include "proto/model/kv_type.h"
 #include "proto/model/quant.h"
@@ -128,7 +129,7 @@ static inline int64_t kv_head_at(const struct kv_layer *kv, int32_t block, int32
 
 static inline int32_t kv_num_groups(int32_t num_blocks)
 {
-    return num_blocks / KV_GROUP_BLOCKS + (num_blocks % KV_GROUP_BLOCKS > 0);
+    return divide_up(num_blocks, KV_GROUP_BLOCKS);
 }
 
 /* Bytes of a group: k and v of layer 0, of layer 1, … `like` says what its layers are like; k, v and group_stride are

@@ -318,7 +318,7 @@ extern "C" void add_norm_cuda(struct device *dev, const struct add_norm_args *ar
     /* Where a row has a processor for itself, it takes all of it, and its time is that of the way to memory and
      * back; else blocks are small and several to a processor, and some load while others add up squares. */
     bool is_alone = args->rows <= state->num_processors;
-    int64_t threads = round_up((args->n / QUAD + (is_alone ? 0 : BATCH - 1)) / (is_alone ? 1 : BATCH), WARP);
+    int64_t threads = round_up(divide_up(args->n / QUAD, is_alone ? 1 : BATCH), WARP);
     int64_t room = (state->max_shared - RESERVED_BYTES) / (int64_t)sizeof(float) - SQUARES_ROUND;
     int64_t chunk, shared;
     struct norm_task task;

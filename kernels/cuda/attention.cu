@@ -210,7 +210,7 @@ static int32_t choose_group_tiles(const struct cuda_state *state, const struct a
     int64_t most = blocks * tiles / ((int64_t)way->blocks_wanted * state->num_processors);
 
     most = min(max(most, (int64_t)1), (int64_t)way->most_group_tiles);
-    return divide_up(tiles, divide_up(tiles, most)); /* the last group is about as long as the others */
+    return (int32_t)divide_up_64(tiles, divide_up_64(tiles, most)); /* the last group is about as long as the others */
 }
 
 /* Blocks of few queries, which share long requests among them. */
@@ -293,7 +293,7 @@ void attention_cuda(struct device *dev, const struct attention_args *args)
         struct attention_task small_ones = task;
 
         small_ones.max_rows = small;
-        small_ones.slots_each = divide_up((int64_t)small * heads, few);
+        small_ones.slots_each = (int32_t)divide_up_64((int64_t)small * heads, few);
         attend_few(state, way, small_ones, few);
         task.min_rows = small + 1;
     }

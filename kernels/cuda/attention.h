@@ -37,18 +37,13 @@ cudaError_t attention_half_prepare(const struct cuda_state *state);
  * is asked for may begin, at a multiple of 16. */
 static inline int32_t rest_of_shared(const struct cuda_state *state, size_t own)
 {
-    return state->max_shared - (int32_t)((own + 15) / 16 * 16);
+    return state->max_shared - (int32_t)round_up((int64_t)own, 16);
 }
 
 template <typename Kernel>
 static inline cudaError_t allow_all_shared(const struct cuda_state *state, Kernel kernel, size_t own)
 {
     return allow_shared(kernel, rest_of_shared(state, own));
-}
-
-static inline int32_t divide_up(int64_t x, int64_t by)
-{
-    return (int32_t)((x + by - 1) / by);
 }
 
 #endif

@@ -13,7 +13,7 @@ static __global__ void put(float *out, int64_t stride, const float *part, int32_
 
 dim3 column_blocks(const struct cuda_state *state, int64_t count)
 {
-    int64_t blocks = (count + THREADS - 1) / THREADS, most = 4 * state->num_processors;
+    int64_t blocks = divide_up_64(count, THREADS), most = 4 * state->num_processors;
 
     return dim3((unsigned)(blocks < most ? blocks : most));
 }

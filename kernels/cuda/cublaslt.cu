@@ -590,7 +590,7 @@ static int32_t range_end(int32_t rows)
 
     while (step * 8 <= rows)
         step *= 2;
-    return (rows + step - 1) / step * step;
+    return divide_up(rows, step) * step;
 }
 
 static int32_t align_of(const void *p)

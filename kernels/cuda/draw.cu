@@ -785,11 +785,11 @@ static __global__ void __launch_bounds__(ROW_THREADS) end_rows(struct draw_task 
 /* How rows are dealt out: two blocks to a processor, where the pieces don't get too small. */
 static void deal_out(const struct cuda_state *state, struct draw_task *task, int32_t rows)
 {
-    int64_t most = (task->num_tokens + LEAST_PIECE - 1) / LEAST_PIECE;
+    int64_t most = divide_up(task->num_tokens, LEAST_PIECE);
     int64_t wanted = max((int64_t)1, min((int64_t)(2 * state->num_processors / rows), most));
 
-    task->piece_tokens = (int32_t)round_up((task->num_tokens + wanted - 1) / wanted, PIECE_UNIT);
-    task->pieces = (task->num_tokens + task->piece_tokens - 1) / task->piece_tokens;
+    task->piece_tokens = (int32_t)round_up(divide_up_64(task->num_tokens, wanted), PIECE_UNIT);
+    task->pieces = divide_up(task->num_tokens, task->piece_tokens);
 }
 
 /* Gives each kind of what pieces find its place in the scratch memory; returns for how many rows there is room. */
@@ -880,7 +880,7 @@ extern "C" void take_last_tokens_cuda(struct device *dev, int32_t *ids, int32_t 
 
     if (rows == 0)
         return;
-    launch(take_last, dim3((unsigned)((rows + PIECE_THREADS - 1) / PIECE_THREADS)), dim3(PIECE_THREADS), 0,
+    launch(take_last, dim3((unsigned)divide_up(rows, PIECE_THREADS)), dim3(PIECE_THREADS), 0,
            state->stream, ids, rows, last_tokens);
     note_launch(state);
 }

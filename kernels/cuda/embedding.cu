@@ -207,9 +207,9 @@ extern "C" void embedding_cuda(struct device *dev, float *out, const int32_t *id
 {
     struct cuda_state *state = state_of(dev);
     bool are_codes = w->type == TYPE_F8_E4M3;
-    int32_t quads = (int32_t)((are_codes ? fp8_row_stride(w->k) : w->k) + QUAD - 1) / QUAD;
-    int32_t pieces = (quads + MAX_THREADS - 1) / MAX_THREADS;
-    int32_t threads = ((quads + pieces - 1) / pieces + WARP - 1) / WARP * WARP;
+    int32_t quads = (int32_t)divide_up_64(are_codes ? fp8_row_stride(w->k) : w->k, QUAD);
+    int32_t pieces = divide_up(quads, MAX_THREADS);
+    int32_t threads = (int32_t)round_up(divide_up(quads, pieces), WARP);
     struct embedding_task task = {};
 
     if (rows == 0 || w->k == 0)

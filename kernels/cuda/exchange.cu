@@ -129,7 +129,7 @@ static const char *make(struct cuda_exchange *exchange, void *handle_out)
     void *p;
 
     cudaSetDevice(state->ordinal);
-    error = cudaMalloc(&p, (size_t)((bytes + LENT_BYTES - 1) / LENT_BYTES * LENT_BYTES));
+    error = cudaMalloc(&p, (size_t)round_up(bytes, LENT_BYTES));
     if (error != cudaSuccess)
         return say(state, "memory for sums among ranks", error);
     exchange->peers[exchange->rank] = (char *)p;
@@ -238,7 +238,7 @@ const double *const *exchange_sum(struct cuda_exchange *exchange)
     struct cuda_state *state = exchange->state;
 
     exchange->turn ^= 1;
-    launch(meet, dim3(1), dim3((unsigned)(exchange->world + WARP - 1) / WARP * WARP), 0, state->stream, exchange->flags,
+    launch(meet, dim3(1), dim3((unsigned)round_up(exchange->world, WARP)), 0, state->stream, exchange->flags,
            exchange->world, exchange->rank, exchange->words);
     note_launch(state);
     return exchange->host_parts + exchange->turn * (uint32_t)exchange->world;

@@ -16,6 +16,7 @@
 #define KERNELS_CUDA_FP8_LAYOUT_H
 
 #include "kernels/quant_block.h"
+#include "proto/base/rounding.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -36,23 +37,23 @@ static QUANT_CONSTANT int32_t fp8_place(int32_t k)
 
 static inline int64_t fp8_row_stride(int32_t k)
 {
-    return ((int64_t)k + FP8_PAD - 1) / FP8_PAD * FP8_PAD;
+    return round_up(k, FP8_PAD);
 }
 
 static inline int64_t fp8_scales_at(int32_t n, int32_t k)
 {
-    return (n * fp8_row_stride(k) + FP8_SCALES_ALIGN - 1) / FP8_SCALES_ALIGN * FP8_SCALES_ALIGN;
+    return round_up(n * fp8_row_stride(k), FP8_SCALES_ALIGN);
 }
 
 static inline int32_t fp8_num_blocks(int32_t items)
 {
-    return items / FP8_BLOCK + (items % FP8_BLOCK != 0);
+    return divide_up(items, FP8_BLOCK);
 }
 
 /* From the scales of 128 columns to those of the next. */
 static inline int32_t fp8_block_stride(int32_t k)
 {
-    return (fp8_num_blocks(k) + 3) / 4 * 4;
+    return divide_up(fp8_num_blocks(k), 4) * 4;
 }
 
 static inline int64_t fp8_matrix_bytes(int32_t n, int32_t k, bool has_blocks)

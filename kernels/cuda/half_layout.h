@@ -10,6 +10,7 @@
 #ifndef KERNELS_CUDA_HALF_LAYOUT_H
 #define KERNELS_CUDA_HALF_LAYOUT_H
 
+#include "proto/base/rounding.h"
 #include "proto/model/quant.h"
 
 #include <stdbool.h>
@@ -25,7 +26,7 @@ static inline bool half_has_layout(enum tensor_type type)
 /* Elements from a column to the next; its last ones from k on are zeros. */
 static inline int64_t half_row_stride(int32_t k)
 {
-    return ((int64_t)k + HALF_BLOCK - 1) / HALF_BLOCK * HALF_BLOCK;
+    return round_up(k, HALF_BLOCK);
 }
 
 static inline int64_t half_matrix_bytes(int32_t n, int32_t k)

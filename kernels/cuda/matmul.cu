@@ -11,7 +11,7 @@ enum {
 
 static bool is_many(const struct cuda_state *state, const struct matmul_task *task)
 {
-    int64_t warps = (int64_t)num_panels(task) * ((task->a.rows + MANY_ROWS - 1) / MANY_ROWS);
+    int64_t warps = (int64_t)num_panels(task) * divide_up(task->a.rows, MANY_ROWS);
 
     return task->a.rows > FEW_ROWS && warps >= SCHEDULERS * (int64_t)state->num_processors;
 }

@@ -40,7 +40,7 @@ cudaError_t matmul_half_prepare(const struct cuda_state *state);
 
 static inline int32_t num_panels(const struct matmul_task *task)
 {
-    return (task->n + PANEL - 1) / PANEL;
+    return divide_up(task->n, PANEL);
 }
 
 #endif

@@ -311,7 +311,7 @@ cudaError_t matmul_prepare(const struct cuda_state *state)
 void matmul_few(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task)
 {
     const struct few_kernel *k = &kernels[type - TYPE_Q4_0][task->a.rows > TILE_ROWS];
-    int32_t num_tiles = (task->a.rows + k->rows - 1) / k->rows, warps = FEW_WARPS;
+    int32_t num_tiles = divide_up(task->a.rows, k->rows), warps = FEW_WARPS;
     struct few_task few = {*task, task->a.rows / num_tiles, task->a.rows % num_tiles};
     int32_t rows = few.rows + (few.more > 0); /* of the largest block */
 

@@ -182,7 +182,7 @@ void matmul_float(struct cuda_state *state, const struct matmul_task *task)
     while (k->rows < task->a.rows && k < &kernels[2])
         k++;
 
-    int32_t num_tiles = (task->a.rows + k->rows - 1) / k->rows;
+    int32_t num_tiles = divide_up(task->a.rows, k->rows);
 
     launch(k->kernel, dim3((unsigned)num_tiles, (unsigned)num_panels(task)), dim3(FLOAT_THREADS), k->shared_bytes,
            state->stream, *task);

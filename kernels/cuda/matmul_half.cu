@@ -849,11 +849,6 @@ cudaError_t matmul_half_prepare(const struct cuda_state *state)
     return error;
 }
 
-static int32_t divide_up(int64_t a, int64_t b)
-{
-    return (int32_t)((a + b - 1) / b);
-}
-
 /* A half begins where a line of memory does. */
 static int32_t blocks_of_unit(int32_t num_blocks, int32_t group_k)
 {
@@ -895,7 +890,7 @@ static int64_t clocks_of(const struct cuda_state *state, const struct half_task 
 {
     int64_t tiles = (int64_t)divide_up(task->rows, k->rows) * divide_up(task->n, k->width);
     int64_t stages = (int64_t)divide_up(task->num_units, splits) * divide_up(task->unit, STAGE_BLOCKS);
-    int64_t clocks = divide_up(tiles * splits, state->num_processors) * (stages * k->clocks + TILE_CLOCKS);
+    int64_t clocks = divide_up_64(tiles * splits, state->num_processors) * (stages * k->clocks + TILE_CLOCKS);
 
     if (splits > 1)
         clocks += ADD_CLOCKS + 2 * parts_bytes(task, splits) / (state->num_processors * (int64_t)ADD_BYTES);
@@ -936,14 +931,14 @@ static void launch_round(struct cuda_state *state, int kind, const float *x, int
     round.num_blocks = task->num_blocks;
     round.is_aligned = k % 2 == 0 && (uintptr_t)x % sizeof(float2) == 0;
     launch(kind == F16 ? round_rows<TYPE_F16> : round_rows<TYPE_BF16>,
-           dim3((unsigned)divide_up(pieces, ROUND_THREADS)), dim3(ROUND_THREADS), 0, state->stream, round);
+           dim3((unsigned)divide_up_64(pieces, ROUND_THREADS)), dim3(ROUND_THREADS), 0, state->stream, round);
     note_launch(state);
 }
 
 /* Of scratch memory, which begins with the rows. */
 static int64_t x_bytes(const struct half_task *task)
 {
-    return (task->rows * task->x_stride + PARTS_ALIGN - 1) / PARTS_ALIGN * PARTS_ALIGN;
+    return round_up(task->rows * task->x_stride, PARTS_ALIGN);
 }
 
 static void launch_tiles(struct cuda_state *state, struct half_task *task, const struct half_plan *plan)
@@ -960,7 +955,7 @@ static void launch_tiles(struct cuda_state *state, struct half_task *task, const
     note_launch(state);
     if (!task->parts)
         return;
-    launch(add_parts, dim3((unsigned)divide_up((int64_t)task->rows * task->n, ADD_THREADS)), dim3(ADD_THREADS), 0,
+    launch(add_parts, dim3((unsigned)divide_up_64((int64_t)task->rows * task->n, ADD_THREADS)), dim3(ADD_THREADS), 0,
            state->stream, *task);
     note_launch(state);
 }

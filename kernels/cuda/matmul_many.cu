@@ -291,8 +291,8 @@ static const struct many_kernel kernels[NUM_TENSOR_TYPES - TYPE_Q4_0][2] = {
 void matmul_many(struct cuda_state *state, enum tensor_type type, const struct matmul_task *task)
 {
     const struct many_kernel *k = &kernels[type - TYPE_Q4_0][task->group != 0];
-    int32_t rows = task->group ? GROUP_ROWS : PLAIN_ROWS, num_tiles = (task->a.rows + rows - 1) / rows;
-    int32_t num_quads = (num_panels(task) + MANY_WARPS - 1) / MANY_WARPS;
+    int32_t rows = task->group ? GROUP_ROWS : PLAIN_ROWS, num_tiles = divide_up(task->a.rows, rows);
+    int32_t num_quads = divide_up(num_panels(task), MANY_WARPS);
 
     launch(k->kernel, dim3((unsigned)num_tiles, (unsigned)num_quads), dim3(MANY_THREADS), k->shared_bytes,
            state->stream, *task);

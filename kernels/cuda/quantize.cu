@@ -55,8 +55,8 @@ static void run(struct device *dev, void (*kernel)(struct gate_task), const stru
                 const float *gate, const float *up, int64_t stride)
 {
     struct cuda_state *state = state_of(dev);
-    int64_t quads = out->k / QUAD, pieces = (quads + MAX_THREADS - 1) / MAX_THREADS;
-    int64_t threads = round_up((quads + pieces - 1) / pieces, WARP);
+    int64_t quads = out->k / QUAD, pieces = divide_up_64(quads, MAX_THREADS);
+    int64_t threads = round_up(divide_up_64(quads, pieces), WARP);
     struct gate_task task = {*out, gate, up, stride, (int32_t)pieces, false};
 
     if (out->rows == 0)

@@ -262,7 +262,7 @@ void rope_store_cuda(struct device *dev, const struct rope_args *args)
     task.cos_sin = args->cos_sin;
     task.rope_dim = args->rope_dim;
     task.adjacent = args->adjacent;
-    task.row_blocks = (args->num_heads + 2 * args->kv->num_kv_heads + BLOCK_HEADS - 1) / BLOCK_HEADS;
+    task.row_blocks = divide_up(args->num_heads + 2 * args->kv->num_kv_heads, BLOCK_HEADS);
     launch(kernels_by_type[args->kv->type], dim3((unsigned)args->batch->rows * (unsigned)task.row_blocks),
            dim3(THREADS), 0, state->stream, task);
     note_launch(state);

@@ -27,11 +27,6 @@ static __device__ __forceinline__ void store_quad(float *p, float4 x)
     *(float4 *)p = x;
 }
 
-static inline int64_t round_up(int64_t x, int64_t multiple)
-{
-    return (x + multiple - 1) / multiple * multiple;
-}
-
 /* ---- the RMS norm of a row ----------------------------------------------------------------------------------- */
 
 /*

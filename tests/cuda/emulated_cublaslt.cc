@@ -109,7 +109,7 @@ static float number(const struct task *task, const char *at)
 static float scale_of(int32_t mode, const void *scales, uint64_t outer, uint64_t i, uint64_t k, uint64_t all_k)
 {
     const float *values = (const float *)scales;
-    const uint64_t stride = round_up((all_k + 127) / 128, 4);
+    const uint64_t stride = round_up(divide_up_64(all_k, 128), 4);
 
     switch (mode) {
     case CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F:
@@ -125,7 +125,7 @@ static float scale_of(int32_t mode, const void *scales, uint64_t outer, uint64_t
 
 static size_t bytes_of_scales(int32_t mode, uint64_t outer, uint64_t k)
 {
-    const uint64_t blocks = (k + 127) / 128;
+    const uint64_t blocks = divide_up_64(k, 128);
 
     switch (mode) {
     case CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F:
@@ -133,7 +133,7 @@ static size_t bytes_of_scales(int32_t mode, uint64_t outer, uint64_t k)
     case CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F:
         return 4 * outer * blocks;
     case CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F:
-        return 4 * round_up(blocks, 4) * ((outer + 127) / 128);
+        return 4 * round_up(blocks, 4) * divide_up_64(outer, 128);
     default:
         return 4;
     }

@@ -7,6 +7,8 @@
 
 #include "tests/cuda/emulated_simt.h"
 
+#include "proto/base/rounding.h"
+
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,11 +95,6 @@ static inline const struct emulated_cuda_door *emulated_cuda(const char *library
         abort();
     }
     return (const struct emulated_cuda_door *)door;
-}
-
-static inline size_t round_up(size_t n, size_t unit)
-{
-    return (n + unit - 1) / unit * unit;
 }
 
 static inline int64_t time_of(clockid_t clock)
