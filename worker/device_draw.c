@@ -1,6 +1,7 @@
 #include "worker/device_draw.h"
 
 #include "proto/base/memory.h"
+#include "proto/base/rounding.h"
 
 #include <string.h>
 
@@ -77,7 +78,7 @@ enum status device_draw_new(struct device *dev, const struct device_draw_limits 
     memcpy(first_tokens, limits->first_tokens, (size_t)(limits->world + 1) * sizeof *first_tokens);
     draw->limits.first_tokens = first_tokens;
     draw->num_tokens = first_tokens[limits->world];
-    draw->words = (end_token(draw) + 31) / 32 - first_token(draw) / 32;
+    draw->words = divide_up(end_token(draw), 32) - first_token(draw) / 32;
     TRY(alloc(draw));
     *out = give(draw);
     return OK;

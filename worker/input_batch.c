@@ -1,6 +1,7 @@
 #include "worker/input_batch.h"
 
 #include "proto/base/clock.h"
+#include "proto/base/rounding.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -55,7 +56,7 @@ enum status input_batch_new(const struct input_batch_limits *limits, struct inpu
 
     batch->limits = *limits;
     batch->num_slots = (int32_t)num_slots;
-    batch->max_blocks = (limits->max_model_len + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    batch->max_blocks = divide_up(limits->max_model_len, KV_BLOCK_TOKENS);
     batch->slots = mem_new_array(struct slot, num_slots);
     batch->marks = mem_new_array(uint8_t, num_slots);
     batch->tokens_bytes = num_slots * (size_t)limits->max_model_len * sizeof(int32_t);

@@ -1,5 +1,7 @@
 #include "worker/slab.h"
 
+#include "proto/base/rounding.h"
+
 enum { ALIGNMENT = 64 };
 
 enum status slab_open(struct slab *slab, struct device *dev, const char *what)
@@ -26,7 +28,7 @@ void *slab_take(struct slab *slab, int64_t bytes)
 {
     int64_t at = slab->used;
 
-    slab->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    slab->used += round_up(bytes, ALIGNMENT);
     if (slab_is_measuring(slab))
         return NULL;
     ASSERT(slab->used <= slab->bytes, "%lld of %lld bytes", (long long)slab->used,

@@ -1,6 +1,7 @@
 #include "worker/slice.h"
 
 #include "proto/base/memory.h"
+#include "proto/base/rounding.h"
 #include "worker/philox.h"
 #include "worker/wide.h"
 
@@ -65,12 +66,12 @@ static int32_t first_block(const struct slice *slice)
 
 static int32_t end_block(const struct slice *slice)
 {
-    return (slice->first_token + slice->num_tokens + BLOCK - 1) / BLOCK;
+    return divide_up(slice->first_token + slice->num_tokens, BLOCK);
 }
 
 int32_t slice_num_blocks(int32_t first_token, int32_t num_tokens)
 {
-    return (first_token + num_tokens + BLOCK - 1) / BLOCK - first_token / BLOCK;
+    return divide_up(first_token + num_tokens, BLOCK) - first_token / BLOCK;
 }
 
 static struct candidate candidate_at(const struct block *block, int32_t i)

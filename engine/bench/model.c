@@ -12,6 +12,7 @@
 #include "kernels/bench/limits.h"
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/rounding.h"
 #include "proto/config/config.h"
 
 #include <poll.h>
@@ -102,7 +103,7 @@ static enum status parse_config(const struct model_settings *settings, struct co
 /* Room for these sequences and no more. */
 static void fit(struct config *config, const struct shape *shape)
 {
-    int32_t blocks = (shape->prompt + shape->output + KV_BLOCK_SIZE - 1) / KV_BLOCK_SIZE;
+    int32_t blocks = divide_up(shape->prompt + shape->output, KV_BLOCK_SIZE);
 
     config->max_num_seqs = shape->batch;
     config->max_num_batched_tokens = MAX(DEFAULT_BATCHED_TOKENS, shape->batch);

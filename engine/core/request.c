@@ -2,6 +2,7 @@
 
 #include "engine/grammar/grammar.h"
 #include "proto/base/clock.h"
+#include "proto/base/rounding.h"
 
 #include <string.h>
 
@@ -77,7 +78,7 @@ struct request *request_new(request_id id, const struct submission *submission,
     request->tokens = mem_new_array(token_id, (size_t)request->capacity);
     memcpy(request->tokens, submission->prompt, sizeof(token_id) * (size_t)request->num_prompt);
 
-    request->max_blocks = (request->capacity + block_size - 1) / block_size;
+    request->max_blocks = divide_up(request->capacity, block_size);
     request->blocks = mem_new_array(block_id, (size_t)request->max_blocks);
     request->hashes = mem_new_array(struct block_hash, (size_t)request->max_blocks);
     return request;
@@ -101,7 +102,7 @@ void request_free(struct request *request)
 enum status request_check_fits(const struct request *request, int32_t num_blocks,
                                int32_t block_size)
 {
-    int32_t needed = (request_max_computed(request) + block_size - 1) / block_size;
+    int32_t needed = divide_up(request_max_computed(request), block_size);
 
     if (needed > num_blocks)
         return fail(ERR_INVALID,

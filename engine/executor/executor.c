@@ -2,6 +2,7 @@
 
 #include "proto/base/cpus.h"
 #include "proto/base/log.h"
+#include "proto/base/rounding.h"
 #include "proto/model/shard.h"
 
 #include <string.h>
@@ -84,7 +85,7 @@ enum status executor_plan_kv(const struct config *config, int32_t max_model_len,
                              int32_t *num_blocks_out)
 {
     int64_t block_bytes = block_bytes_per_rank * num_ranks;
-    int64_t needed = ((int64_t)max_model_len + config->block_size - 1) / config->block_size;
+    int64_t needed = divide_up(max_model_len, config->block_size);
     int64_t num_blocks = config->num_gpu_blocks_override, budget = config->kv_cache_memory;
 
     ASSERT(block_bytes > 0, "%lld bytes a block", (long long)block_bytes);

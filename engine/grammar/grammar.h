@@ -15,6 +15,7 @@
 #define ENGINE_GRAMMAR_GRAMMAR_H
 
 #include "engine/engine.h"
+#include "proto/base/rounding.h"
 
 struct grammar_ops {
     const char *name;
@@ -94,7 +95,7 @@ DEFINE_AUTO_FREE(grammar)
 /* Words of a row of the bitmask. */
 static inline int32_t grammar_num_words(int32_t vocab_size)
 {
-    return (vocab_size + 31) / 32;
+    return divide_up(vocab_size, 32);
 }
 
 #endif

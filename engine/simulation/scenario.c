@@ -1,6 +1,7 @@
 #include "engine/simulation/scenario.h"
 
 #include "engine/simulation/oracle.h"
+#include "proto/base/rounding.h"
 
 #include <string.h>
 
@@ -173,7 +174,7 @@ static void draw_orders(struct scenario *scenario, struct random *random)
 static void draw_setup(const struct scenario *scenario, struct random *random, struct setup *out)
 {
     int32_t most = scenario->max_model_len;
-    int32_t least_blocks = (most + scenario->block_size - 1) / scenario->block_size;
+    int32_t least_blocks = divide_up(most, scenario->block_size);
 
     *out = (struct setup){
         .enable_prefix_caching = random_chance(random, 75),

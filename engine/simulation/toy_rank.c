@@ -2,6 +2,7 @@
 
 #include "engine/simulation/random.h"
 #include "engine/simulation/toy_model.h"
+#include "proto/base/rounding.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -61,7 +62,7 @@ struct toy_rank *toy_rank_new(const struct toy_rank_limits *limits)
 
     rank->limits = *limits;
     rank->num_slots = num_slots_for(limits->max_num_seqs);
-    rank->max_blocks = (limits->max_model_len + limits->block_size - 1) / limits->block_size;
+    rank->max_blocks = divide_up(limits->max_model_len, limits->block_size);
     rank->slots = mem_new_array(struct slot, (size_t)rank->num_slots);
     rank->has_row = mem_new_array(uint8_t, (size_t)rank->num_slots);
     rank->contexts = mem_new_array(uint64_t, max_rows);

@@ -377,7 +377,7 @@ static float *rotations(int64_t count)
 
 static void place_batch(struct place *place, int32_t requests, int32_t rows, int32_t length)
 {
-    int32_t blocks = (length + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS, total = requests * rows;
+    int32_t blocks = divide_up(length, KV_BLOCK_TOKENS), total = requests * rows;
 
     place->row_start = mem_new_array(int32_t, (size_t)requests + 1);
     place->positions = mem_new_array(int32_t, (size_t)total);

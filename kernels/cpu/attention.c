@@ -281,7 +281,7 @@ INLINE void score_group(const int R, const enum form form, const float *q, const
                         struct range tokens, int32_t dim, float *p)
 {
     int32_t at = tokens.first / KV_BLOCK_TOKENS * BLOCK_VECTORS;
-    int32_t end = (tokens.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * BLOCK_VECTORS;
+    int32_t end = divide_up(tokens.end, KV_BLOCK_TOKENS) * BLOCK_VECTORS;
 
     for (; at + VECTORS_OF(form, R) <= end; at += VECTORS_OF(form, R))
         score_keys(R, VECTORS_OF(form, R), form, q, piece, at, dim, p);
@@ -299,7 +299,7 @@ INLINE void score_group(const int R, const enum form form, const float *q, const
 static struct range whole_blocks(struct range seen)
 {
     return (struct range){seen.first / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS,
-                          (seen.end + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS * KV_BLOCK_TOKENS};
+                          divide_up(seen.end, KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS};
 }
 
 /* Scores of a block that the query does not see become those of no weight. */
@@ -926,7 +926,7 @@ static void load_query(const struct unit *unit, int32_t i)
 /* As few groups as there can be, of sizes as even as can be. */
 static void group_queries(struct unit *unit)
 {
-    int32_t n = unit->num_queries, groups = (n + MAX_ROWS - 1) / MAX_ROWS;
+    int32_t n = unit->num_queries, groups = divide_up(n, MAX_ROWS);
 
     unit->num_groups = groups;
     for (int32_t g = 0; g < groups; g++) {

@@ -553,7 +553,7 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
     bool is_float = quant_form(w->type).scales == SCALE_NONE;
     bool begins = at == 0, ends = at + count == packed_num_records(w->type, w->k);
     int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
-    int32_t num_tiles = (slice->rows + MAX_ROWS - 1) / MAX_ROWS;
+    int32_t num_tiles = divide_up(slice->rows, MAX_ROWS);
     bool packed = is_float || num_tiles <= most_packed_tiles(w->type);
     int32_t turns = packed ? num_tiles : 1;
     int64_t chunk_bytes = (int64_t)count * packed_record_bytes(w->type);
@@ -627,7 +627,7 @@ static void do_slice(const struct slice *slice)
 
 static int32_t num_panels(const struct matrix *w)
 {
-    return (w->n + PANEL - 1) / PANEL;
+    return divide_up(w->n, PANEL);
 }
 
 static const uint8_t *panel_start(const struct matrix *w, int64_t panel)

@@ -5,7 +5,7 @@
 
 int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k)
 {
-    return (int64_t)((n + PANEL - 1) / PANEL) * packed_panel_bytes(type, k);
+    return (int64_t)divide_up(n, PANEL) * packed_panel_bytes(type, k);
 }
 
 /* The codes of one column; `out` is its place in the first k-group. */
@@ -143,5 +143,5 @@ void matrix_pack_cpu(struct device *dev, struct matrix *w, int32_t at, int32_t n
     ASSERT(at >= 0 && n >= 0 && at + n <= w->n, "rows %d + %d of %d", at, n, w->n);
     ASSERT(at % PANEL == 0 || n == w->n, "column %d is inside a panel", at);
     w->first_block = (int32_t)(k0 / QUANT_BLOCK % SUPER_BLOCKS);
-    device_run(dev, (n + PANEL - 1) / PANEL, 4, pack_panels, &pack);
+    device_run(dev, divide_up(n, PANEL), 4, pack_panels, &pack);
 }

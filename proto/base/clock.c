@@ -1,5 +1,7 @@
 #include "proto/base/clock.h"
 
+#include "proto/base/rounding.h"
+
 #include <limits.h>
 #include <stddef.h>
 #include <time.h>
@@ -47,5 +49,5 @@ int clock_left_ms(int64_t deadline_ns)
 
     if (left_ns <= 0)
         return 0;
-    return left_ns / 1000000 >= INT_MAX ? INT_MAX : (int)((left_ns + 999999) / 1000000);
+    return left_ns / 1000000 >= INT_MAX ? INT_MAX : (int)divide_up_64(left_ns, 1000000);
 }

@@ -1,5 +1,6 @@
 #include "proto/model/dummy.h"
 
+#include "proto/base/rounding.h"
 #include "proto/model/hf_config.h"
 #include "proto/model/random_weights.h"
 #include "proto/model/shape.h"
@@ -54,7 +55,7 @@ static struct pool size_pool(enum tensor_type type, size_t largest)
     return (struct pool){
         .type = type,
         .piece_bytes = piece,
-        .bytes = (piece + largest + piece - 1) / piece * piece,
+        .bytes = round_up(piece + largest, piece),
     };
 }
 

@@ -1,5 +1,6 @@
 #include "proto/model/hf_quantization.h"
 
+#include "proto/base/rounding.h"
 #include "proto/model/json_field.h"
 #include "proto/model/reader.h"
 
@@ -153,11 +154,6 @@ enum status hf_quantization_read(const json_t *root, struct hf_quantization *out
 
 /* ---- scales ---------------------------------------------------------------------------------- */
 
-static int64_t count_blocks(int64_t items, int64_t of_block)
-{
-    return items / of_block + (items % of_block != 0);
-}
-
 /* Scales of which blocks these are. */
 static enum status find_blocks(const struct hf_quantization *quantization, const struct tensor *codes,
                                const struct tensor *scales, struct tensor_scales *out)
@@ -176,8 +172,8 @@ static enum status find_blocks(const struct hf_quantization *quantization, const
     }
     for (size_t i = 0; i < num_ways; i++) {
         *out = ways[i];
-        if (scales->num_dims <= 2 && count_blocks(codes->num_rows, ways[i].rows) == rows &&
-            count_blocks(codes->num_columns, ways[i].columns) == columns)
+        if (scales->num_dims <= 2 && divide_up_64(codes->num_rows, ways[i].rows) == rows &&
+            divide_up_64(codes->num_columns, ways[i].columns) == columns)
             return OK;
     }
     if (quantization->block_rows)

@@ -1,3 +1,4 @@
+#include "proto/base/rounding.h"
 #include "proto/model/hf_folder.h"
 #include "proto/model/reader.h"
 #include "proto/model/safetensors.h"
@@ -193,7 +194,7 @@ const struct tensor *model_file_tensor_at(const struct model_file *file, int32_t
 const float *tensor_row_scales(const struct tensor *tensor, int64_t row)
 {
     const struct tensor_scales *scales = &tensor->scales;
-    int64_t width = (tensor->num_columns + scales->columns - 1) / scales->columns;
+    int64_t width = divide_up_64(tensor->num_columns, scales->columns);
 
     return scales->values + row / scales->rows * width;
 }

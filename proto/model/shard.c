@@ -1,6 +1,7 @@
 #include "proto/model/shard.h"
 
 #include "proto/base/memory.h"
+#include "proto/base/rounding.h"
 
 enum {
     COLUMN_UNIT = 32,     /* a block of quantised activations */
@@ -30,7 +31,7 @@ static int32_t num_ffn_groups(const struct model_config *config)
 
 static int32_t num_vocabulary_units(const struct model_config *config)
 {
-    return config->vocab_size / VOCABULARY_UNIT + (config->vocab_size % VOCABULARY_UNIT != 0);
+    return divide_up(config->vocab_size, VOCABULARY_UNIT);
 }
 
 static enum status check_units(const struct model_config *config)

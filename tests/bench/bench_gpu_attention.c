@@ -119,7 +119,7 @@ static int32_t kv_head_of(const struct place *place, int32_t head)
 static void place_init(struct place *place, struct bench *bench, const struct model *model, const struct load *load,
                        enum kv_type type)
 {
-    int32_t blocks = (load->length + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+    int32_t blocks = divide_up(load->length, KV_BLOCK_TOKENS);
     int32_t width = model->num_heads * model->head_dim;
     int32_t rows = load->requests * load->rows, all = blocks * load->requests;
     int64_t group_bytes = KV_GROUP_BLOCKS * model->num_kv_heads * kv_head_bytes(type, model->head_dim);

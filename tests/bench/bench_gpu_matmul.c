@@ -112,7 +112,7 @@ static void call(struct bench *bench, int way, const struct shape *shape, enum t
     struct device *dev = bench->devs[way];
     const struct kernels *kernels = device_kernels(dev);
     struct matrix w = matrix_of(way, shape, type);
-    int64_t bytes = (matrix_bytes(kernels, &w) + 255) / 256 * 256;
+    int64_t bytes = round_up(matrix_bytes(kernels, &w), 256);
 
     w.data = (char *)bench->pool + bench->turn++ % (bench->pool_bytes / bytes) * bytes;
     if (shape->group_k)

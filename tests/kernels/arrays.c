@@ -36,7 +36,7 @@ enum { FP8_BLOCK = 128 };
 
 static int32_t num_blocks(int32_t items)
 {
-    return (items + FP8_BLOCK - 1) / FP8_BLOCK;
+    return divide_up(items, FP8_BLOCK);
 }
 
 int64_t fp8_num_scales(const struct fp8_weights *weights)

@@ -37,7 +37,7 @@ static void cache_init(struct cache *cache, const struct model *model)
 
     cache->stride = 0;
     for (int i = 0; i < model->num_requests; i++) {
-        int32_t blocks = (model->lengths[i] + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+        int32_t blocks = divide_up(model->lengths[i], KV_BLOCK_TOKENS);
 
         num_blocks += blocks;
         cache->stride = MAX(cache->stride, blocks + 1);

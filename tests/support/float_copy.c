@@ -1,5 +1,7 @@
 #include "tests/support/float_copy.h"
 
+#include "proto/base/rounding.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -43,7 +45,7 @@ static void skip_value(struct cursor *in, uint64_t type)
 
 static uint64_t aligned(uint64_t bytes)
 {
-    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return round_up(bytes, ALIGNMENT);
 }
 
 static uint64_t float_bytes(const struct tensor *tensor)

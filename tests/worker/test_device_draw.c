@@ -83,7 +83,7 @@ static struct rows *rows_new(int32_t num_tokens, int32_t max_rows)
 
     r->num_tokens = num_tokens;
     r->max_rows = max_rows;
-    r->words = (num_tokens + 31) / 32;
+    r->words = divide_up(num_tokens, 32);
     r->logits = mem_new_array(float, (size_t)(n * num_tokens));
     r->masks = mem_new_array(uint32_t, (size_t)(n * r->words));
     r->params = mem_new_array(struct sampling_params, (size_t)n);
@@ -181,7 +181,7 @@ static void make_logits(float *logits, int32_t n)
 
 static void make_mask(uint32_t *mask, int32_t n)
 {
-    int32_t words = (n + 31) / 32, kind = below(MASK_KINDS);
+    int32_t words = divide_up(n, 32), kind = below(MASK_KINDS);
 
     for (int32_t w = 0; w < words; w++)
         mask[w] = kind < 3   ? 0 /* nothing, one, a few */

@@ -5,6 +5,7 @@
  */
 #include "tests/support/expect.h"
 
+#include "proto/base/rounding.h"
 #include "proto/model/dummy.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/ranks.h"
@@ -181,7 +182,7 @@ static struct answer answer_of(const struct model_file *file, const char *isa,
                                const struct variant *variant)
 {
     int32_t vocab_size = model_file_config(file)->vocab_size;
-    int32_t num_steps = (NUM_IDS + variant->chunk - 1) / variant->chunk;
+    int32_t num_steps = divide_up(NUM_IDS, variant->chunk);
     AUTO_MEM struct ranks_step *steps = mem_new_array(struct ranks_step, num_steps);
     int32_t ids[1 + NUM_COMPANIONS][NUM_IDS];
     struct ranks_request requests[1 + NUM_COMPANIONS];

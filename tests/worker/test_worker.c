@@ -4,6 +4,7 @@
 #include "tests/support/plan_sheet.h"
 #include "proto/base/clock.h"
 #include "proto/base/cpus.h"
+#include "proto/base/rounding.h"
 #include "tests/support/tiny_model.h"
 #include "worker/worker.h"
 
@@ -356,7 +357,7 @@ static void nothing_is_sampled_without_the_mask_that_is_due(void **state)
     (void)state;
     start(&rank);
 
-    int32_t vocab_size = model_file_config(rank.file)->vocab_size, words = (vocab_size + 31) / 32;
+    int32_t vocab_size = model_file_config(rank.file)->vocab_size, words = divide_up(vocab_size, 32);
     int32_t slot = 0, allowed = 77, position = NUM_PROMPT, mask = 0;
     uint32_t *bits = mem_new_array(uint32_t, (size_t)words);
     struct grammar_output grammar = {.slots = &slot,
@@ -415,7 +416,7 @@ static void a_mask_that_allows_nothing_samples_no_token(void **state)
     (void)state;
     start(&rank);
 
-    int32_t words = (model_file_config(rank.file)->vocab_size + 31) / 32;
+    int32_t words = divide_up(model_file_config(rank.file)->vocab_size, 32);
     uint32_t *bits = mem_new_array(uint32_t, (size_t)words);
 
     write_prefill(&sheet, NULL);

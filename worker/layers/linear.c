@@ -1,5 +1,6 @@
 #include "worker/layers/linear.h"
 
+#include "proto/base/rounding.h"
 #include "worker/layers/pass.h"
 
 /* matrix_pack fills a matrix in several calls only at multiples of this. */
@@ -107,7 +108,7 @@ static void pack_codes(const struct matrix *w, int32_t at, struct device *dev, c
 {
     const struct tensor *tensor = part->tensor;
     int32_t height = w->fp8_has_blocks ? FP8_BLOCK : 1, width = w->fp8_has_blocks ? FP8_BLOCK : w->k;
-    int64_t rows = (part->num_rows + height - 1) / height, columns = (part->num_columns + width - 1) / width;
+    int64_t rows = divide_up(part->num_rows, height), columns = divide_up(part->num_columns, width);
     AUTO_MEM float *scales = mem_new_array(float, rows * columns);
 
     for (int64_t r = 0; r < rows; r++) {

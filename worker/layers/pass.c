@@ -1,6 +1,7 @@
 #include "worker/layers/pass.h"
 
 #include "proto/base/memory.h"
+#include "proto/base/rounding.h"
 #include "worker/layers/linear.h"
 
 #include <string.h>
@@ -61,7 +62,7 @@ static void add_norm(struct pass *pass, struct range own, struct add_norm_args a
 static enum status gather_residual(struct pass *pass, struct range rows)
 {
     int64_t hidden = pass->config->hidden_size, world = pass->shard->world;
-    int64_t count = rows.end - rows.first, stride = (count + world - 1) / world * hidden;
+    int64_t count = rows.end - rows.first, stride = divide_up_64(count, world) * hidden;
     struct range own = own_rows(pass, rows);
     float *residual = pass->residual + rows.first * hidden;
 

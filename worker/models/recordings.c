@@ -1,6 +1,7 @@
 #include "worker/models/recordings.h"
 
 #include "proto/base/memory.h"
+#include "proto/base/rounding.h"
 
 enum {
     MAX_RECORDINGS = 64,
@@ -25,7 +26,7 @@ struct recordings {
 /* 1, 2, 4, then multiples of 8; or all that there can be. */
 static int32_t round_rows(const struct recordings *recordings, int32_t rows)
 {
-    int32_t rounded = rows <= 2 ? rows : rows <= 4 ? 4 : (rows + 7) / 8 * 8;
+    int32_t rounded = rows <= 2 ? rows : rows <= 4 ? 4 : divide_up(rows, 8) * 8;
 
     return MIN(rounded, recordings->max_rows);
 }
