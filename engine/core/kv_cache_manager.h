@@ -15,6 +15,7 @@
 #define ENGINE_CORE_KV_CACHE_MANAGER_H
 
 #include "engine/core/request.h"
+#include "proto/base/rounding.h"
 
 struct kv_cache_manager {
     struct block_pool *pool;    /* owned */
@@ -30,7 +31,7 @@ void kv_cache_manager_close(struct kv_cache_manager *manager);
 static inline int32_t kv_cache_manager_blocks_for(const struct kv_cache_manager *manager,
                                                   int32_t num_tokens)
 {
-    return (num_tokens + manager->block_size - 1) / manager->block_size;
+    return divide_up(num_tokens, manager->block_size);
 }
 
 /* Blocks that a request will still take for the tokens that it has. */
