@@ -8,10 +8,10 @@ import tandem
 from server import wait_for
 
 MODEL = tandem.make_tiny_model("distributed.gguf", max_position=4096)
-LINES = [{"prompt": f"hello {i}", "max_tokens": 1000, "ignore_eos": True, "seed": i} for i in range(8)]
+LINES = [{"prompt": f"hello {i}", "max_tokens": tandem.reduced(1000, 4), "ignore_eos": True, "seed": i} for i in range(8)]
 LINES[0]["max_tokens"] = 1  # whoever sees its answer knows that all are at work
 REQUESTS = tandem.write_lines("distributed.jsonl", LINES)
-LONG = tandem.write_lines("long.jsonl", LINES[:1] + [dict(line, max_tokens=4000) for line in LINES[1:]])
+LONG = tandem.write_lines("long.jsonl", LINES[:1] + [dict(line, max_tokens=tandem.reduced(4000, 4)) for line in LINES[1:]])
 GENERATE = ("generate", "--model", MODEL, "--json", "--requests")
 
 

@@ -2,6 +2,7 @@
 
 Environment (set by meson): TANDEM_PROGRAM the program, TANDEM_MAKE_TINY_MODEL the maker of tiny models; without it
 those of build/ are meant. TANDEM_TEST_PATIENCE: how many times as long as on a quiet machine all may take.
+TANDEM_TEST_SANITIZED: "1" where the program is built with a sanitizer, and takes several times as long.
 """
 import atexit
 import json
@@ -33,6 +34,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def within(seconds):
     """How long what takes so long at most on a quiet machine may take on this one."""
     return seconds * float(os.environ.get("TANDEM_TEST_PATIENCE", "1"))
+
+
+def reduced(count, by):
+    """So many tokens; of a sanitized program a part of them, which takes it about as long."""
+    return -(-count // by) if os.environ.get("TANDEM_TEST_SANITIZED") == "1" else count
 
 
 def deploy(name):

@@ -28,6 +28,7 @@ WAYS = [
 
 def requests(num_requests, num_prompt, max_tokens):
     """Half of them greedy, half of them drawn; some share the beginnings of their prompts."""
+    num_prompt, max_tokens = tandem.reduced(num_prompt, 2), tandem.reduced(max_tokens, 2)
     return [{
         "prompt_token_ids": [30 + t if t < 40 and i % 4 == 0 else 20 + (i * 13 + t * 7) % 200
                              for t in range(1 + i * 37 % num_prompt)],
