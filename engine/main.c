@@ -3,6 +3,7 @@
 #include "proto/base/memory.h"
 #include "proto/config/option.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -57,8 +58,18 @@ static int refuse_unknown(const char *name)
     return 2;
 }
 
+/* Where 0, 1 or 2 is closed (`2>&-`) a socket would be opened, and logged into. /dev/null the wrong way round fails
+ * whoever reads or prints, as what is closed does. */
+static void hold_standard_fds(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY); /* gets the lowest that is free: fd */
+}
+
 int main(int argc, char **argv)
 {
+    hold_standard_fds();
     if (argc < 2) {
         print_help(stderr);
         return 2;

@@ -71,6 +71,12 @@ class Prompt(unittest.TestCase):
         plain = json.loads(generate("--prompt", "hello", "--json", "--max-tokens", 1)[1])
         self.assertEqual(chat["prompt_token_ids"], plain["prompt_token_ids"])
 
+    def test_a_closed_stdout_is_told(self):
+        done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", tandem.PROGRAM, "generate", "--model", MODEL,
+                               "--prompt", "hello", "--max-tokens", "4"], capture_output=True)
+        self.assertEqual((done.returncode, done.stderr.decode().splitlines()[-1]),
+                         (74, "tandem generate: writing the answers failed: Bad file descriptor"))
+
     def test_ranks_do_not_change_the_answer(self):
         one = generate("--prompt", "hello", "--json", "--logprobs", 1, "--max-tokens", 16)
         for ranks in (2, 3):

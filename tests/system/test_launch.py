@@ -173,6 +173,13 @@ class Programs(unittest.TestCase):
         rc, out, err = run("--", "sh", "-c", "printf 'a\\0b'; printf c >&2")
         self.assertEqual((rc, out, err), (0, "a\0b", "c"))
 
+    def test_what_is_closed_stays_so(self):
+        for number, other in (1, "e"), (2, "o"):
+            done = subprocess.run(["sh", "-c", f'exec "$@" {number}>&-', "sh", *LAUNCH, "-np", "2", "--", PROBE, "print=o",
+                                   "error=e"], capture_output=True, timeout=30)
+            self.assertEqual((done.returncode, sorted((done.stdout + done.stderr).decode().splitlines())),
+                             (0, [f"[rank {rank}] {other}" for rank in (0, 1)]))
+
     def test_timestamps_and_files(self):
         folder = tandem.path("printed/here")
         rc, out, _ = run("-np", 2, "--timestamp-output", "--output-filename", folder, "--", PROBE,

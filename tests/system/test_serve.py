@@ -415,6 +415,12 @@ class Ends(unittest.TestCase):
                 hear_until("STOPPING=1")
                 assert server.process.wait(tandem.within(10)) == 0, server.log_text()
 
+    def test_a_closed_stderr_is_no_client_s_socket(self):
+        with Server(*RANKS, launcher=("sh", "-c", 'exec "$@" 2>&-', "sh")) as server:
+            assert server.complete()["usage"]
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(tandem.within(10)) == 0
+
     def test_health_goes_on_while_ranks_are_replaced(self):
         with Server(*RANKS) as server:
             workers = children_of(server.process.pid)
