@@ -1,6 +1,7 @@
 #include "engine/cmd/cmd.h"
 #include "engine/cmd/exit_code.h"
 #include "engine/cmd/generate_options.h"
+#include "engine/cmd/line_reader.h"
 #include "engine/front/structured_outputs.h"
 #include "engine/front/front.h"
 #include "engine/text/utf8.h"
@@ -34,11 +35,7 @@ struct run { /* one `tandem generate` */
     struct front *front;
     struct openai_model model; /* front's, but takes any "model" of a request */
 
-    FILE *file; /* of requests, or NULL: the prompt of the command line */
-    char *line; /* getline's */
-    size_t line_capacity;
-    int32_t line_number;
-    bool at_end;
+    struct line_reader requests; /* at_end from the start: the prompt of the command line is the only one */
 
     int64_t num_read;        /* requests, refused ones included: the next one's index */
     struct request *waiting; /* read, and refused by a full queue so far */
@@ -75,7 +72,7 @@ static void print_refusal(struct run *run, int64_t index, enum status status, co
     if (run->options->json)
         print_line(json_pack("{s:I, s:{s:s, s:s}}", "index", (json_int_t)index, "error", "code",
                              status_name(status), "message", bytes_text(&words)));
-    else if (run->file)
+    else if (run->options->requests)
         fprintf(stderr, "tandem generate: request %lld: %s\n", (long long)index,
                 bytes_text(&words));
     else
@@ -324,60 +321,30 @@ static enum status read_body(struct run *run, json_t *body, struct generation **
     return status;
 }
 
-static enum status read_line(struct run *run, size_t size, struct generation **out)
+static enum status read_line(struct run *run, const char *line, size_t size,
+                             struct generation **out)
 {
     json_t *body;
 
-    TRY(openai_decode(run->line, size, run->line_number, &body));
+    TRY(openai_decode(line, size, run->requests.number, &body));
     return read_body(run, body, out);
 }
 
-static bool is_blank(const char *line, size_t size)
-{
-    return strspn(line, " \t\r\n") == size;
-}
-
-/* What could not be read has no index to be refused by. */
-static void end_file(struct run *run)
-{
-    run->at_end = true;
-    if (!ferror(run->file))
-        return;
-    fprintf(stderr, "tandem generate: --requests %s cannot be read%s: %m\n", run->options->requests,
-            run->num_read > 0 ? " to its end" : "");
-    run->num_failed++;
-}
-
-/* The next line that is not blank; false at the end. */
-static bool next_line(struct run *run, size_t *size_out)
-{
-    ssize_t size;
-
-    do {
-        size = getline(&run->line, &run->line_capacity, run->file);
-        if (size < 0) {
-            end_file(run);
-            return false;
-        }
-        run->line_number++;
-    } while (is_blank(run->line, (size_t)size));
-    *size_out = (size_t)size;
-    return true;
-}
-
-/* The next request that can be read; those that cannot are answered on the way. NULL: no more. */
+/* The next request that can be read; those that cannot are answered on the way. NULL: no more now. */
 static struct request *next_request(struct run *run)
 {
+    bool has_file = run->options->requests;
+    const char *line = NULL;
     size_t size = 0;
 
-    while (run->file ? !run->at_end && next_line(run, &size) : run->num_read == 0) {
+    while (has_file ? (line = line_reader_next(&run->requests, &size)) != NULL : run->num_read == 0) {
         struct request *request = mem_new(struct request);
         enum status status;
 
         request->run = run;
         request->index = run->num_read++;
-        status = run->file ? read_line(run, size, &request->generation)
-                           : read_body(run, prompt_body(run), &request->generation);
+        status = has_file ? read_line(run, line, size, &request->generation)
+                          : read_body(run, prompt_body(run), &request->generation);
         if (status == OK)
             return request;
         print_refusal(run, request->index, status, fail_text());
@@ -398,7 +365,7 @@ static void feed(struct run *run)
         run->waiting = NULL;
         if (status == OK) {
             list_push_back(&run->live, &request->link);
-            run->streams = !run->file && !run->options->json &&
+            run->streams = !run->options->requests && !run->options->json &&
                            request->generation->num_sequences == 1;
         } else {
             print_refusal(run, request->index, status, fail_text());
@@ -433,12 +400,14 @@ static enum status catch_interrupts(void)
     return OK;
 }
 
-/* Parks until the engine has news; true: somebody asked for it to stop. */
+/* Parks until the engine has news, or whoever writes requests; true: somebody asked for it to stop. */
 static bool wait_for_news(const struct run *run)
 {
+    bool wants_requests = !run->requests.at_end && !run->waiting;
     struct pollfd fds[] = {
         {.fd = front_fd(run->front), .events = POLLIN},
         {.fd = interrupt_pipe[0], .events = POLLIN},
+        {.fd = wants_requests ? run->requests.fd : -1, .events = POLLIN},
     };
 
     while (poll(fds, COUNT_OF(fds), -1) < 0)
@@ -446,16 +415,38 @@ static bool wait_for_news(const struct run *run)
     return fds[1].revents != 0;
 }
 
+/* What could not be read has no index to be refused by. */
+static void check_read(struct run *run)
+{
+    if (!run->requests.error)
+        return;
+    fprintf(stderr, "tandem generate: --requests %s cannot be read%s: %s\n", run->options->requests,
+            run->num_read > 0 ? " to its end" : "", strerror(run->requests.error));
+    run->num_failed++;
+}
+
 static int answer_all(struct run *run)
 {
     for (;;) {
         feed(run);
-        if (list_is_empty(&run->live))
+        if (list_is_empty(&run->live) && run->requests.at_end) {
+            check_read(run);
             return run->num_failed > 0 ? EXIT_OTHER : EXIT_CLEAN;
+        }
         if (wait_for_news(run))
             return EXIT_INTERRUPTED;
         front_poll(run->front);
     }
+}
+
+static enum status open_requests(const char *path, struct line_reader *reader)
+{
+    if (path)
+        reader->fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (reader->fd < 0)
+        return fail(ERR_NOT_FOUND, "--requests %s: %m", path);
+    reader->at_end = !path;
+    return OK;
 }
 
 static enum status open_run(struct run *run, const struct config *config)
@@ -463,13 +454,7 @@ static enum status open_run(struct run *run, const struct config *config)
     const struct generate_options *options = run->options;
     enum status status;
 
-    if (options->requests && strcmp(options->requests, "-") != 0) {
-        run->file = fopen(options->requests, "re");
-        if (!run->file)
-            return fail(ERR_NOT_FOUND, "--requests %s: %m", options->requests);
-    } else if (options->requests) {
-        run->file = stdin;
-    }
+    TRY(open_requests(options->requests, &run->requests));
     status = front_open(config, show_phase, (void *)options, &run->front);
     clear_phase();
     TRY(status);
@@ -490,9 +475,9 @@ static int close_run(struct run *run, int exit_status)
     }
     request_free(run->waiting);
     front_free(run->front);
-    if (run->file && run->file != stdin)
-        fclose(run->file);
-    mem_free(run->line);
+    if (run->requests.fd > STDIN_FILENO)
+        close(run->requests.fd);
+    line_reader_close(&run->requests);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         fprintf(stderr, "tandem generate: writing the answers failed: %m\n");
         return exit_status == EXIT_CLEAN ? EXIT_IO : exit_status;

@@ -1,9 +1,11 @@
 """tandem generate as a user and a script meet it: answers, refusals, exit status."""
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
+import time
 import unittest
 
 import folders
@@ -155,6 +157,43 @@ class Requests(unittest.TestCase):
                                 stdin=b'\n{"prompt": "a"}\n\n{"prompt": "b"}')
         self.assertEqual(rc, 0, err)
         self.assertEqual(sorted(json.loads(line)["index"] for line in out.splitlines()), [0, 1])
+
+
+class Pipe(unittest.TestCase):
+    """Whoever writes requests reads the answer to one before it writes the next."""
+
+    def talk(self, *args, stdin):
+        return subprocess.Popen([tandem.PROGRAM, "generate", "--model", MODEL, "--json", "--max-tokens", "2", *args],
+                                stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def answer(self, process):
+        self.assertTrue(select.select([process.stdout], [], [], tandem.within(20))[0], "no answer")
+        return json.loads(process.stdout.readline())
+
+    def converse(self, process, pipe):
+        for i in range(3):
+            pipe.write(b'{"prompt": "a"}\n')
+            self.assertEqual(self.answer(process)["index"], 2 * i)
+            for half in b'{"prompt":', b' "b"}\n':
+                pipe.write(half)
+                time.sleep(0.05)
+            self.assertEqual(self.answer(process)["index"], 2 * i + 1)
+        pipe.write(b'{"prompt": "c"}')  # the last line needs no newline
+        pipe.close()
+        self.assertEqual(self.answer(process)["index"], 6)
+        self.assertEqual((process.wait(tandem.within(20)), process.stdout.read()), (0, b""))
+
+    def test_a_request_is_answered_while_stdin_stays_open(self):
+        read, write = os.pipe()
+        with self.talk("--requests", "-", stdin=read) as process, open(write, "wb", buffering=0) as pipe:
+            os.close(read)
+            self.converse(process, pipe)
+
+    def test_a_fifo_is_a_pipe_too(self):
+        fifo = tandem.path("requests.fifo")
+        os.mkfifo(fifo)
+        with self.talk("--requests", fifo, stdin=subprocess.DEVNULL) as process, open(fifo, "wb", buffering=0) as pipe:
+            self.converse(process, pipe)
 
 
 class BadInput(unittest.TestCase):
