@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_INTERRUPTED = EXIT_SIGNAL + SIGINT, DEFAULT_PROMPT_TOKENS = 256 };
+enum { DEFAULT_PROMPT_TOKENS = 256 };
 
 struct totals { /* of the sequences that were answered */
     int64_t num_answers;
@@ -378,12 +378,13 @@ static void feed(struct run *run)
 /* ---- the whole --------------------------------------------------------------------------------------- */
 
 static int interrupt_pipe[2] = {-1, -1};
+static volatile sig_atomic_t interrupted_by;
 
 static void on_interrupt(int signal)
 {
     int saved = errno;
 
-    (void)signal;
+    interrupted_by = signal;
     (void)!write(interrupt_pipe[1], "", 1);
     errno = saved;
 }
@@ -434,7 +435,7 @@ static int answer_all(struct run *run)
             return run->num_failed > 0 ? EXIT_OTHER : EXIT_CLEAN;
         }
         if (wait_for_news(run))
-            return EXIT_INTERRUPTED;
+            return EXIT_SIGNAL + interrupted_by;
         front_poll(run->front);
     }
 }

@@ -19,7 +19,8 @@ static const char usage[] =
     "and a refused request is {\"index\", \"error\": {\"code\", \"message\"}}. A request with several\n"
     "answers has a line for each, with \"sample\" behind \"index\".\n"
     "\n"
-    "Exit status: 0 all are answered, 1 some are not, 2 the command line is wrong.\n";
+    "Exit status: 0 all are answered, 1 some are not, 2 the command line is wrong, 130 and 143:\n"
+    "SIGINT and SIGTERM ended it.\n";
 
 #define ROW(member, ...) OPTION(struct generate_options, member, __VA_ARGS__)
 static const struct option rows[] = {

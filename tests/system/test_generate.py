@@ -13,6 +13,7 @@ import tandem
 from plain_model import PlainModel
 
 MODEL = tandem.make_tiny_model()
+EXIT_SIGNAL = 128
 
 
 def generate(*args, stdin=b"", model=MODEL):
@@ -411,11 +412,22 @@ class Interrupt(unittest.TestCase):
                 ranks = f.read().split()
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=tandem.within(20))
-        self.assertEqual(process.returncode, 130, err)
+        self.assertEqual(process.returncode, EXIT_SIGNAL + signal.SIGINT, err)
         self.assertLess(len(out.splitlines()), 100)
         self.assertNotIn(b"rank", err.replace(b"ranks:", b""))
         self.assertEqual(len(ranks), 2)
         self.assertEqual([rank for rank in ranks if os.path.exists(f"/proc/{rank}")], [])
+
+    def test_the_exit_status_says_by_which_signal(self):
+        for number in signal.SIGINT, signal.SIGTERM:
+            with self.subTest(number), subprocess.Popen(
+                    [tandem.PROGRAM, "generate", "--model", MODEL, "--requests", "-"],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                process.stdin.write(b'{"prompt": "hello"}\n')
+                process.stdin.flush()
+                process.stdout.readline()  # it waits for another request
+                process.send_signal(number)
+                self.assertEqual(process.wait(tandem.within(20)), EXIT_SIGNAL + number)
 
 
 if __name__ == "__main__":
