@@ -50,7 +50,10 @@ const char *line_reader_next(struct line_reader *reader, size_t *size_out)
         *newline = '\0';
         *size_out = (size_t)(newline - line);
         reader->begin = reader->searched = (size_t)(newline + 1 - text);
-        reader->number++;
+        if (reader->number++ == 0 && strncmp(line, "\xEF\xBB\xBF", 3) == 0) {
+            line += 3;
+            *size_out -= 3;
+        }
         if (strspn(line, " \t\r") < *size_out)
             return line;
     }

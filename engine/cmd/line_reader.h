@@ -1,7 +1,7 @@
 /*
  * line_reader: the lines of a file as they come; who writes a pipe may wait for answers before it goes on.
  *
- * Blank lines are counted and passed over.
+ * Blank lines are counted and passed over; a byte order mark before the first is no part of it.
  *
  * Thread: main.
  */

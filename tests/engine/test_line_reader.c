@@ -102,6 +102,29 @@ static void blank_lines_are_counted_and_passed_over(void **state)
     expect_none(&piped, true);
 }
 
+static void a_byte_order_mark_is_no_part_of_the_first_line(void **state)
+{
+    static const struct {
+        const char *text, *line;
+        int32_t number;
+    } rows[] = {
+        {"\xEF\xBB\xBF{}\n", "{}", 1},
+        {"\xEF\xBB\xBF\n\n{}\n", "{}", 3},
+        {"\xEF\xBB{}\n", "\xEF\xBB{}", 1},
+        {"{}\n", "{}", 1},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        AUTO_CLOSE(piped) struct piped piped = piped_open();
+
+        say(&piped, rows[i].text);
+        expect_line(&piped, rows[i].number, rows[i].line);
+        say(&piped, "\xEF\xBB\xBF{}\n");
+        expect_line(&piped, rows[i].number + 1, "\xEF\xBB\xBF{}");
+    }
+}
+
 static void a_line_may_be_longer_than_what_is_read_at_once(void **state)
 {
     enum { SIZE = 1 << 20 };
@@ -143,6 +166,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_line_is_there_when_it_is_whole),
     cmocka_unit_test(the_last_line_needs_no_newline),
     cmocka_unit_test(blank_lines_are_counted_and_passed_over),
+    cmocka_unit_test(a_byte_order_mark_is_no_part_of_the_first_line),
     cmocka_unit_test(a_line_may_be_longer_than_what_is_read_at_once),
     cmocka_unit_test(what_cannot_be_read_is_told_apart_from_the_end),
 };

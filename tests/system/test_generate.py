@@ -159,6 +159,13 @@ class Requests(unittest.TestCase):
         self.assertEqual(rc, 0, err)
         self.assertEqual(sorted(json.loads(line)["index"] for line in out.splitlines()), [0, 1])
 
+    def test_a_byte_order_mark_does_not_count(self):
+        rc, out, err = generate("--requests", "-", "--json", stdin=b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "b" 5}\n')
+        self.assertEqual(rc, 1, err)
+        lines = sorted(map(json.loads, out.splitlines()), key=lambda line: line["index"])
+        self.assertIn("text", lines[0])
+        self.assertIn("line 2, column", lines[1]["error"]["message"])
+
 
 class Pipe(unittest.TestCase):
     """Whoever writes requests reads the answer to one before it writes the next."""
