@@ -280,13 +280,12 @@ static void on_sequence(void *user, struct generation *generation, int32_t seque
 /* ---- a request begins ------------------------------------------------------------------------------- */
 
 /* The prompt of the command line. A first try gives the same answer twice, unless the model asks for another
- * temperature, and a longer one than OpenAI's 16 tokens. */
+ * temperature. */
 static json_t *prompt_body(const struct run *run)
 {
     json_t *body = json_pack("{s:s}", "prompt", run->options->prompt);
 
     json_object_update_missing(body, run->options->params);
-    json_object_update_missing_new(body, json_pack("{s:i}", "max_tokens", DEFAULT_PROMPT_TOKENS));
     if (!run->model.generation_config->has_temperature)
         json_object_update_missing_new(body, json_pack("{s:i}", "temperature", 0));
     return body;
@@ -461,6 +460,8 @@ static enum status open_run(struct run *run, const struct config *config)
     TRY(status);
     run->model = *front_model(run->front);
     run->model.name = NULL;
+    if (options->prompt)
+        run->model.default_tokens = DEFAULT_PROMPT_TOKENS; /* a first try wants more than OpenAI's */
     notify("READY=1");
     return catch_interrupts();
 }

@@ -32,7 +32,7 @@ static const struct option rows[] = {
     ROW(help, OPTION_BOOL, "false", "print this"),
 
     ROW(max_tokens, OPTION_TEXT, NULL,
-        "tokens at most (--prompt: 256; requests: 16, chats what fits)",
+        "tokens at most (--prompt: 256, or what fits; requests: 16, chats what fits)",
         .value = "N", .group = "Sampling, where a request does not say otherwise"),
     ROW(temperature, OPTION_TEXT, NULL,
         "0 takes the likeliest token (what generation_config.json says; else --prompt: 0, requests: 1)",

@@ -37,6 +37,7 @@ struct openai_model {              /* what bodies are read against; frozen */
     int32_t max_model_len;
     int64_t seed; /* of requests that bring none; -1: random */
     int32_t max_logprobs; /* -1: no limit */
+    int32_t default_tokens; /* of an answer, or as many as fit; 0: OpenAI's 16, of a chat what fits */
     const struct generation_config *generation_config; /* NULL: the model asks for nothing */
     bool serves_by_priority; /* --scheduling-policy priority; else a request's must be 0 */
 };

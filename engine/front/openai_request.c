@@ -559,7 +559,9 @@ static enum status read_prompts(struct reader *reader)
     TRY(chat ? read_messages(reader) : read_completion_prompts(reader));
     for (int32_t i = 0; i < generation->num_prompts; i++)
         TRY(check_length(reader, &generation->prompts[i]));
-    if (!chat && generation->params.max_tokens < 0)
+    if (generation->params.max_tokens < 0 && reader->model->default_tokens)
+        generation->params.max_tokens = reader->model->default_tokens;
+    else if (generation->params.max_tokens < 0 && !chat)
         generation->params.max_tokens = DEFAULT_COMPLETION_TOKENS;
     limit_answer(reader);
     return OK;

@@ -74,6 +74,20 @@ class Prompt(unittest.TestCase):
         plain = json.loads(generate("--prompt", "hello", "--json", "--max-tokens", 1)[1])
         self.assertEqual(chat["prompt_token_ids"], plain["prompt_token_ids"])
 
+    def test_an_answer_has_256_tokens_or_what_fits(self):
+        def num_tokens(*args):
+            rc, out, err = generate("--json", "--ignore-eos", *args, model=long)
+            self.assertEqual(rc, 0, err)
+            line = json.loads(out)
+            return len(line["prompt_token_ids"]), len(line["token_ids"])
+
+        long = tandem.make_tiny_model("long.gguf", max_position=400)
+        self.assertEqual(num_tokens("--prompt", "hello")[1], 256)
+        for chat in (), ("--chat",):
+            prompt, answer = num_tokens("--prompt", "x" * 300, *chat)
+            self.assertLess(answer, 256)
+            self.assertEqual(prompt + answer, 400)
+
     def test_a_closed_stdout_is_told(self):
         done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", tandem.PROGRAM, "generate", "--model", MODEL,
                                "--prompt", "hello", "--max-tokens", "4"], capture_output=True)
