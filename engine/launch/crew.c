@@ -120,23 +120,18 @@ static void send_output(struct crew *crew, const struct member *member, int stre
     crew->num_sent += size;
 }
 
-/* Lines that are whole, or too long; at the end also what is left, as a line. */
+/* Lines that are whole, and a part of one that is too long; at the end also what is left. */
 static void send_lines(struct crew *crew, const struct member *member, int number, bool is_end)
 {
     struct stream *stream = (struct stream *)&member->streams[number];
     const char *newline = memrchr(stream->text, '\n', stream->size);
     size_t size = newline ? (size_t)(newline - stream->text) + 1 : 0;
 
-    if (!crew->whole_lines)
+    if (!crew->whole_lines || is_end || (!newline && stream->size == MAX_LINE))
         size = stream->size;
     send_output(crew, member, number, stream->text, size);
     memmove(stream->text, stream->text + size, stream->size - size);
     stream->size -= size;
-    if (stream->size == MAX_LINE - 1 || (is_end && stream->size > 0)) {
-        stream->text[stream->size++] = '\n';
-        send_output(crew, member, number, stream->text, stream->size);
-        stream->size = 0;
-    }
 }
 
 /* false: there is nothing more to read now. */
@@ -146,12 +141,11 @@ static bool read_output(struct crew *crew, struct member *member, int number)
 
     if (stream->fd < 0)
         return false;
-    /* One byte is kept for the newline of a line that is cut. */
-    ssize_t n = read(stream->fd, stream->text + stream->size, MAX_LINE - 1 - stream->size);
+    ssize_t n = read(stream->fd, stream->text + stream->size, MAX_LINE - stream->size);
     if (n < 0)
         return errno == EINTR;
     stream->size += (size_t)n;
-    send_lines(crew, member, number, n == 0 && crew->whole_lines);
+    send_lines(crew, member, number, n == 0);
     if (n == 0) {
         close(stream->fd);
         stream->fd = -1;

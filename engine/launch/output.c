@@ -107,6 +107,8 @@ static void add_line(const struct output *output, struct bytes *out, const char 
     if (output->options.is_tagged)
         bytes_printf(out, "[%s] ", tag);
     bytes_append(out, line, size);
+    if (line[size - 1] != '\n') /* else what another process says would go on behind it */
+        bytes_append(out, "\n", 1);
 }
 
 void output_text(struct output *output, struct output_files *files, const char *tag, int stream,

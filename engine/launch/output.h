@@ -45,7 +45,8 @@ MUST_USE enum status output_files_open(const struct output *output, const char *
                                        struct output_files *out);
 void output_files_close(struct output_files *files);
 
-/* stream: 1 or 2. `tag`: "rank 3". Tagged or with timestamps: `text` is whole lines. */
+/* stream: 1 or 2. `tag`: "rank 3". Tagged or with timestamps, `text` is whole lines, or a part of one that is too long
+ * or ends the output without a newline: it becomes a line. Files have it all as it was printed. */
 void output_text(struct output *output, struct output_files *files, const char *tag, int stream,
                  const char *text, size_t size);
 /* "launch: sentence" on stderr; what is not printable becomes "?". */

@@ -191,6 +191,20 @@ class Programs(unittest.TestCase):
                 with open(f"{folder}/rank.{rank}/{name}") as file:
                     self.assertEqual(file.read(), text)
 
+    def test_files_have_every_byte_and_the_terminal_lines(self):
+        text = "\0ab\r" + "x" * 70000 + "\n\nlast"
+        folder = tandem.path("exact")
+        rc, out, err = run("-np", 2, "--output-filename", folder, "--", "cat", tandem.write("long.txt", text))
+        self.assertEqual((rc, err), (0, ""))
+        printed = {0: "", 1: ""}
+        for line in out.split("\n")[:-1]:
+            self.assertRegex(line, r"^\[rank [01]\] ")
+            printed[int(line[6])] += line[len("[rank 0] "):]
+        self.assertEqual(set(printed.values()), {text.replace("\n", "")})
+        for rank in (0, 1):
+            with open(f"{folder}/rank.{rank}/stdout", "rb") as file:
+                self.assertEqual(file.read().decode(), text)
+
     def test_a_slow_reader_holds_the_ranks_and_loses_nothing(self):
         process = subprocess.Popen([*LAUNCH, "-np", "2", "--", PROBE, "many=100000"],
                                    stdout=subprocess.PIPE)
