@@ -301,6 +301,8 @@ enum status engine_pause(struct engine *engine, enum pause_mode mode, bool clear
 
 enum status engine_resume(struct engine *engine, engine_listener *listener, void *user)
 {
+    if (atomic_load(&engine->is_draining) && !engine_is_paused(engine))
+        return fail(ERR_CLOSED, "the engine drains for good: end it ('tandem ctl shutdown') and start another");
     return core_resume(engine->core, listener, user);
 }
 

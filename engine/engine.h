@@ -93,7 +93,7 @@ bool engine_has_room(const struct engine *engine);
 /* Behind an ERR_FULL of engine_check_admission: the seconds, from 1 up, after which there should be room for
  * that request, by how fast others have ended of late. */
 int32_t engine_retry_after_s(const struct engine *engine);
-/* Refuses new requests from now on; those inside go on. */
+/* Refuses new requests from now on, for good; those inside go on. */
 void engine_drain(struct engine *engine);
 
 /* ---- orders ------------------------------------------------------------------------------------ */
@@ -119,7 +119,7 @@ MUST_USE enum status pause_mode_parse(const char *text, enum pause_mode *out);
 
 MUST_USE enum status engine_pause(struct engine *engine, enum pause_mode mode, bool clear_cache,
                                   engine_listener *listener, void *user);
-/* Goes on. An engine that is not paused is fine. */
+/* Goes on. An engine that is not paused is fine, unless it drains: ERR_CLOSED, that is not taken back. */
 MUST_USE enum status engine_resume(struct engine *engine, engine_listener *listener, void *user);
 /* Any thread. */
 bool engine_is_paused(const struct engine *engine);

@@ -513,7 +513,7 @@ const struct control_command control_commands[] = {
         .act = act_config_set),
     ROW("log-level", "what the engine's process logs", ROLE_OPERATE,
         .args = {{"level", CONTROL_WORD, .words = "error warn info debug"}}, .act = act_log_level),
-    ROW("drain", "refuses new requests from now on; waits until all are answered", ROLE_OPERATE,
+    ROW("drain", "refuses new requests for good; waits until all are answered", ROLE_OPERATE,
         .args = {{"wait", CONTROL_SECONDS, .is_flag = true, .most = 86400}}, .act = act_drain),
     ROW("pause", "admits no request until resume; ends, awaits or freezes those inside",
         ROLE_OPERATE, .args = {{"mode", CONTROL_WORD, .words = "abort wait keep"}},

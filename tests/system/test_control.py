@@ -351,11 +351,21 @@ class Ends(unittest.TestCase):
             code, err = server.refused("health")
             self.assertEqual((code, "draining" in err), (FAILED, True))
             self.assertEqual(server.post("/v1/completions", {"prompt": "x"})[0], 503)
+            code, err = server.refused("resume")
+            self.assertEqual((code, "the engine drains for good" in err), (FAILED, True))
             stream.close()
             server.tell("drain", "--wait", "20")
             server.tell("shutdown")
             self.assertEqual(server.process.wait(tandem.within(20)), 0)
             self.assertEqual(server.ctl("status")[0], GONE)
+
+    def test_what_is_frozen_goes_on_though_it_drains(self):
+        with Controlled() as server, server.open_stream(max_tokens=3000):
+            wait_for("the stream", lambda: server.tell("status")["requests_running"])
+            server.tell("pause", "keep")
+            server.tell("drain")
+            server.tell("resume")
+            server.tell("drain", "--wait", "30")
 
     def test_shutdown_now_cuts_off(self):
         with Controlled() as server, server.open_stream():

@@ -197,6 +197,13 @@ class Pauses(unittest.TestCase):
             late.join()
             assert answers[-1][2]["choices"][0]["text"] == texts[0], answers[-1]
 
+    def test_a_drain_is_not_taken_back(self):
+        control = "ipc://" + tandem.path("drained")
+        with Server("--enable-dev-endpoints", "--control", control) as server:
+            self.assertEqual(tandem.run("ctl", "--socket", control, "drain")[0], 0)
+            status, _, answer = server.ask("POST", "/resume")
+            self.assertEqual((status, "the engine drains for good" in answer["error"]["message"]), (503, True), answer)
+
     def test_a_client_that_leaves_while_it_waits_for_a_pause_is_harmless(self):
         with Server("--enable-dev-endpoints") as server:
             with server.open_stream():
