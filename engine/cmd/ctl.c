@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 struct ctl_options {
     char *socket, *key, *server_key, *run_dir;
@@ -374,24 +375,45 @@ static double timeout_of(const struct ctl_options *options, const struct words *
     return options->timeout > 0 ? options->timeout : ANSWER_S + wait_of(words);
 }
 
+/* An engine of this host is in another folder: the file of a command, its first argument, is told with its whole path. */
+static enum status make_file_absolute(const char *name, json_t *args)
+{
+    const struct control_command *command;
+    AUTO_MEM char *folder = NULL;
+    const char *file;
+    size_t place;
+
+    if (control_command_find(name, args, &command, &place) != OK || command->args[0].kind != CONTROL_FILE)
+        return OK; /* or the engine says what is wrong */
+    file = json_string_value(json_array_get(args, place));
+    if (!file || !*file || *file == '/' || strncmp(file, "--", 2) == 0)
+        return OK;
+    folder = getcwd(NULL, 0);
+    if (!folder || json_array_set_new(args, place, json_sprintf("%s/%s", folder, file)) != 0)
+        return fail(ERR_INVALID, "%s: name it with its whole path, which can't be told from here", file);
+    return OK;
+}
+
 static enum status ask(const struct ctl_options *options, const struct words *words,
                        bool *was_answered)
 {
-    AUTO_MEM char *found = NULL;
+    AUTO_MEM char *endpoint = options->socket ? mem_strdup(options->socket) : NULL;
     AUTO_CLOSE(control_answer) struct control_answer answer = {0};
     struct control_key_file key = {0};
     json_t *args = json_copy(words->command);
     enum status status = OK;
 
     json_array_remove(args, 0);
-    if (!options->socket)
-        status = control_find(options->run_dir, &found);
+    if (!endpoint)
+        status = control_find(options->run_dir, &endpoint);
+    if (status == OK && strncmp(endpoint, "ipc://", strlen("ipc://")) == 0)
+        status = make_file_absolute(word_at(words, 0), args);
     if (status == OK && options->key)
         status = read_key(options, &key);
     if (status == OK)
         status = control_ask(
             &(struct control_question){
-                .endpoint = options->socket ? options->socket : found,
+                .endpoint = endpoint,
                 .key = options->key ? &key : NULL,
                 .command = word_at(words, 0),
                 .args = args,

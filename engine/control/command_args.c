@@ -151,12 +151,12 @@ static enum status read_text(const struct control_command *command, const struct
 static enum status put(const struct control_command *command, const struct control_arg *arg,
                        const json_t *value, json_t *out)
 {
-    bool is_text = arg->kind == CONTROL_TEXT || arg->kind == CONTROL_WORD;
+    bool is_number = arg->kind == CONTROL_INTEGER || arg->kind == CONTROL_SECONDS;
     json_t *read = NULL;
 
     if (json_object_get(out, arg->name))
         return wrong(command, "%s is given twice", arg->name);
-    TRY(is_text ? read_text(command, arg, value, &read) : read_number(command, arg, value, &read));
+    TRY(is_number ? read_number(command, arg, value, &read) : read_text(command, arg, value, &read));
     json_object_set_new(out, arg->name, read);
     return OK;
 }

@@ -26,6 +26,7 @@ const char *control_role_name(enum control_role role);
 
 enum control_arg_kind {
     CONTROL_TEXT,    /* a string */
+    CONTROL_FILE,    /* a string, a path on the engine's host; the first argument */
     CONTROL_WORD,    /* a string, one of `words` */
     CONTROL_INTEGER, /* an integer within least..most */
     CONTROL_SECONDS, /* a real within least..most */

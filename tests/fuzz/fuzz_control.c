@@ -16,7 +16,7 @@ static void check_args(const struct control_command *command, const json_t *args
         ASSERT(value || !arg->is_needed);
         if (!value)
             continue;
-        if (arg->kind == CONTROL_TEXT || arg->kind == CONTROL_WORD)
+        if (arg->kind == CONTROL_TEXT || arg->kind == CONTROL_FILE || arg->kind == CONTROL_WORD)
             ASSERT(json_is_string(value) && (!arg->words || strstr(arg->words, json_string_value(value))));
         else
             ASSERT(json_number_value(value) >= arg->least && json_number_value(value) <= arg->most);

@@ -70,8 +70,8 @@ def write_lines(name, requests):
                                for r in requests))
 
 
-def run(*args, stdin=b"", timeout=60, env=None):
+def run(*args, stdin=b"", timeout=60, env=None, cwd=None):
     """Runs `tandem ARGS` to its end: (exit status, stdout, stderr)."""
     done = subprocess.run([PROGRAM, *map(str, args)], input=stdin, capture_output=True,
-                          timeout=timeout, env=env)
+                          timeout=timeout, env=env, cwd=cwd)
     return done.returncode, done.stdout.decode(), done.stderr.decode()

@@ -27,12 +27,12 @@ class Controlled(Server):
         assert match, line
         self.control, self.key = match.groups()
 
-    def ctl(self, *words, seconds=30):
-        return tandem.run("ctl", "--socket", self.control, *words, timeout=seconds)
+    def ctl(self, *words, **more):
+        return tandem.run("ctl", "--socket", self.control, *words, **more)
 
-    def tell(self, *words):
+    def tell(self, *words, **more):
         """What a command answers, as JSON; it must go well."""
-        code, out, err = self.ctl("--json", *words)
+        code, out, err = self.ctl("--json", *words, **more)
         assert code == OK, (words, code, out, err)
         return json.loads(out)
 
@@ -183,6 +183,8 @@ class Act(unittest.TestCase):
         with open(path) as file:
             names = {event["name"] for event in json.load(file)["traceEvents"]}
         self.assertIn("execute_model", names)
+        self.assertEqual(self.server.tell("trace", "dump", "here.json", cwd=tandem.path("")), tandem.path("here.json"))
+        self.assertTrue(os.path.exists(tandem.path("here.json")))
         self.assertEqual(self.server.refused("profile", "stop")[0], USAGE)
 
     def test_what_can_not_be_done_is_said(self):
@@ -230,6 +232,7 @@ class Ranks(unittest.TestCase):
             self.assertEqual(told["version"], 1)
             self.assertEqual(server.tell("status")["weights_version"], 1)
             server.tell("weights", "rollback")
+            server.tell("weights", "reload", os.path.basename(server_model()), cwd=tandem.path(""))
             code, err = server.refused("weights", "reload", "/no/such/file")
             self.assertIn("/no/such/file", err)
             server.complete()
