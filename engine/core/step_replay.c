@@ -23,12 +23,29 @@ static const char *skip_volatile(const char *text)
     return end > text && strncmp(end, " s", 2) == 0 ? end : text;
 }
 
-bool same_failure(enum status a_status, const char *a_cause, enum status b_status,
-                  const char *b_cause)
+/* Behind "rank 0: ". */
+static const char *skip_rank(const char *text)
+{
+    int end = 0;
+
+    (void)sscanf(text, "rank %*d: %n", &end);
+    return text + end;
+}
+
+static bool names_rank(const char *text)
+{
+    return skip_rank(text) > text;
+}
+
+bool same_failure(enum status a_status, const char *a, enum status b_status, const char *b)
 {
     if (a_status != b_status)
         return false;
-    for (const char *a = a_cause, *b = b_cause;; a++, b++) {
+    if (names_rank(a) != names_rank(b)) { /* uniproc's is the only one, and goes without saying */
+        a = skip_rank(a);
+        b = skip_rank(b);
+    }
+    for (;; a++, b++) {
         a = skip_volatile(a);
         b = skip_volatile(b);
         if (*a != *b)

@@ -36,8 +36,7 @@ struct step_replay_result {
 MUST_USE enum status step_replay_run(const struct step_replay_options *options,
                                      struct step_replay_result *out);
 
-/* Are they one failure? Numbers of processes and durations may differ. */
-bool same_failure(enum status a_status, const char *a_cause, enum status b_status,
-                  const char *b_cause);
+/* Are they one failure, by status and cause? Numbers of processes and durations may differ, and executors. */
+bool same_failure(enum status a_status, const char *a, enum status b_status, const char *b);
 
 #endif

@@ -50,6 +50,18 @@ class Replay(unittest.TestCase):
                     result = self.expect_again(path)
                     self.assertIn(f"{verb} of step 21 fails by order", result["cause"])
 
+    def test_another_executor_has_the_same_failure(self):
+        executors = "uniproc", "multiproc"
+        for executor, other in executors, executors[::-1]:
+            with self.subTest(executor):
+                path, _ = fail_a_step("step=21,kind=error", "--model", MODEL, "--executor", executor)
+                self.expect_again(path, "--executor", other)
+        with open(path) as file:  # multiproc's: which rank it was is part of it
+            dump = json.load(file)
+        dump["failure"]["cause"] = dump["failure"]["cause"].replace("rank 0: ", "rank 1: ")
+        rc, out, _ = tandem.run("replay", tandem.write("rank.json", json.dumps(dump)))
+        self.assertEqual((rc, "another failure: rank 0: " in out), (1, True), out)
+
     def test_small_budgets_and_preempted_requests_are_brought_back(self):
         for args in (["--max-num-batched-tokens", 16], ["--num-gpu-blocks-override", 18],
                      ["--max-num-seqs", 4], ["--no-enable-prefix-caching"]):
