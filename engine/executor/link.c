@@ -2,6 +2,7 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
+#include "proto/base/spawn.h"
 #include "proto/base/stacks.h"
 
 #include <inttypes.h>
@@ -506,6 +507,18 @@ static bool park(struct link *link, int fd, int64_t deadline_ns, int32_t *ended_
     return fds[FD_EXTRA].revents != 0;
 }
 
+/* Before it has joined it has told us no process, but we have started it. */
+static enum status fail_died(struct link *link, int32_t rank)
+{
+    pid_t pid = link->rendezvous.ranks[rank].pid;
+    char text[64];
+    int status;
+    bool is_known = child_has_ended(link->ranks[rank].pidfd, &pid, &status);
+
+    return fail_rank(link, rank, ERR_CLOSED, "rank %d (process %d) has died%s%s", rank, pid, is_known ? ": " : "",
+                     is_known ? child_status_text(status, text) : "");
+}
+
 enum status link_hear(struct link *link, int fd, int64_t deadline_ns, struct message *message_out,
                       int32_t *rank_out)
 {
@@ -532,8 +545,7 @@ enum status link_hear(struct link *link, int fd, int64_t deadline_ns, struct mes
             continue;
         }
         if (ended >= 0)
-            return fail_rank(link, ended, ERR_CLOSED, "rank %d (process %d) has died", ended,
-                             link->rendezvous.ranks[ended].pid);
+            return fail_died(link, ended);
         if (is_readable)
             return OK;
         TRY(check_ranks(link));

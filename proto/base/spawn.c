@@ -265,6 +265,17 @@ bool child_wait(struct child *child, int64_t deadline_ns, int *status_out)
     return true;
 }
 
+bool child_has_ended(int pidfd, pid_t *pid_out, int *status_out)
+{
+    siginfo_t end = {0};
+
+    if (waitid(P_PIDFD, (id_t)pidfd, &end, WEXITED | WNOHANG | WNOWAIT) != 0 || end.si_pid == 0)
+        return false;
+    *pid_out = end.si_pid;
+    *status_out = end.si_code == CLD_EXITED ? W_EXITCODE(end.si_status, 0) : end.si_status;
+    return true;
+}
+
 void child_signal(const struct child *child, int signal)
 {
     if (child->pid)

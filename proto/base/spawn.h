@@ -46,6 +46,8 @@ struct child {
 MUST_USE enum status spawn(const struct spawn_options *options, struct child *child_out);
 /* True once it has ended; status_out as of waitpid. Waits until the deadline at most. */
 bool child_wait(struct child *child, int64_t deadline_ns, int *status_out);
+/* Of who sees its pidfd alone: true once a child of ours has ended. It stays there for child_wait. */
+bool child_has_ended(int pidfd, pid_t *pid_out, int *status_out);
 void child_signal(const struct child *child, int signal);
 /* Kills it if it still runs, waits for it, passes on its last lines. */
 void child_close(struct child *child);

@@ -6,6 +6,7 @@
 #include "proto/base/spawn.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
@@ -32,6 +33,39 @@ static void the_end_of_a_child_is_told(void **state)
     assert_string_equal(child_status_text(run("exit 3", NULL, NULL, 0), text), "exit status 3");
     assert_string_equal(child_status_text(run("kill -9 $$", NULL, NULL, 0), text),
                         "signal 9 (Killed)");
+}
+
+static void who_has_the_pidfd_alone_learns_of_the_end_too(void **state)
+{
+    static const struct {
+        const char *script, *end;
+        int signal;
+    } rows[] = {{"exit 3", "exit status 3", 0}, {"exec sleep 100", "signal 9 (Killed)", SIGKILL}};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        const char *argv[] = {"/bin/sh", "-c", rows[i].script, NULL};
+        struct pollfd ended = {.events = POLLIN};
+        int status = -1, waited = -1;
+        struct child child;
+        pid_t pid = 0;
+        char text[64];
+
+        expect_ok(spawn(&(struct spawn_options){.argv = argv}, &child));
+        ended.fd = child.pidfd;
+        if (rows[i].signal) {
+            assert_false(child_has_ended(child.pidfd, &pid, &status));
+            child_signal(&child, rows[i].signal);
+        }
+        assert_int_equal(poll(&ended, 1, 20000), 1);
+        assert_true(child_has_ended(child.pidfd, &pid, &status));
+        assert_int_equal(pid, child.pid);
+        assert_string_equal(child_status_text(status, text), rows[i].end);
+        assert_true(child_wait(&child, clock_now_ns(), &waited)); /* it is still there to be waited for */
+        assert_int_equal(waited, status);
+        assert_false(child_has_ended(child.pidfd, &pid, &status));
+        child_close(&child);
+    }
 }
 
 static void a_program_that_does_not_exist_is_named(void **state)
@@ -177,6 +211,7 @@ static void a_child_that_still_runs_is_killed_on_close(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(the_end_of_a_child_is_told),
+    cmocka_unit_test(who_has_the_pidfd_alone_learns_of_the_end_too),
     cmocka_unit_test(a_program_that_does_not_exist_is_named),
     cmocka_unit_test(it_has_only_the_descriptors_it_was_given_and_our_environment),
     cmocka_unit_test(it_starts_where_it_is_told_with_what_it_is_given),

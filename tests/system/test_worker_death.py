@@ -110,6 +110,18 @@ class UnderLoad(unittest.TestCase):
             run.nothing_is_left()
 
 
+class AtStart(unittest.TestCase):
+    def test_a_killed_rank_is_named_with_its_end(self):
+        with subprocess.Popen([tandem.PROGRAM, "generate", "--model", MODEL, "--tp", "2", "--prompt", "x", "--max-restarts", "0",
+                               "--max-tokens", "30000", "--ignore-eos"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            while not (ranks := children_of(process.pid)):
+                pass
+            os.kill(ranks[0], signal.SIGKILL)
+            err = process.stderr.read().decode()
+        self.assertRegex(err, r"rank \d \(process %d\) has died: signal 9 \(Killed\)" % ranks[0])
+        self.assertEqual(process.returncode, 69)
+
+
 class Replaced(unittest.TestCase):
     def answers(self, kill=()):
         """What the 20 long requests were told, with ranks that die or hang meanwhile."""
@@ -192,7 +204,7 @@ class Idle(unittest.TestCase):
                 wait_for("the end of the server", lambda: server.process.poll() is not None, 5)
                 self.assertLess(time.monotonic() - killed, tandem.within(3))
                 self.assertEqual(server.process.returncode, 69)
-                self.assertRegex(server.log_text(), r"rank \d \(process %d\) has died" %
+                self.assertRegex(server.log_text(), r"rank \d \(process %d\) has died: signal 9 \(Killed\)" %
                                  ranks[number])
                 wait_for("no orphans", lambda: not any(is_there(pid) for pid in ranks), 3)
 
