@@ -361,10 +361,14 @@ static enum status parse_variable(const struct option_set *sets, size_t num_sets
 {
     for (size_t s = 0; s < num_sets; s++)
         for (size_t i = 0; i < sets[s].num_options; i++) {
-            AUTO_MEM char *name = variable_of(sets[s].options[i].key);
+            const struct option *option = &sets[s].options[i];
+            AUTO_MEM char *name = variable_of(option->key);
 
-            if (strcmp(name, variable) == 0)
-                return option_set_text(&sets[s], &sets[s].options[i], variable, value);
+            if (strcmp(name, variable) != 0)
+                continue;
+            if (!*value && option->kind != OPTION_TEXT)
+                return OK;
+            return option_set_text(&sets[s], option, variable, value);
         }
     /* It may be another program's of ours, so it is not refused. */
     if (unknown_name(sets, num_sets, "environment variable", variable, variable_of) != OK)

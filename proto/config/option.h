@@ -5,8 +5,9 @@
  *
  * is --max-num-seqs 256, --max-num-seqs=256, TANDEM_MAX_NUM_SEQS=256 and {"max_num_seqs": 256}.
  * A boolean is --trace-kv, --no-trace-kv, TANDEM_TRACE_KV=1 and {"trace_kv": true}. The command
- * line beats the environment, which beats the file, which beats the default. A word that is
- * not understood is refused with the nearest one that is.
+ * line beats the environment, which beats the file, which beats the default. TANDEM_TP= is as if
+ * it were unset; only a text may be empty. A word that is not understood is refused with the
+ * nearest one that is.
  *
  * Thread: any; an option_table is constant, a struct belongs to its owner.
  */

@@ -117,6 +117,31 @@ static void an_unknown_variable_is_no_obstacle_and_a_wrong_value_is(void **state
     expect_fails(status, ERR_INVALID, "TANDEM_MAX_NUM_SEQS must be an integer, not 'many'");
 }
 
+static void an_empty_variable_is_unset_unless_it_is_text(void **state)
+{
+    static const char *const names[] = {"TANDEM_TP", "TANDEM_KV_CACHE_DTYPE", "TANDEM_ASYNC_SCHEDULING",
+                                        "TANDEM_WATERMARK", "TANDEM_KV_CACHE_MEMORY", "TANDEM_TOKEN"};
+
+    (void)state;
+    AUTO_CLOSE(config) struct config config, standard, refused;
+
+    expect_ok(PARSE(&standard, NULL));
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        setenv(names[i], "", 1);
+    enum status status = PARSE(&config, NULL);
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        unsetenv(names[i]);
+    expect_ok(status);
+    assert_int_equal(config.tp, standard.tp);
+    assert_string_equal(config.kv_cache_dtype, standard.kv_cache_dtype);
+    assert_int_equal(config.async_scheduling, standard.async_scheduling);
+    assert_true(config.watermark == standard.watermark);
+    assert_int_equal(config.kv_cache_memory, standard.kv_cache_memory);
+    assert_null(standard.token);
+    assert_string_equal(config.token, "");
+    expect_fails(PARSE(&refused, NULL, "--tp="), ERR_INVALID, "--tp must be an integer, not ''");
+}
+
 static void every_word_is_a_type_of_kv_cache(void **state)
 {
     static const struct {
@@ -221,6 +246,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_flag_is_understood_in_every_spelling),
     cmocka_unit_test(a_mistake_is_named_with_what_would_fit),
     cmocka_unit_test(an_unknown_variable_is_no_obstacle_and_a_wrong_value_is),
+    cmocka_unit_test(an_empty_variable_is_unset_unless_it_is_text),
     cmocka_unit_test(every_word_is_a_type_of_kv_cache),
     cmocka_unit_test(every_type_can_be_that_of_random_weights),
     cmocka_unit_test(settings_that_do_not_go_together_are_refused),
