@@ -17,6 +17,14 @@ LAUNCHERS = {"openmpi": "mpirun.openmpi", "hydra": "mpiexec.hydra"}
 CORES = os.sched_getaffinity(0)
 
 
+class Help(unittest.TestCase):
+    def test_each_variable_is_explained_once(self):
+        for name in LAUNCHERS:
+            done = subprocess.run([tandem.deploy("mpi/" + name), "--help"], capture_output=True, check=True)
+            for word in "RESTARTS=N", "LISTEN=tcp://IP:PORT", "TOKEN=FILE", "CORES=N":
+                self.assertEqual(done.stdout.decode().count(word), 1, word)
+
+
 class Launcher:
     """The tests of one of them."""
 
