@@ -68,7 +68,7 @@ static json_t *real_of(double value, double unit)
 
 static enum status need_engine(const struct control_scene *scene)
 {
-    return scene->server ? OK : fail(ERR_CLOSED, "the engine %s", scene->progress);
+    return scene->server ? OK : fail(ERR_CLOSED, "the engine is not ready: %s", scene->progress);
 }
 
 /* ---- commands that look ---------------------------------------------------------------------- */

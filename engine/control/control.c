@@ -272,7 +272,7 @@ static bool is_attached(struct control *control)
 static enum status fail_unattached(struct control *control)
 {
     pthread_mutex_lock(&control->scene_lock); /* the front changes the words */
-    enum status status = fail(ERR_CLOSED, "the engine takes no orders now: it %s", control->progress);
+    enum status status = fail(ERR_CLOSED, "the engine takes no orders now: %s", control->progress);
     pthread_mutex_unlock(&control->scene_lock);
     return status;
 }
@@ -537,7 +537,7 @@ enum status control_open(const struct control_options *options, struct control *
     control->started_ns = clock_now_ns();
     control->run_dir.lock_fd = -1;
     pthread_mutex_init(&control->scene_lock, NULL);
-    control_tell(control, "starts");
+    control_tell(control, "it starts");
     control->settings = all_settings(options);
     control->context = zmq_ctx_new();
     control->socket = control->context ? zmq_socket(control->context, ZMQ_ROUTER) : NULL;
@@ -626,7 +626,7 @@ void control_detach(struct control *control)
 
     if (!control)
         return;
-    control_tell(control, "stops");
+    control_tell(control, "it stops");
     control_attach(control, NULL);
     mailbox_shut(&control->to_front);
     while ((mail = mailbox_pop(&control->to_front)))

@@ -86,13 +86,14 @@ static void while_the_engine_loads_it_can_be_asked(void **state)
     (void)state;
     struct bench *b = open_bench(NULL, NULL);
 
+    expect_answer(b, "pause", "[]", ERR_CLOSED, "the engine takes no orders now: it starts");
     control_tell(b->control, "rank 1: load 62 %");
     expect_answer(b, "status", "[]", OK, "\"phase\":\"loading\"");
     expect_answer(b, "status", "[]", OK, "rank 1: load 62 %");
     expect_answer(b, "config", "[\"get\", \"max-num-seqs\"]", OK, "256");
     expect_answer(b, "stacks", "[]", OK, "control");
-    expect_answer(b, "health", "[]", ERR_CLOSED, "rank 1: load 62 %");
-    expect_answer(b, "pause", "[]", ERR_CLOSED, "the engine takes no orders now");
+    expect_answer(b, "health", "[]", ERR_CLOSED, "the engine is not ready: rank 1: load 62 %");
+    expect_answer(b, "pause", "[]", ERR_CLOSED, "the engine takes no orders now: rank 1: load 62 %");
     expect_answer(b, "nonsense", "[]", ERR_INVALID, "'nonsense' is no command");
     close_bench(b);
 }
