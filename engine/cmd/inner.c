@@ -5,12 +5,20 @@
 #include <stdio.h>
 #include <string.h>
 
+static bool asks_for_help(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return true;
+    return false;
+}
+
 bool cmd_parse(const char *name, const struct option_set *set, const char *usage, int argc,
                char **argv, enum status (*check)(const void *settings), int *exit_out)
 {
     enum status status;
 
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+    if (asks_for_help(argc, argv)) {
         AUTO_CLOSE(bytes) struct bytes text = {0};
 
         options_help(set, 1, &text);

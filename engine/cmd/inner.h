@@ -1,5 +1,5 @@
 /*
- * inner: what the programs share that the engine starts itself.
+ * inner: what the programs share that the engine starts itself, and tokenize.
  */
 #ifndef ENGINE_CMD_INNER_H
 #define ENGINE_CMD_INNER_H

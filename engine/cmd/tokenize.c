@@ -1,21 +1,17 @@
 #include "engine/cmd/cmd.h"
 #include "engine/cmd/exit_code.h"
+#include "engine/cmd/inner.h"
 #include "engine/text/tokenizer.h"
 #include "engine/text/utf8.h"
 
-#include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
-static const char help_text[] =
+static const char usage[] =
     "usage: tandem tokenize --model FILE [--decode] < LINES\n"
     "\n"
     "Reads one JSON object a line and answers each with one line.\n"
-    "\n"
-    "  --model FILE   the model whose vocabulary is used, a file or a folder\n"
-    "  --decode       token ids to text instead\n"
-    "  --help         this text\n"
     "\n"
     "{\"text\": \"...\", \"parse_special\": true, \"add_special\": true}  ->  {\"ids\": [...]}\n"
     "  parse_special  control tokens in the text are recognised (default true)\n"
@@ -26,50 +22,23 @@ static const char help_text[] =
     "A line that cannot be used is answered {\"error\": {\"code\", \"message\"}}, the others\n"
     "go on, and the exit status is 1. Other fields and blank lines are passed over.\n";
 
-struct options {
-    const char *model;
+struct tokenize_settings {
+    char *model;
     bool decode;
 };
 
-enum { GO_ON = -1 };
+#define ROW(member, ...) OPTION(struct tokenize_settings, member, __VA_ARGS__)
+static const struct option rows[] = {
+    ROW(model, OPTION_TEXT, NULL, "the model whose vocabulary is used, a file or a folder", .value = "FILE"),
+    ROW(decode, OPTION_BOOL, "false", "token ids to text instead"),
+};
+#undef ROW
 
-/* GO_ON, or the exit status. */
-static int parse_options(int argc, char **argv, struct options *options)
+static enum status check(const void *target)
 {
-    static const struct option known[] = {
-        {"model", required_argument, NULL, 'm'},
-        {"decode", no_argument, NULL, 'd'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    int letter;
+    const struct tokenize_settings *settings = target;
 
-    while ((letter = getopt_long(argc, argv, "", known, NULL)) != -1) {
-        switch (letter) {
-        case 'm':
-            options->model = optarg;
-            break;
-        case 'd':
-            options->decode = true;
-            break;
-        case 'h':
-            fputs(help_text, stdout);
-            return 0;
-        default: /* getopt has said what is wrong */
-            fputs("'tandem tokenize --help' explains the options.\n", stderr);
-            return EXIT_WRONG_USAGE;
-        }
-    }
-    if (optind < argc) {
-        fprintf(stderr, "tandem tokenize: '%s' is no option; texts are read from stdin\n",
-                argv[optind]);
-        return EXIT_WRONG_USAGE;
-    }
-    if (!options->model) {
-        fputs("tandem tokenize: --model FILE is missing\n", stderr);
-        return EXIT_WRONG_USAGE;
-    }
-    return GO_ON;
+    return settings->model ? OK : fail(ERR_INVALID, "--model FILE is missing");
 }
 
 /* ---- one line ----------------------------------------------------------------------------- */
@@ -231,15 +200,12 @@ static enum status open_tokenizer(const char *path, struct tokenizer **out)
     return fail_in(path, status);
 }
 
-int cmd_tokenize(int argc, char **argv)
+/* The exit status. */
+static int tokenize(const struct tokenize_settings *settings)
 {
     AUTO_FREE(tokenizer) struct tokenizer *tokenizer = NULL;
-    struct options options = {0};
-    int early = parse_options(argc, argv, &options);
+    enum status status = open_tokenizer(settings->model, &tokenizer);
 
-    if (early != GO_ON)
-        return early;
-    enum status status = open_tokenizer(options.model, &tokenizer);
     if (status != OK) {
         fprintf(stderr, "tandem tokenize: %s\n", fail_text());
         return exit_code_of(status);
@@ -247,7 +213,7 @@ int cmd_tokenize(int argc, char **argv)
     /* An answer leaves as soon as its line is whole: a program may talk to us line by line. */
     setvbuf(stdout, NULL, _IOLBF, 1 << 16);
 
-    long num_refused = answer_lines(tokenizer, options.decode, stdin, stdout);
+    long num_refused = answer_lines(tokenizer, settings->decode, stdin, stdout);
 
     if (num_refused)
         fprintf(stderr, "tandem tokenize: %ld line%s refused\n", num_refused,
@@ -257,4 +223,17 @@ int cmd_tokenize(int argc, char **argv)
         return EXIT_IO;
     }
     return num_refused ? EXIT_OTHER : EXIT_CLEAN;
+}
+
+int cmd_tokenize(int argc, char **argv)
+{
+    struct tokenize_settings settings = {0};
+    struct option_set set = {rows, COUNT_OF(rows), &settings};
+    int exit_status;
+
+    if (!cmd_parse("tokenize", &set, usage, argc, argv, check, &exit_status))
+        return exit_status;
+    exit_status = tokenize(&settings);
+    options_close(&set);
+    return exit_status;
 }
