@@ -19,6 +19,7 @@ struct distributed {
     struct linked_executor linked;
     struct run_dir run_dir;
     const struct config *config;
+    char *token_path, *way_in; /* the latter is link's */
     uint64_t session; /* of the ranks' exchanges */
 };
 
@@ -84,9 +85,9 @@ static const struct rank_source source = {.replace = replace, .plan_meeting = pl
 static enum status find_token(struct distributed *distributed, struct token *out)
 {
     const char *named = distributed->config->token;
-    AUTO_MEM char *path =
-        named ? mem_strdup(named) : mem_printf("%s/token", distributed->run_dir.path);
+    char *path = named ? mem_strdup(named) : mem_printf("%s/token", distributed->run_dir.path);
 
+    distributed->token_path = path;
     if (access(path, F_OK) == 0 || errno != ENOENT)
         return token_read(path, out);
     TRY(token_create(path, out));
@@ -124,7 +125,9 @@ static enum status listen_for_ranks(struct distributed *distributed)
     TRY(channel_listen(endpoint, &keys, &channel));
     linked_open(&distributed->linked, channel, 1, config);
     distributed->linked.source = &source;
+    distributed->way_in = mem_printf("--engine %s --token %s", channel_endpoint(channel), distributed->token_path);
     distributed->linked.link.waits_for_others = true;
+    distributed->linked.link.way_in = distributed->way_in;
     distributed->linked.join_timeout_ms = (int64_t)(config->join_timeout * 1e3);
     log_info("%d ranks are to join at %s", config->tp, channel_endpoint(channel));
     return config->address_file
@@ -178,6 +181,8 @@ static void distributed_free(struct executor *executor)
     linked_close(&distributed->linked);
     if (distributed->run_dir.path)
         run_dir_close(&distributed->run_dir);
+    mem_free(distributed->token_path);
+    mem_free(distributed->way_in);
     mem_free(distributed);
     (void)fail(OK, "%s", sentence);
 }

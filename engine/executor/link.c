@@ -33,8 +33,8 @@ enum { LOOK_MS = 250 };
 /* Who has not looked for so much longer was stopped, or starved, and so may others have been. A rank that was not
  * heard for so long on top of a beat was. */
 enum { AWAY_MS = 500 };
-/* How often it is told who is missing, while ranks are awaited that others start. */
-enum { TELL_MS = 10000 };
+/* When it is told who is missing, and how to join, while ranks are awaited that others start; and how often then. */
+enum { FIRST_TELL_MS = 3000, TELL_MS = 10000 };
 
 /* What is polled: the channel's own, this, then each rank's process. */
 enum { FD_EXTRA = CHANNEL_NUM_FDS, FD_RANKS };
@@ -711,12 +711,14 @@ static char *name_missing(const struct link *link)
     return mem_printf("%.*s", (int)text.size, (const char *)text.data);
 }
 
-static void tell_missing(const struct link *link)
+static void tell_missing(const struct link *link, bool is_first)
 {
     AUTO_MEM char *missing =
         link->rendezvous.num_joined < link->world ? name_missing(link) : NULL;
 
-    if (missing)
+    if (missing && is_first) /* whoever starts them may have got it wrong */
+        log_warn("waiting: %s; to join: tandem worker %s", missing, link->way_in);
+    else if (missing)
         log_info("waiting: %s", missing);
 }
 
@@ -738,7 +740,8 @@ enum status link_gather(struct link *link, executor_progress_fn *progress, void 
                         const char *settings, int64_t deadline_ns)
 {
     struct rendezvous *rendezvous = &link->rendezvous;
-    int64_t tell_ns = clock_deadline_ns(TELL_MS);
+    int64_t tell_ns = clock_deadline_ns(FIRST_TELL_MS);
+    bool is_first = true;
 
     while (!rendezvous_is_complete(rendezvous)) {
         int64_t look_ns = clock_deadline_ns(LOOK_MS);
@@ -758,7 +761,8 @@ enum status link_gather(struct link *link, executor_progress_fn *progress, void 
         if (status == OK && !rendezvous_is_complete(rendezvous))
             status = gather_one(link, settings, MIN(deadline_ns, look_ns));
         if (link->waits_for_others && clock_now_ns() >= tell_ns) {
-            tell_missing(link);
+            tell_missing(link, is_first);
+            is_first = false;
             tell_ns = clock_deadline_ns(TELL_MS);
         }
         if (status == ERR_TIMEOUT && link->failed_rank < 0) {

@@ -44,6 +44,7 @@ struct link {
     int32_t num_notices;     /* how often we are yet to look whose the last was */
     bool is_late;            /* ranks had not joined, or not loaded, when their time was over: no fault of those that had */
     bool waits_for_others;   /* ranks are started elsewhere: one that is refused, or lost before READY, is no failure */
+    const char *way_in;      /* what their command line says: "--engine ADDRESS --token FILE"; borrowed */
     bool (*is_given_up)(void *user); /* see struct executor; may be NULL */
     void *user;
     int32_t step_tokens[2]; /* of the steps in flight, by step & 1 */

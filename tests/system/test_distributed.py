@@ -1,6 +1,7 @@
 """Ranks that others start: they find the engine by its address, prove by the token that they are its own, and give the
 answers that the engine's own ranks give."""
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import unittest
 import folders
 import tandem
 from ranks import GENERATE, LONG, REQUESTS, Job, answers_in, local_answers
+from server import wait_for
 
 
 class Distributed(unittest.TestCase):
@@ -122,6 +124,15 @@ class Distributed(unittest.TestCase):
             self.assertEqual(rc, 2, err)
             self.assertIn(f"--listen {everywhere} is every interface", err)
         self.assertFalse(os.path.exists(tandem.path("nowhere")))
+
+    def test_whoever_waits_says_how_to_join(self):
+        with Job(2) as job:
+            line = wait_for("how to join", lambda: re.search("waiting: .*", job.log()))[0]
+            self.assertEqual(line, f"waiting: ranks 0 and 1 have not joined; to join: tandem worker --engine {job.address} "
+                                   f"--token {job.token}")
+            job.keep_all()
+            self.assertEqual(job.answers(), (0, self.expected), job.log())
+            self.assertEqual(job.log().count("waiting: "), 1)
 
     def test_the_missing_are_named(self):
         with Job(3, "--join-timeout", "1") as job:
