@@ -408,10 +408,15 @@ class Cuda(unittest.TestCase):
                     self.assertEqual([name for _, _, name, _ in device],
                                      ["execute_model", "sample"] * (len(device) // 2))
                     steps = [step for _, _, _, step in device]
-                    self.assertEqual(steps[::2], list(range(len(device) // 2)))
                     self.assertEqual(steps[::2], steps[1::2])
-                    # The last may not have ended there when the trace was written.
-                    self.assertGreaterEqual(len(device), 2 * (24 - (process == "worker.1")))
+                    if process == "worker.1":
+                        # Of steps that it has answered and whose end is yet to come it knows two; the last may not have
+                        # ended when the trace was written.
+                        self.assertEqual(steps[::2], sorted(set(steps)))
+                        self.assertGreaterEqual(len(steps), 2 * 12)
+                    else:
+                        self.assertEqual(steps[::2], list(range(len(device) // 2)))
+                        self.assertGreaterEqual(len(steps), 2 * 24)
                     for before, after in zip(device, device[1:]):
                         self.assertLessEqual(before[1], after[0] + 0.002)  # the file has three digits
                     for begin, end, _, step in device:
