@@ -105,6 +105,22 @@ static enum status check_types(const struct vocabulary *a, const struct vocabula
     return OK;
 }
 
+static bool is_normalized(const struct vocabulary *vocabulary, int32_t i)
+{
+    return vocabulary->is_normalized && vocabulary->is_normalized[i];
+}
+
+static enum status check_normalized(const struct vocabulary *a, const struct vocabulary *b)
+{
+    static const char *const places[] = {"text as it stands", "composed text"};
+
+    for (int32_t i = 0; i < a->num_tokens; i++)
+        if (is_normalized(a, i) != is_normalized(b, i))
+            return fail(ERR_MISMATCH, "token %d is looked for in the %s here, in the %s there", i,
+                        places[is_normalized(a, i)], places[is_normalized(b, i)]);
+    return OK;
+}
+
 static bool is_equal(struct text_view a, struct text_view b)
 {
     return a.size == b.size && memcmp(a.data, b.data, a.size) == 0;
@@ -128,6 +144,7 @@ enum status vocabulary_check_same(const struct vocabulary *running, const struct
     TRY(check_numbers(running, other));
     TRY(check_switches(running, other));
     TRY(check_types(running, other));
+    TRY(check_normalized(running, other));
     TRY(check_scores(running, other));
     TRY(check_texts("token", running->tokens, other->tokens, running->num_tokens));
     return check_texts("merge", running->merges, other->merges, running->num_merges);

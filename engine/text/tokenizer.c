@@ -14,7 +14,8 @@ static const struct token_model_ops *const models[] = {&bpe_ops, &spm_ops};
 
 struct tokenizer {
     struct token_map tokens;
-    struct special special;
+    struct special special;          /* are looked for in the text as it stands */
+    struct special composed_special; /* in what is_nfc makes of it, between those */
     struct token_model *model;
     token_id bos, eos; /* -1: none */
     bool add_bos, add_eos;
@@ -80,29 +81,72 @@ static void normalize(const struct token_model_ops *ops, const char *text, size_
         bytes_append(out, text, size);
 }
 
+/* Is there anything to compose? And no more marks on one letter than Unicode's stream-safe texts have, twice: those
+ * are sorted in the square of the time. Of a text that is UTF-8. */
+static bool can_be_composed(const char *text, size_t size)
+{
+    enum { MOST_MARKS = 60 };
+    utf8proc_ssize_t bytes;
+    int num_marks = 0;
+    bool is_ascii = true;
+
+    for (size_t at = 0; at < size; at += (size_t)bytes) {
+        utf8proc_int32_t c = 0;
+
+        bytes = utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(size - at), &c);
+        ASSERT(bytes > 0, "at %zu of %zu bytes", at, size);
+        is_ascii = is_ascii && c < 0x80;
+        num_marks = c >= 0x80 && utf8proc_get_property(c)->combining_class ? num_marks + 1 : 0;
+        if (num_marks > MOST_MARKS)
+            return false;
+    }
+    return !is_ascii;
+}
+
+/* `text` becomes what is_nfc makes of it, in `composed` if that is another. */
+static void compose(const char **text, size_t *size, struct bytes *composed)
+{
+    utf8proc_uint8_t *made = NULL;
+    utf8proc_ssize_t bytes;
+
+    if (!can_be_composed(*text, *size))
+        return;
+    bytes = utf8proc_map((const utf8proc_uint8_t *)*text, (utf8proc_ssize_t)*size, &made,
+                         UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    ASSERT(bytes >= 0, "%zu bytes: %s", *size, utf8proc_errmsg(bytes));
+    composed->size = 0;
+    bytes_append(composed, made, (size_t)bytes);
+    free(made);
+    *text = (const char *)composed->data;
+    *size = composed->size;
+}
+
 static bool is_special_type(enum token_type type)
 {
     return type == TOKEN_CONTROL || type == TOKEN_UNKNOWN;
 }
 
 /* They are looked for in normalised text, so they are kept in that form too. */
-static void collect_special(struct tokenizer *tokenizer)
+static void collect_special(struct tokenizer *tokenizer, const bool *is_normalized)
 {
-    AUTO_CLOSE(bytes) struct bytes text = {0};
+    AUTO_CLOSE(bytes) struct bytes composed = {0}, text = {0};
 
     for (token_id id = 0; id < tokenizer->tokens.num_tokens; id++) {
         enum token_type type = token_map_type(&tokenizer->tokens, id);
         const char *stored = token_map_text(&tokenizer->tokens, id);
         size_t size = token_map_bytes(&tokenizer->tokens, id);
+        bool is_composed = tokenizer->is_nfc && is_normalized && is_normalized[id];
 
         if (type != TOKEN_USER_DEFINED && !is_special_type(type))
             continue;
         if (utf8_valid_bytes(stored, size) != size)
             continue; /* it must not cut a character of the text in two */
+        if (is_composed)
+            compose(&stored, &size, &composed);
         text.size = 0;
         normalize(tokenizer->model->ops, stored, size, &text);
-        special_add(&tokenizer->special, (const char *)text.data, text.size, id,
-                    is_special_type(type));
+        special_add(is_composed ? &tokenizer->composed_special : &tokenizer->special,
+                    (const char *)text.data, text.size, id, is_special_type(type));
     }
 }
 
@@ -134,7 +178,7 @@ enum status tokenizer_new(const struct vocabulary *vocabulary, struct tokenizer 
     tokenizer->add_eos = vocabulary->add_eos && vocabulary->eos_id >= 0;
     tokenizer->is_nfc = vocabulary->is_nfc;
     tokenizer->drops_first_space = ops == &spm_ops && vocabulary->add_space_prefix;
-    collect_special(tokenizer);
+    collect_special(tokenizer, vocabulary->is_normalized);
     collect_stops(tokenizer, vocabulary);
     *out = give(tokenizer);
     return OK;
@@ -147,6 +191,7 @@ void tokenizer_free(struct tokenizer *tokenizer)
     if (tokenizer->model)
         tokenizer->model->ops->free(tokenizer->model);
     special_close(&tokenizer->special);
+    special_close(&tokenizer->composed_special);
     token_map_close(&tokenizer->tokens);
     mem_free(tokenizer);
 }
@@ -167,74 +212,64 @@ static enum status check_text(const char *text, size_t size)
     return OK;
 }
 
-/* Is there anything to compose? And no more marks on one letter than Unicode's stream-safe texts have, twice: those
- * are sorted in the square of the time. Of a text that is UTF-8. */
-static bool can_be_composed(const char *text, size_t size)
+struct encoding {
+    const struct tokenizer *tokenizer;
+    bool parse_special;
+    struct merge *scratch;
+    struct token_list *out;
+};
+
+/* is_start: no special token was before the part. */
+typedef enum status encode_part(const struct encoding *e, const char *text, size_t size,
+                                bool is_start);
+
+/* Special tokens cut the text; what lies between them is for `part`. */
+static enum status cut(const struct encoding *e, const struct special *special, const char *text,
+                       size_t size, bool is_start, encode_part *part)
 {
-    enum { MOST_MARKS = 60 };
-    utf8proc_ssize_t bytes;
-    int num_marks = 0;
-    bool is_ascii = true;
-
-    for (size_t at = 0; at < size; at += (size_t)bytes) {
-        utf8proc_int32_t c = 0;
-
-        bytes = utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(size - at), &c);
-        ASSERT(bytes > 0, "at %zu of %zu bytes", at, size);
-        is_ascii = is_ascii && c < 0x80;
-        num_marks = c >= 0x80 && utf8proc_get_property(c)->combining_class ? num_marks + 1 : 0;
-        if (num_marks > MOST_MARKS)
-            return false;
-    }
-    return !is_ascii;
-}
-
-static void compose(const char *text, size_t size, struct bytes *out)
-{
-    utf8proc_uint8_t *composed = NULL;
-    utf8proc_ssize_t bytes = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)size, &composed,
-                                          UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-
-    ASSERT(bytes >= 0, "%zu bytes: %s", size, utf8proc_errmsg(bytes));
-    bytes_append(out, composed, (size_t)bytes);
-    free(composed);
-}
-
-/* Special tokens cut the text; what lies between them is the model's. */
-static enum status encode_normalized(const struct tokenizer *tokenizer, const char *text,
-                                     size_t size, bool parse_special, struct merge *scratch,
-                                     struct token_list *out)
-{
-    const struct token_model *model = tokenizer->model;
     size_t from = 0;
 
     while (from < size) {
         token_id id = -1;
         size_t bytes = 0;
-        size_t at = special_find(&tokenizer->special, text, size, from, parse_special, &id, &bytes);
+        size_t at = special_find(special, text, size, from, e->parse_special, &id, &bytes);
 
         if (at > from)
-            TRY(model->ops->encode(model, text + from, at - from, from == 0, scratch, out));
+            TRY(part(e, text + from, at - from, is_start && from == 0));
         if (at < size)
-            token_list_add(out, id);
+            token_list_add(e->out, id);
         from = at + bytes;
     }
     return OK;
+}
+
+static enum status encode_plain(const struct encoding *e, const char *text, size_t size,
+                                bool is_start)
+{
+    const struct token_model *model = e->tokenizer->model;
+
+    return model->ops->encode(model, text, size, is_start, e->scratch, e->out);
+}
+
+/* No mark behind a token that was found before is composed with it. */
+static enum status encode_composed(const struct encoding *e, const char *text, size_t size,
+                                   bool is_start)
+{
+    AUTO_CLOSE(bytes) struct bytes composed = {0};
+
+    compose(&text, &size, &composed);
+    return cut(e, &e->tokenizer->composed_special, text, size, is_start, encode_plain);
 }
 
 enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t size,
                              bool parse_special, bool add_special, struct token_list *out)
 {
     AUTO_CLOSE(merge) struct merge scratch = {0};
-    AUTO_CLOSE(bytes) struct bytes composed = {0}, normal = {0};
+    AUTO_CLOSE(bytes) struct bytes normal = {0};
+    const struct encoding e = {tokenizer, parse_special, &scratch, out};
     int32_t count_before = out->count;
 
     TRY(check_text(text, size));
-    if (tokenizer->is_nfc && can_be_composed(text, size)) {
-        compose(text, size, &composed);
-        text = (const char *)composed.data;
-        size = composed.size;
-    }
     if (tokenizer->model->ops->normalize) {
         tokenizer->model->ops->normalize(text, size, &normal);
         text = (const char *)normal.data;
@@ -243,7 +278,8 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
     if (add_special && tokenizer->add_bos)
         token_list_add(out, tokenizer->bos);
 
-    enum status status = encode_normalized(tokenizer, text, size, parse_special, &scratch, out);
+    enum status status = cut(&e, &tokenizer->special, text, size, true,
+                             tokenizer->is_nfc ? encode_composed : encode_plain);
 
     if (status != OK) {
         out->count = count_before;

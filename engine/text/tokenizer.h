@@ -4,7 +4,8 @@
  * "gpt2" is byte-level BPE (bpe.c) behind a PCRE2 pre-tokeniser (split.c, a row per
  * tokenizer.ggml.pre); "llama" is SentencePiece-style BPE by score (spm.c).
  * Special tokens (control and user-defined) are matched in the text first, longest first,
- * when asked for; user-defined ones always.
+ * when asked for; user-defined ones always. Form C is made of what lies between them; those
+ * that are looked for in that form come after it.
  *
  * Thread: frozen after new; encode and decode may run on any thread.
  */

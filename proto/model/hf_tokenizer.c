@@ -23,6 +23,7 @@ struct reading {
     struct vocabulary *out;
     struct text_view *tokens; /* [num_tokens] */
     int32_t *types;           /* [num_tokens] */
+    bool *is_normalized;      /* [num_tokens] */
     bool is_byte_level;
 };
 
@@ -110,17 +111,19 @@ static enum status read_added_token(struct reading *reading, const json_t *token
 {
     const json_t *content = field_find(token, "content"), *id = field_find(token, "id");
     const char *text = json_string_value(content);
-    bool is_special = false;
+    bool is_special = false, is_normalized = false;
 
     if (!text || !*text)
         return fail(ERR_CORRUPT, "added_tokens has one without content");
     TRY(check_id(text, id));
     TRY(field_bool(token, "special", &is_special));
+    TRY(field_bool(token, "normalized", &is_normalized));
     if (!is_in_range(reading, id))
         return OK;
     TRY(refuse_wide(token, text));
     set_token(reading, (int32_t)json_integer_value(id), text, json_string_length(content),
               is_special ? TOKEN_CONTROL : TOKEN_USER_DEFINED);
+    reading->is_normalized[json_integer_value(id)] = is_normalized;
     return OK;
 }
 
@@ -167,9 +170,11 @@ static enum status read_tokens(struct reading *reading)
 
     reading->tokens = arena_alloc(reading->arena, n * sizeof *reading->tokens);
     reading->types = arena_alloc(reading->arena, n * sizeof *reading->types);
+    reading->is_normalized = arena_alloc(reading->arena, n * sizeof *reading->is_normalized);
     for (size_t i = 0; i < n; i++) {
         reading->tokens[i] = (struct text_view){"", 0};
         reading->types[i] = TOKEN_UNUSED;
+        reading->is_normalized[i] = false;
     }
     TRY(read_vocab(reading));
     TRY(read_added_tokens(reading));
@@ -177,6 +182,8 @@ static enum status read_tokens(struct reading *reading)
         mark_bytes(reading);
     reading->out->tokens = reading->tokens;
     reading->out->types = reading->types;
+    if (reading->out->is_nfc)
+        reading->out->is_normalized = reading->is_normalized;
     return OK;
 }
 

@@ -103,6 +103,8 @@ struct vocabulary {
     bool add_bos, add_eos, add_space_prefix;
     bool space_prefix_is_once; /* at the start of a text alone, if no space is there; else before each part */
     bool is_nfc; /* texts are brought to Unicode's form C first; GGUF does not tell */
+    const bool *is_normalized; /* [num_tokens] of special tokens those that are looked for in that form, behind the
+                                * others, which are found in the text as it stands; NULL: none */
     struct text_view chat_template;/* size 0: none */
 };
 

@@ -244,6 +244,39 @@ static void texts_are_composed_where_the_model_asks(void **state)
     assert_int_equal(list.count, 400000);
 }
 
+static void a_mark_behind_a_special_token_leaves_it_whole(void **state)
+{
+    (void)state;
+    struct vocabulary vocabulary = small_bpe_vocabulary();
+    struct text_view tokens[SMALL_NUM_TOKENS];
+    bool is_normalized[SMALL_NUM_TOKENS] = {false};
+
+    memcpy(tokens, vocabulary.tokens, sizeof tokens);
+    tokens[SMALL_TOOL_SET] = (struct text_view){"caf\u00e9", 5};
+    vocabulary.tokens = tokens;
+    vocabulary.is_nfc = true;
+    AUTO_FREE(tokenizer) struct tokenizer *as_it_stands = tokenizer_of(vocabulary);
+
+    /* U+0338 makes one letter of itself and ">". */
+    expect_tokens(as_it_stands, "<s>\u0338", true, SMALL_BOS, 0xcc, 0xb8);
+    expect_tokens(as_it_stands, "<tool>\u0338e\u0301", false, SMALL_TOOL, 0xcc, 0xb8, 0xc3, 0xa9);
+    expect_tokens(as_it_stands, "<s>\u0338", false, '<', 's', 0xe2, 0x89, 0xaf);
+    expect_tokens(as_it_stands, "cafe\u0301", false, 'c', 'a', 'f', 0xc3, 0xa9);
+
+    is_normalized[SMALL_TOOL] = is_normalized[SMALL_TOOL_SET] = true;
+    vocabulary.is_normalized = is_normalized;
+    AUTO_FREE(tokenizer) struct tokenizer *composed = tokenizer_of(vocabulary);
+
+    expect_tokens(composed, "<tool>\u0338", false, '<', 't', 'o', 'o', 'l', 0xe2, 0x89, 0xaf);
+    expect_tokens(composed, "<s>\u0338cafe\u0301<tool>", true, SMALL_BOS, 0xcc, 0xb8, SMALL_TOOL_SET,
+                  SMALL_TOOL);
+
+    tokens[SMALL_TOOL_SET] = (struct text_view){"cafe\u0301", 6};
+    AUTO_FREE(tokenizer) struct tokenizer *stored_otherwise = tokenizer_of(vocabulary);
+
+    expect_tokens(stored_otherwise, "caf\u00e9", false, SMALL_TOOL_SET);
+}
+
 static void decode_shows_control_tokens_only_when_asked(void **state)
 {
     (void)state;
@@ -505,6 +538,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(stop_ids_are_eos_and_eot_once_each),
     cmocka_unit_test(more_than_two_tokens_may_end_an_answer),
     cmocka_unit_test(texts_are_composed_where_the_model_asks),
+    cmocka_unit_test(a_mark_behind_a_special_token_leaves_it_whole),
     cmocka_unit_test(decode_shows_control_tokens_only_when_asked),
     cmocka_unit_test(decode_replaces_each_hopeless_part_once),
     cmocka_unit_test(a_nul_byte_in_the_middle_of_text_survives),

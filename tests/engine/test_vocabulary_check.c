@@ -53,6 +53,7 @@ static void words_types_and_scores_are_compared_one_by_one(void **state)
     struct vocabulary running = small_bpe_vocabulary(), other;
     struct text_view tokens[SMALL_NUM_TOKENS], merges[5];
     int32_t types[SMALL_NUM_TOKENS];
+    bool is_normalized[SMALL_NUM_TOKENS] = {[SMALL_TOOL] = true};
     float scores[SMALL_NUM_TOKENS] = {0}, other_scores[SMALL_NUM_TOKENS] = {[SMALL_HELLO] = -1};
 
     (void)state;
@@ -65,6 +66,8 @@ static void words_types_and_scores_are_compared_one_by_one(void **state)
     DIFFERS(other.tokens = tokens, "token 259 is 'hello' here, 'help' there");
     DIFFERS(other.merges = merges, "merge 1 is 'l l' here, 'e l' there");
     DIFFERS(other.types = types, "token 263 is of type 4 here, 3 there");
+    DIFFERS(other.is_normalized = is_normalized,
+            "token 263 is looked for in the text as it stands here, in the composed text there");
     DIFFERS(other.scores = scores, "tokens have no scores here, scores there");
     running.scores = scores;
     DIFFERS(other.scores = NULL, "tokens have scores here, none there");

@@ -83,6 +83,22 @@ static void tokens_have_their_ids_and_types(void **state)
     assert_true(!vocabulary.add_bos && !vocabulary.add_eos && !vocabulary.is_nfc);
 }
 
+static void what_is_looked_for_in_form_c_is_seen(void **state)
+{
+    static const char file[] =
+        "{\"added_tokens\":[{\"id\":4,\"content\":\"<s>\",\"normalized\":false},"
+        "{\"id\":5,\"content\":\"cafe\",\"normalized\":true}],\"normalizer\":%s,"
+        "\"pre_tokenizer\":" BYTE_LEVEL("true") "," MODEL("") "}";
+    AUTO_MEM char *nfc = mem_printf(file, "{\"type\":\"NFC\"}"), *none = mem_printf(file, "null");
+    struct vocabulary vocabulary = words_of(nfc, NULL, NULL);
+
+    (void)state;
+    assert_true(vocabulary.is_nfc);
+    assert_true(!vocabulary.is_normalized[0] && !vocabulary.is_normalized[4] && vocabulary.is_normalized[5]);
+    vocabulary = words_of(none, NULL, NULL);
+    assert_null(vocabulary.is_normalized); /* there is no other form */
+}
+
 static void ranks_of_merges_are_scores(void **state)
 {
     static const char *const rows[] = {
@@ -330,6 +346,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tokens_have_their_ids_and_types),
+        cmocka_unit_test(what_is_looked_for_in_form_c_is_seen),
         cmocka_unit_test(ranks_of_merges_are_scores),
         cmocka_unit_test(a_space_before_the_text_is_seen),
         cmocka_unit_test(known_chains_have_a_name),
