@@ -283,6 +283,8 @@ static enum status read_split(const struct reading *reading, bool ignores_merges
     const json_t *pre = field_find(reading->root, "pre_tokenizer");
     AUTO_CLOSE(bytes) struct bytes parts = {0};
 
+    if (!pre)
+        return field_missing("pre_tokenizer");
     for (size_t i = 0; i < num_parts(pre, "pretokenizers"); i++) {
         if (i > 0)
             bytes_printf(&parts, ", ");
@@ -502,7 +504,6 @@ static enum status read_kind(struct reading *reading)
 {
     bool falls_back = false, ignores_merges = false;
 
-    TRY(refuse_extras(reading));
     TRY(field_bool(reading->model, "byte_fallback", &falls_back));
     TRY(field_bool(reading->model, "ignore_merges", &ignores_merges));
     reading->is_byte_level = !falls_back;
@@ -671,6 +672,7 @@ static enum status read_tokenizer(struct reading *reading)
     reading->model = field_find(reading->root, "model");
     reading->vocab = field_find(reading->model, "vocab");
     reading->added = field_find(reading->root, "added_tokens");
+    TRY(refuse_extras(reading)); /* each type has a vocab of its own form */
     if (!json_is_object(reading->vocab))
         return field_missing("model.vocab, an object,");
     TRY(read_kind(reading));

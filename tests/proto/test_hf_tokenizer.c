@@ -177,8 +177,8 @@ static void known_chains_have_a_name(void **state)
     static const struct {
         const char *pre_tokenizer, *more, *sentence;
     } unknown[] = {
-        {"null", "", "pre_tokenizer is \"\", which is not one that is known here"},
-        {"{\"type\":\"ByteLevel\"}", "", "pre_tokenizer is \"ByteLevel with its pattern and a space before\""},
+        {"{\"type\":\"ByteLevel\"}", "",
+         "pre_tokenizer is \"ByteLevel with its pattern and a space before\", which is not one that is known here"},
         {BYTE_LEVEL("true"), ",\"ignore_merges\":true", "\"ByteLevel with its pattern\" with ignore_merges"},
         {SPLIT("\\\\w+"), "", "pre_tokenizer is \"Split by \\w+, ByteLevel\""},
         {"{\"type\":\"Split\",\"pattern\":{\"String\":\" \"},\"behavior\":\"MergedWithNext\"}", "",
@@ -287,8 +287,12 @@ static void what_is_not_known_is_refused_by_name(void **state)
     } rows[] = {
         {"[", ERR_CORRUPT, "tokenizer.json: line 1"},
         {"{}", ERR_CORRUPT, "tokenizer.json: model.vocab, an object, is missing"},
-        {"{\"model\":{\"type\":\"Unigram\",\"vocab\":{}}}", ERR_UNSUPPORTED,
+        {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"a\",-1.5]]}}", ERR_UNSUPPORTED,
          "model.type is \"Unigram\"; \"BPE\" is supported"},
+        {"{\"model\":{\"type\":\"WordPiece\"}}", ERR_UNSUPPORTED,
+         "model.type is \"WordPiece\"; \"BPE\" is supported"},
+        {BPE("null", ""), ERR_CORRUPT, "tokenizer.json: pre_tokenizer is missing"},
+        {"{" MODEL("") "}", ERR_CORRUPT, "tokenizer.json: pre_tokenizer is missing"},
         {"{\"model\":{\"dropout\":0.1,\"vocab\":{}}}", ERR_UNSUPPORTED, "model.dropout is 0.1; 0 is supported"},
         {"{\"model\":{\"end_of_word_suffix\":\"</w>\",\"vocab\":{}}}", ERR_UNSUPPORTED,
          "model.end_of_word_suffix is \"</w>\"; none is supported"},
