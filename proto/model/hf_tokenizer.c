@@ -198,6 +198,14 @@ static enum status read_tokens(struct reading *reading)
 #define BY_CASE(ending, digits)                                                                              \
     "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" ending "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" ending \
     "|\\p{N}" digits "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES
+#define DEEPSEEK_V3                                                                                          \
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"      \
+    "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" SPACES
+
+/* A pattern that matches all of a text isolates its matches, or removes what is between them: nothing. */
+#define BY_ALL_OF(pattern, ignores_merges, pre)                                                              \
+    {"Split by " pattern ", ByteLevel", ignores_merges, pre},                                                \
+    {"Split into " pattern ", ByteLevel", ignores_merges, pre}
 
 /* tokenizer.ggml.pre for a chain of parts; a word that is a token is taken as one, whatever the merges say, where
  * `ignores_merges`. */
@@ -208,11 +216,13 @@ static const struct {
 } splits[] = {
     {"ByteLevel with its pattern", false, "gpt-2"},
     {"Digits one by one, ByteLevel with its pattern", false, "smollm"},
-    {"Split by " CL100K("{1,3}") ", ByteLevel", true, "llama-bpe"},
-    {"Split by " CL100K("{1,3}") ", ByteLevel", false, "dbrx"},
-    {"Split by " CL100K("") ", ByteLevel", false, "qwen2"},
-    {"Split by " BY_CASE("", "") ", ByteLevel", true, "tekken"},
-    {"Split by " BY_CASE(CONTRACTION "?", "{1,3}") ", ByteLevel", false, "gpt-4o"},
+    BY_ALL_OF(CL100K("{1,3}"), true, "llama-bpe"),
+    BY_ALL_OF(CL100K("{1,3}"), false, "dbrx"),
+    BY_ALL_OF(CL100K(""), false, "qwen2"),
+    BY_ALL_OF(BY_CASE("", ""), true, "tekken"),
+    BY_ALL_OF(BY_CASE(CONTRACTION "?", "{1,3}"), false, "gpt-4o"),
+    {"Split by \\p{N}{1,3}, Split by [\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+, Split by " DEEPSEEK_V3 ", ByteLevel",
+     false, "deepseek-v3"},
 };
 
 static enum status describe_byte_level(const json_t *part, struct bytes *out)
@@ -235,6 +245,16 @@ static enum status describe_digits(const json_t *part, struct bytes *out)
     return OK;
 }
 
+/* Some files have the two characters themselves where others have their escapes. */
+static void describe_regex(const char *regex, struct bytes *out)
+{
+    for (; *regex; regex++)
+        if (*regex == '\r' || *regex == '\n')
+            bytes_append(out, *regex == '\r' ? "\\r" : "\\n", 2);
+        else
+            bytes_append(out, regex, 1);
+}
+
 static enum status describe_split(const json_t *part, struct bytes *out)
 {
     const json_t *pattern = field_find(part, "pattern");
@@ -244,11 +264,12 @@ static enum status describe_split(const json_t *part, struct bytes *out)
     TRY(field_text(pattern, "Regex", &regex));
     TRY(field_text(part, "behavior", &behavior));
     TRY(field_bool(part, "invert", &inverts));
-    /* All these patterns match all of a text: what is not matched is nothing. */
-    if (strcmp(behavior, inverts ? "Removed" : "Isolated") != 0 || !regex)
+    if (strcmp(behavior, inverts ? "Removed" : "Isolated") != 0 || !regex) {
         bytes_printf(out, "Split as %s%s", behavior, inverts ? ", inverted" : "");
-    else
-        bytes_printf(out, "Split by %s", regex);
+        return OK;
+    }
+    bytes_printf(out, "Split %s ", inverts ? "into" : "by");
+    describe_regex(regex, out);
     return OK;
 }
 

@@ -152,12 +152,21 @@ static void a_space_before_the_text_is_seen(void **state)
 
 /* ---- how a text is cut --------------------------------------------------------------------------- */
 
-#define SPLIT(regex)                                                                                         \
-    "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},"   \
-    "\"behavior\":\"Isolated\",\"invert\":false}," BYTE_LEVEL("false") "]}"
+#define SPLIT_AS(regex, how)                                                                                 \
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":" how "}"
+#define ISOLATED     "\"Isolated\",\"invert\":false"
+#define REMOVED      "\"Removed\",\"invert\":true"
+#define CHAIN(parts) "{\"type\":\"Sequence\",\"pretokenizers\":[" parts "," BYTE_LEVEL("false") "]}"
+#define SPLIT(regex) CHAIN(SPLIT_AS(regex, ISOLATED))
 #define CL100K(digits)                                                                                       \
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}" digits                   \
     "| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+"
+#define DEEPSEEK_V3(how, cr, lf)                                                                                 \
+    CHAIN(SPLIT_AS("\\\\p{N}{1,3}", how) ","                                                                     \
+          SPLIT_AS("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", ISOLATED) ","                                   \
+          SPLIT_AS("[!\\\"#$%&'()*+,\\\\-./:;<=>?@\\\\[\\\\\\\\\\\\]^_`{|}~][A-Za-z]+"                           \
+                   "|[^" cr lf "\\\\p{L}\\\\p{P}\\\\p{S}]?[\\\\p{L}\\\\p{M}]+| ?[\\\\p{P}\\\\p{S}]+[" cr lf "]*" \
+                   "|\\\\s*[" cr lf "]+|\\\\s+(?!\\\\S)|\\\\s+", ISOLATED))
 
 static void known_chains_have_a_name(void **state)
 {
@@ -171,8 +180,9 @@ static void known_chains_have_a_name(void **state)
         {SPLIT(CL100K("{1,3}")), ",\"ignore_merges\":true", "llama-bpe"},
         {SPLIT(CL100K("{1,3}")), "", "dbrx"},
         {SPLIT(CL100K("")), "", "qwen2"},
-        {"{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" CL100K("") "\"},"
-         "\"behavior\":\"Removed\",\"invert\":true}," BYTE_LEVEL("false") "]}", "", "qwen2"},
+        {CHAIN(SPLIT_AS(CL100K(""), REMOVED)), "", "qwen2"},
+        {DEEPSEEK_V3(ISOLATED, "\\r", "\\n"), "", "deepseek-v3"}, /* the two characters */
+        {DEEPSEEK_V3(ISOLATED, "\\\\r", "\\\\n"), "", "deepseek-v3"}, /* their escapes */
     };
     static const struct {
         const char *pre_tokenizer, *more, *sentence;
@@ -180,6 +190,7 @@ static void known_chains_have_a_name(void **state)
         {"{\"type\":\"ByteLevel\"}", "",
          "pre_tokenizer is \"ByteLevel with its pattern and a space before\", which is not one that is known here"},
         {BYTE_LEVEL("true"), ",\"ignore_merges\":true", "\"ByteLevel with its pattern\" with ignore_merges"},
+        {DEEPSEEK_V3(REMOVED, "\\r", "\\n"), "", "\"Split into \\p{N}{1,3}, Split by"}, /* loses words */
         {SPLIT("\\\\w+"), "", "pre_tokenizer is \"Split by \\w+, ByteLevel\""},
         {"{\"type\":\"Split\",\"pattern\":{\"String\":\" \"},\"behavior\":\"MergedWithNext\"}", "",
          "pre_tokenizer is \"Split as MergedWithNext\""},
