@@ -47,23 +47,27 @@ static enum status plain_content(json_t *message, size_t at)
     return OK;
 }
 
-/* "{\"city\": …}" becomes {"city": …}. */
+/* "{\"city\": …}" becomes {"city": …}, and what is no object becomes {}: a model may write such a
+ * call, and every later request that holds it would be refused. */
 static enum status plain_arguments(json_t *function, size_t at, size_t call)
 {
     const json_t *text = json_object_get(function, "arguments");
-    json_error_t error;
-    json_t *arguments;
+    json_error_t error = {0};
+    json_t *arguments = NULL;
 
-    if (!json_is_string(text))
+    if (text && !json_is_null(text) && !json_is_string(text))
         return OK;
-    arguments =
-        json_loadb(json_string_value(text), json_string_length(text), JSON_ALLOW_NUL, &error);
+    if (json_string_length(text) > 0)
+        arguments =
+            json_loadb(json_string_value(text), json_string_length(text), JSON_ALLOW_NUL, &error);
+    if (!arguments && json_error_code(&error) == json_error_numeric_overflow)
+        return fail(ERR_INVALID,
+                    "messages[%zu].tool_calls[%zu].function.arguments has a number that does not "
+                    "fit into 64 bits",
+                    at, call);
     if (!json_is_object(arguments)) {
         json_decref(arguments);
-        return fail(ERR_INVALID,
-                    "messages[%zu].tool_calls[%zu].function.arguments must be a JSON "
-                    "object in a string",
-                    at, call);
+        arguments = json_object();
     }
     json_object_set_new(function, "arguments", arguments);
     return OK;
@@ -73,8 +77,10 @@ static enum status plain_tool_calls(json_t *message, size_t at)
 {
     json_t *calls = json_object_get(message, "tool_calls");
 
-    if (!calls || json_is_null(calls))
+    if (!calls || json_is_null(calls) || (json_is_array(calls) && json_array_size(calls) == 0)) {
+        json_object_del(message, "tool_calls"); /* many a template asks only whether it is there */
         return OK;
+    }
     if (!json_is_array(calls))
         return fail(ERR_INVALID, "messages[%zu].tool_calls must be an array", at);
     for (size_t i = 0; i < json_array_size(calls); i++) {

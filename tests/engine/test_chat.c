@@ -66,6 +66,45 @@ static void arguments_of_a_tool_call_become_an_object(void **state)
     assert_string_equal(bytes_text(&out), "Rome");
 }
 
+/* What templates see of the arguments in a call, given as JSON. */
+static void expect_arguments(const char *json, const char *seen)
+{
+    AUTO_CLOSE(bytes) struct bytes out = {0};
+    AUTO_MEM char *messages = mem_printf("[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":"
+                                         "{\"name\":\"f\"%s}}]}]",
+                                         json);
+
+    expect_ok(render("{{ messages[0].tool_calls[0].function.arguments | tojson }}", messages, NULL,
+                     NULL, &out));
+    assert_string_equal(bytes_text(&out), seen);
+}
+
+static void arguments_that_are_no_object_are_an_empty_one(void **state)
+{
+    (void)state;
+    expect_arguments("", "{}");
+    expect_arguments(",\"arguments\":null", "{}");
+    expect_arguments(",\"arguments\":\"\"", "{}");
+    expect_arguments(",\"arguments\":\"{\\\"city\\\": \\\"Ro\"", "{}");
+    expect_arguments(",\"arguments\":\"city=Rome\"", "{}");
+    expect_arguments(",\"arguments\":\"[1]\"", "{}");
+    expect_arguments(",\"arguments\":\"{\\\"a\\\": [1]}\"", "{\"a\": [1]}");
+    expect_arguments(",\"arguments\":{\"a\":1}", "{\"a\": 1}");
+}
+
+static void a_message_without_calls_has_no_tool_calls(void **state)
+{
+    (void)state;
+    AUTO_CLOSE(bytes) struct bytes out = {0};
+
+    expect_ok(render("{% for m in messages %}{{ 'tool_calls' in m }} {% endfor %}",
+                     "[{\"role\":\"assistant\",\"tool_calls\":null},"
+                     "{\"role\":\"assistant\",\"tool_calls\":[]},"
+                     "{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{\"name\":\"f\"}}]}]",
+                     NULL, NULL, &out));
+    assert_string_equal(bytes_text(&out), "False False True ");
+}
+
 static void a_wrong_message_is_named_by_its_index(void **state)
 {
     (void)state;
@@ -90,8 +129,11 @@ static void a_wrong_message_is_named_by_its_index(void **state)
          ERR_INVALID, "messages[0].content[0].refusal must be a string"},
         {"[{\"role\":\"a\",\"tool_calls\":[{}]}]", NULL, NULL, ERR_INVALID,
          "messages[0].tool_calls[0] must be"},
-        {"[{\"role\":\"a\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"[\"}}]}]",
-         NULL, NULL, ERR_INVALID, "messages[0].tool_calls[0].function.arguments must be"},
+        {"[{\"role\":\"a\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":"
+         "\"{\\\"a\\\":99999999999999999999}\"}}]}]",
+         NULL, NULL, ERR_INVALID, "messages[0].tool_calls[0].function.arguments has a number"},
+        {"[{\"role\":\"a\",\"tool_calls\":{}}]", NULL, NULL, ERR_INVALID,
+         "messages[0].tool_calls must be an array"},
         {"[{\"role\":\"a\"}]", "{}", NULL, ERR_INVALID, "tools must be an array"},
         {"[{\"role\":\"a\"}]", NULL, "[]", ERR_INVALID, "chat_template_kwargs must be an object"},
         {"[{\"role\":\"a\"}]", NULL, "{\"messages\":[]}", ERR_INVALID, "cannot set messages"},
@@ -119,6 +161,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_template_sees_what_it_sees_under_transformers),
     cmocka_unit_test(a_content_becomes_one_text),
     cmocka_unit_test(arguments_of_a_tool_call_become_an_object),
+    cmocka_unit_test(arguments_that_are_no_object_are_an_empty_one),
+    cmocka_unit_test(a_message_without_calls_has_no_tool_calls),
     cmocka_unit_test(a_wrong_message_is_named_by_its_index),
     cmocka_unit_test(a_model_without_a_template_is_refused),
 };
