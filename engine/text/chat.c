@@ -96,6 +96,23 @@ static enum status plain_tool_calls(json_t *message, size_t at)
     return OK;
 }
 
+/* What an assistant has thought goes by three names; templates look for it by the first two. */
+static void plain_reasoning(json_t *message)
+{
+    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+    json_t *reasoning = NULL;
+
+    if (strcmp(json_string_value(json_object_get(message, "role")), "assistant") != 0)
+        return;
+    for (size_t i = 0; i < COUNT_OF(names) && (!reasoning || json_is_null(reasoning)); i++)
+        reasoning = json_object_get(message, names[i]);
+    if (!reasoning || json_is_null(reasoning))
+        return;
+    json_object_set(message, "reasoning_content", reasoning);
+    if (!json_object_get(message, "thinking"))
+        json_object_set(message, "thinking", reasoning);
+}
+
 /* Of a copy, which is ours to change. */
 static enum status plain_messages(json_t *messages)
 {
@@ -110,6 +127,7 @@ static enum status plain_messages(json_t *messages)
             return fail(ERR_INVALID, "messages[%zu].role must be a string", i);
         TRY(plain_content(message, i));
         TRY(plain_tool_calls(message, i));
+        plain_reasoning(message);
     }
     return OK;
 }

@@ -5,8 +5,9 @@
  * not given), add_generation_prompt, bos_token and eos_token, and the extra variables. A content is
  * always a string: parts (texts, and an assistant's refusals) become a line each, and null or none
  * is "", as under vLLM. The arguments of a tool call, JSON in a string, become the object that
- * templates print, {} where they are none; tool_calls that hold no call are left out. All else of
- * a message is passed on as it is.
+ * templates print, {} where they are none; tool_calls that hold no call are left out. The
+ * reasoning of an assistant (the first of reasoning_content, thinking and reasoning that is not
+ * null) is there as reasoning_content and thinking. All else of a message is passed on as it is.
  *
  * Thread: any.
  */

@@ -105,6 +105,37 @@ static void a_message_without_calls_has_no_tool_calls(void **state)
     assert_string_equal(bytes_text(&out), "False False True ");
 }
 
+static void reasoning_is_found_by_the_names_that_templates_use(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *fields, *seen;
+    } rows[] = {
+        {"\"reasoning\":\"r\"", "r r"},
+        {"\"reasoning_content\":null,\"reasoning\":\"r\"", "r r"},
+        {"\"thinking\":\"t\",\"reasoning\":\"r\"", "t t"},
+        {"\"reasoning_content\":\"c\",\"thinking\":\"t\",\"reasoning\":\"r\"", "c t"},
+        {"\"reasoning_content\":\"\",\"reasoning\":\"r\"", " "},
+        {"\"reasoning\":null", "- -"},
+        {"\"x\":0", "- -"},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        AUTO_CLOSE(bytes) struct bytes out = {0};
+        AUTO_MEM char *messages =
+            mem_printf("[{\"role\":\"assistant\",%s},{\"role\":\"user\",\"reasoning\":\"u\"}]",
+                       rows[i].fields);
+
+        expect_ok(render("{% for m in messages %}{{ m.reasoning_content | default('-') }} "
+                         "{{ m.thinking | default('-') }}{% if loop.first %},{% endif %}"
+                         "{% endfor %}",
+                         messages, NULL, NULL, &out));
+        AUTO_MEM char *seen = mem_printf("%s,- -", rows[i].seen);
+
+        assert_string_equal(bytes_text(&out), seen);
+    }
+}
+
 static void a_wrong_message_is_named_by_its_index(void **state)
 {
     (void)state;
@@ -163,6 +194,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(arguments_of_a_tool_call_become_an_object),
     cmocka_unit_test(arguments_that_are_no_object_are_an_empty_one),
     cmocka_unit_test(a_message_without_calls_has_no_tool_calls),
+    cmocka_unit_test(reasoning_is_found_by_the_names_that_templates_use),
     cmocka_unit_test(a_wrong_message_is_named_by_its_index),
     cmocka_unit_test(a_model_without_a_template_is_refused),
 };
