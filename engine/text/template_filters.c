@@ -337,13 +337,23 @@ static bool is_all_digits(struct value s)
     return s.size > 0;
 }
 
-/* "a.b.0" of an item; with no attribute the item itself. Strings lose their case if asked. */
+/* One step of "a.b.0"; `fallback` (unless MISSING) where there is nothing. */
+static enum status key_step(struct render *r, struct value key, struct value fallback,
+                            struct value *item)
+{
+    TRY(value_item(r, *item, key, item));
+    if (item->kind == VALUE_UNDEFINED && fallback.kind != VALUE_MISSING)
+        *item = fallback;
+    return OK;
+}
+
+/* "a.b.0" of an item; with no attribute the item itself. */
 static enum status item_key(struct render *r, struct value item, struct value attribute,
-                            bool fold_case, struct value *out)
+                            struct value fallback, struct value *out)
 {
     *out = item;
     if (attribute.kind == VALUE_INT)
-        TRY(value_item(r, item, attribute, out));
+        return key_step(r, attribute, fallback, out);
     if (attribute.kind == VALUE_STRING) {
         const char *p = attribute.text, *end = p + attribute.size;
 
@@ -356,20 +366,24 @@ static enum status item_key(struct render *r, struct value item, struct value at
             p = dot ? dot + 1 : end;
             if (is_all_digits(part) && parse_int(part, 10, &index))
                 part = value_int(index);
-            TRY(value_item(r, *out, part, out));
+            TRY(key_step(r, part, fallback, out));
         }
     }
-    if (fold_case && out->kind == VALUE_STRING)
-        return string_lower(r, *out, out);
     return OK;
 }
 
+/* Strings lose their case if asked. */
 static enum status keys_of(struct render *r, const struct list *items, struct value attribute,
                            bool fold_case, struct value **keys_out)
 {
     TRY(render_alloc(r, (size_t)items->count * sizeof **keys_out, keys_out));
-    for (int64_t i = 0; i < items->count; i++)
-        TRY(item_key(r, items->items[i], attribute, fold_case, &(*keys_out)[i]));
+    for (int64_t i = 0; i < items->count; i++) {
+        struct value *key = &(*keys_out)[i];
+
+        TRY(item_key(r, items->items[i], attribute, (struct value){0}, key));
+        if (fold_case && key->kind == VALUE_STRING)
+            TRY(string_lower(r, *key, key));
+    }
     return OK;
 }
 
@@ -612,6 +626,12 @@ static enum status inner_builtin(struct render *r, const struct arguments *args,
     return OK;
 }
 
+/* The items of what is true: none, false and 0 have none here, and are no mistake. */
+static enum status items_if_true(struct render *r, struct value v, struct list **out)
+{
+    return value_is_true(v) ? value_items(r, v, out) : list_new(r, 0, out);
+}
+
 /* map('upper', …) or map(attribute='a.b', default=x) */
 FILTER(filter_map)
 {
@@ -624,8 +644,9 @@ FILTER(filter_map)
         TRY(inner_builtin(r, args, 0, "filter", filter_find, &inner, &rest));
     else if (!take_keyword(args, "attribute", &attribute))
         return render_fail(r, "map needs a filter or attribute=");
-    take_keyword(args, "default", &fallback);
-    TRY(value_items(r, v, &list));
+    if (take_keyword(args, "default", &fallback) && fallback.kind == VALUE_NONE)
+        fallback.kind = VALUE_MISSING;
+    TRY(items_if_true(r, v, &list));
     TRY(list_new(r, list->count, &mapped));
     for (int64_t i = 0; i < list->count; i++, mapped->count++) {
         struct value *item = &mapped->items[i];
@@ -633,9 +654,7 @@ FILTER(filter_map)
         if (inner)
             TRY(builtin_call(r, inner, list->items[i], &rest, item));
         else
-            TRY(item_key(r, list->items[i], attribute, false, item));
-        if (!inner && item->kind == VALUE_UNDEFINED && fallback.kind != VALUE_MISSING)
-            *item = fallback;
+            TRY(item_key(r, list->items[i], attribute, fallback, item));
     }
     return iterator_new(r, mapped, out);
 }
@@ -652,12 +671,13 @@ static enum status pick(struct render *r, struct value v, const struct arguments
         return render_fail(r, "the name of an attribute is missing");
     if (args->count > index)
         TRY(inner_builtin(r, args, index, "test", test_find, &test, &rest));
-    TRY(value_items(r, v, &list));
+    TRY(items_if_true(r, v, &list));
     TRY(list_new(r, 0, &picked));
     for (int64_t i = 0; i < list->count; i++) {
         struct value key;
 
-        TRY(item_key(r, list->items[i], index ? args->values[0] : (struct value){0}, false, &key));
+        TRY(item_key(r, list->items[i], index ? args->values[0] : (struct value){0},
+                     (struct value){0}, &key));
         if (test)
             TRY(builtin_call(r, test, key, &rest, &key));
         if (value_is_true(key) == wanted)
