@@ -418,6 +418,7 @@ size_t text_encode(int32_t code_point, char out[4]);
 bool text_is_space(int32_t code_point); /* as Python's str.isspace */
 size_t text_num_chars(const char *text, size_t size);
 size_t text_offset(const char *text, size_t size, int64_t chars); /* byte of the n-th char */
+size_t text_before(const char *text, size_t at); /* where the character before byte `at` begins */
 /* Bytes of leading and of trailing space, or of characters of `set` if it is not NULL. */
 size_t text_leading(struct value s, const struct value *set);
 size_t text_trailing(struct value s, const struct value *set);

@@ -47,7 +47,7 @@ static enum status split_at_space(struct render *r, struct value s, int64_t max,
         size_t end = 0, n;
 
         if (max-- == 0)
-            return list_add(r, list, string_strip(s, NULL, false, true));
+            return list_add(r, list, s); /* with the space behind it, as in Python */
         for (; end < s.size && !text_is_space(text_decode(s.text + end, &n)); end += n)
             ;
         TRY(list_add(r, list, value_string(s.text, end)));
@@ -84,20 +84,32 @@ BUILTIN(str_split)
     return list_add(r, list, s);
 }
 
-/* From the right; Python keeps the order of the parts. */
-BUILTIN(str_rsplit)
+/* The last part first, as the next. */
+static enum status rsplit_at_space(struct render *r, struct value s, int64_t max,
+                                   struct list *parts)
 {
-    struct value separator, s = self;
-    struct list *parts, *list;
-    int64_t max;
+    s = string_strip(s, NULL, false, true);
+    while (s.size > 0) {
+        size_t start = s.size, n;
 
-    TRY(argument_int(r, args, 1, -1, &max));
-    if (max < 0)
-        return str_split(r, self, args, out);
-    TRY(argument_string(r, args, 0, NULL, &separator));
+        if (max-- == 0)
+            return list_add(r, parts, s);
+        for (size_t at = start; at > 0; start = at) {
+            at = text_before(s.text, at);
+            if (text_is_space(text_decode(s.text + at, &n)))
+                break;
+        }
+        TRY(list_add(r, parts, value_string(s.text + start, s.size - start)));
+        s = string_strip(value_string(s.text, start), NULL, false, true);
+    }
+    return OK;
+}
+
+static enum status rsplit_at(struct render *r, struct value s, struct value separator, int64_t max,
+                             struct list *parts)
+{
     if (separator.size == 0)
         return render_fail(r, "split by an empty separator");
-    TRY(list_new(r, 0, &parts));
     for (size_t at = s.size; max > 0 && at >= separator.size; at--) {
         TRY(render_spend(r, 1));
         if (memcmp(s.text + at - separator.size, separator.text, separator.size) != 0)
@@ -107,7 +119,27 @@ BUILTIN(str_rsplit)
         at = s.size + 1;
         max--;
     }
-    TRY(list_add(r, parts, s));
+    return list_add(r, parts, s);
+}
+
+/* From the right; Python keeps the order of the parts. */
+BUILTIN(str_rsplit)
+{
+    struct list *parts, *list;
+    struct value separator;
+    int64_t max;
+
+    TRY(argument_int(r, args, 1, -1, &max));
+    if (max < 0)
+        return str_split(r, self, args, out);
+    TRY(render_spend_bytes(r, self.size));
+    TRY(list_new(r, 0, &parts));
+    if (args->bound[0].kind == VALUE_MISSING || args->bound[0].kind == VALUE_NONE) {
+        TRY(rsplit_at_space(r, self, max, parts));
+    } else {
+        TRY(argument_string(r, args, 0, NULL, &separator));
+        TRY(rsplit_at(r, self, separator, max, parts));
+    }
     TRY(list_new(r, parts->count, &list));
     for (int64_t i = parts->count; i > 0; i--)
         list->items[list->count++] = parts->items[i - 1];

@@ -58,6 +58,14 @@ size_t text_offset(const char *text, size_t size, int64_t chars)
     return at;
 }
 
+size_t text_before(const char *text, size_t at)
+{
+    do
+        at--;
+    while (at > 0 && is_continuation(text[at]));
+    return at;
+}
+
 static bool is_stripped(const char *p, size_t n, int32_t c, const struct value *set)
 {
     return set ? memmem(set->text, set->size, p, n) != NULL : text_is_space(c);
@@ -81,10 +89,7 @@ size_t text_trailing(struct value s, const struct value *set)
     size_t end = s.size, n;
 
     while (end > 0) {
-        size_t at = end - 1;
-
-        while (at > 0 && is_continuation(s.text[at]))
-            at--;
+        size_t at = text_before(s.text, end);
         int32_t c = text_decode(s.text + at, &n);
 
         if (!is_stripped(s.text + at, n, c, set))
