@@ -643,7 +643,9 @@ static enum status filter_items(struct render *r, const struct node *node, struc
     return OK;
 }
 
-static enum status run_loop(struct render *r, const struct node *node, struct list *items)
+/* whole_out: a body was rendered to its end; where none was, the {% else %} is rendered too. */
+static enum status run_loop(struct render *r, const struct node *node, struct list *items,
+                            bool *whole_out)
 {
     struct scope *outer = r->scope;
     struct loop *loop;
@@ -658,6 +660,7 @@ static enum status run_loop(struct render *r, const struct node *node, struct li
         TRY(assign(r, node->left, items->items[loop->index0]));
         r->flow = FLOW_NEXT;
         TRY(render_body(r, node->body));
+        *whole_out |= r->flow == FLOW_NEXT;
     }
     r->flow = FLOW_NEXT;
     r->scope = outer;
@@ -667,6 +670,7 @@ static enum status run_loop(struct render *r, const struct node *node, struct li
 static enum status exec_for(struct render *r, const struct node *node)
 {
     struct scope *outer = r->scope;
+    bool was_whole = false;
     struct list *items;
     struct value v;
 
@@ -674,8 +678,9 @@ static enum status exec_for(struct render *r, const struct node *node)
     TRY(value_items(r, v, &items));
     if (node->other)
         TRY(filter_items(r, node, &items));
-    if (items->count > 0)
-        return run_loop(r, node, items);
+    TRY(run_loop(r, node, items, &was_whole));
+    if (was_whole)
+        return OK;
     TRY(scope_push(r, outer));
     TRY(render_body(r, node->orelse));
     r->scope = outer;
