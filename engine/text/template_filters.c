@@ -87,6 +87,14 @@ FILTER(filter_replace)
     return string_replace(r, v, old, with, count, out);
 }
 
+FILTER(filter_format)
+{
+    if (args->num_keywords > 0)
+        return render_fail(r, "format with keywords is not supported");
+    TRY(value_to_string(r, v, &v));
+    return string_percent(r, v, args->values, args->count, out);
+}
+
 static enum status indentation(struct render *r, struct value width, int64_t fallback,
                                struct value *out)
 {
@@ -724,6 +732,7 @@ static const struct builtin filters[] = {
     {"dictsort", filter_dictsort, "case_sensitive by reverse"},
     {"first", filter_first, ""},
     {"float", filter_float, "default"},
+    {"format", filter_format, NULL},
     {"indent", filter_indent, "width first blank"},
     {"int", filter_int, "default base"},
     {"items", filter_items, ""},

@@ -165,6 +165,11 @@ enum status value_print(struct render *r, struct value v, struct bytes *out)
     return emit_repr(r, out, v, 0);
 }
 
+enum status value_repr(struct render *r, struct value v, struct bytes *out)
+{
+    return emit_repr(r, out, v, 0);
+}
+
 enum status value_to_string(struct render *r, struct value v, struct value *out)
 {
     AUTO_CLOSE(bytes) struct bytes text = {0};

@@ -6,6 +6,7 @@
  * template_render.c  walks the nodes: scopes, statements, expressions, calls
  * template_value.c   values: making, comparing, indexing; the budget that all of it spends
  * template_operators.c, template_text.c, template_format.c   arithmetic, strings, printing
+ * template_printf.c  "%s" % x and "{}".format(x)
  * template_filters.c, template_tests.c, template_methods.c   tables of builtins
  * template_builtins.c   how these are found and get their arguments
  *
@@ -408,6 +409,7 @@ struct json_style {
 /* str(v): a string stays as it is. */
 MUST_USE enum status value_print(struct render *r, struct value v, struct bytes *out);
 MUST_USE enum status value_to_string(struct render *r, struct value v, struct value *out);
+MUST_USE enum status value_repr(struct render *r, struct value v, struct bytes *out);
 MUST_USE enum status value_write_json(struct render *r, struct value v,
                                       const struct json_style *style, struct bytes *out);
 
@@ -466,7 +468,13 @@ MUST_USE enum status argument_int(struct render *r, const struct arguments *args
                                   int64_t fallback, int64_t *out);
 bool argument_flag(const struct arguments *args, int index);
 
-/* Shared by filters and methods. */
+/* Shared by operators, filters and methods. */
+/* s % (values): %s, %d, %r and %%, a value for each. */
+MUST_USE enum status string_percent(struct render *r, struct value s, const struct value *values,
+                                    int64_t count, struct value *out);
+/* s.format(args): {}, {0} and {name}. */
+MUST_USE enum status string_format(struct render *r, struct value s, const struct arguments *args,
+                                   struct value *out);
 MUST_USE enum status string_replace(struct render *r, struct value s, struct value old,
                                     struct value with, int64_t count, struct value *out);
 MUST_USE enum status string_join(struct render *r, struct value separator, struct list *items,

@@ -273,6 +273,11 @@ BUILTIN(str_title)
     return OK;
 }
 
+BUILTIN(str_format)
+{
+    return string_format(r, self, args, out);
+}
+
 BUILTIN(str_join)
 {
     struct list *items;
@@ -507,6 +512,7 @@ static const struct builtin methods[] = {
     {"lower", str_lower, "", STR},
     {"title", str_title, "", STR},
     {"capitalize", str_capitalize, "", STR},
+    {"format", str_format, NULL, STR},
     {"join", str_join, "iterable", STR},
     {"find", str_find, "sub", STR},
     {"rfind", str_rfind, "sub", STR},

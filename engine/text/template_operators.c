@@ -201,6 +201,10 @@ enum status value_arithmetic(struct render *r, enum operator op, struct value a,
 
     if (value_is_number(a) && value_is_number(b))
         return numbers(r, op, a, b, out);
+    if (op == OP_MOD && a.kind == VALUE_STRING && b.kind == VALUE_TUPLE)
+        return string_percent(r, a, b.list->items, b.list->count, out);
+    if (op == OP_MOD && a.kind == VALUE_STRING)
+        return string_percent(r, a, &b, 1, out);
     if (op == OP_ADD && a.kind == b.kind && is_repeatable(a))
         return concat(r, a, b, out);
     if (op == OP_MUL && is_repeatable(a) && is_int(b))

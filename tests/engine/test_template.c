@@ -154,8 +154,7 @@ static void check_chat(const char *name)
         json_t *render;
         size_t i;
 
-        json_array_foreach(json_object_get(row, "renders"), i, render)
-        {
+        json_array_foreach (json_object_get(row, "renders"), i, render) {
             AUTO_CLOSE(bytes) struct bytes out = {0};
             json_t *context =
                 json_pack("{s:O, s:O, s:O}", "messages", json_object_get(row, "messages"),
@@ -241,6 +240,29 @@ static void a_failing_render_names_the_line_and_leaves_the_output(void **state)
     assert_string_equal(fail_text(), "roles!");
 }
 
+static void formats_beyond_the_plain_ones_are_named(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *source, *part;
+    } rows[] = {
+        {"{{ '%.2f' % 1.5 }}", "\"%.\" in a format is not supported, only %s, %d and %r"},
+        {"{{ '%(a)s' % {'a': 1} }}", "\"%(\" in a format is not supported"},
+        {"{{ '%5d' | format(1) }}", "\"%5\" in a format is not supported"},
+        {"{{ '%\u00e9' | format(1) }}", "\"%\u00e9\" in a format is not supported"},
+        {"{{ '%s' | format(a=1) }}", "format with keywords is not supported"},
+        {"{{ '%d' % 1e300 }}", "1e+300 does not fit into 64 bits"},
+        {"{{ '{:>5}'.format(1) }}", "\"{:>5}\" is not supported, only {}, {0} and {name}"},
+        {"{{ '{0.real}'.format(1) }}", "\"{0.real}\" is not supported"},
+        {"{{ '{a[0]}'.format(a=[1]) }}", "\"{a[0]}\" is not supported"},
+        {"{{ '{!r}'.format(1) }}", "\"{!r}\" is not supported"},
+        {"{{ '{a'.format(a=1) }}", "a lone \"{\" in a format; a plain one is \"{{\""},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        expect_fails(try_render(rows[i].source, NULL), ERR_INVALID, rows[i].part);
+}
+
 static void integers_that_overflow_are_refused(void **state)
 {
     (void)state;
@@ -294,6 +316,8 @@ static void large_texts_and_lists_hit_the_memory_limit(void **state)
          "{% set ns.s = ns.s + ns.s %}{% endfor %}"),
         "{{ ('a' * 10000) | replace('', 'b' * 100000) }}",
         "{{ ('\\n' * 100000) | indent(100000, blank=true) }}",
+        "{% set s = 'b' * 100000 %}{{ ('{0}' * 10000).format(s) }}",
+        "{% set s = 'b' * 100000 %}{{ ('%s' * 10000) % ((s,) * 10000) }}",
         "{% for i in range(100) %}{{ 'x' * 1000000 }}{% endfor %}",
     };
 
@@ -404,6 +428,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(gemma3_conversations_are_those_of_transformers),
     cmocka_unit_test(a_mistake_is_named_with_line_and_column),
     cmocka_unit_test(a_failing_render_names_the_line_and_leaves_the_output),
+    cmocka_unit_test(formats_beyond_the_plain_ones_are_named),
     cmocka_unit_test(integers_that_overflow_are_refused),
     cmocka_unit_test(work_without_end_hits_the_step_limit),
     cmocka_unit_test(large_texts_and_lists_hit_the_memory_limit),
