@@ -7,8 +7,10 @@
  * as Python prints them.
  *
  * What differs from Jinja2: integers have 64 bits (more is an error), case mapping is one code
- * point to one, generators are evaluated at once (and can be walked once, as there), and what is
- * not supported is refused when the template is compiled, taken or not.
+ * point to one, generators are evaluated at once (and can be walked once, as there), `safe` makes
+ * no Markup (its string is as any other), and what is not supported is refused when the template
+ * is compiled, taken or not; only the filters, tests and methods within an if, a statement's or an
+ * expression's, are refused when they are reached.
  *
  * Thread: a compiled template is frozen; renders may run on any thread.
  */
@@ -39,6 +41,7 @@ DEFINE_AUTO_FREE(template)
  * tools, …). Appends to `out`; on failure `out` is as it was.
  * ERR_INVALID: raise_exception(msg) of the template, with its message, or a mistake such as an
  * undefined value used as a string operand, with the line. ERR_FULL: a limit, with its number.
+ * ERR_UNSUPPORTED: a filter, test or method within an if, in the words of template_new.
  */
 MUST_USE enum status template_render(const struct template *t, const json_t *context,
                                      const struct template_limits *limits, struct bytes *out);

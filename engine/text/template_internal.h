@@ -179,8 +179,8 @@ enum node_kind {
     NODE_ITEM,      /* left [ right ] */
     NODE_SLICE,     /* left [ right : other : orelse ], each may be NULL */
     NODE_CALL,      /* left ( list of ARGUMENT ) */
-    NODE_FILTER,    /* left | builtin ( list of ARGUMENT ) */
-    NODE_TEST,      /* left is builtin ( list of ARGUMENT ) */
+    NODE_FILTER,    /* left | builtin ( list of ARGUMENT ); NULL: we lack what value names */
+    NODE_TEST,      /* left is builtin ( list of ARGUMENT ); the same */
     NODE_CHAIN,     /* left, then list of LINK: arithmetic from left to right */
     NODE_COMPARE,   /* left, then list of LINK */
     NODE_CONCAT,    /* list */
@@ -300,6 +300,8 @@ MUST_USE enum status template_lex(const char *source, size_t size, struct arena 
                                   struct token_array *out);
 MUST_USE enum status template_parse(const struct token_array *tokens, struct arena *arena,
                                     struct node **body_out);
+/* ERR_UNSUPPORTED: where the FILTER, TEST or ATTRIBUTE (a method) stands, and its name. */
+enum status node_refuse(const struct node *node);
 
 /* ---- a render --------------------------------------------------------------------------- */
 

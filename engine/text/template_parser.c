@@ -5,9 +5,10 @@
 struct parser {
     const struct token *token; /* the next one */
     struct arena *arena;
-    int32_t depth;  /* expressions and statements that enclose this place */
-    int32_t loops;  /* for loops that a break here could leave */
-    int32_t macros; /* macros around this place */
+    int32_t depth;        /* expressions and statements that enclose this place */
+    int32_t loops;        /* for loops that a break here could leave */
+    int32_t macros;       /* macros around this place */
+    struct node *missing; /* the first filter, test or method that we lack, outside of any if */
 };
 
 /* Where a chain of nodes grows. */
@@ -115,6 +116,27 @@ static struct node *node_at(struct parser *p, enum node_kind kind, const struct 
 static struct node *node_new(struct parser *p, enum node_kind kind)
 {
     return node_at(p, kind, p->token);
+}
+
+/* What `node` names is not there. Within an if it may never be reached: see parse_if. */
+static void note_missing(struct parser *p, struct node *node, const struct token *name)
+{
+    node->value = name->value;
+    node->line = name->line;
+    node->column = name->column;
+    p->missing = p->missing ? p->missing : node;
+}
+
+enum status node_refuse(const struct node *node)
+{
+    static const char *const forms[NUM_NODES][2] = {
+        [NODE_FILTER] = {"filter \"", "\""},
+        [NODE_TEST] = {"test \"", "\""},
+        [NODE_ATTRIBUTE] = {"method .", "()"},
+    };
+
+    return parse_fail(node, ERR_UNSUPPORTED, "the %s%.*s%s is not supported", forms[node->kind][0],
+                      (int)MIN(node->value.size, 100u), node->value.text, forms[node->kind][1]);
 }
 
 static void chain_add(struct chain *chain, struct node *node)
@@ -365,8 +387,7 @@ static enum status parse_attribute(struct parser *p, struct node **node)
     }
     TRY(expect_name(p, "the name of an attribute", &attribute->value));
     if (at_operator(p, OP_LPAREN) && !method_is_known(attribute->value))
-        return parse_fail(token, ERR_UNSUPPORTED, "the method .%.*s() is not supported",
-                          (int)MIN(token->value.size, 100u), token->value.text);
+        note_missing(p, attribute, token);
     return OK;
 }
 
@@ -404,39 +425,40 @@ static enum status parse_builtin(struct parser *p, const char *what,
     TRY(expect_name(p, what, &name));
     node->builtin = find(name);
     if (!node->builtin)
-        return parse_fail(token, ERR_UNSUPPORTED, "%s \"%.*s\" is not supported", what,
-                          (int)MIN(name.size, 100u), name.text);
+        note_missing(p, node, token);
     return OK;
 }
 
-/* map("name"), select("name") …: the inner name is checked now, where it is a literal. */
-static enum status check_inner_name(const struct parser *p, const struct node *node)
+/* map("name"), select("name") …: the inner name is looked for now, where it is a literal. */
+static void check_inner_name(struct parser *p, const struct node *filter)
 {
     static const struct {
         const char *filter;
         int index;
-        const char *what;
+        enum node_kind kind;
         const struct builtin *(*find)(struct value name);
     } rows[] = {
-        {"map", 0, "the filter", filter_find},    {"select", 0, "the test", test_find},
-        {"reject", 0, "the test", test_find},     {"selectattr", 1, "the test", test_find},
-        {"rejectattr", 1, "the test", test_find},
+        {"map", 0, NODE_FILTER, filter_find},    {"select", 0, NODE_TEST, test_find},
+        {"reject", 0, NODE_TEST, test_find},     {"selectattr", 1, NODE_TEST, test_find},
+        {"rejectattr", 1, NODE_TEST, test_find},
     };
 
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        const struct node *argument = node->list;
+        const struct node *argument = filter->list;
 
-        if (strcmp(rows[i].filter, node->builtin->name) != 0)
+        if (strcmp(rows[i].filter, filter->builtin->name) != 0)
             continue;
         for (int k = 0; k < rows[i].index && argument; k++)
             argument = argument->next;
         if (argument && argument->op == OP_NONE && argument->left->kind == NODE_LITERAL &&
-            argument->left->value.kind == VALUE_STRING && !rows[i].find(argument->left->value))
-            return parse_fail(p->token, ERR_UNSUPPORTED, "%s \"%.*s\" is not supported",
-                              rows[i].what, (int)MIN(argument->left->value.size, 100u),
-                              argument->left->value.text);
+            argument->left->value.kind == VALUE_STRING && !rows[i].find(argument->left->value)) {
+            struct token name = {.value = argument->left->value,
+                                 .line = argument->left->line,
+                                 .column = argument->left->column};
+
+            note_missing(p, node_new(p, rows[i].kind), &name);
+        }
     }
-    return OK;
 }
 
 static enum status parse_filter(struct parser *p, struct node **node)
@@ -448,7 +470,9 @@ static enum status parse_filter(struct parser *p, struct node **node)
     TRY(parse_builtin(p, "the filter", filter_find, filter));
     if (at_operator(p, OP_LPAREN))
         TRY(parse_arguments(p, &filter->list));
-    return check_inner_name(p, filter);
+    if (filter->builtin)
+        check_inner_name(p, filter);
+    return OK;
 }
 
 static bool at_test_argument(const struct parser *p)
@@ -656,6 +680,8 @@ static enum status parse_or(struct parser *p, struct node **out)
 
 static enum status parse_expression(struct parser *p, struct node **out)
 {
+    struct node *missing = p->missing;
+
     TRY(enter(p));
     TRY(parse_or(p, out));
     while (at_name(p, "if")) {
@@ -666,6 +692,7 @@ static enum status parse_expression(struct parser *p, struct node **out)
         TRY(parse_or(p, &condition->right));
         if (skip_name(p, "else"))
             TRY(parse_expression(p, &condition->other));
+        p->missing = missing;
         *out = condition;
     }
     p->depth--;
@@ -735,12 +762,11 @@ static enum status parse_for(struct parser *p, struct node *node)
     return parse_block(p, "endfor", &node->orelse);
 }
 
-static enum status parse_if(struct parser *p, struct node *node)
+static enum status parse_branches(struct parser *p, struct node *node)
 {
     static const char *const ends[] = {"elif", "else", "endif", NULL};
     struct chain branches = {&node->list};
 
-    node->kind = NODE_IF;
     for (;;) {
         struct node *branch = node_new(p, NODE_BRANCH);
 
@@ -756,6 +782,17 @@ static enum status parse_if(struct parser *p, struct node *node)
         chain_add(&branches, branch);
         return parse_block(p, "endif", &branch->body);
     }
+}
+
+/* What is missing within is refused where it is reached: a template may ask first which it has. */
+static enum status parse_if(struct parser *p, struct node *node)
+{
+    struct node *missing = p->missing;
+
+    node->kind = NODE_IF;
+    TRY(parse_branches(p, node));
+    p->missing = missing;
+    return OK;
 }
 
 static enum status parse_parameters(struct parser *p, struct node **list_out)
@@ -954,5 +991,6 @@ enum status template_parse(const struct token_array *tokens, struct arena *arena
     struct parser p = {.token = tokens->tokens, .arena = arena};
 
     *body_out = NULL;
-    return parse_body(&p, NULL, body_out);
+    TRY(parse_body(&p, NULL, body_out));
+    return p.missing ? node_refuse(p.missing) : OK;
 }

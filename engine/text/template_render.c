@@ -452,6 +452,9 @@ static enum status call_with(struct render *r, const struct node *node, struct a
     struct value callee;
 
     TRY(evaluate(r, node->left, &callee));
+    if (callee.kind == VALUE_UNDEFINED && node->left->kind == NODE_ATTRIBUTE &&
+        !method_is_known(node->left->value))
+        return node_refuse(node->left);
     TRY(eval_arguments(r, node->list, room));
     r->line = node->line;
     return value_call(r, callee, &room->args, out);
@@ -470,6 +473,8 @@ static enum status eval_builtin(struct render *r, const struct node *node, struc
     struct argument_room room = {0};
     struct value input;
 
+    if (!node->builtin)
+        return node_refuse(node);
     TRY(evaluate(r, node->left, &input));
     TRY(eval_arguments(r, node->list, &room));
     r->line = node->line;

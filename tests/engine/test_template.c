@@ -229,6 +229,41 @@ static void a_mistake_is_named_with_line_and_column(void **state)
     }
 }
 
+static void within_an_if_what_is_missing_is_refused_when_reached(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *taken, *not_taken;
+        enum status status;
+        const char *part;
+    } rows[] = {
+        {"{% if 1 %}{{ 1 | batch(2) }}{% endif %}", "{% if 0 %}{{ 1 | batch(2) }}{% endif %}",
+         ERR_UNSUPPORTED, "line 1, column 18: the filter \"batch\" is not supported"},
+        {"{% if 1 is escaped %}{% endif %}", "{% if 1 %}{% elif 1 is escaped %}{% endif %}",
+         ERR_UNSUPPORTED, "column 12: the test \"escaped\" is not supported"},
+        {"{{ 'a' | wordcount if 1 }}", "{{ 'a' | wordcount if 0 else 'x' }}", ERR_UNSUPPORTED,
+         "column 10: the filter \"wordcount\" is not"},
+        {"{{ 1 if 0 else 'a'.zfill(2) }}", "{{ 1 if 1 else 'a'.zfill(2) }}", ERR_UNSUPPORTED,
+         "column 20: the method .zfill() is not"},
+        {"{% if 1 %}{% for i in [1] %}{{ 'a'.zfill(i) }}{% endfor %}{% endif %}",
+         "{% if 1 %}{% for i in [] %}{{ 'a'.zfill(i) }}{% endfor %}{% endif %}", ERR_UNSUPPORTED,
+         "the method .zfill() is not"},
+        {"{% if 1 %}{{ [1] | map('center') }}{% endif %}",
+         "{% if 0 %}{{ [1] | map('center') }}{% endif %}", ERR_INVALID,
+         "the filter \"center\" is not supported"},
+    };
+    struct template *t = NULL;
+    const char *outside = "{% if 0 %}{{ 1 | batch(2) }}{% endif %}{{ 1 | slice(2) }}"
+                          "{{ 1 | batch(2) if 0 }}";
+
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        expect_fails(try_render(rows[i].taken, NULL), rows[i].status, rows[i].part);
+        expect_ok(try_render(rows[i].not_taken, NULL));
+    }
+    expect_fails(template_new(outside, strlen(outside), &t), ERR_UNSUPPORTED,
+                 "the filter \"slice\" is not supported");
+}
+
 static void a_failing_render_names_the_line_and_leaves_the_output(void **state)
 {
     (void)state;
@@ -427,6 +462,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(smollm2_conversations_are_those_of_transformers),
     cmocka_unit_test(gemma3_conversations_are_those_of_transformers),
     cmocka_unit_test(a_mistake_is_named_with_line_and_column),
+    cmocka_unit_test(within_an_if_what_is_missing_is_refused_when_reached),
     cmocka_unit_test(a_failing_render_names_the_line_and_leaves_the_output),
     cmocka_unit_test(formats_beyond_the_plain_ones_are_named),
     cmocka_unit_test(integers_that_overflow_are_refused),
