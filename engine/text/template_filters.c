@@ -51,7 +51,7 @@ FILTER(filter_title)
     for (size_t at = 0, n; at < v.size; at += n) {
         int32_t c = text_decode(v.text + at, &n);
         char utf8[4];
-        size_t size = text_encode(begins ? utf8proc_toupper(c) : utf8proc_tolower(c), utf8);
+        size_t size = text_encode(begins ? text_upper(c) : utf8proc_tolower(c), utf8);
 
         begins = text_is_space(c) || (c < 0x80 && c != 0 && strchr("-({[<", c));
         TRY(render_emit(r, &text, utf8, size));
@@ -325,9 +325,9 @@ FILTER(filter_round)
     }
     scale = pow(10, (double)digits);
     if (value_is_text(method, "ceil"))
-        *out = value_float(ceil(value_real(v) * scale) / scale);
+        *out = value_float((ceil(value_real(v) * scale) + 0.0) / scale); /* no -0.0 */
     else if (value_is_text(method, "floor"))
-        *out = value_float(floor(value_real(v) * scale) / scale);
+        *out = value_float((floor(value_real(v) * scale) + 0.0) / scale);
     else
         return render_fail(r, "round wants common, ceil or floor, not \"%.*s\"",
                            (int)MIN(method.size, 100u), method.text);

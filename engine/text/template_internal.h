@@ -420,6 +420,7 @@ MUST_USE enum status value_write_json(struct render *r, struct value v,
 int32_t text_decode(const char *p, size_t *size_out); /* the code point at p */
 size_t text_encode(int32_t code_point, char out[4]);
 bool text_is_space(int32_t code_point); /* as Python's str.isspace */
+int32_t text_upper(int32_t code_point); /* ß, which has two letters there, stays as it is */
 size_t text_num_chars(const char *text, size_t size);
 size_t text_offset(const char *text, size_t size, int64_t chars); /* byte of the n-th char */
 size_t text_before(const char *text, size_t at); /* where the character before byte `at` begins */

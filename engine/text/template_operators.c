@@ -52,7 +52,7 @@ static enum status int_power(struct render *r, int64_t base, int64_t exponent, i
 static enum status float_arithmetic(struct render *r, enum operator op, double a, double b,
                                     double *out)
 {
-    double remainder;
+    double remainder, quotient;
 
     if (b == 0 && (op == OP_DIV || op == OP_FLOOR_DIV || op == OP_MOD))
         return render_fail(r, "division by zero");
@@ -76,9 +76,14 @@ static enum status float_arithmetic(struct render *r, enum operator op, double a
         return isinf(*out) && isfinite(a) && isfinite(b) ? render_fail(r, "a float too large") : OK;
     default:
         remainder = fmod(a, b);
-        if (remainder != 0 && (remainder < 0) != (b < 0))
+        if (remainder == 0)
+            remainder = copysign(0, b);
+        else if ((remainder < 0) != (b < 0))
             remainder += b;
-        *out = op == OP_MOD ? remainder : floor((a - remainder) / b + 0.5);
+        quotient = floor((a - remainder) / b + 0.5);
+        if (quotient == 0)
+            quotient = copysign(0, a / b);
+        *out = op == OP_MOD ? remainder : quotient;
         return OK;
     }
 }

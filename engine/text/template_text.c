@@ -111,6 +111,11 @@ struct value string_strip(struct value s, const struct value *set, bool left, bo
 /* ---- case -------------------------------------------------------------------------------------
  */
 
+int32_t text_upper(int32_t c)
+{
+    return c == 0xdf ? c : utf8proc_toupper(c);
+}
+
 /* The first letter of the text one way, the others another. */
 static enum status change_case(struct render *r, struct value s, int32_t (*first)(int32_t),
                                int32_t (*others)(int32_t), struct value *out)
@@ -130,7 +135,7 @@ static enum status change_case(struct render *r, struct value s, int32_t (*first
 
 enum status string_upper(struct render *r, struct value s, struct value *out)
 {
-    return change_case(r, s, utf8proc_toupper, utf8proc_toupper, out);
+    return change_case(r, s, text_upper, text_upper, out);
 }
 
 enum status string_lower(struct render *r, struct value s, struct value *out)

@@ -320,6 +320,13 @@ static void integers_that_overflow_are_refused(void **state)
                  "does not fit into 64 bits");
 }
 
+static void a_letter_whose_capital_is_two_stays_as_it_is(void **state)
+{
+    (void)state;
+    assert_string_equal(render_text("{{ 'straße' | upper }} {{ 'ß'.upper() }} {{ 'ßa' | title }}"),
+                        "STRAßE ß ßa");
+}
+
 /* ---- limits ------------------------------------------------------------------------------- */
 
 static void work_without_end_hits_the_step_limit(void **state)
@@ -466,6 +473,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_failing_render_names_the_line_and_leaves_the_output),
     cmocka_unit_test(formats_beyond_the_plain_ones_are_named),
     cmocka_unit_test(integers_that_overflow_are_refused),
+    cmocka_unit_test(a_letter_whose_capital_is_two_stays_as_it_is),
     cmocka_unit_test(work_without_end_hits_the_step_limit),
     cmocka_unit_test(large_texts_and_lists_hit_the_memory_limit),
     cmocka_unit_test(deep_source_is_refused),
