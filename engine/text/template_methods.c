@@ -437,6 +437,15 @@ BUILTIN(dict_copy)
     return OK;
 }
 
+/* transformers renders in an environment that lets nothing be changed, either. */
+BUILTIN(refuse_change)
+{
+    (void)args;
+    (void)out;
+    return render_fail(r, "a template cannot change a %s, only make a new one",
+                       value_kind_names[self.kind]);
+}
+
 BUILTIN(list_index)
 {
     for (int64_t i = 0; i < self.list->count; i++) {
@@ -493,6 +502,7 @@ enum {
     STR = 1 << VALUE_STRING,
     DICT = 1 << VALUE_DICT,
     LIST = 1 << VALUE_LIST | 1 << VALUE_TUPLE | 1 << VALUE_RANGE,
+    MUTABLE_LIST = 1 << VALUE_LIST, /* in Python */
     LOOP = 1 << VALUE_LOOP,
 };
 
@@ -528,6 +538,17 @@ static const struct builtin methods[] = {
     {"copy", dict_copy, "", DICT},
     {"index", list_index, "value", LIST},
     {"count", list_count, "value", LIST},
+    {"append", refuse_change, NULL, MUTABLE_LIST},
+    {"clear", refuse_change, NULL, MUTABLE_LIST | DICT},
+    {"extend", refuse_change, NULL, MUTABLE_LIST},
+    {"insert", refuse_change, NULL, MUTABLE_LIST},
+    {"pop", refuse_change, NULL, MUTABLE_LIST | DICT},
+    {"popitem", refuse_change, NULL, DICT},
+    {"remove", refuse_change, NULL, MUTABLE_LIST},
+    {"reverse", refuse_change, NULL, MUTABLE_LIST},
+    {"setdefault", refuse_change, NULL, DICT},
+    {"sort", refuse_change, NULL, MUTABLE_LIST},
+    {"update", refuse_change, NULL, DICT},
     {"cycle", loop_cycle, NULL, LOOP},
     {"changed", loop_changed, NULL, LOOP},
 };

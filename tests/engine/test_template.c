@@ -271,6 +271,9 @@ static void a_failing_render_names_the_line_and_leaves_the_output(void **state)
                  "template line 2: \"nope\" is undefined");
     expect_fails(try_render("{{ 'a' + 1 }}", NULL), ERR_INVALID, "str + int cannot be computed");
     expect_fails(try_render("{{ 1 < 'a' }}", NULL), ERR_INVALID, "int and str have no order");
+    expect_fails(try_render("{{ [1].append(2) }}", NULL), ERR_INVALID,
+                 "line 1: a template cannot change a list, only make a new one");
+    expect_fails(try_render("{{ {}.update(a=1) }}", NULL), ERR_INVALID, "cannot change a dict");
     expect_fails(try_render("x{{ raise_exception('roles!') }}", NULL), ERR_INVALID, "roles!");
     assert_string_equal(fail_text(), "roles!");
 }
