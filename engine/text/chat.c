@@ -109,7 +109,7 @@ static void plain_reasoning(json_t *message)
     if (!reasoning || json_is_null(reasoning))
         return;
     json_object_set(message, "reasoning_content", reasoning);
-    if (!json_object_get(message, "thinking"))
+    if (!json_object_get(message, "thinking") || json_is_null(json_object_get(message, "thinking")))
         json_object_set(message, "thinking", reasoning);
 }
 

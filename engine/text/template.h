@@ -41,7 +41,7 @@ DEFINE_AUTO_FREE(template)
  * tools, …). Appends to `out`; on failure `out` is as it was.
  * ERR_INVALID: raise_exception(msg) of the template, with its message, or a mistake such as an
  * undefined value used as a string operand, with the line. ERR_FULL: a limit, with its number.
- * ERR_UNSUPPORTED: a filter, test or method within an if, in the words of template_new.
+ * ERR_UNSUPPORTED: a filter, test or method within an if, named as template_new does.
  */
 MUST_USE enum status template_render(const struct template *t, const json_t *context,
                                      const struct template_limits *limits, struct bytes *out);

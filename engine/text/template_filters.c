@@ -625,8 +625,8 @@ static enum status inner_builtin(struct render *r, const struct arguments *args,
                            value_kind_names[name.kind]);
     *builtin_out = find(name);
     if (!*builtin_out)
-        return render_fail(r, "the %s \"%.*s\" is not supported", what, (int)MIN(name.size, 100u),
-                           name.text);
+        return fail(ERR_UNSUPPORTED, "template line %d: the %s \"%.*s\" is not supported", r->line,
+                    what, (int)MIN(name.size, 100u), name.text);
     *rest_out = (struct arguments){.values = args->values + index + 1,
                                    .count = args->count - index - 1,
                                    .keywords = args->keywords,

@@ -113,6 +113,7 @@ static void reasoning_is_found_by_the_names_that_templates_use(void **state)
     } rows[] = {
         {"\"reasoning\":\"r\"", "r r"},
         {"\"reasoning_content\":null,\"reasoning\":\"r\"", "r r"},
+        {"\"thinking\":null,\"reasoning\":\"r\"", "r r"},
         {"\"thinking\":\"t\",\"reasoning\":\"r\"", "t t"},
         {"\"reasoning_content\":\"c\",\"thinking\":\"t\",\"reasoning\":\"r\"", "c t"},
         {"\"reasoning_content\":\"\",\"reasoning\":\"r\"", " "},

@@ -249,7 +249,7 @@ static void within_an_if_what_is_missing_is_refused_when_reached(void **state)
          "{% if 1 %}{% for i in [] %}{{ 'a'.zfill(i) }}{% endfor %}{% endif %}", ERR_UNSUPPORTED,
          "the method .zfill() is not"},
         {"{% if 1 %}{{ [1] | map('center') }}{% endif %}",
-         "{% if 0 %}{{ [1] | map('center') }}{% endif %}", ERR_INVALID,
+         "{% if 0 %}{{ [1] | map('center') }}{% endif %}", ERR_UNSUPPORTED,
          "the filter \"center\" is not supported"},
     };
     struct template *t = NULL;
