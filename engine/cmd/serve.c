@@ -10,6 +10,7 @@
 #include "proto/base/notify.h"
 #include "proto/config/config.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -110,6 +111,36 @@ static enum status check_access(const struct config *config, const struct serve_
                 config->host);
 }
 
+/* As browsers name themselves: "https://host" or "https://host:port", in small letters, and nothing behind. */
+static bool is_origin(const char *text, size_t size)
+{
+    const char *end = text + size, *host = memmem(text, size, "://", 3);
+
+    if (!host || host == text || host + 3 == end || memchr(host + 3, '/', (size_t)(end - host - 3)))
+        return false;
+    for (const char *at = text; at < end; at++)
+        if (isupper((unsigned char)*at))
+            return false;
+    return true;
+}
+
+static enum status check_origins(const char *list)
+{
+    size_t size;
+
+    if (!list || strcmp(list, "*") == 0)
+        return OK;
+    for (const char *at = list + strspn(list, ", "); *at; at += size, at += strspn(at, ", ")) {
+        size = strcspn(at, ", ");
+        if (!is_origin(at, size))
+            return fail(ERR_INVALID,
+                        "--allowed-origins has '%.*s': no browser names a page's origin so; it is like "
+                        "https://chat.example or http://localhost:3000, in small letters, or * alone for all",
+                        (int)MIN(size, 200u), at);
+    }
+    return OK;
+}
+
 /* ---- one serve ------------------------------------------------------------------------------- */
 
 /* To whoever asks, and on a terminal: one line that is written over. user: the control socket, or NULL. */
@@ -156,6 +187,7 @@ static enum status serve(struct config *config, struct serve_options *options)
     /* A port that can't be had is told before a model is loaded for nothing. */
     TRY(http_open(config->host, config->port, &limits, &http));
     TRY(check_access(config, options, http));
+    TRY(check_origins(options->allowed_origins));
     raise_file_limit(options->max_connections);
     TRY(open_control(config, options, &control));
 

@@ -186,11 +186,13 @@ static bool allow_page(const struct server *server, struct http_exchange *exchan
     const char *origins = server->options->allowed_origins;
     const char *origin = http_find_header(exchange, "Origin");
 
-    if (!origins || !origin || !has_origin(origins, origin))
+    if (!origins)
+        return false;
+    http_add_header(exchange, "Vary", "Origin");
+    if (!origin || !has_origin(origins, origin))
         return false;
     http_add_header(exchange, "Access-Control-Allow-Origin", origin);
     http_add_header(exchange, "Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
-    http_add_header(exchange, "Vary", "Origin");
     return true;
 }
 

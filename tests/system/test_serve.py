@@ -278,6 +278,13 @@ class Browsers(unittest.TestCase):
                 self.assertEqual(self.preflight(server, origin)[0], 401, origin)
             self.assertEqual(server.ask("OPTIONS", "/v1/completions", headers={"Origin": self.HERE})[0], 401)
 
+    def test_what_no_browser_says_is_refused(self):
+        for origin in "https://here.example/", "https://Here.example", "here.example", "*", "://x", "https://":
+            rc, _, err = tandem.run("serve", "--model", "x", "--port", "0", "--allowed-origins",
+                                    f"{self.THERE},{origin}")
+            self.assertEqual(rc, 2, err)
+            self.assertIn(f"--allowed-origins has '{origin}'", err)
+
     def test_every_page_may_where_it_is_said(self):
         with Server("--allowed-origins", "*") as server:
             self.assertEqual(self.allowed(server, self.THERE), (200, self.THERE))
