@@ -797,10 +797,10 @@ static const token_id *copy_tokens(const struct model_runner_output *output,
                   bytes);
 }
 
-/* Its other rules (bad words, no end yet) take the last token only from a choice that it made itself. */
+/* Bad words, an end that is yet to come and grammars exclude the last token only of a choice that is its client's. */
 static bool chooses_tokens(const struct request *request)
 {
-    return request->grammar || request->params.num_allowed_token_ids > 0;
+    return request->params.num_allowed_token_ids > 0;
 }
 
 /* Sampled row i of the answer joins its request; `token` is its copy. */
