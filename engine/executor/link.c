@@ -711,7 +711,8 @@ static char *name_missing(const struct link *link)
     return mem_printf("%.*s", (int)text.size, (const char *)text.data);
 }
 
-static void tell_missing(const struct link *link, bool is_first)
+/* false: nobody is missing. */
+static bool tell_missing(const struct link *link, bool is_first)
 {
     AUTO_MEM char *missing =
         link->rendezvous.num_joined < link->world ? name_missing(link) : NULL;
@@ -720,6 +721,7 @@ static void tell_missing(const struct link *link, bool is_first)
         log_warn("waiting: %s; to join: tandem worker %s", missing, link->way_in);
     else if (missing)
         log_info("waiting: %s", missing);
+    return missing != NULL;
 }
 
 static enum status be_late(struct link *link)
@@ -761,8 +763,7 @@ enum status link_gather(struct link *link, executor_progress_fn *progress, void 
         if (status == OK && !rendezvous_is_complete(rendezvous))
             status = gather_one(link, settings, MIN(deadline_ns, look_ns));
         if (link->waits_for_others && clock_now_ns() >= tell_ns) {
-            tell_missing(link, is_first);
-            is_first = false;
+            is_first = !tell_missing(link, is_first) && is_first;
             tell_ns = clock_deadline_ns(TELL_MS);
         }
         if (status == ERR_TIMEOUT && link->failed_rank < 0) {

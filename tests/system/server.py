@@ -30,8 +30,11 @@ def children_of(pid):
     """Of all its threads: ranks are replaced by the core's."""
     children = []
     for path in glob.glob(f"/proc/{pid}/task/*/children"):
-        with open(path) as file:
-            children += [int(word) for word in file.read().split()]
+        try:
+            with open(path) as file:
+                children += [int(word) for word in file.read().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # a thread that has ended
     return sorted(children)
 
 

@@ -132,7 +132,7 @@ class Distributed(unittest.TestCase):
                                    f"--token {job.token}")
             job.keep_all()
             self.assertEqual(job.answers(), (0, self.expected), job.log())
-            self.assertEqual(job.log().count("waiting: "), 1)
+            self.assertEqual(job.log().count("to join: "), 1)
 
     def test_the_missing_are_named(self):
         with Job(3, "--join-timeout", "1") as job:
