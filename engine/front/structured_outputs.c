@@ -1,6 +1,7 @@
 #include "engine/front/structured_outputs.h"
 
 #include "engine/text/json_text.h"
+#include "proto/model/json_field.h"
 
 #include <string.h>
 
@@ -253,9 +254,9 @@ static enum status read_structured_outputs(struct reader *reader, const json_t *
 static enum status read_guided(struct reader *reader, const json_t *body)
 {
     for (size_t i = 0; i < COUNT_OF(guided_fields); i++) {
-        const json_t *value = json_object_get(body, guided_fields[i].name);
+        const json_t *value = field_find(body, guided_fields[i].name);
 
-        if (value && !json_is_null(value))
+        if (value)
             TRY(read_field(reader, &guided_fields[i], value));
     }
     return OK;
@@ -288,9 +289,9 @@ static enum status read_json_schema(struct reader *reader, const json_t *format)
 /* Any object; or, as llama.cpp has it, one of a schema beside the type. */
 static enum status read_json_mode(struct reader *reader, const json_t *format)
 {
-    const json_t *schema = json_object_get(format, "schema");
+    const json_t *schema = field_find(format, "schema");
 
-    if (schema && !json_is_null(schema))
+    if (schema)
         return read_schema(reader, "response_format.schema", schema);
     reader->kind = "response_format";
     return take_text(reader, GRAMMAR_JSON_OBJECT, "", 0);
@@ -333,26 +334,19 @@ static enum status read_response_format(struct reader *reader, const json_t *for
 
 /* ---- the whole ---------------------------------------------------------------------------------- */
 
-static const json_t *field_of(const json_t *body, const char *name)
-{
-    const json_t *value = json_object_get(body, name);
-
-    return value && !json_is_null(value) ? value : NULL;
-}
-
 bool structured_outputs_are_asked_for(const json_t *body)
 {
-    bool is_asked = field_of(body, "response_format") || field_of(body, "structured_outputs");
+    bool is_asked = field_find(body, "response_format") || field_find(body, "structured_outputs");
 
     for (size_t i = 0; i < COUNT_OF(guided_fields); i++)
-        is_asked |= field_of(body, guided_fields[i].name) != NULL;
+        is_asked |= field_find(body, guided_fields[i].name) != NULL;
     return is_asked;
 }
 
 static enum status read_all(struct reader *reader, const json_t *body)
 {
-    const json_t *format = field_of(body, "response_format");
-    const json_t *outputs = field_of(body, "structured_outputs");
+    const json_t *format = field_find(body, "response_format");
+    const json_t *outputs = field_find(body, "structured_outputs");
     const char *before;
 
     reader->source = "response_format";

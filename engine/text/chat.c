@@ -1,5 +1,7 @@
 #include "engine/text/chat.h"
 
+#include "proto/model/json_field.h"
+
 #include <string.h>
 
 /* ---- messages ------------------------------------------------------------------------------- */
@@ -32,12 +34,12 @@ static enum status join_parts(const json_t *parts, size_t at, struct bytes *out)
 
 static enum status plain_content(json_t *message, size_t at)
 {
-    const json_t *content = json_object_get(message, "content");
+    const json_t *content = field_find(message, "content");
     AUTO_CLOSE(bytes) struct bytes text = {0};
 
     if (json_is_string(content))
         return OK;
-    if (content && !json_is_null(content) && !json_is_array(content))
+    if (content && !json_is_array(content))
         return fail(ERR_INVALID,
                     "messages[%zu].content must be a string, null or an array of "
                     "parts",
@@ -51,11 +53,11 @@ static enum status plain_content(json_t *message, size_t at)
  * call, and every later request that holds it would be refused. */
 static enum status plain_arguments(json_t *function, size_t at, size_t call)
 {
-    const json_t *text = json_object_get(function, "arguments");
+    const json_t *text = field_find(function, "arguments");
     json_error_t error = {0};
     json_t *arguments = NULL;
 
-    if (text && !json_is_null(text) && !json_is_string(text))
+    if (text && !json_is_string(text))
         return OK;
     if (json_string_length(text) > 0)
         arguments =
@@ -109,7 +111,7 @@ static void plain_reasoning(json_t *message)
     if (!reasoning || json_is_null(reasoning))
         return;
     json_object_set(message, "reasoning_content", reasoning);
-    if (!json_object_get(message, "thinking") || json_is_null(json_object_get(message, "thinking")))
+    if (!field_find(message, "thinking"))
         json_object_set(message, "thinking", reasoning);
 }
 
