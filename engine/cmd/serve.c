@@ -3,6 +3,7 @@
 #include "engine/control/control.h"
 #include "engine/front/front.h"
 #include "engine/server/http.h"
+#include "engine/server/http_parse.h"
 #include "engine/server/server.h"
 
 #include "proto/base/clock.h"
@@ -126,18 +127,17 @@ static bool is_origin(const char *text, size_t size)
 
 static enum status check_origins(const char *list)
 {
+    const char *origin;
     size_t size;
 
     if (!list || strcmp(list, "*") == 0)
         return OK;
-    for (const char *at = list + strspn(list, ", "); *at; at += size, at += strspn(at, ", ")) {
-        size = strcspn(at, ", ");
-        if (!is_origin(at, size))
+    while (http_next_word(&list, ", ", &origin, &size))
+        if (!is_origin(origin, size))
             return fail(ERR_INVALID,
                         "--allowed-origins has '%.*s': no browser names a page's origin so; it is like "
                         "https://chat.example or http://localhost:3000, in small letters, or * alone for all",
-                        (int)MIN(size, 200u), at);
-    }
+                        (int)MIN(size, 200u), origin);
     return OK;
 }
 

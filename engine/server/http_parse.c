@@ -112,18 +112,23 @@ static enum status parse_content_length(const char *value, int64_t *out)
     return OK;
 }
 
+bool http_next_word(const char **list, const char *separators, const char **word_out, size_t *size_out)
+{
+    *word_out = *list + strspn(*list, separators);
+    *size_out = strcspn(*word_out, separators);
+    *list = *word_out + *size_out;
+    return *size_out > 0;
+}
+
 /* Is `word` one of the comma-separated words of `list`? */
 static bool lists_word(const char *list, const char *word)
 {
-    size_t size = strlen(word);
+    size_t size = strlen(word), here_size;
+    const char *here;
 
-    while (*list) {
-        list += strspn(list, ", \t");
-        size_t here = strcspn(list, ", \t");
-        if (here == size && strncasecmp(list, word, size) == 0)
+    while (http_next_word(&list, ", \t", &here, &here_size))
+        if (here_size == size && strncasecmp(here, word, size) == 0)
             return true;
-        list += here;
-    }
     return false;
 }
 

@@ -50,6 +50,8 @@ void http_head_close(struct http_head *head); /* a zeroed head is fine */
 
 /* The value of the first header of this name, in any case, or NULL. */
 const char *http_head_find(const struct http_head *head, const char *name);
+/* The next word of a list that any of `separators` divide, and *list moves behind it. false: there is none. */
+bool http_next_word(const char **list, const char *separators, const char **word_out, size_t *size_out);
 
 /* ---- chunked bodies -------------------------------------------------------------------------- */
 

@@ -1,6 +1,7 @@
 #include "engine/server/routes.h"
 #include "engine/server/completions.h"
 #include "engine/server/dev.h"
+#include "engine/server/http_parse.h"
 #include "engine/server/post.h"
 #include "engine/server/tokenize.h"
 
@@ -168,15 +169,14 @@ static bool may_ask(const struct server *server, const struct http_exchange *exc
 /* list: divided by commas or spaces; "*": every origin. */
 static bool has_origin(const char *list, const char *origin)
 {
-    size_t size = strlen(origin), length;
+    size_t size = strlen(origin), here_size;
+    const char *here;
 
     if (strcmp(list, "*") == 0)
         return true;
-    for (const char *at = list + strspn(list, ", "); *at; at += length, at += strspn(at, ", ")) {
-        length = strcspn(at, ", ");
-        if (length == size && memcmp(at, origin, size) == 0)
+    while (http_next_word(&list, ", ", &here, &here_size))
+        if (here_size == size && memcmp(here, origin, size) == 0)
             return true;
-    }
     return false;
 }
 
