@@ -31,7 +31,7 @@ enum openai_endpoint {
 };
 
 struct openai_model {              /* what bodies are read against; frozen */
-    const char *name;              /* what "model" must say if it is there; NULL: anything */
+    const char *name;              /* UTF-8: what "model" must say if it is there; NULL: anything */
     const struct tokenizer *tokenizer;
     const struct template *chat_template; /* NULL: the model has none, chat is refused */
     int32_t max_model_len;

@@ -374,8 +374,8 @@ void generation_text(const struct openai_model *model, const struct generation *
 static json_t *answer_head(const struct generation *generation, const char *object)
 {
     json_t *head =
-        json_pack("{s:s, s:s, s:I, s:o}", "id", generation->id, "object", object, "created",
-                  (json_int_t)generation->created, "model", any_text(generation->model));
+        json_pack("{s:s, s:s, s:I, s:s}", "id", generation->id, "object", object, "created",
+                  (json_int_t)generation->created, "model", generation->model);
 
     if (generation->system_fingerprint[0])
         json_object_set_new(head, "system_fingerprint",
