@@ -10,7 +10,7 @@ struct completion {
     struct generation *generation;
     bool submitted;
     int32_t *tokens_seen;  /* [num_sequences]: metrics have them */
-    int32_t *answers_left; /* [num_prompts]: that have not ended */
+    int32_t *answers_ended; /* [num_prompts] */
     struct bytes events;   /* SSE, gathered */
     struct list_node node; /* in server->unsent while a poll has brought something */
 };
@@ -76,7 +76,7 @@ static void observe_prompt(struct completion *completion, int32_t prompt)
     int32_t n = completion->generation->params.n, most = 0;
     const struct output_processor *outputs = &completion->generation->outputs[prompt * n];
 
-    if (--completion->answers_left[prompt] > 0)
+    if (++completion->answers_ended[prompt] < n)
         return;
     for (int32_t i = 0; i < n; i++)
         most = MAX(most, outputs[i].num_tokens);
@@ -217,9 +217,7 @@ static void answer_completion(struct post *post)
     }
     completion->submitted = true;
     completion->tokens_seen = mem_new_array(int32_t, generation->num_sequences);
-    completion->answers_left = mem_new_array(int32_t, generation->num_prompts);
-    for (int32_t i = 0; i < generation->num_prompts; i++)
-        completion->answers_left[i] = generation->params.n;
+    completion->answers_ended = mem_new_array(int32_t, generation->num_prompts);
     if (!generation->stream || generation->grammar)
         return; /* a grammar may be refused yet */
     begin_stream(completion);
@@ -261,7 +259,7 @@ static void close_completion(struct post *post)
         list_remove(&completion->node);
     generation_free(completion->generation);
     mem_free(completion->tokens_seen);
-    mem_free(completion->answers_left);
+    mem_free(completion->answers_ended);
     bytes_close(&completion->events);
 }
 
