@@ -19,7 +19,7 @@ struct distributed {
     struct linked_executor linked;
     struct run_dir run_dir;
     const struct config *config;
-    char *token_path, *way_in; /* the latter is link's */
+    char *way_in; /* link's */
     uint64_t session; /* of the ranks' exchanges */
 };
 
@@ -81,13 +81,9 @@ static const struct rank_source source = {.replace = replace, .plan_meeting = pl
 
 /* ---- starting -------------------------------------------------------------------------------- */
 
-/* The one that was named, made where it is not there yet; else one of this engine alone. */
-static enum status find_token(struct distributed *distributed, struct token *out)
+/* Made where it is not there yet. */
+static enum status find_token(const char *path, struct token *out)
 {
-    const char *named = distributed->config->token;
-    char *path = named ? mem_strdup(named) : mem_printf("%s/token", distributed->run_dir.path);
-
-    distributed->token_path = path;
     if (access(path, F_OK) == 0 || errno != ENOENT)
         return token_read(path, out);
     TRY(token_create(path, out));
@@ -117,15 +113,18 @@ static enum status listen_for_ranks(struct distributed *distributed)
     struct channel *channel;
     struct token token;
     const char *endpoint = config->listen ? config->listen : "tcp://127.0.0.1:0";
+    AUTO_MEM char *token_path = NULL;
 
     TRY(check_listen(endpoint, config->address_file != NULL));
     TRY(run_dir_open(config->run_dir, &distributed->run_dir));
-    TRY(find_token(distributed, &token));
+    token_path = config->token ? mem_strdup(config->token) /* else one of this engine alone */
+                               : mem_printf("%s/token", distributed->run_dir.path);
+    TRY(find_token(token_path, &token));
     channel_keys_of_engine(&token, &keys);
     TRY(channel_listen(endpoint, &keys, &channel));
     linked_open(&distributed->linked, channel, 1, config);
     distributed->linked.source = &source;
-    distributed->way_in = mem_printf("--engine %s --token %s", channel_endpoint(channel), distributed->token_path);
+    distributed->way_in = mem_printf("--engine %s --token %s", channel_endpoint(channel), token_path);
     distributed->linked.link.waits_for_others = true;
     distributed->linked.link.way_in = distributed->way_in;
     distributed->linked.join_timeout_ms = (int64_t)(config->join_timeout * 1e3);
@@ -181,7 +180,6 @@ static void distributed_free(struct executor *executor)
     linked_close(&distributed->linked);
     if (distributed->run_dir.path)
         run_dir_close(&distributed->run_dir);
-    mem_free(distributed->token_path);
     mem_free(distributed->way_in);
     mem_free(distributed);
     (void)fail(OK, "%s", sentence);
