@@ -683,7 +683,8 @@ static enum status exec_for(struct render *r, const struct node *node)
     TRY(value_items(r, v, &items));
     if (node->other)
         TRY(filter_items(r, node, &items));
-    TRY(run_loop(r, node, items, &was_whole));
+    if (items->count > 0)
+        TRY(run_loop(r, node, items, &was_whole));
     if (was_whole)
         return OK;
     TRY(scope_push(r, outer));
