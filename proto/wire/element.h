@@ -119,9 +119,7 @@ static inline void store_uint(void *p, size_t size, uint64_t value)
 /* Room for elements, zeroed; NULL for none. */
 static inline void *take_array(struct arena *arena, int32_t count, size_t size)
 {
-    size_t bytes = (size_t)count * size; /* count is under a row's limit: no overflow in 64 bits */
-
-    return bytes ? memset(arena_alloc(arena, bytes), 0, bytes) : NULL;
+    return count ? arena_array(arena, (size_t)count, size) : NULL;
 }
 
 static inline void set_list(const struct field *field, void *body, void *elements, int32_t count)
