@@ -31,14 +31,6 @@ except ImportError as error:
 _server = None
 
 
-def children_of_threads(pid):
-    """Threads start processes, too."""
-    found = []
-    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        found += [int(word) for word in (task / "children").read_text().split()]
-    return found
-
-
 def name_of(pid):
     try:
         return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
@@ -228,7 +220,7 @@ class Life(unittest.TestCase):
         with Server("--grammar-folder", str(FOLDER), "--grammar-compile-timeout", "30") as to:
             for i in range(3):
                 structured(to, "regex", f"[ab]{{{i + 1}}}")
-            hosts = [pid for pid in children_of_threads(to.process.pid)
+            hosts = [pid for pid in children_of(to.process.pid)
                      if "gramhost" in name_of(pid)]
             processes = hosts + [pid for host in hosts for pid in children_of(host)]
             assert len(processes) == 4, processes
@@ -239,7 +231,7 @@ class Life(unittest.TestCase):
     def test_a_host_that_is_killed_ends_its_requests_and_comes_again(self):
         with Server("--grammar-folder", str(FOLDER), "--grammar-compile-timeout", "30") as to:
             structured(to, "regex", "[ab]")
-            host, = [pid for pid in children_of_threads(to.process.pid) if "gramhost" in name_of(pid)]
+            host, = [pid for pid in children_of(to.process.pid) if "gramhost" in name_of(pid)]
             os.kill(host, signal.SIGKILL)
             wait_for("an answer", lambda: to.post("/v1/completions", {
                 "prompt": "x", "guided_regex": "[ab]{3}"})[0] == 200)
