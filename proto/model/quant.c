@@ -8,25 +8,6 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "model files are read 
 
 enum { GROUP = 32 }; /* elements that a quantised type unpacks at a time */
 
-float half_to_float(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 0x1f, fraction = h & 0x3ff;
-    uint32_t bits;
-    float f;
-
-    if (exponent == 0) { /* zero and subnormals: fraction * 2^-24, exact in a float */
-        f = (float)fraction * 0x1p-24f;
-        memcpy(&bits, &f, 4);
-    } else if (exponent == 31) { /* infinity, or NaN with its payload */
-        bits = 0x7f800000 | fraction << 13;
-    } else {
-        bits = (exponent + 127 - 15) << 23 | fraction << 13;
-    }
-    bits |= sign;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
 uint16_t float_to_half(float f)
 {
     uint32_t bits, magnitude, half;

@@ -12,6 +12,7 @@
 #include "proto/base/status.h"
 
 #include <stdint.h>
+#include <string.h>
 
 /* Our own numbering; the reader of each file format maps its own numbers to these. */
 enum tensor_type {
@@ -40,7 +41,21 @@ int64_t tensor_row_bytes(enum tensor_type type, int64_t n);
 void tensor_dequantize(enum tensor_type type, const void *row, int64_t first, int64_t n,
                        float *out);
 
-float half_to_float(uint16_t h);
+/* Inline, since loading a model does it for every block. Scaling by a power of two makes normal floats of subnormals. */
+static inline float half_to_float(uint16_t h)
+{
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
+    bool is_special = bits >= 0x0f800000; /* infinity, or NaN with its payload */
+    float f;
+
+    memcpy(&f, &bits, 4);
+    f *= 0x1p112f;
+    memcpy(&bits, &f, 4);
+    bits |= (is_special ? 0x7f800000 : 0) | (uint32_t)(h & 0x8000) << 16;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
 uint16_t float_to_half(float f); /* round to nearest even */
 
 /* e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity, NaN is 0x7f. Rounded to nearest even; what is larger than
