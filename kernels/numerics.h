@@ -43,6 +43,29 @@ enum {
 #define SMALLEST_MAX 0x1p-100f
 
 /*
+ * What takes the offset of the codes of SCALE_WHOLE off sums of their products with a block of activations on CPUs, pairs
+ * of 16 bits (whole_start in cpu/vec.h). In the low ones, of which "raised" are 2^15 more, so that they stay positive and
+ * nothing is carried over to the high ones as products are added:
+ *   START_MIN       of four bits: -8 * sum(a), raised; in the high ones sum(a), for minima of five bits too
+ *   START_HALVES    of five bits: -16 * sum(a) of the first half; in the high ones that of the second
+ *   START_SECOND    that of the second, raised
+ *   START_PLAIN     of four bits: -8 * sum(a)
+ */
+static inline void put_starts(const struct activations *a, int64_t block, int32_t sum0, int32_t sum1)
+{
+    int32_t sum = sum0 + sum1;
+
+    if (a->starts[START_MIN])
+        a->starts[START_MIN][block] = sum * 65536 + 0x8000 - 8 * sum;
+    if (a->starts[START_HALVES])
+        a->starts[START_HALVES][block] = (-16 * sum0 & 0xffff) - 16 * sum1 * 65536;
+    if (a->starts[START_SECOND])
+        a->starts[START_SECOND][block] = 0x8000 - 16 * sum1;
+    if (a->starts[START_PLAIN])
+        a->starts[START_PLAIN][block] = -8 * sum;
+}
+
+/*
  * exp(x) = 2^n * (1 + r + r² * P(r)), n = round(x / ln 2), r = x - n * ln 2 in two parts.
  * P is the minimax polynomial of Cephes (S. Moshier, expf.c). Largest error found over all floats:
  * 1 ulp (tests/kernels/test_rows.c). Below EXP_LOWEST the result is 0, from EXP_HIGHEST on it stays.

@@ -1,5 +1,6 @@
 #include "kernels/quant_block.h"
 
+#include <math.h>
 #include <string.h>
 
 static uint16_t half_bits(const uint8_t *p)
@@ -168,4 +169,34 @@ void quant_block_read(enum tensor_type type, const void *row, int64_t index,
     memset(out, 0, sizeof(*out));
     readers[type]((const uint8_t *)row + index / blocks_per_unit * info->block_bytes,
                   (int)(index % blocks_per_unit), out);
+}
+
+/* ---- whole scales ------------------------------------------------------------------------------ */
+
+float quant_row_step(enum tensor_type type, const void *row, int64_t num_blocks)
+{
+    const struct quant_form form = quant_form(type);
+    const uint8_t *block = row;
+    int block_bytes = tensor_type_info(type)->block_bytes;
+    float most_scale = 0, most_base = 0;
+
+    ASSERT(form.scales == SCALE_WHOLE, "scales of %s", tensor_type_info(type)->name);
+    for (int64_t b = 0; b < num_blocks; b++, block += block_bytes) {
+        float d = half_to_float(half_bits(block));
+        float base = form.has_min ? half_to_float(half_bits(block + 2)) + (float)form.offset * d : 0;
+
+        if (!isfinite(d) || !isfinite(base))
+            return NAN;
+        most_scale = fabsf(d) > most_scale ? fabsf(d) : most_scale;
+        most_base = fabsf(base) > most_base ? fabsf(base) : most_base;
+    }
+    most_scale /= (float)quant_most_scale(form);
+    most_base /= (float)MOST_BASE;
+
+    float most = most_scale > most_base ? most_scale : most_base;
+    int exponent;
+
+    if (most == 0)
+        return 0;
+    return frexpf(most, &exponent) == 0.5f ? most : ldexpf(1, exponent);
 }

@@ -100,12 +100,14 @@ void activations_init(struct activations *a, struct random *random, int32_t rows
 
     random_hidden(random, x, count);
     *a = (struct activations){
-        .rows = rows, .k = k, .x = x,
+        .rows = rows, .k = k, .group = k % 32 ? 0 : activation_group(k), .x = x,
         .q = aligned(count),
         .d = aligned(count / 32 * 4),
         .z = aligned(count / 32 * 4),
         .sums = aligned(count / 32 * 4),
     };
+    for (int i = 0; i < NUM_STARTS; i++)
+        a->starts[i] = aligned(count / 32 * 4);
 }
 
 void activations_close(struct activations *a)
@@ -115,4 +117,6 @@ void activations_close(struct activations *a)
     free(a->d);
     free(a->z);
     free(a->sums);
+    for (int i = 0; i < NUM_STARTS; i++)
+        free(a->starts[i]);
 }

@@ -263,6 +263,8 @@ static enum status bench_rows_of(struct matmul *m, int32_t rows, int64_t matrix_
 
     TRY(device_alloc(run->dev, out_bytes, "what a matrix makes", &m->out));
     activations_init(&m->a, &run->random, rows, row->k);
+    if (row->group_k)
+        m->a.group = activation_group(row->group_k);
     run->kernels->quantize(run->dev, &m->a);
     activations_init(&m->gated, &run->random, rows, row->n / 2);
     tell(run,

@@ -64,6 +64,21 @@ static float add_row(const struct add_norm_args *args, int64_t row)
     return norm_scale(squares, args->n, args->eps);
 }
 
+/* Row r of `out`: the norm of a row of the residual. */
+INLINE void put_norm(const int blocks, const struct add_norm_args *args, int64_t r, const float *residual, vf scale)
+{
+    for (int32_t b = 0; b < args->n / QUANT_BLOCK; b += blocks) {
+        vf x[GROUP_VECTORS];
+
+        UNROLL for (int v = 0; v < blocks * BLOCK_VECTORS; v++) {
+            int32_t at = b * QUANT_BLOCK + v * LANES;
+
+            x[v] = vf_load(residual + at) * scale * vf_load(args->norm + at);
+        }
+        put_group(args->out, r * (args->n / QUANT_BLOCK) + b, blocks, x);
+    }
+}
+
 static void add_norm_rows(const void *arg, int64_t first, int64_t end, void *scratch)
 {
     const struct add_norm_args *args = arg;
@@ -74,18 +89,8 @@ static void add_norm_rows(const void *arg, int64_t first, int64_t end, void *scr
         const float *residual = args->residual + row * args->n;
         vf scale = vf_set(add_row(args, row));
 
-        if (!args->norm)
-            continue;
-        for (int32_t b = 0; b < args->n / QUANT_BLOCK; b++) {
-            vf x[BLOCK_VECTORS];
-
-            UNROLL for (int v = 0; v < BLOCK_VECTORS; v++) {
-                int32_t at = b * QUANT_BLOCK + v * LANES;
-
-                x[v] = vf_load(residual + at) * scale * vf_load(args->norm + at);
-            }
-            put_block(args->out, r * (args->n / QUANT_BLOCK) + b, x);
-        }
+        if (args->norm)
+            FOR_GROUP(group_blocks(args->out), put_norm, args, r, residual, scale);
     }
 }
 

@@ -40,6 +40,14 @@ INLINE void get_block(const enum tensor_type type, const uint8_t *record, const 
 
     memset(out, 0, sizeof(*out));
     get_codes(form.code_bits, record + 4 * c, out->codes);
+    if (form.scales == SCALE_WHOLE) {
+        int width = form.has_min ? 4 : 2;
+
+        memcpy(&out->s, scales + width * c, 2);
+        if (form.has_min)
+            memcpy(&out->t, scales + width * c + 2, 2);
+        return;
+    }
     memcpy(&out->d, halves + 2 * c, 2);
     if (form.has_min)
         memcpy(&out->m, halves + 2 * PANEL + 2 * c, 2);
@@ -60,7 +68,10 @@ INLINE void embed(const enum tensor_type type, const struct embedding *args, int
     int c = (int)(column % PANEL), record_bytes = packed_record_bytes(type);
     const uint8_t *panel = (const uint8_t *)w->data + column / PANEL * packed_panel_bytes(type, w->k);
     const uint8_t *record = panel + packed_supers_bytes(type, w->k);
+    float step = 0;
 
+    if (form.scales == SCALE_WHOLE)
+        memcpy(&step, panel + c * sizeof(step), sizeof(step));
     if (form.scales == SCALE_NONE) {
         for (int32_t i = 0; i < w->k; i++, record += record_bytes) {
             tensor_dequantize(type, record, c, 1, &out[i]);
@@ -73,7 +84,7 @@ INLINE void embed(const enum tensor_type type, const struct embedding *args, int
 
         get_block(type, record, panel + (w->first_block + b) / SUPER_BLOCKS * packed_super_bytes(type), c, &block);
         for (int i = 0; i < QUANT_BLOCK; i++)
-            out[b * QUANT_BLOCK + i] = quant_block_weight(form, &block, i) * args->scale;
+            out[b * QUANT_BLOCK + i] = quant_block_weight(form, &block, step, i) * args->scale;
     }
 }
 

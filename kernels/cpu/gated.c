@@ -7,45 +7,55 @@ struct gated {
     int64_t stride;
 };
 
-/* Blocks are counted over rows: one row's can be shared out, too. */
-INLINE void gate_blocks(void (*const act)(vf *), const struct gated *args, int64_t first, int64_t end)
+/* Groups are counted over rows: one row's can be shared out, too. */
+INLINE void gate_groups(const int blocks, void (*const act)(vf *), const struct gated *args, int64_t first, int64_t end)
 {
-    int64_t row_blocks = args->out->k / QUANT_BLOCK;
+    int64_t columns = blocks * QUANT_BLOCK, row_groups = args->out->k / columns;
 
-    for (int64_t b = first; b < end; b++) {
-        int64_t at = b / row_blocks * args->stride + b % row_blocks * QUANT_BLOCK;
+    for (int64_t g = first; g < end; g++) {
+        int64_t at = g / row_groups * args->stride + g % row_groups * columns;
+        vf x[GROUP_VECTORS];
 
-        put_gated_block(act, args->out, b, args->gate + at, args->up + at);
+        UNROLL for (int i = 0; i < blocks; i++)
+            gated_of(act, x + i * BLOCK_VECTORS, args->gate + at + i * QUANT_BLOCK, args->up + at + i * QUANT_BLOCK);
+        put_group(args->out, g * blocks, blocks, x);
     }
 }
 
-static void silu_blocks(const void *args, int64_t first, int64_t end, void *scratch)
+static void silu_groups(const void *args, int64_t first, int64_t end, void *scratch)
 {
+    const struct gated *gated = args;
+
     (void)scratch;
-    gate_blocks(silu, args, first, end);
+    FOR_GROUP(group_blocks(gated->out), gate_groups, silu, gated, first, end);
 }
 
-static void gelu_blocks(const void *args, int64_t first, int64_t end, void *scratch)
+static void gelu_groups(const void *args, int64_t first, int64_t end, void *scratch)
 {
+    const struct gated *gated = args;
+
     (void)scratch;
-    gate_blocks(gelu, args, first, end);
+    FOR_GROUP(group_blocks(gated->out), gate_groups, gelu, gated, first, end);
 }
 
-static void run(struct device *dev, void (*blocks)(const void *, int64_t, int64_t, void *),
+static void run(struct device *dev, void (*groups)(const void *, int64_t, int64_t, void *),
                 const struct gated *args)
 {
+    int32_t blocks = group_blocks(args->out);
+
     ASSERT(args->out->k % QUANT_BLOCK == 0, "rows of %d", args->out->k);
-    device_run(dev, (int64_t)args->out->rows * (args->out->k / QUANT_BLOCK), 16, blocks, args);
+    device_run(dev, (int64_t)args->out->rows * (args->out->k / QUANT_BLOCK / blocks), divide_up(16, blocks), groups,
+               args);
 }
 
 void KERNEL(silu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride)
 {
-    run(dev, silu_blocks, &(struct gated){out, gate, up, stride});
+    run(dev, silu_groups, &(struct gated){out, gate, up, stride});
 }
 
 void KERNEL(gelu_mul)(struct device *dev, const struct activations *out, const float *gate,
                       const float *up, int64_t stride)
 {
-    run(dev, gelu_blocks, &(struct gated){out, gate, up, stride});
+    run(dev, gelu_groups, &(struct gated){out, gate, up, stride});
 }

@@ -47,24 +47,14 @@ INLINE void gated_of(void (*const act)(vf *), vf *x, const float *gate, const fl
         x[v] *= vf_load(up + v * LANES);
 }
 
-/* In the place of the gates. */
-INLINE void gate_block(void (*const act)(vf *), float *gate, const float *up)
+/* A block to out. */
+INLINE void gate_block(void (*const act)(vf *), float *out, const float *gate, const float *up)
 {
     vf x[BLOCK_VECTORS];
 
     gated_of(act, x, gate, up);
     UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-        vf_store(gate + v * LANES, x[v]);
-}
-
-/* As activations: block b of `out`, counted over rows. */
-INLINE void put_gated_block(void (*const act)(vf *), const struct activations *out, int64_t b, const float *gate,
-                            const float *up)
-{
-    vf x[BLOCK_VECTORS];
-
-    gated_of(act, x, gate, up);
-    put_block(out, b, x);
+        vf_store(out + v * LANES, x[v]);
 }
 
 #endif

@@ -37,12 +37,22 @@ struct expanded {
     int16_t scales[PANEL][2], mins[PANEL][2]; /* SCALE_HALVES */
 };
 
+/* The same of SCALE_WHOLE. */
+struct expanded_whole {
+    uint8_t codes[8 * GROUP_BYTES];
+    int16_t st[PANEL][2];
+};
+
 struct scratch {
-    _Alignas(64) struct expanded expanded[CHUNK_BLOCKS];
+    union {
+        _Alignas(64) struct expanded expanded[CHUNK_BLOCKS];
+        struct expanded_whole whole[CHUNK_BLOCKS];
+    };
     float partial[SLICE_ROWS][PANEL];   /* accumulators of groups, between chunks */
     double sums[SLICE_ROWS][PANEL];     /* of groups, between chunks */
     float edge[SLICE_ROWS][PANEL];      /* output of a panel with fewer than 32 columns */
     float gated[2][SLICE_ROWS][PANEL];  /* output of a panel of gates, and of that of their ups */
+    float activated[SLICE_ROWS][MAX_ACTIVATION_GROUP]; /* and what comes of a group of these */
 };
 _Static_assert(sizeof(struct scratch) <= SCRATCH_BYTES, "scratch of a matmul");
 
@@ -56,20 +66,24 @@ struct tile {
     int32_t turn, turns; /* it fetches what comes `far_bytes` after record `turn` and each `turns`th from there */
     int64_t far_bytes;
     struct expanded *expanded;
+    struct expanded_whole *whole;
 
     /* activations: the tile's first row at the chunk's start */
     const float *x;
     const int8_t *q;
     const float *d, *z;
     const int16_t *sums;
+    const int32_t *starts[NUM_STARTS]; /* those that the type reads */
+    int32_t shared; /* blocks that share d */
     int64_t k, num_blocks; /* strides */
 
     int32_t count; /* records in the chunk */
     bool begins;   /* accumulators begin at zero: the chunk is the first */
-    float *acc;
-    int64_t acc_stride;
-    float *stream; /* where results go instead, past the caches, at the end of the last chunk; NULL: they stay */
-    int64_t stream_stride;
+    bool ends;     /* the chunk is the last */
+    float (*acc)[PANEL]; /* between chunks, and groups of activations */
+    float *out; /* of the last chunk; NULL: sums of groups are the results */
+    int64_t out_stride;
+    bool streams; /* to `out`, past the caches */
 
     /* matmul_groups; NULL otherwise */
     double *sum;          /* [rows, PANEL] */
@@ -115,8 +129,6 @@ INLINE void load_scales(enum tensor_type type, const uint8_t *scales, const uint
     *m_out = vf_set(0);
     if (form.has_min)
         *m_out = vf_load_half(halves + PANEL + column);
-    else if (form.offset && form.scales == SCALE_PLAIN)
-        *m_out = (float)-form.offset * *d_out;
     if (form.scales == SCALE_SUPER) {
         *d_out *= __builtin_convertvector(vi_load_u8(scales + column), vf);
         *m_out *= -__builtin_convertvector(vi_load_u8(scales + PANEL + column), vf);
@@ -211,6 +223,36 @@ INLINE void fetch_both(const struct tile *t, const uint8_t *record, const int re
     }
 }
 
+/* What comes after a record that a tile reads. until_fetch: how many records others see to before it is its turn. */
+INLINE void fetch(enum source source, const struct tile *t, const uint8_t *record, const int record_bytes,
+                  int32_t *until_fetch)
+{
+    if (source == PACKED_STORING || t->turns == 1) {
+        fetch_both(t, record, record_bytes);
+        return;
+    }
+    if ((*until_fetch)-- == 0) {
+        fetch_far(t, record, record_bytes);
+        *until_fetch = t->turns - 1;
+    }
+    if (t->turn == 0) /* the others find it in the caches */
+        fetch_near(record, record_bytes);
+}
+
+/* What lies before the first record of a panel, in whose stead records fetch something else. */
+INLINE void fetch_supers(enum source source, const struct tile *t)
+{
+    if (source == EXPANDED || !t->begins || t->turn != 0)
+        return;
+
+    const uint8_t *far = far_from(t, t->supers);
+
+    for (const uint8_t *p = t->supers; p < t->records; p += 64) {
+        fetch_second_level(far + (p - t->supers));
+        __builtin_prefetch(p + NEAR_BYTES);
+    }
+}
+
 /* ---- a tile of a quantised type ------------------------------------------------------------------- */
 
 /* A finished group: rounded to the grid, and added to those before it, if there are any. */
@@ -235,18 +277,22 @@ INLINE void begin_acc(const int R, const int C, const struct tile *t, int first_
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             f[r][c] = t->begins ? vf_set(0)
-                                : vf_load(t->acc + r * t->acc_stride + first_column + c * LANES);
+                                : vf_load(&t->acc[r][first_column + c * LANES]);
 }
 
-INLINE void keep_acc(const int R, const int C, const struct tile *t, int first_column,
+INLINE void keep_acc(const int R, const int C, const struct tile *t, int first_column, bool is_result,
                      vf f[MAX_ROWS][4])
 {
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < C; c++)
-            if (t->stream)
-                vf_stream(t->stream + r * t->stream_stride + first_column + c * LANES, f[r][c]);
+        UNROLL for (int c = 0; c < C; c++) {
+            float *out = is_result ? t->out + r * t->out_stride + first_column + c * LANES
+                                   : &t->acc[r][first_column + c * LANES];
+
+            if (is_result && t->streams)
+                vf_stream(out, f[r][c]);
             else
-                vf_store(t->acc + r * t->acc_stride + first_column + c * LANES, f[r][c]);
+                vf_store(out, f[r][c]);
+        }
 }
 
 INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum source source,
@@ -254,7 +300,7 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
 {
     const struct quant_form form = quant_form(type);
     const bool halves = form.scales == SCALE_HALVES;
-    const bool has_m = !halves && (form.has_min || form.offset);
+    const bool has_m = !halves && form.has_min;
     const int record_bytes = packed_record_bytes(type);
     int32_t left = t->left, until_fetch = t->turn;
     vf f[MAX_ROWS][4];
@@ -266,18 +312,8 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
         const uint8_t *packed_scales = record + packed_code_bytes(type);
         vi sum[MAX_ROWS][4], scales[4], mins[4];
 
-        if (source != EXPANDED && first_column == 0) {
-            if (source == PACKED_STORING || t->turns == 1) {
-                fetch_both(t, record, record_bytes);
-            } else {
-                if (until_fetch-- == 0) {
-                    fetch_far(t, record, record_bytes);
-                    until_fetch = t->turns - 1;
-                }
-                if (t->turn == 0) /* the others find it in the caches */
-                    fetch_near(record, record_bytes);
-            }
-        }
+        if (source != EXPANDED && first_column == 0)
+            fetch(source, t, record, record_bytes, &until_fetch);
         if (halves) {
             UNROLL for (int c = 0; c < C; c++) {
                 int column = first_column + c * LANES;
@@ -337,7 +373,130 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
             left = t->group;
         }
     }
-    keep_acc(R, C, t, first_column, f);
+    keep_acc(R, C, t, first_column, t->ends && t->out, f);
+}
+
+/* ---- a tile of a type with whole scales ------------------------------------------------------------ */
+
+/* s and t of the vector of columns. */
+INLINE vi load_whole_scales(enum tensor_type type, const uint8_t *scales, int column)
+{
+    if (quant_form(type).has_min)
+        return vi_load(scales + 4 * column);
+    return vi_load_u16((const uint16_t *)scales + column);
+}
+
+/* Adds block b of the chunk to the totals of its group. */
+INLINE void add_whole_block(const int R, const int C, enum tensor_type type, enum source source, const struct tile *t,
+                            int64_t b, const int first_column, vi total[MAX_ROWS][4])
+{
+    const struct quant_form form = quant_form(type);
+    const uint8_t *record = t->records + b * packed_record_bytes(type);
+    const uint8_t *codes = (source == EXPANDED ? t->whole[b].codes : record) + first_column * 4;
+    uint8_t *store = source == PACKED_STORING ? t->whole[b].codes + first_column * 4 : NULL;
+    vi st[4], sum[MAX_ROWS][4];
+
+    _Static_assert(DOT_STEPS(4) == 8 && DOT_STEPS(5) >= 4, "sums of blocks and of halves");
+    UNROLL for (int c = 0; c < C; c++) {
+        int column = first_column + c * LANES;
+
+        st[c] = source == EXPANDED ? vi_load(t->whole[b].st[column])
+                                   : load_whole_scales(type, record + packed_code_bytes(type), column);
+        if (source == PACKED_STORING)
+            vi_store(t->whole[b].st[column], st[c]);
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++)
+            sum[r][c] = whole_start(form, t->starts, r * t->num_blocks + b);
+    UNROLL for (int g = 0; g < 8; g++) {
+        vi code[4];
+
+        if (form.code_bits == 5 && g == 4)
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int c = 0; c < C; c++)
+                    sum[r][c] = whole_middle(&total[r][c], sum[r][c], t->starts, r * t->num_blocks + b, st[c]);
+        UNROLL for (int c = 0; c < C; c++) {
+            code[c] = load_codes(form.code_bits, source, codes + c * LANES * 4, g);
+            if (source == PACKED_STORING)
+                vi_store(store + g * GROUP_BYTES + c * LANES * 4, code[c]);
+        }
+        UNROLL for (int r = 0; r < R; r++) {
+            vi q = vi_broadcast(t->q + b * QUANT_BLOCK + r * t->k + g * 4);
+
+            UNROLL for (int c = 0; c < C; c++)
+                sum[r][c] = dot_step(sum[r][c], code[c], q);
+        }
+    }
+    UNROLL for (int c = 0; c < C; c++)
+        UNROLL for (int r = 0; r < R; r++)
+            total[r][c] = whole_end(form, total[r][c], sum[r][c], t->starts, r * t->num_blocks + b, st[c]);
+}
+
+/* Adds totals of the group of activations that begins with block b, and where it is the last makes results of all. */
+INLINE void add_totals(const int R, const int C, const struct tile *t, int64_t b, const int first_column, bool begins,
+                       bool is_last, vi total[MAX_ROWS][4])
+{
+    vf f[MAX_ROWS][4];
+
+    UNROLL for (int r = 0; r < R; r++) {
+        vf d = vf_set(t->d[r * t->num_blocks + b]);
+
+        UNROLL for (int c = 0; c < C; c++) {
+            int column = first_column + c * LANES;
+
+            f[r][c] = vf_fma(__builtin_convertvector(total[r][c], vf), d,
+                             begins ? vf_set(0) : vf_load(&t->acc[r][column]));
+            if (is_last)
+                f[r][c] *= vf_load(t->supers + column * sizeof(float));
+        }
+    }
+    keep_acc(R, C, t, first_column, is_last, f);
+}
+
+/* The same of matmul_groups, to t->sum; finish_sums makes results of these. */
+INLINE void add_totals_exactly(const int R, const int C, const struct tile *t, int64_t b, const int first_column,
+                               bool begins, vi total[MAX_ROWS][4])
+{
+    UNROLL for (int r = 0; r < R; r++) {
+        vd d = vd_set(quant_odd(t->d[r * t->num_blocks + b]));
+
+        UNROLL for (int c = 0; c < C; c++) {
+            double *sum = t->sum + r * PANEL + first_column + c * LANES;
+            vd halves[2];
+
+            vd_of_ints(total[r][c], halves);
+            UNROLL for (int h = 0; h < 2; h++, sum += LANES / 2)
+                vd_store(sum, vd_fma(halves[h], d, begins ? vd_set(WHOLE_MAGIC) : vd_load(sum)));
+        }
+    }
+}
+
+/* Accumulators are in memory, since registers have the totals. */
+INLINE void tile_whole_columns(const int R, const int C, enum tensor_type type, enum source source,
+                               const struct tile *t, const int first_column)
+{
+    const int record_bytes = packed_record_bytes(type);
+    int32_t until_fetch = t->turn;
+    bool begins = t->begins;
+
+    for (int64_t first = 0; first < t->count; first += t->shared) {
+        vi total[MAX_ROWS][4];
+        int64_t end = first + t->shared;
+
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int c = 0; c < C; c++)
+                total[r][c] = vi_set(0);
+        for (int64_t b = first; b < end; b++) {
+            if (source != EXPANDED && first_column == 0)
+                fetch(source, t, t->records + b * record_bytes, record_bytes, &until_fetch);
+            add_whole_block(R, C, type, source, t, b, first_column, total);
+        }
+        if (t->sum)
+            add_totals_exactly(R, C, t, first, first_column, begins, total);
+        else
+            add_totals(R, C, t, first, first_column, begins, t->ends && end == t->count, total);
+        begins = false;
+    }
 }
 
 INLINE void tile_quantised(const int R, enum tensor_type type, enum source source,
@@ -345,8 +504,12 @@ INLINE void tile_quantised(const int R, enum tensor_type type, enum source sourc
 {
     const int C = R == 1 && LANES < 16 ? 4 : 2;
 
+    fetch_supers(source, t);
     for (int column = 0; column < PANEL; column += C * LANES)
-        tile_columns(R, C, type, source, t, column);
+        if (quant_form(type).scales == SCALE_WHOLE)
+            tile_whole_columns(R, C, type, source, t, column);
+        else
+            tile_columns(R, C, type, source, t, column);
 }
 
 /* ---- a tile of a float type ------------------------------------------------------------------------ */
@@ -382,7 +545,7 @@ INLINE void tile_float(const int R, enum tensor_type type, const struct tile *t)
                 left = t->group;
             }
         }
-        keep_acc(R, C, t, first_column, f);
+        keep_acc(R, C, t, first_column, t->ends && t->out, f);
     }
 }
 
@@ -416,11 +579,9 @@ INLINE void tile_float(const int R, enum tensor_type type, const struct tile *t)
 #define STORING(type) QUANTISED(type, PACKED_STORING, 2)
 #endif
 
-/* Types whose expanded blocks mean the same share the tiles that read them. */
-#define DEFINE_TYPE(type) ROWS(QUANTISED, type, PACKED) STORING(type)
-#define TYPE_LISTS(type, expanded)                                                                 \
-    [type] = {ROW_LIST(type##_PACKED), STORING_LIST(type##_PACKED_STORING),                        \
-              ROW_LIST(expanded##_EXPANDED)}
+#define DEFINE_TYPE(type) ROWS(QUANTISED, type, PACKED) STORING(type) ROWS(QUANTISED, type, EXPANDED)
+#define TYPE_LISTS(type)                                                                           \
+    [type] = {ROW_LIST(type##_PACKED), STORING_LIST(type##_PACKED_STORING), ROW_LIST(type##_EXPANDED)}
 
 ROWS(FLOAT, TYPE_F32)
 ROWS(FLOAT, TYPE_F16)
@@ -435,27 +596,21 @@ DEFINE_TYPE(TYPE_Q3_K)
 DEFINE_TYPE(TYPE_Q4_K)
 DEFINE_TYPE(TYPE_Q5_K)
 DEFINE_TYPE(TYPE_Q6_K)
-ROWS(QUANTISED, TYPE_Q4_1, EXPANDED)
-ROWS(QUANTISED, TYPE_Q5_1, EXPANDED)
-ROWS(QUANTISED, TYPE_Q8_0, EXPANDED)
-ROWS(QUANTISED, TYPE_Q2_K, EXPANDED)
-ROWS(QUANTISED, TYPE_Q3_K, EXPANDED)
-ROWS(QUANTISED, TYPE_Q6_K, EXPANDED)
 
 static void (*const tiles[NUM_TENSOR_TYPES][NUM_SOURCES][MAX_ROWS])(const struct tile *) = {
     [TYPE_F32] = {ROW_LIST(TYPE_F32), ROW_LIST(TYPE_F32), ROW_LIST(TYPE_F32)},
     [TYPE_F16] = {ROW_LIST(TYPE_F16), ROW_LIST(TYPE_F16), ROW_LIST(TYPE_F16)},
     [TYPE_BF16] = {ROW_LIST(TYPE_BF16), ROW_LIST(TYPE_BF16), ROW_LIST(TYPE_BF16)},
-    TYPE_LISTS(TYPE_Q4_0, TYPE_Q4_1),
-    TYPE_LISTS(TYPE_Q4_1, TYPE_Q4_1),
-    TYPE_LISTS(TYPE_Q5_0, TYPE_Q5_1),
-    TYPE_LISTS(TYPE_Q5_1, TYPE_Q5_1),
-    TYPE_LISTS(TYPE_Q8_0, TYPE_Q8_0),
-    TYPE_LISTS(TYPE_Q2_K, TYPE_Q2_K),
-    TYPE_LISTS(TYPE_Q3_K, TYPE_Q3_K),
-    TYPE_LISTS(TYPE_Q4_K, TYPE_Q4_1),
-    TYPE_LISTS(TYPE_Q5_K, TYPE_Q5_1),
-    TYPE_LISTS(TYPE_Q6_K, TYPE_Q6_K),
+    TYPE_LISTS(TYPE_Q4_0),
+    TYPE_LISTS(TYPE_Q4_1),
+    TYPE_LISTS(TYPE_Q5_0),
+    TYPE_LISTS(TYPE_Q5_1),
+    TYPE_LISTS(TYPE_Q8_0),
+    TYPE_LISTS(TYPE_Q2_K),
+    TYPE_LISTS(TYPE_Q3_K),
+    TYPE_LISTS(TYPE_Q4_K),
+    TYPE_LISTS(TYPE_Q5_K),
+    TYPE_LISTS(TYPE_Q6_K),
 };
 
 /* ---- from panels to tiles ------------------------------------------------------------------------- */
@@ -481,20 +636,39 @@ struct slice {
     const uint8_t *end, *next; /* as in struct tile */
 };
 
+static const uint8_t *panel_start(const struct matrix *w, int64_t panel)
+{
+    return (const uint8_t *)w->data + panel * packed_panel_bytes(w->type, w->k);
+}
+
 static int32_t slice_width(const struct slice *slice)
 {
     return MIN((int32_t)PANEL, slice->job->w->n - slice->panel * PANEL);
 }
 
+/* A row of what add_totals_exactly has added, of a panel with these steps. */
+INLINE void end_exact_sums(const float *steps, double *sums)
+{
+    UNROLL for (int c = 0; c < PANEL; c += LANES) {
+        vf step = vf_load(steps + c);
+
+        vd_store(sums + c, (vd_load(sums + c) - WHOLE_MAGIC) * vd_low(step));
+        vd_store(sums + c + LANES / 2, (vd_load(sums + c + LANES / 2) - WHOLE_MAGIC) * vd_high(step));
+    }
+}
+
 /* Sums of groups of rows [r0, r0 + rows) of the slice, to where they are wanted. */
-static void finish_sums(const struct slice *slice, const double (*sums)[PANEL], int32_t r0, int32_t rows)
+static void finish_sums(const struct slice *slice, double (*sums)[PANEL], int32_t r0, int32_t rows)
 {
     const struct job *job = slice->job;
+    const float *steps = has_whole_scales(job->w->type) ? (const float *)panel_start(job->w, slice->panel) : NULL;
     int32_t width = slice_width(slice);
 
     for (int64_t r = 0; r < rows; r++) {
         int64_t row = slice->first_row + r0 + r, column = slice->panel * PANEL;
 
+        if (steps)
+            end_exact_sums(steps, sums[r]);
         if (!slice->out) {
             memcpy(job->sums + row * job->w->n + column, sums[r], (size_t)width * sizeof(double));
             continue;
@@ -573,39 +747,41 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             .turns = turns,
             .far_bytes = turns > 1 ? MAX(FAR_BYTES, chunk_bytes) : FAR_BYTES,
             .expanded = scratch->expanded,
+            .whole = scratch->whole,
             .x = a->x + row * a->k + (int64_t)at * unit,
             .k = a->k,
             .num_blocks = num_blocks,
             .count = count,
             .begins = begins,
-            .acc = scratch->partial[kept],
-            .acc_stride = PANEL,
+            .ends = ends,
+            .acc = &scratch->partial[kept],
             .group = job->group,
         };
 
         if (!is_float) {
             t.q = a->q + block * QUANT_BLOCK;
             t.d = a->d + block;
-            t.z = a->z + block;
+            t.z = a->z ? a->z + block : NULL;
             t.sums = a->sums + 2 * block;
+            for (int s = 0; s < NUM_STARTS; s++)
+                t.starts[s] = a->starts[s] ? a->starts[s] + block : NULL;
+            t.shared = a->group / QUANT_BLOCK;
         }
         if (job->group) {
             t.sum = scratch->sums[kept];
             t.sum_begins = at < job->group;
             t.left = job->group - at % job->group;
-        } else if (slice->streams && slice_width(slice) == PANEL) {
-            t.acc = scratch->partial[kept];
-            t.stream = ends ? slice->out + r0 * slice->out_stride : NULL;
-            t.stream_stride = slice->out_stride;
         } else if (slice_width(slice) == PANEL) {
-            t.acc = slice->out + r0 * slice->out_stride;
-            t.acc_stride = slice->out_stride;
+            t.out = slice->out + r0 * slice->out_stride;
+            t.out_stride = slice->out_stride;
+            t.streams = slice->streams;
         } else {
-            t.acc = scratch->edge[r0];
+            t.out = scratch->edge[r0];
+            t.out_stride = PANEL;
         }
         tiles[w->type][packed ? PACKED : i ? EXPANDED : PACKED_STORING][rows - 1](&t);
         if (job->group && ends)
-            finish_sums(slice, (const double(*)[PANEL])scratch->sums[kept], r0, rows);
+            finish_sums(slice, &scratch->sums[kept], r0, rows);
     }
 }
 
@@ -614,7 +790,7 @@ static void do_slice(const struct slice *slice)
     const struct job *job = slice->job;
     int32_t num_records = packed_num_records(job->w->type, job->w->k), width = slice_width(slice);
     bool is_float = quant_form(job->w->type).scales == SCALE_NONE;
-    int32_t chunk = is_float ? FLOAT_CHUNK : CHUNK_BLOCKS;
+    int32_t chunk = is_float ? FLOAT_CHUNK : CHUNK_BLOCKS - CHUNK_BLOCKS % group_blocks(job->a); /* of whole groups */
 
     if (slice->rows <= MAX_ROWS)
         chunk = num_records;
@@ -628,11 +804,6 @@ static void do_slice(const struct slice *slice)
 static int32_t num_panels(const struct matrix *w)
 {
     return divide_up(w->n, PANEL);
-}
-
-static const uint8_t *panel_start(const struct matrix *w, int64_t panel)
-{
-    return (const uint8_t *)w->data + panel * packed_panel_bytes(w->type, w->k);
 }
 
 /* Where a thread that begins with panel `first` of w begins in the next matrix, or about there. */
@@ -687,8 +858,9 @@ void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const st
     run(dev, &(struct job){.a = a, .w = w, .out = out, .out_stride = out_stride});
 }
 
-static int32_t records_of_group(const struct matrix *w, int32_t group_k)
+static int32_t records_of_group(const struct activations *a, const struct matrix *w, int32_t group_k)
 {
+    ASSERT(!a->q || group_k % a->group == 0, "groups of %d, of activations %d", group_k, a->group);
     ASSERT(group_k > 0 && group_k % QUANT_BLOCK == 0 && w->k % group_k == 0,
            "groups of %d in %d columns", group_k, w->k);
     return packed_num_records(w->type, group_k);
@@ -697,14 +869,14 @@ static int32_t records_of_group(const struct matrix *w, int32_t group_k)
 void KERNEL(matmul_groups)(struct device *dev, double *sums, const struct activations *a,
                            const struct matrix *w, int32_t group_k)
 {
-    run(dev, &(struct job){.a = a, .w = w, .sums = sums, .group = records_of_group(w, group_k)});
+    run(dev, &(struct job){.a = a, .w = w, .sums = sums, .group = records_of_group(a, w, group_k)});
 }
 
 void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct activations *a,
                                  const struct matrix *w, int32_t group_k)
 {
     run(dev, &(struct job){.a = a, .w = w, .out = out, .out_stride = w->n,
-                           .group = records_of_group(w, group_k)});
+                           .group = records_of_group(a, w, group_k)});
 }
 
 /* ---- a gated MLP ---------------------------------------------------------------------------------- */
@@ -712,39 +884,40 @@ void KERNEL(matmul_groups_float)(struct device *dev, float *out, const struct ac
 struct gated_job {
     struct job job;
     const struct activations *out;
-    void (*gate_rows)(float (*gate)[PANEL], const float (*up)[PANEL], int32_t rows);
+    void (*gate_rows)(struct scratch *scratch, int32_t first, int32_t end, int32_t i);
 };
 
-static void silu_rows(float (*gate)[PANEL], const float (*up)[PANEL], int32_t rows)
+/* Block i of a group of rows [first, end), of the panels of gates and ups in `gated`. */
+static void silu_rows(struct scratch *s, int32_t first, int32_t end, int32_t i)
 {
-    for (int32_t r = 0; r < rows; r++)
-        gate_block(silu, gate[r], up[r]);
+    for (int32_t r = first; r < end; r++)
+        gate_block(silu, s->activated[r] + i * QUANT_BLOCK, s->gated[0][r], s->gated[1][r]);
 }
 
-static void gelu_rows(float (*gate)[PANEL], const float (*up)[PANEL], int32_t rows)
+static void gelu_rows(struct scratch *s, int32_t first, int32_t end, int32_t i)
 {
-    for (int32_t r = 0; r < rows; r++)
-        gate_block(gelu, gate[r], up[r]);
+    for (int32_t r = first; r < end; r++)
+        gate_block(gelu, s->activated[r] + i * QUANT_BLOCK, s->gated[0][r], s->gated[1][r]);
 }
 
-/* Block `block` of each row of a slice. Two passes over a few rows: what a processor has in flight reaches further
- * when a row's steps that wait for each other are fewer. */
-static void put_rows(const struct gated_job *gated, const struct slice *slice, int32_t block)
+/* The last block of the group of `blocks` blocks from block `first` on, and then all of it, of each row of a slice. Two
+ * passes over a few rows: what a processor has in flight reaches further when a row's steps that wait for each other are
+ * fewer. */
+INLINE void put_rows(const int blocks, const struct gated_job *gated, const struct slice *slice, int32_t first)
 {
     enum { FEW = 32 };
-    struct scratch *s = slice->scratch;
     int64_t row_blocks = gated->out->k / QUANT_BLOCK;
 
-    for (int32_t first = 0; first < slice->rows; first += FEW) {
-        int32_t end = MIN(first + FEW, slice->rows);
+    for (int32_t few = 0; few < slice->rows; few += FEW) {
+        int32_t end = MIN(few + FEW, slice->rows);
 
-        gated->gate_rows(&s->gated[0][first], (const float(*)[PANEL])&s->gated[1][first], end - first);
-        for (int32_t r = first; r < end; r++) {
-            vf x[BLOCK_VECTORS];
+        gated->gate_rows(slice->scratch, few, end, blocks - 1);
+        for (int32_t r = few; r < end; r++) {
+            vf x[GROUP_VECTORS];
 
-            UNROLL for (int v = 0; v < BLOCK_VECTORS; v++)
-                x[v] = vf_load(s->gated[0][r] + v * LANES);
-            put_block(gated->out, (slice->first_row + r) * row_blocks + block, x);
+            UNROLL for (int v = 0; v < blocks * BLOCK_VECTORS; v++)
+                x[v] = vf_load(slice->scratch->activated[r] + v * LANES);
+            put_group(gated->out, (slice->first_row + r) * row_blocks + first, blocks, x);
         }
     }
 }
@@ -759,22 +932,29 @@ static void do_gated_slice(struct slice *slice, int32_t panel, float (*out)[PANE
     do_slice(slice);
 }
 
-/* A thread goes from a panel of gates to that of their ups, and on to the next gates. */
+/* A thread goes from a panel of gates to that of their ups, and on to the next gates. Pieces are of groups of these. */
 static void do_gated_panels(const void *args, struct span piece, struct span share, void *scratch)
 {
     const struct gated_job *gated = args;
     const struct matrix *w = gated->job.w;
     struct scratch *s = scratch;
     struct slice slice = {.job = &gated->job, .out_stride = PANEL, .scratch = scratch};
-    int32_t pairs = num_panels(w) / 2;
+    int32_t pairs = num_panels(w) / 2, blocks = group_blocks(gated->out);
 
-    for (int32_t p = (int32_t)piece.first; p < piece.end; p++)
+    for (int32_t first = (int32_t)piece.first * blocks; first < piece.end * blocks; first += blocks)
         for (slice.first_row = 0; slice.first_row < gated->job.a->rows; slice.first_row += SLICE_ROWS) {
             slice.rows = MIN((int32_t)SLICE_ROWS, gated->job.a->rows - slice.first_row);
-            do_gated_slice(&slice, p, s->gated[0], panel_start(w, pairs + p));
-            do_gated_slice(&slice, pairs + p, s->gated[1],
-                           p + 1 < share.end ? panel_start(w, p + 1) : next_start(w, 2 * share.first));
-            put_rows(gated, &slice, p);
+            for (int32_t i = 0; i < blocks; i++) {
+                int32_t p = first + i;
+
+                do_gated_slice(&slice, p, s->gated[0], panel_start(w, pairs + p));
+                do_gated_slice(&slice, pairs + p, s->gated[1],
+                               p + 1 < share.end * blocks ? panel_start(w, p + 1)
+                                                          : next_start(w, 2 * share.first * blocks));
+                if (i + 1 < blocks)
+                    gated->gate_rows(s, 0, slice.rows, i);
+            }
+            FOR_GROUP(blocks, put_rows, gated, &slice, first);
         }
 }
 
@@ -786,7 +966,7 @@ static void run_gated(struct device *dev, const struct gated_job *gated)
            "activations of %d columns, weights of %d, %d for %d gates", job->a->k, job->w->k, job->w->n,
            gated->out->k);
     if (job->a->rows)
-        device_share(dev, num_panels(job->w) / 2, 1, do_gated_panels, gated);
+        device_share(dev, num_panels(job->w) / 2 / group_blocks(gated->out), 1, do_gated_panels, gated);
 }
 
 void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,

@@ -37,10 +37,14 @@ static void put_codes(int bits, const uint8_t *codes, uint8_t *out)
 static void put_scales(const struct quant_form *form, const struct quant_block *block, int c,
                        uint8_t *out)
 {
-    if (form->scales == SCALE_PLAIN) {
-        memcpy(out + 2 * c, &block->d, 2);
+    if (form->scales == SCALE_WHOLE) {
+        int width = form->has_min ? 4 : 2;
+
+        memcpy(out + width * c, &block->s, 2);
         if (form->has_min)
-            memcpy(out + 2 * PANEL + 2 * c, &block->m, 2);
+            memcpy(out + width * c + 2, &block->t, 2);
+    } else if (form->scales == SCALE_PLAIN) {
+        memcpy(out + 2 * c, &block->d, 2);
     } else if (form->scales == SCALE_SUPER) {
         out[c] = (uint8_t)block->scale[0];
         out[PANEL + c] = (uint8_t)block->min[0];
@@ -60,16 +64,18 @@ static bool has_codes_of_record(enum tensor_type type)
     return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q8_0;
 }
 
-static void copy_block(const struct quant_form *form, const uint8_t *block, int c, uint8_t *record)
+static void copy_block(const struct quant_form *form, float inverse, const uint8_t *from, int c, uint8_t *record)
 {
     int code_bytes = form->code_bits * QUANT_BLOCK / 8, scale_bytes = form->has_min ? 4 : 2;
-    uint8_t *scales = record + code_bytes * PANEL;
+    struct quant_block block;
 
     for (int i = 0; i < code_bytes; i += 4)
-        store32(record + 4 * c + i / 4 * GROUP_BYTES, load32(block + scale_bytes + i));
-    memcpy(scales + 2 * c, block, 2);
-    if (form->has_min)
-        memcpy(scales + 2 * PANEL + 2 * c, block + 2, 2);
+        store32(record + 4 * c + i / 4 * GROUP_BYTES, load32(from + scale_bytes + i));
+    memcpy(&block.d, from, 2);
+    memcpy(&block.m, from + 2, 2);
+    if (form->scales == SCALE_WHOLE)
+        quant_block_whole(*form, inverse, &block);
+    put_scales(form, &block, c, record + code_bytes * PANEL);
 }
 
 struct pack {
@@ -88,7 +94,14 @@ static void pack_column(const struct pack *pack, int32_t r, uint8_t *panel, int 
     int record_bytes = packed_record_bytes(type), super_bytes = packed_super_bytes(type);
     uint8_t *record = panel + packed_supers_bytes(type, pack->w->k);
     int32_t num_records = packed_num_records(type, pack->w->k);
+    float inverse = 0;
 
+    if (form.scales == SCALE_WHOLE) {
+        float step = quant_row_step(type, row, pack->src_row_bytes / tensor_type_info(type)->block_bytes);
+
+        memcpy(panel + c * sizeof(step), &step, sizeof(step));
+        inverse = quant_inverse(step);
+    }
     if (form.scales == SCALE_NONE) {
         int size = tensor_type_info(type)->block_bytes;
 
@@ -102,13 +115,15 @@ static void pack_column(const struct pack *pack, int32_t r, uint8_t *panel, int 
         const uint8_t *block = (const uint8_t *)row + pack->k0 / QUANT_BLOCK * block_bytes;
 
         for (int32_t b = 0; b < num_records; b++, record += record_bytes, block += block_bytes)
-            copy_block(&form, block, c, record);
+            copy_block(&form, inverse, block, c, record);
         return;
     }
     for (int32_t b = 0; b < num_records; b++, record += record_bytes) {
         struct quant_block block;
 
         quant_block_read(type, row, pack->k0 / QUANT_BLOCK + b, &block);
+        if (form.scales == SCALE_WHOLE)
+            quant_block_whole(form, inverse, &block);
         put_codes(form.code_bits, block.codes, record + 4 * c);
         put_scales(&form, &block, c, record + packed_code_bytes(type));
         if (super_bytes) {

@@ -7,18 +7,20 @@
  * Float types: for each k, 32 elements of the source's type.
  *
  * Quantised types: first the super scales of SCALE_SUPER and SCALE_HALVES, one entry for each 256 of
- * the source that the shard touches: half d[32] (, half m[32]). Then a record per block of 32:
+ * the source that the shard touches: half d[32] (, half m[32]); of SCALE_WHOLE: float step[32]. Then a record per
+ * block of 32:
  *
  *   codes   for k-group g = 0..7 (four elements of k) the bytes [32 columns][4]:
  *           4 bits: 4 × 128 bytes, low nibbles g = 0..3, high nibbles g = 4..7
  *           5 bits: and 128 bytes whose bit g is the fifth bit
  *           6 bits: and 2 × 128 bytes, of which g takes two bits, 2 * (g % 4), of number g / 4
  *           8 bits: 8 × 128 bytes, signed
- *   scales  SCALE_PLAIN: half d[32] (, half m[32])
+ *   scales  SCALE_WHOLE: int16 s[32], or with a minimum int16 [32] of s and t side by side
+ *           SCALE_PLAIN: half d[32]
  *           SCALE_SUPER: uint8 scale[32], uint8 min[32]
  *           SCALE_HALVES: int8 scale[32][2] (, int8 min[32][2])
  *
- * So bits a weight: Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6, Q8_0 8.5, Q2_K 5.125, Q3_K 4.5625, Q4_K 4.625,
+ * So bits a weight, but for steps: Q4_0 4.5, Q4_1 5, Q5_0 5.5, Q5_1 6, Q8_0 8.5, Q2_K 5.125, Q3_K 4.5625, Q4_K 4.625,
  * Q5_K 5.625, Q6_K 6.5625.
  *
  * Kept readable by C++ and nvcc: CUDA kernels read the same layout.
@@ -61,16 +63,18 @@ static QUANT_CONSTANT int packed_super_bytes(enum tensor_type type)
 {
     struct quant_form form = quant_form(type);
 
-    if (form.scales == SCALE_NONE || form.scales == SCALE_PLAIN)
+    if (form.scales != SCALE_SUPER && form.scales != SCALE_HALVES)
         return 0;
     return form.has_min ? 4 * PANEL : 2 * PANEL;
 }
 
-/* Bytes of all super scales of a panel, wherever in a 256 the shard begins. */
+/* Bytes of all super scales of a panel, wherever in a 256 the shard begins, or of its steps. */
 static QUANT_CONSTANT int64_t packed_supers_bytes(enum tensor_type type, int32_t k)
 {
     int64_t most = (k / QUANT_BLOCK + 2 * (SUPER_BLOCKS - 1)) / SUPER_BLOCKS;
 
+    if (quant_form(type).scales == SCALE_WHOLE)
+        return PANEL * (int64_t)sizeof(float);
     return most * packed_super_bytes(type);
 }
 

@@ -14,6 +14,7 @@
 #define KERNELS_CPU_VEC_H
 
 #include "kernels/numerics.h"
+#include "kernels/quant_block.h"
 
 #include <string.h>
 
@@ -302,6 +303,44 @@ INLINE vd vd_high(vf v)
 
     memcpy(&high, (const char *)&v + sizeof(high), sizeof(high));
     return __builtin_convertvector(high, vd);
+#endif
+}
+
+/* The halves of v as doubles. */
+INLINE void vd_of_ints(vi v, vd halves[2])
+{
+#if defined(VEC_AVX512)
+    halves[0] = (vd)_mm512_cvtepi32_pd(_mm512_castsi512_si256((__m512i)v));
+    halves[1] = (vd)_mm512_cvtepi32_pd(_mm512_extracti64x4_epi64((__m512i)v, 1));
+#elif defined(VEC_AVX2)
+    halves[0] = (vd)_mm256_cvtepi32_pd(_mm256_castsi256_si128((__m256i)v));
+    halves[1] = (vd)_mm256_cvtepi32_pd(_mm256_extracti128_si256((__m256i)v, 1));
+#else
+    typedef int32_t half __attribute__((vector_size(LANES * 2)));
+    half parts[2];
+
+    memcpy(parts, &v, sizeof(parts));
+    halves[0] = __builtin_convertvector(parts[0], vd);
+    halves[1] = __builtin_convertvector(parts[1], vd);
+#endif
+}
+
+INLINE vd vd_set(double x)
+{
+    return x - (vd){0};
+}
+
+/* a * b + c, rounded once. */
+INLINE vd vd_fma(vd a, vd b, vd c)
+{
+#if defined(VEC_AVX512)
+    return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(VEC_AVX2)
+    return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    for (int i = 0; i < LANES / 2; i++)
+        a[i] = __builtin_fma(a[i], b[i], c[i]);
+    return a;
 #endif
 }
 
@@ -704,6 +743,80 @@ INLINE vi dot_scale(vi acc, vi scales, int half)
     return acc * (half ? scales >> 16 : (scales << 16) >> 16);
 #endif
 }
+
+/* total + low * low + high * high. */
+INLINE vi vs_dot_add(vi total, vi a, vi b)
+{
+#if defined(VEC_AVX512)
+    return (vi)_mm512_dpwssd_epi32((__m512i)total, (__m512i)a, (__m512i)b);
+#elif defined(VEC_AVXVNNI)
+    return (vi)_mm256_dpwssd_avx_epi32((__m256i)total, (__m256i)a, (__m256i)b);
+#else
+    return total + vs_dot(a, b);
+#endif
+}
+
+/* The low 16 bits in the high ones too. */
+INLINE vi vs_twice(vi low)
+{
+    return (low & 0xffff) | low << 16;
+}
+
+/*
+ * A block of SCALE_WHOLE: sum = whole_start, a dot_step for each k-group, between those of the two halves of codes of five
+ * bits whole_middle, and then whole_end makes of total
+ * total + s * sum((u - offset) * a) + t * sum(a).
+ * starts, block: as put_starts has them; st: of each column, s in the low 16 bits, t in the high ones, 0 where there is no minimum.
+ */
+#if DOT_IN_PAIRS /* each half of a lane has a part of the sum, and none has room for more: the offset is taken off the end */
+INLINE vi whole_start(struct quant_form form, const int32_t *const *starts, int64_t block)
+{
+    (void)form;
+    (void)starts;
+    (void)block;
+    return vi_set(0);
+}
+
+INLINE vi whole_middle(vi *total, vi sum, const int32_t *const *starts, int64_t block, vi st)
+{
+    (void)starts;
+    (void)block;
+    *total = vs_dot_add(*total, sum, vs_twice(st));
+    return vi_set(0);
+}
+
+INLINE vi whole_end(struct quant_form form, vi total, vi sum, const int32_t *const *starts, int64_t block, vi st)
+{
+    total = vs_dot_add(total, sum, vs_twice(st));
+    if (form.code_bits == 4 && !form.has_min)
+        return vs_dot_add(total, vi_broadcast(starts[START_PLAIN] + block), st);
+    if (form.code_bits == 4)
+        return vs_dot_add(total, vi_broadcast(starts[START_MIN] + block) ^ 0x8000, st);
+    total = vs_dot_add(total, vi_broadcast(starts[START_HALVES] + block), vs_twice(st));
+    return form.has_min ? vs_dot_add(total, vi_broadcast(starts[START_MIN] + block) & (int)0xffff0000, st) : total;
+}
+#else
+INLINE vi whole_start(struct quant_form form, const int32_t *const *starts, int64_t block)
+{
+    return vi_broadcast(starts[form.code_bits == 5 ? START_HALVES : form.has_min ? START_MIN : START_PLAIN] + block);
+}
+
+/* The first half's sum goes to the high 16 bits, and the second's, which is positive, comes below it. */
+INLINE vi whole_middle(vi *total, vi sum, const int32_t *const *starts, int64_t block, vi st)
+{
+    (void)total;
+    (void)st;
+    return (sum << 16) + vi_broadcast(starts[START_SECOND] + block);
+}
+
+INLINE vi whole_end(struct quant_form form, vi total, vi sum, const int32_t *const *starts, int64_t block, vi st)
+{
+    if (form.code_bits == 4)
+        return vs_dot_add(total, sum ^ (form.has_min ? 0x8000 : 0), st);
+    total = vs_dot_add(total, sum ^ 0x8000, vs_twice(st));
+    return form.has_min ? vs_dot_add(total, vi_broadcast(starts[START_MIN] + block) & (int)0xffff0000, st) : total;
+}
+#endif
 
 /*
  * Signed codes: sum = signed_start(sum of a over the whole block), then signed_step for each part

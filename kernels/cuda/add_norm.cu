@@ -22,6 +22,7 @@ struct norm_task {
     const float *post_norm, *norm;
     float eps;
     struct activations out;
+    int32_t warp_quads; /* as quad_at wants them */
     const int32_t *row_ids;
     int32_t chunk; /* elements of a row that are in shared memory at a time, a multiple of SQUARES_ROUND */
     bool prefetch; /* there is room behind the chunk for the rows of weights: 2 of n */
@@ -256,9 +257,10 @@ static __global__ void __launch_bounds__(MAX_THREADS, kind == PARTS ? 1 : 2) add
         return;
     }
     scale = pass_over<kind, false>(task, row, post_scale);
-    /* Whole warps, since a block of 32 is quantised by several threads. */
-    for (int32_t base = 0; base < task.n; base += (int32_t)blockDim.x * QUAD) {
-        int32_t at = base + (int32_t)threadIdx.x * QUAD;
+    /* Whole warps, since a group is quantised by several threads. Their quads are not those that they have had before:
+     * they have met since in pass_over. */
+    for (int32_t first = 0; quad_at(first, task.warp_quads) < task.n; first += (int32_t)blockDim.x) {
+        int32_t at = quad_at(first + (int32_t)threadIdx.x, task.warp_quads);
         bool in = at < task.n;
         float4 x = make_float4(0, 0, 0, 0);
 
@@ -284,7 +286,7 @@ cudaError_t add_norm_prepare(const struct cuda_state *state)
 static bool is_supported(const struct add_norm_args *args)
 {
     bool aligned = is_aligned(args->residual) && is_aligned(args->sum) && is_aligned(args->post_norm) &&
-                   is_aligned(args->norm) && (!args->norm || activations_are_aligned(args->out));
+                   is_aligned(args->norm) && (!args->norm || can_write_activations(args->out));
 
     if (args->sum)
         return aligned && !args->row_ids;
@@ -308,6 +310,7 @@ static struct norm_task norm_task(const struct add_norm_args *args)
     task.eps = args->eps;
     if (args->norm)
         task.out = *args->out;
+    task.warp_quads = warp_quads(&task.out);
     task.row_ids = args->row_ids;
     return task;
 }
@@ -318,9 +321,8 @@ extern "C" void add_norm_cuda(struct device *dev, const struct add_norm_args *ar
     /* Where a row has a processor for itself, it takes all of it, and its time is that of the way to memory and
      * back; else blocks are small and several to a processor, and some load while others add up squares. */
     bool is_alone = args->rows <= state->num_processors;
-    int64_t threads = round_up(divide_up(args->n / QUAD, is_alone ? 1 : BATCH), WARP);
     int64_t room = (state->max_shared - RESERVED_BYTES) / (int64_t)sizeof(float) - SQUARES_ROUND;
-    int64_t chunk, shared;
+    int64_t warps, chunk, shared;
     struct norm_task task;
 
     if (args->rows == 0 || !(args->norm || args->sum || args->num_parts))
@@ -330,6 +332,7 @@ extern "C" void add_norm_cuda(struct device *dev, const struct add_norm_args *ar
         return;
     }
     task = norm_task(args);
+    warps = divide_up(divide_up(args->n / QUAD, task.warp_quads), is_alone ? 1 : BATCH);
     chunk = min(round_up(args->n, SQUARES_ROUND), room / SQUARES_ROUND * SQUARES_ROUND);
     task.chunk = (int32_t)chunk;
     shared = chunk + SQUARES_ROUND;
@@ -337,6 +340,7 @@ extern "C" void add_norm_cuda(struct device *dev, const struct add_norm_args *ar
     if (task.prefetch)
         shared += 2 * (int64_t)args->n;
     launch(task.num_parts ? add_norm_rows<PARTS> : add_norm_rows<SUM_OR_NOTHING>, dim3((unsigned)args->rows),
-           dim3((unsigned)min(threads, (int64_t)MAX_THREADS)), (size_t)shared * sizeof(float), state->stream, task);
+           dim3((unsigned)min(warps * WARP, (int64_t)MAX_THREADS)), (size_t)shared * sizeof(float), state->stream,
+           task);
     note_launch(state);
 }

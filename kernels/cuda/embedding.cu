@@ -51,10 +51,11 @@ static __device__ __forceinline__ uint32_t codes_of_group(const uint8_t *codes, 
     return word;
 }
 
-/* w = code * d + m, or where halves have scales of their own code * scale is first taken together. */
+/* w = code * d + m, or where halves have scales of their own code * scale is first taken together. Of SCALE_WHOLE
+ * w = d * (code * scale + base), where d is the step. */
 struct quad_scales {
     float d, m;
-    int scale;
+    int scale, base;
 };
 
 template <enum tensor_type type>
@@ -62,8 +63,16 @@ static __device__ __forceinline__ struct quad_scales scales_of_group(const uint8
                                                                      int c, int g)
 {
     constexpr struct quant_form form = quant_form(type);
+
+    if constexpr (form.scales == SCALE_WHOLE) {
+        const int s = __ldg((const int16_t *)scales + (form.has_min ? 2 * c : c));
+        const int t = form.has_min ? __ldg((const int16_t *)scales + 2 * c + 1) : 0;
+
+        return {__ldg((const float *)super + c), 0, s, t - form.offset * s};
+    }
+
     const uint8_t *halves = form.scales == SCALE_PLAIN ? scales : super;
-    struct quad_scales out = {load_half(halves, c), 0, 1};
+    struct quad_scales out = {load_half(halves, c), 0, 1, 0};
     float min = 0;
 
     if constexpr (form.has_min)
@@ -78,8 +87,6 @@ static __device__ __forceinline__ struct quad_scales scales_of_group(const uint8
     } else if constexpr (form.scales == SCALE_SUPER) {
         out.d *= (float)__ldg(scales + c);
         out.m *= -(float)__ldg(scales + PANEL + c);
-    } else if constexpr (!form.has_min) {
-        out.m = (float)-form.offset * out.d;
     }
     return out;
 }
@@ -93,6 +100,8 @@ static __device__ __forceinline__ float weight_of(uint32_t codes, int i, const s
 
     if constexpr (form.code_bits == 8)
         code = (int8_t)code;
+    if constexpr (form.scales == SCALE_WHOLE)
+        return scales.d * (float)(code * scales.scale + scales.base);
     if constexpr (form.scales == SCALE_HALVES)
         code = scales.scale * (code - form.offset);
     return fmaf((float)code, scales.d, scales.m);

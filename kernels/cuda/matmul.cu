@@ -16,6 +16,15 @@ static bool is_many(const struct cuda_state *state, const struct matmul_task *ta
     return task->a.rows > FEW_ROWS && warps >= SCHEDULERS * (int64_t)state->num_processors;
 }
 
+/* Of quantised types: whether activations lie as kernels read them, and groups are whole ones of theirs. */
+static bool has_codes(const struct matmul_task *task)
+{
+    const struct activations *a = &task->a;
+
+    return (uintptr_t)a->q % 16 == 0 && a->group >= QUANT_BLOCK && a->group <= MAX_ACTIVATION_GROUP &&
+           a->k % a->group == 0 && task->group * QUANT_BLOCK % a->group == 0;
+}
+
 static void run(struct device *dev, const struct matrix *w, struct matmul_task task)
 {
     struct cuda_state *state = state_of(dev);
@@ -24,13 +33,14 @@ static void run(struct device *dev, const struct matrix *w, struct matmul_task t
 
     if (task.a.rows == 0 || w->n == 0)
         return;
-    if (task.a.k != w->k || (!is_float && (uintptr_t)task.a.q % 16 != 0)) {
+    if (task.a.k != w->k || (!is_float && !has_codes(&task))) {
         note_error(state, cudaErrorInvalidValue);
         return;
     }
     task.weights = (const uint8_t *)w->data;
     task.n = w->n;
     task.num_records = packed_num_records(w->type, w->k);
+    task.scale_group = task.a.group / QUANT_BLOCK;
     task.first_block = w->first_block;
     task.panel_bytes = packed_panel_bytes(w->type, w->k);
     task.supers_bytes = packed_supers_bytes(w->type, w->k);

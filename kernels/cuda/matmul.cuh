@@ -13,10 +13,21 @@
 #include "kernels/cuda/matmul.h"
 #include "kernels/numerics.h"
 
+#include <type_traits>
+
 enum {
     TILE_ROWS = 8, /* rows of activations in an mma */
     LANE_COLUMNS = 4,
 };
+
+template <enum tensor_type type> static QUANT_CONSTANT bool is_whole()
+{
+    return quant_form(type).scales == SCALE_WHOLE;
+}
+
+/* What sums of products are, and what blocks add them to: of SCALE_WHOLE whole numbers, until a group ends. */
+template <enum tensor_type type> using number = std::conditional_t<is_whole<type>(), int32_t, float>;
+template <enum tensor_type type> using number_pair = std::conditional_t<is_whole<type>(), int2, float2>;
 
 /* Of column 4g + c: a constant where loops are unrolled. */
 static __device__ __forceinline__ uint32_t word_of(const uint4 &words, int c)
@@ -81,12 +92,12 @@ static __device__ __forceinline__ void read_codes(struct packed_codes<type> *cod
         codes->words[2] = read(code_piece(5, g));
 }
 
-/* The offset is taken off four codes at once; the others leave it to m_w. */
+/* The offset is taken off four codes at once, but where there is a minimum: this takes it in (whole_scales). */
 template <enum tensor_type type> static __device__ __forceinline__ uint32_t signed_codes(uint32_t codes)
 {
     constexpr struct quant_form form = quant_form(type);
 
-    if constexpr (form.scales == SCALE_HALVES && form.offset != 0)
+    if constexpr (form.offset != 0 && !form.has_min)
         return (codes + (128 - form.offset) * 0x01010101u) ^ 0x80808080;
     return codes;
 }
@@ -141,18 +152,18 @@ static __device__ __forceinline__ struct half_scales half_scales_of(const uint2 
 }
 
 /*
- * sum(u * a) of the record's codes and a block of TILE_ROWS rows, in SCALE_HALVES with offset and scales applied:
- * of columns 4g + c and rows 2t + r. b: the rows' fragment.
+ * sum(u * a) of the record's codes and a block of TILE_ROWS rows, with what signed_codes takes off, in SCALE_HALVES
+ * with scales applied: of columns 4g + c and rows 2t + r. b: the rows' fragment.
  *
- * Sums begin with the bits of the float 1.5 * 2^23, whose last bit is 1: so below 2^22 they end as the bits of a
- * float that is their sum and this. Taking it off is as exact as a conversion, and four times as fast on sm_80.
- * Products with scales are exact below 2^24. 0 is added because there is no -0 among whole numbers.
+ * Where floats are wanted, sums begin with the bits of the float 1.5 * 2^23, whose last bit is 1: so below 2^22 they
+ * end as the bits of a float that is their sum and this. Taking it off is as exact as a conversion, and four times as
+ * fast on sm_80. Products with scales are exact below 2^24. 0 is added because there is no -0 among whole numbers.
  */
 template <enum tensor_type type>
-static __device__ __forceinline__ void dot_record(float sum[LANE_COLUMNS][2], const uint32_t a[2][4],
+static __device__ __forceinline__ void dot_record(number<type> sum[LANE_COLUMNS][2], const uint32_t a[2][4],
                                                   const uint32_t b[2], const struct half_scales &scales)
 {
-    const int32_t START = 0x4b400000;
+    const int32_t START = is_whole<type>() ? 0 : 0x4b400000;
     const float START_FLOAT = 12582912.0f;
 
 #pragma unroll
@@ -170,18 +181,33 @@ static __device__ __forceinline__ void dot_record(float sum[LANE_COLUMNS][2], co
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             int c = 2 * i + e / 2;
-            float x = __int_as_float(first[e]) - START_FLOAT;
 
-            if constexpr (quant_form(type).scales == SCALE_HALVES)
-                x = fmaf(__int_as_float(second[e]) - START_FLOAT, scales.of[c][1], fmaf(x, scales.of[c][0], 0.0f));
-            sum[c][e % 2] = x;
+            if constexpr (is_whole<type>()) {
+                sum[c][e % 2] = first[e];
+            } else {
+                float x = __int_as_float(first[e]) - START_FLOAT;
+
+                if constexpr (quant_form(type).scales == SCALE_HALVES)
+                    x = fmaf(__int_as_float(second[e]) - START_FLOAT, scales.of[c][1],
+                             fmaf(x, scales.of[c][0], 0.0f));
+                sum[c][e % 2] = x;
+            }
         }
     }
 }
 
 /* ---- scales -------------------------------------------------------------------------------------------------- */
 
-/* d_w and m_w of a column; of SCALE_HALVES d and -m. */
+/* Of SCALE_WHOLE: what sums of products and of activations are multiplied by, from s and, in the high half, t. */
+template <enum tensor_type type> static __device__ __forceinline__ int2 whole_scales(uint32_t word)
+{
+    constexpr struct quant_form form = quant_form(type);
+    const int32_t s = (int16_t)word;
+
+    return make_int2(s, form.has_min ? ((int32_t)word >> 16) - form.offset * s : 0);
+}
+
+/* Of the others: d_w and m_w of a column; of SCALE_HALVES d and -m. */
 template <enum tensor_type type>
 static __device__ __forceinline__ float2 column_scales(float d, float m, float scale, float min)
 {
@@ -189,43 +215,50 @@ static __device__ __forceinline__ float2 column_scales(float d, float m, float s
 
     if constexpr (form.scales == SCALE_SUPER)
         return make_float2(d * scale, m * -min);
-    else if constexpr (form.scales == SCALE_HALVES)
-        return make_float2(d, -m);
-    else if constexpr (form.has_min)
-        return make_float2(d, m);
-    return make_float2(d, (float)-form.offset * d);
+    return make_float2(d, -m);
 }
 
-/* min_sum: the sum over halves of min * sum(a), of SCALE_HALVES with a min. */
+/* a: load_pair. min_sum: the sum over halves of min * sum(a), of SCALE_HALVES with a min. Whole numbers stay below
+ * 2^31 here too, in this order. */
 template <enum tensor_type type>
-static __device__ __forceinline__ float add_block(float acc, float sum, float2 w, float d_a, float z_a,
-                                                  float min_sum)
+static __device__ __forceinline__ number<type> add_block(number<type> acc, number<type> sum, number_pair<type> w,
+                                                         uint2 a, float min_sum)
 {
     constexpr struct quant_form form = quant_form(type);
 
-    acc = fmaf(sum, w.x * d_a, acc);
-    if constexpr (form.scales == SCALE_HALVES)
-        return form.has_min ? fmaf(min_sum, w.y * d_a, acc) : acc;
-    return form.has_min || form.offset ? fmaf(w.y, z_a, acc) : acc;
+    if constexpr (is_whole<type>()) {
+        acc += w.x * sum;
+        return form.has_min ? acc + w.y * (int32_t)a.y : acc;
+    } else {
+        const float d_a = __uint_as_float(a.x);
+
+        acc = fmaf(sum, w.x * d_a, acc);
+        if constexpr (form.scales == SCALE_HALVES)
+            return form.has_min ? fmaf(min_sum, w.y * d_a, acc) : acc;
+        return form.has_min ? fmaf(w.y, __uint_as_float(a.y), acc) : acc;
+    }
 }
 
-/* Whether sums of activations are wanted, in the place of z. */
+/* Whether sums of activations over halves are wanted, in the place of z. */
 template <enum tensor_type type> static QUANT_CONSTANT bool has_half_mins()
 {
     return quant_form(type).scales == SCALE_HALVES && quant_form(type).has_min;
 }
 
-/* d of a row's block, and the bits of z or of both sums, low and high, where they are wanted. */
+/* d of a row's block, and where they are wanted the bits of z, or of both sums, low and high, or of SCALE_WHOLE their
+ * sum. */
 template <enum tensor_type type>
 static __device__ __forceinline__ uint2 load_pair(const struct activations &a, int64_t block)
 {
     constexpr struct quant_form form = quant_form(type);
     uint2 pair = make_uint2(__float_as_uint(__ldg(a.d + block)), 0);
 
-    if constexpr (has_half_mins<type>())
-        pair.y = __ldg((const uint32_t *)a.sums + block);
-    else if constexpr (form.scales != SCALE_HALVES && (form.has_min || form.offset != 0))
+    if constexpr (form.has_min && form.scales == SCALE_SUPER)
         pair.y = __float_as_uint(__ldg(a.z + block));
+    else if constexpr (form.has_min)
+        pair.y = __ldg((const uint32_t *)a.sums + block);
+    if constexpr (form.has_min && is_whole<type>())
+        pair.y = (uint32_t)((int16_t)pair.y + ((int32_t)pair.y >> 16));
     return pair;
 }
 
@@ -235,6 +268,44 @@ static __device__ __forceinline__ uint2 load_pair(const struct activations &a, i
 static __device__ __forceinline__ double on_grid(float acc)
 {
     return ((double)acc + EXACT_MAGIC) - EXACT_MAGIC;
+}
+
+/* Of SCALE_WHOLE: what a sum of groups of activations begins with, how the total of one and its scale are added to it,
+ * and what it is in the end. In doubles it is exact in any order of groups. */
+static __device__ __forceinline__ void begin_whole(float *sum)
+{
+    *sum = 0;
+}
+
+static __device__ __forceinline__ void begin_whole(double *sum)
+{
+    *sum = WHOLE_MAGIC;
+}
+
+static __device__ __forceinline__ void add_total(float *sum, int32_t total, float d_a)
+{
+    *sum = fmaf((float)total, d_a, *sum);
+}
+
+static __device__ __forceinline__ void add_total(double *sum, int32_t total, float d_a)
+{
+    *sum = fma((double)total, quant_odd(d_a), *sum);
+}
+
+static __device__ __forceinline__ float end_whole(float sum, float step)
+{
+    return sum * step;
+}
+
+static __device__ __forceinline__ double end_whole(double sum, float step)
+{
+    return (sum - WHOLE_MAGIC) * (double)step;
+}
+
+/* Of this type alone: step of a panel's column. */
+static __device__ __forceinline__ float load_step(const uint8_t *panel, int column)
+{
+    return __ldg((const float *)panel + column);
 }
 
 /* sum: of groups, where there are some. */

@@ -21,8 +21,9 @@ struct matmul_task {
     int64_t panel_bytes, supers_bytes;
     float *out;     /* NULL: doubles are wanted */
     int64_t out_stride;
-    double *sums;   /* [rows, n] */
-    int32_t group;  /* records of a group; 0: none */
+    double *sums;        /* [rows, n] */
+    int32_t group;       /* records of a group; 0: none */
+    int32_t scale_group; /* records of the activations that share a scale; of quantised types */
 };
 
 /* F32. */

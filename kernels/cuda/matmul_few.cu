@@ -11,7 +11,7 @@
 enum {
     FEW_THREADS = 512,
     FEW_WARPS = 8, /* at least */
-    /* Floats behind a row's sums: four lanes with rows two apart write 16 bytes each to banks of their own. */
+    /* Words behind a row's sums: four lanes with rows two apart write 16 bytes each to banks of their own. */
     SUM_PADDING = 4,
 };
 
@@ -22,12 +22,12 @@ struct few_task {
 
 /* ---- what a block's threads tell each other ------------------------------------------------------------------ */
 
-struct few_shared {
-    float *sums;        /* [rows, sum_stride]: [chunk, PANEL], and the padding */
-    float2 *scales;     /* [chunk, PANEL]: column_scales */
-    uint2 *pairs;       /* [rows, chunk]: load_pair */
-    uint32_t *mins;     /* [chunk, PANEL]: both halves', low and high; where there are some */
-    int32_t sum_stride; /* 4 modulo 16 */
+template <enum tensor_type type> struct few_shared {
+    number<type> *sums;        /* [rows, sum_stride]: [chunk, PANEL], and the padding */
+    number_pair<type> *scales; /* [chunk, PANEL]: whole_scales or column_scales */
+    uint2 *pairs;              /* [rows, chunk]: load_pair */
+    uint32_t *mins;            /* [chunk, PANEL]: both halves', low and high; where there are some */
+    int32_t sum_stride;        /* 4 modulo 16 */
 };
 
 static inline int64_t few_shared_bytes(enum tensor_type type, int64_t chunk, int64_t rows)
@@ -39,13 +39,14 @@ static inline int64_t few_shared_bytes(enum tensor_type type, int64_t chunk, int
     return rows * (sums * (int64_t)sizeof(float) + chunk * (int64_t)sizeof(uint2)) + chunk * PANEL * column_bytes;
 }
 
-static __device__ __forceinline__ struct few_shared few_shared_of(int32_t chunk, int32_t rows)
+template <enum tensor_type type>
+static __device__ __forceinline__ struct few_shared<type> few_shared_of(int32_t chunk, int32_t rows)
 {
-    struct few_shared shared;
+    struct few_shared<type> shared;
 
     shared.sum_stride = chunk * PANEL + SUM_PADDING;
-    shared.sums = (float *)dynamic_shared();
-    shared.scales = (float2 *)(shared.sums + rows * shared.sum_stride);
+    shared.sums = (number<type> *)dynamic_shared();
+    shared.scales = (number_pair<type> *)(shared.sums + rows * shared.sum_stride);
     shared.pairs = (uint2 *)(shared.scales + chunk * PANEL);
     shared.mins = (uint32_t *)(shared.pairs + rows * chunk);
     return shared;
@@ -57,7 +58,7 @@ static __device__ __forceinline__ struct few_shared few_shared_of(int32_t chunk,
 template <enum tensor_type type, int TILES> struct record_ahead {
     struct packed_codes<type> codes;
     uint32_t q[TILES][2]; /* the rows' fragments */
-    uint32_t d, m;        /* halves, of column `lane` */
+    uint32_t d, m;        /* halves, of column `lane`; SCALE_WHOLE: d is s and, in the high half, t */
     uint32_t scale, min;  /* SCALE_SUPER: likewise; SCALE_HALVES: both mins */
     uint2 scales;         /* SCALE_HALVES: of the lane's four columns */
 };
@@ -71,7 +72,7 @@ static __device__ __forceinline__ void load_record(struct record_ahead<type, TIL
     constexpr struct quant_form form = quant_form(type);
     const int lane = threadIdx.x % WARP;
     const uint8_t *scales = record + packed_code_bytes(type);
-    const uint16_t *halves = (const uint16_t *)(form.scales == SCALE_PLAIN ? scales : super);
+    const uint16_t *halves = (const uint16_t *)(packed_super_bytes(type) ? super : scales);
 
     read_codes<type>(&ahead->codes, lane, [=](int piece) { return __ldg((const uint4 *)record + piece); });
 #pragma unroll
@@ -80,9 +81,13 @@ static __device__ __forceinline__ void load_record(struct record_ahead<type, TIL
             ahead->q[n][0] = __ldg(q + rows_at[n]);
             ahead->q[n][1] = __ldg(q + rows_at[n] + 4);
         }
-    ahead->d = __ldg(halves + lane);
-    if constexpr (form.has_min)
-        ahead->m = __ldg(halves + PANEL + lane);
+    if constexpr (is_whole<type>() && form.has_min) {
+        ahead->d = __ldg((const uint32_t *)scales + lane);
+    } else {
+        ahead->d = __ldg(halves + lane);
+        if constexpr (form.has_min)
+            ahead->m = __ldg(halves + PANEL + lane);
+    }
     if constexpr (form.scales == SCALE_SUPER) {
         ahead->scale = __ldg(scales + lane);
         ahead->min = __ldg(scales + PANEL + lane);
@@ -93,16 +98,25 @@ static __device__ __forceinline__ void load_record(struct record_ahead<type, TIL
         ahead->min = __ldg((const uint16_t *)(scales + 2 * PANEL) + lane);
 }
 
+static __device__ __forceinline__ void store_four(float *p, float a, float b, float c, float d)
+{
+    *(float4 *)p = make_float4(a, b, c, d);
+}
+
+static __device__ __forceinline__ void store_four(int32_t *p, int32_t a, int32_t b, int32_t c, int32_t d)
+{
+    *(int4 *)p = make_int4(a, b, c, d);
+}
+
 /* Record i of the chunk. */
 template <enum tensor_type type, int TILES>
-static __device__ __forceinline__ void multiply_record(const struct few_shared &shared,
+static __device__ __forceinline__ void multiply_record(const struct few_shared<type> &shared,
                                                        const struct record_ahead<type, TILES> &ahead, int32_t i,
                                                        int32_t rows)
 {
     constexpr struct quant_form form = quant_form(type);
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    float *sums = shared.sums + 2 * t * shared.sum_stride + LANE_COLUMNS * g + i * PANEL;
-    float m = 0, scale = 0, min = 0;
+    number<type> *sums = shared.sums + 2 * t * shared.sum_stride + LANE_COLUMNS * g + i * PANEL;
     struct half_scales halves;
     uint32_t a[2][4];
 
@@ -111,7 +125,7 @@ static __device__ __forceinline__ void multiply_record(const struct few_shared &
         halves = half_scales_of(ahead.scales);
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
-        float sum[LANE_COLUMNS][2];
+        number<type> sum[LANE_COLUMNS][2];
 
         if (n > 0 && n * TILE_ROWS >= rows)
             break;
@@ -119,16 +133,22 @@ static __device__ __forceinline__ void multiply_record(const struct few_shared &
 #pragma unroll
         for (int r = 0; r < 2; r++)
             if (n * TILE_ROWS + 2 * t + r < rows)
-                *(float4 *)(sums + (n * TILE_ROWS + r) * shared.sum_stride) =
-                    make_float4(sum[0][r], sum[1][r], sum[2][r], sum[3][r]);
+                store_four(sums + (n * TILE_ROWS + r) * shared.sum_stride, sum[0][r], sum[1][r], sum[2][r],
+                           sum[3][r]);
     }
-    if constexpr (form.has_min)
-        m = float_of_half((uint16_t)ahead.m);
-    if constexpr (form.scales == SCALE_SUPER) {
-        scale = (float)ahead.scale;
-        min = (float)ahead.min;
+    if constexpr (is_whole<type>()) {
+        shared.scales[i * PANEL + lane] = whole_scales<type>(ahead.d);
+    } else {
+        float m = 0, scale = 0, min = 0;
+
+        if constexpr (form.has_min)
+            m = float_of_half((uint16_t)ahead.m);
+        if constexpr (form.scales == SCALE_SUPER) {
+            scale = (float)ahead.scale;
+            min = (float)ahead.min;
+        }
+        shared.scales[i * PANEL + lane] = column_scales<type>(float_of_half((uint16_t)ahead.d), m, scale, min);
     }
-    shared.scales[i * PANEL + lane] = column_scales<type>(float_of_half((uint16_t)ahead.d), m, scale, min);
     if constexpr (has_half_mins<type>())
         shared.mins[i * PANEL + lane] = ahead.min;
 }
@@ -136,14 +156,15 @@ static __device__ __forceinline__ void multiply_record(const struct few_shared &
 /* ---- a row's chain ------------------------------------------------------------------------------------------- */
 
 /* Where a column has got to. */
-struct chain {
-    float acc;
-    double sum; /* of groups */
+template <enum tensor_type type> struct chain {
+    number<type> acc;
+    double sum;    /* of groups */
+    float rounded; /* the same of SCALE_WHOLE, where no exact sums are wanted */
 };
 
-/* Records [i, end) of the chunk. */
+/* Records [i, end) of the chunk; not of SCALE_WHOLE. */
 template <enum tensor_type type>
-static __device__ __forceinline__ float add_records(float acc, const struct few_shared &shared, int32_t chunk,
+static __device__ __forceinline__ float add_records(float acc, const struct few_shared<type> &shared, int32_t chunk,
                                                     int32_t row, int32_t i, int32_t end)
 {
     const int lane = threadIdx.x % WARP;
@@ -161,28 +182,60 @@ static __device__ __forceinline__ float add_records(float acc, const struct few_
             min_sum = (float)((int32_t)(mins & 0xff) * (int16_t)pair.y +
                               (int32_t)(mins >> 8) * ((int32_t)pair.y >> 16));
         }
-        acc = add_block<type>(acc, sums[i * PANEL], shared.scales[i * PANEL + lane], __uint_as_float(pair.x),
-                              __uint_as_float(pair.y), min_sum);
+        acc = add_block<type>(acc, sums[i * PANEL], shared.scales[i * PANEL + lane], pair, min_sum);
     }
     return acc;
 }
 
+/* All `count` records, of SCALE_WHOLE, and totals of groups of activations that end there are added to `sum`. What is
+ * left of the group then. These are of four records at most: a loop for each would wait for what it reads. */
+template <enum tensor_type type, typename Sum>
+static __device__ __forceinline__ int32_t add_totals(int32_t *total, Sum *sum, int32_t left, int32_t group,
+                                                     const struct few_shared<type> &shared, int32_t chunk,
+                                                     int32_t row, int32_t count)
+{
+    const int lane = threadIdx.x % WARP;
+    const int32_t *sums = shared.sums + row * shared.sum_stride + lane;
+    const uint2 *pairs = shared.pairs + row * chunk;
+
+#pragma unroll 4
+    for (int32_t i = 0; i < count; i++) {
+        uint2 pair = pairs[i];
+
+        *total = add_block<type>(*total, sums[i * PANEL], shared.scales[i * PANEL + lane], pair, 0);
+        if (--left == 0) {
+            add_total(sum, *total, __uint_as_float(pair.x));
+            *total = 0;
+            left = group;
+        }
+    }
+    return left;
+}
+
 /* All `count` of them, and groups that end there are added up. What is left of the group then. */
 template <enum tensor_type type>
-static __device__ __forceinline__ int32_t run_chain(struct chain *chain, int32_t left, int32_t group,
-                                                    const struct few_shared &shared, int32_t chunk, int32_t row,
-                                                    int32_t count)
+static __device__ __forceinline__ int32_t run_chain(struct chain<type> *chain, int32_t left,
+                                                    const struct matmul_task &task,
+                                                    const struct few_shared<type> &shared, int32_t chunk,
+                                                    int32_t row, int32_t count)
 {
-    for (int32_t i = 0; i < count;) {
-        int32_t end = i + min(left, count - i);
+    if constexpr (is_whole<type>()) {
+        if (task.group)
+            left = add_totals<type>(&chain->acc, &chain->sum, left, task.scale_group, shared, chunk, row, count);
+        else
+            left = add_totals<type>(&chain->acc, &chain->rounded, left, task.scale_group, shared, chunk, row, count);
+    } else {
+        for (int32_t i = 0; i < count;) {
+            int32_t end = i + min(left, count - i);
 
-        chain->acc = add_records<type>(chain->acc, shared, chunk, row, i, end);
-        left -= end - i;
-        i = end;
-        if (left == 0) {
-            chain->sum += on_grid(chain->acc);
-            chain->acc = 0;
-            left = group;
+            chain->acc = add_records<type>(chain->acc, shared, chunk, row, i, end);
+            left -= end - i;
+            i = end;
+            if (left == 0) {
+                chain->sum += on_grid(chain->acc);
+                chain->acc = 0;
+                left = task.group;
+            }
         }
     }
     return left;
@@ -205,11 +258,12 @@ static __global__ void __launch_bounds__(FEW_THREADS, 1) few_rows(struct few_tas
     const int32_t own = warp * AHEAD; /* the first of the warp's records in a chunk */
     const uint8_t *panel = task.weights + blockIdx.y * task.panel_bytes;
     const uint8_t *record = panel + task.supers_bytes + own * record_bytes; /* the next to be loaded */
-    const struct few_shared shared = few_shared_of(chunk, rows);
+    const struct few_shared<type> shared = few_shared_of<type>(chunk, rows);
     uint32_t rows_at[TILES]; /* the lane's word in the first block of the row that it loads of each tile */
     struct record_ahead<type, TILES> ahead[AHEAD];
-    struct chain chains[CHAINS];
-    int32_t left = task.group ? task.group : task.num_records + 1; /* records of the group that are still to come */
+    struct chain<type> chains[CHAINS];
+    /* Records of the group that are still to come. */
+    int32_t left = is_whole<type>() ? task.scale_group : task.group ? task.group : task.num_records + 1;
 
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
@@ -222,6 +276,10 @@ static __global__ void __launch_bounds__(FEW_THREADS, 1) few_rows(struct few_tas
     for (int j = 0; j < CHAINS; j++) {
         chains[j].acc = 0;
         chains[j].sum = 0;
+        if constexpr (is_whole<type>()) {
+            begin_whole(&chains[j].rounded);
+            begin_whole(&chains[j].sum);
+        }
     }
     /* The first turn, at -chunk, only loads. */
 #pragma unroll 1
@@ -269,7 +327,7 @@ static __global__ void __launch_bounds__(FEW_THREADS, 1) few_rows(struct few_tas
             int32_t row = warp + j * num_warps;
 
             if (row < rows)
-                next_left = run_chain<type>(&chains[j], left, task.group, shared, chunk, row, count);
+                next_left = run_chain<type>(&chains[j], left, task, shared, chunk, row, count);
         }
         left = next_left;
         __syncthreads();
@@ -278,8 +336,16 @@ static __global__ void __launch_bounds__(FEW_THREADS, 1) few_rows(struct few_tas
     for (int j = 0; j < CHAINS; j++) {
         int32_t row = warp + j * num_warps;
 
-        if (row < rows)
+        if (row >= rows)
+            continue;
+        if constexpr (is_whole<type>()) {
+            const float step = load_step(panel, lane);
+
+            store_result(task, row0 + row, (int32_t)blockIdx.y * PANEL + lane, end_whole(chains[j].rounded, step),
+                         end_whole(chains[j].sum, step));
+        } else {
             store_result(task, row0 + row, (int32_t)blockIdx.y * PANEL + lane, chains[j].acc, chains[j].sum);
+        }
     }
 }
 

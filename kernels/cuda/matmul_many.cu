@@ -3,8 +3,9 @@
  * activations. All that is read comes through shared memory, two records at a time, while the two before are
  * multiplied.
  *
- * What limits it are not the tensor cores but the four float instructions that each of their results takes: a warp
- * unpacks its weights and scales once a record, for as many rows as there are registers.
+ * What limits it are not the tensor cores but the four float instructions that each of their results takes, or where
+ * scales are whole numbers one or two, and the end of each group of activations: a warp unpacks its weights and scales
+ * once a record, for as many rows as there are registers.
  */
 #include "kernels/cuda/matmul.cuh"
 
@@ -113,25 +114,44 @@ static __device__ __forceinline__ void store_stage_pair(struct stage<type, ROWS>
 /* ---- one record ---------------------------------------------------------------------------------------------- */
 
 /* What a lane multiplies by: columns 4g + c. */
-struct weights {
+template <enum tensor_type type> struct weights {
     uint32_t codes[2][4];
-    float2 scales[LANE_COLUMNS];     /* column_scales */
-    struct half_scales halves, mins; /* SCALE_HALVES */
+    number_pair<type> scales[LANE_COLUMNS]; /* whole_scales or column_scales */
+    struct half_scales halves, mins;        /* SCALE_HALVES */
 };
 
+/* Of SCALE_WHOLE. */
 template <enum tensor_type type>
-static __device__ __forceinline__ void unpack_record(struct weights *out, const uint8_t *record)
+static __device__ __forceinline__ void unpack_whole_scales(int2 out[LANE_COLUMNS], const uint8_t *scales)
+{
+    const int g = threadIdx.x % WARP / 4;
+
+    if constexpr (quant_form(type).has_min) {
+        const uint4 words = ((const uint4 *)scales)[g];
+
+#pragma unroll
+        for (int c = 0; c < LANE_COLUMNS; c++)
+            out[c] = whole_scales<type>(word_of(words, c));
+    } else {
+        const uint2 words = ((const uint2 *)scales)[g];
+
+#pragma unroll
+        for (int c = 0; c < LANE_COLUMNS; c++)
+            out[c] = whole_scales<type>((c < 2 ? words.x : words.y) >> c % 2 * 16);
+    }
+}
+
+/* Of the others. */
+template <enum tensor_type type>
+static __device__ __forceinline__ void unpack_column_scales(float2 out[LANE_COLUMNS], const uint8_t *record)
 {
     constexpr struct quant_form form = quant_form(type);
-    const int lane = threadIdx.x % WARP, g = lane / 4;
+    const int g = threadIdx.x % WARP / 4;
     const uint8_t *scales = record + packed_code_bytes(type);
     const uint8_t *halves = form.scales == SCALE_PLAIN ? scales : record + packed_record_bytes(type);
     const uint2 d = ((const uint2 *)halves)[g];
     uint2 m = make_uint2(0, 0), scale = m, min = m;
-    struct packed_codes<type> codes;
 
-    read_codes<type>(&codes, lane, [=](int piece) { return ((const uint4 *)record)[moved_piece<type>(piece)]; });
-    unpack_codes<type>(out->codes, codes, lane);
     if constexpr (form.has_min)
         m = ((const uint2 *)(halves + 2 * PANEL))[g];
     if constexpr (form.scales == SCALE_SUPER) {
@@ -140,8 +160,24 @@ static __device__ __forceinline__ void unpack_record(struct weights *out, const 
     }
 #pragma unroll
     for (int c = 0; c < LANE_COLUMNS; c++)
-        out->scales[c] = column_scales<type>(float_of_half_at(d, c), float_of_half_at(m, c), float_of_u8(scale, c),
-                                             float_of_u8(min, c));
+        out[c] = column_scales<type>(float_of_half_at(d, c), float_of_half_at(m, c), float_of_u8(scale, c),
+                                     float_of_u8(min, c));
+}
+
+template <enum tensor_type type>
+static __device__ __forceinline__ void unpack_record(struct weights<type> *out, const uint8_t *record)
+{
+    constexpr struct quant_form form = quant_form(type);
+    const int lane = threadIdx.x % WARP, g = lane / 4;
+    const uint8_t *scales = record + packed_code_bytes(type);
+    struct packed_codes<type> codes;
+
+    read_codes<type>(&codes, lane, [=](int piece) { return ((const uint4 *)record)[moved_piece<type>(piece)]; });
+    unpack_codes<type>(out->codes, codes, lane);
+    if constexpr (is_whole<type>())
+        unpack_whole_scales<type>(out->scales, scales);
+    else
+        unpack_column_scales<type>(out->scales, record);
     if constexpr (form.scales == SCALE_HALVES)
         out->halves = half_scales_of(((const uint2 *)scales)[g]);
     if constexpr (has_half_mins<type>())
@@ -149,15 +185,17 @@ static __device__ __forceinline__ void unpack_record(struct weights *out, const 
 }
 
 /* Rows 2t + r of each tile. */
-template <int ROWS, bool has_groups> struct accumulators {
-    float acc[ROWS / TILE_ROWS][LANE_COLUMNS][2];
-    double sum[has_groups ? ROWS / TILE_ROWS : 1][LANE_COLUMNS][2]; /* of groups */
+template <enum tensor_type type, int ROWS, bool has_groups> struct accumulators {
+    enum { SUM_TILES = has_groups || is_whole<type>() ? ROWS / TILE_ROWS : 1 };
+
+    number<type> acc[ROWS / TILE_ROWS][LANE_COLUMNS][2];
+    std::conditional_t<has_groups, double, float> sum[SUM_TILES][LANE_COLUMNS][2]; /* of groups */
 };
 
 /* Record `record` of the stage. Half of the rows are left out where they are none. */
 template <enum tensor_type type, int ROWS, bool has_groups>
-static __device__ __forceinline__ void add_record(struct accumulators<ROWS, has_groups> *to,
-                                                  const struct weights &w, const struct stage<type, ROWS> &stage,
+static __device__ __forceinline__ void add_record(struct accumulators<type, ROWS, has_groups> *to,
+                                                  const struct weights<type> &w, const struct stage<type, ROWS> &stage,
                                                   int record, int32_t rows)
 {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -168,38 +206,47 @@ static __device__ __forceinline__ void add_record(struct accumulators<ROWS, has_
         const uint32_t *block = (const uint32_t *)(row + record * QUANT_BLOCK) + t;
         const uint32_t b[2] = {block[0], block[4]};
         const uint4 pairs = *(const uint4 *)&stage.pairs[record][n * TILE_ROWS + 2 * t];
-        float sum[LANE_COLUMNS][2];
+        number<type> sum[LANE_COLUMNS][2];
 
         if (n == ROWS / TILE_ROWS / 2 && rows <= ROWS / 2)
             break;
         dot_record<type>(sum, w.codes, b, w.halves);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float d = __uint_as_float(r ? pairs.z : pairs.x);
-            uint32_t z = r ? pairs.w : pairs.y;
+            const uint2 pair = r ? make_uint2(pairs.z, pairs.w) : make_uint2(pairs.x, pairs.y);
 
 #pragma unroll
             for (int c = 0; c < LANE_COLUMNS; c++) {
                 float min_sum = 0;
 
                 if constexpr (has_half_mins<type>())
-                    min_sum = fmaf(w.mins.of[c][1], (float)((int32_t)z >> 16),
-                                   fmaf(w.mins.of[c][0], (float)(int16_t)z, 0.0f));
-                to->acc[n][c][r] = add_block<type>(to->acc[n][c][r], sum[c][r], w.scales[c], d, __uint_as_float(z),
-                                                   min_sum);
+                    min_sum = fmaf(w.mins.of[c][1], (float)((int32_t)pair.y >> 16),
+                                   fmaf(w.mins.of[c][0], (float)(int16_t)pair.y, 0.0f));
+                to->acc[n][c][r] = add_block<type>(to->acc[n][c][r], sum[c][r], w.scales[c], pair, min_sum);
             }
         }
     }
 }
 
-template <int ROWS> static __device__ __forceinline__ void end_group(struct accumulators<ROWS, true> *sums)
+/* `record` of the stage is the last of the group: the scale of activations is that of all of it. */
+template <enum tensor_type type, int ROWS, bool has_groups>
+static __device__ __forceinline__ void end_group(struct accumulators<type, ROWS, has_groups> *sums,
+                                                 const struct stage<type, ROWS> &stage, int record)
 {
+    const int t = threadIdx.x % 4;
+
 #pragma unroll
     for (int n = 0; n < ROWS / TILE_ROWS; n++)
 #pragma unroll
         for (int i = 0; i < LANE_COLUMNS * 2; i++) {
-            sums->sum[n][i / 2][i % 2] += on_grid(sums->acc[n][i / 2][i % 2]);
-            sums->acc[n][i / 2][i % 2] = 0;
+            const int c = i / 2, r = i % 2;
+
+            if constexpr (is_whole<type>())
+                add_total(&sums->sum[n][c][r], sums->acc[n][c][r],
+                          __uint_as_float(stage.pairs[record][n * TILE_ROWS + 2 * t + r].x));
+            else
+                sums->sum[n][c][r] += on_grid(sums->acc[n][c][r]);
+            sums->acc[n][c][r] = 0;
         }
 }
 
@@ -208,7 +255,10 @@ template <int ROWS> static __device__ __forceinline__ void end_group(struct accu
 /* Blocks that a multiprocessor has registers for. */
 template <enum tensor_type type, bool has_groups> static QUANT_CONSTANT int many_blocks()
 {
-    return has_groups && quant_form(type).scales == SCALE_HALVES ? 2 : 3;
+    const struct quant_form form = quant_form(type);
+    const bool takes_more = has_groups ? form.scales == SCALE_HALVES : form.scales == SCALE_WHOLE && form.has_min;
+
+    return takes_more ? 2 : 3;
 }
 
 /* Blocks [tiles of rows, panels / MANY_WARPS]. */
@@ -222,11 +272,18 @@ many_rows(struct matmul_task task)
     /* A warp without a panel does the last one's work for nothing. */
     const uint8_t *panel = task.weights + min(column0, task.n - 1) / PANEL * task.panel_bytes;
     struct stage<type, ROWS> *stages = (struct stage<type, ROWS> *)dynamic_shared();
-    struct accumulators<ROWS, has_groups> sums;
+    struct accumulators<type, ROWS, has_groups> sums;
     struct row_pieces<ROWS> pieces;
-    int32_t left = task.group;
+    const int32_t group = is_whole<type>() ? task.scale_group : task.group;
+    int32_t left = group;
 
     memset(&sums, 0, sizeof(sums));
+    if constexpr (is_whole<type>())
+#pragma unroll
+        for (int n = 0; n < ROWS / TILE_ROWS; n++)
+#pragma unroll
+            for (int i = 0; i < LANE_COLUMNS * 2; i++)
+                begin_whole(&sums.sum[n][i / 2][i % 2]);
     find_row_pieces<ROWS>(&pieces, task, row0);
     copy_stage<type, ROWS>(&stages[0], task, panel, pieces, 0);
     store_stage_pair<type, ROWS>(&stages[0], load_stage_pair<type>(task, row0, 0));
@@ -243,14 +300,14 @@ many_rows(struct matmul_task task)
         }
 #pragma unroll 1
         for (int i = 0; i < min(STAGE_RECORDS, task.num_records - first); i++) {
-            struct weights w;
+            struct weights<type> w;
 
             unpack_record<type>(&w, stages[turn].records[warp][i]);
             add_record<type, ROWS, has_groups>(&sums, w, stages[turn], i, rows);
-            if constexpr (has_groups) {
+            if constexpr (has_groups || is_whole<type>()) {
                 if (--left == 0) {
-                    end_group(&sums);
-                    left = task.group;
+                    end_group<type, ROWS, has_groups>(&sums, stages[turn], i);
+                    left = group;
                 }
             }
         }
@@ -265,9 +322,18 @@ many_rows(struct matmul_task task)
             if (row >= rows)
                 continue;
 #pragma unroll
-            for (int c = 0; c < LANE_COLUMNS; c++)
-                store_result(task, row0 + row, column0 + LANE_COLUMNS * g + c, sums.acc[n][c][r],
-                             has_groups ? sums.sum[has_groups ? n : 0][c][r] : 0);
+            for (int c = 0; c < LANE_COLUMNS; c++) {
+                const int32_t column = column0 + LANE_COLUMNS * g + c;
+
+                if constexpr (is_whole<type>()) {
+                    const auto result = end_whole(sums.sum[n][c][r], load_step(panel, LANE_COLUMNS * g + c));
+
+                    store_result(task, row0 + row, column, (float)result, (double)result);
+                } else {
+                    store_result(task, row0 + row, column, sums.acc[n][c][r],
+                                 has_groups ? sums.sum[has_groups ? n : 0][c][r] : 0);
+                }
+            }
         }
 }
 

@@ -9,8 +9,9 @@ struct gate_task {
     struct activations out; /* the forms that are wanted */
     const float *gate, *up; /* up: not of NO_GATE */
     int64_t stride;
-    int32_t pieces; /* blocks of threads to a row */
-    bool aligned;   /* gate and up can be read as quads */
+    int32_t pieces;     /* blocks of threads to a row */
+    int32_t warp_quads; /* as quad_at wants them */
+    bool aligned;       /* gate and up can be read as quads */
 };
 
 enum { MAX_THREADS = 256 };
@@ -35,7 +36,7 @@ static __device__ __forceinline__ float4 load_inputs(const struct gate_task &tas
 template <enum gate kind> static __global__ void __launch_bounds__(MAX_THREADS) gate_rows(struct gate_task task)
 {
     int32_t row = (int32_t)blockIdx.x / task.pieces, piece = (int32_t)blockIdx.x % task.pieces;
-    int32_t at = (int32_t)(piece * blockDim.x + threadIdx.x) * QUAD;
+    int32_t at = quad_at((int32_t)(piece * blockDim.x + threadIdx.x), task.warp_quads);
     bool in = at < task.out.k;
     float4 x = make_float4(0, 0, 0, 0), up = x;
 
@@ -55,16 +56,20 @@ static void run(struct device *dev, void (*kernel)(struct gate_task), const stru
                 const float *gate, const float *up, int64_t stride)
 {
     struct cuda_state *state = state_of(dev);
-    int64_t quads = out->k / QUAD, pieces = divide_up_64(quads, MAX_THREADS);
-    int64_t threads = round_up(divide_up_64(quads, pieces), WARP);
-    struct gate_task task = {*out, gate, up, stride, (int32_t)pieces, false};
+    struct gate_task task = {*out, gate, up, stride};
 
     if (out->rows == 0)
         return;
-    if (!activations_are_aligned(out)) {
+    if (!can_write_activations(out)) {
         note_error(state, cudaErrorInvalidValue);
         return;
     }
+    task.warp_quads = warp_quads(out);
+
+    int64_t warps = divide_up_64(out->k / QUAD, task.warp_quads), pieces = divide_up_64(warps, MAX_THREADS / WARP);
+    int64_t threads = divide_up_64(warps, pieces) * WARP;
+
+    task.pieces = (int32_t)pieces;
     task.aligned = is_aligned(gate) && is_aligned(up) && stride % QUAD == 0;
     launch(kernel, dim3((unsigned)(out->rows * pieces)), dim3((unsigned)threads), 0, state->stream, task);
     note_launch(state);

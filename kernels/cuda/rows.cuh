@@ -8,6 +8,7 @@
 #define KERNELS_CUDA_ROWS_CUH
 
 #include "kernels/cuda/simt.h"
+#include "kernels/kernels.h"
 #include "kernels/numerics.h"
 #include "kernels/quant_block.h"
 
@@ -80,16 +81,32 @@ static __device__ __forceinline__ uint32_t pack_codes(int32_t a, int32_t b, int3
     return (uint32_t)(a & 255) | (uint32_t)(b & 255) << 8 | (uint32_t)(c & 255) << 16 | (uint32_t)d << 24;
 }
 
-/* Elements [i, i + 4) of a, counted over rows, quantised. All lanes of a warp come here, with quads that follow
- * each other from the beginning of a block; `in`: this one is wanted, and so is all of its block. */
+/* Quads of a warp of those that write activations: whole groups, so that their codes are found among its lanes. Eight
+ * lanes have none where groups are of 96 columns. */
+static inline int32_t warp_quads(const struct activations *a)
+{
+    return a->q ? WARP - WARP % (a->group / QUAD) : WARP;
+}
+
+/* Where in the row the quad of a thread of these is, counted over those of the row; beyond any row if it has none. */
+static __device__ __forceinline__ int32_t quad_at(int32_t thread, int32_t warp_quads)
+{
+    const int32_t lane = thread % WARP;
+
+    return lane < warp_quads ? (thread / WARP * warp_quads + lane) * QUAD : INT32_MAX;
+}
+
+/* Elements [i, i + 4) of a, counted over rows, quantised. All lanes of a warp come here, with quads as quad_at says;
+ * `in`: this one is wanted, and so is all of its group. Those that are not are zeros. */
 static __device__ __forceinline__ void quantize_quad(const struct activations &a, int64_t i, bool in, float4 x)
 {
     float most = fmaxf(fabsf(x.x), 0.0f); /* fmaxf passes over NaN */
 
     most = fmaxf(fmaxf(fabsf(x.y), fabsf(x.z)), fmaxf(fabsf(x.w), most));
 #pragma unroll
-    for (int width = 1; width < BLOCK_QUADS; width *= 2)
-        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, width));
+    for (int width = 1; width < WARP; width *= 2)
+        if (width < a.group / QUAD) /* 24 lanes of 32: the others have 0 */
+            most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, width));
 
     float scale = most < SMALLEST_MAX ? 0.0f : most / 127.0f;
     float inverse = most < SMALLEST_MAX ? 0.0f : 127.0f / most;
@@ -110,7 +127,8 @@ static __device__ __forceinline__ void quantize_quad(const struct activations &a
         int64_t block = i / QUANT_BLOCK;
 
         a.d[block] = scale;
-        a.z[block] = scale * (float)(sum + other_half);
+        if (a.z)
+            a.z[block] = scale * (float)(sum + other_half);
         *(uint32_t *)(a.sums + 2 * block) = (uint32_t)(sum & 0xffff) | (uint32_t)other_half << 16;
     }
 }
@@ -130,9 +148,13 @@ static inline bool is_aligned(const void *p)
     return (uintptr_t)p % sizeof(float4) == 0;
 }
 
-static inline bool activations_are_aligned(const struct activations *a)
+/* And whether groups are such as warps have. */
+static inline bool can_write_activations(const struct activations *a)
 {
-    return is_aligned(a->x) && is_aligned(a->q) && (uintptr_t)a->sums % sizeof(uint32_t) == 0;
+    bool are_whole = !a->q || (a->group > 0 && a->group <= MAX_ACTIVATION_GROUP && a->group % QUANT_BLOCK == 0 &&
+                               a->k % a->group == 0);
+
+    return are_whole && is_aligned(a->x) && is_aligned(a->q) && (uintptr_t)a->sums % sizeof(uint32_t) == 0;
 }
 
 #endif

@@ -9,9 +9,8 @@
  * blockIdx, blockDim, gridDim, dim3, float2, float4, int2, int4, uint2, uint4 and their make_, __syncthreads,
  * __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync, __ballot_sync, __any_sync, __ldg, __threadfence,
  * __threadfence_system, atomicAdd, atomicMax, __float_as_uint, __uint_as_float, __float_as_int, __int_as_float,
- * fmaf, sqrtf, rintf, fabsf, fmaxf, fminf, log, nextafterf, memcpy, __popc, __ffs, __clz, min, max, INFINITY, and __host__
- * beside __device__. No others, without adding them
- * to both sides.
+ * fma, fmaf, sqrtf, rintf, fabsf, fmaxf, fminf, log, nextafterf, memcpy, __popc, __ffs, __clz, min, max, INFINITY,
+ * and __host__ beside __device__. No others, without adding them to both sides.
  *
  * One answer: nothing is fused or approximated unless a kernel says so (-fmad=false, no fast math), and all lanes of a
  * warp take part in every _sync word.

@@ -36,9 +36,20 @@ void put_row_ref(const struct activations *a, int64_t row, const float *x)
 
     if (a->x)
         memcpy(a->x + row * a->k, x, (size_t)a->k * sizeof(float));
-    if (a->q)
-        quantize_ref(NULL, &(struct activations){1, a->k, (float *)x, a->q + row * a->k, a->d + blocks,
-                                                 a->z + blocks, a->sums + 2 * blocks});
+    if (!a->q)
+        return;
+
+    struct activations one = *a;
+
+    one.rows = 1;
+    one.x = (float *)x;
+    one.q += row * a->k;
+    one.d += blocks;
+    one.z = a->z ? a->z + blocks : NULL;
+    one.sums += 2 * blocks;
+    for (int i = 0; i < NUM_STARTS; i++)
+        one.starts[i] = a->starts[i] ? a->starts[i] + blocks : NULL;
+    quantize_ref(NULL, &one);
 }
 
 void add_norm_ref(struct device *dev, const struct add_norm_args *args)

@@ -5,6 +5,7 @@ void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t r
                    const struct matrix *w, int32_t first_id, float scale)
 {
     struct quant_form form = quant_form(w->type);
+    const float *steps = matrix_steps_ref(w);
 
     (void)dev;
     for (int32_t r = 0; r < rows; r++) {
@@ -19,7 +20,7 @@ void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t r
             else if (here)
                 x = quant_block_weight(form, (const struct quant_block *)w->data +
                                                  at * (w->k / QUANT_BLOCK) + i / QUANT_BLOCK,
-                                       i % QUANT_BLOCK);
+                                       steps ? steps[at] : 0, i % QUANT_BLOCK);
             out[(int64_t)r * w->k + i] = here ? x * scale : 0;
         }
     }

@@ -17,6 +17,7 @@ void put_row_ref(const struct activations *a, int64_t row, const float *x);
 int64_t matrix_bytes_ref(enum tensor_type type, int32_t n, int32_t k);
 void matrix_pack_ref(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
                      int64_t src_row_bytes, int64_t k0);
+float *matrix_steps_ref(const struct matrix *w); /* [n], of SCALE_WHOLE; else NULL */
 void quantize_ref(struct device *dev, const struct activations *a);
 void matmul_ref(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                 const struct matrix *w);

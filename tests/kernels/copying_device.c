@@ -82,6 +82,7 @@ static struct activations activations(struct call *call, const struct activation
     return (struct activations){
         .rows = a->rows,
         .k = a->k,
+        .group = a->group,
         .x = send(call, a->x, count * 4, are_written),
         .q = send(call, a->q, blocks * 32, are_written),
         .d = send(call, a->d, blocks * 4, are_written),

@@ -31,6 +31,8 @@ static void problem_init(struct problem *p)
     p->out = mem_new_array(float, p->rows * p->n);
     p->sum = mem_new_array(double, p->rows * p->n);
     activations_init(&p->a, &random, p->rows, p->k);
+    if (p->group_k)
+        p->a.group = activation_group(p->group_k);
     matrix_init(&w, dev, p->type, p->tensor, p->tensor_k, 0, p->n, p->k0, p->k);
     quantize(dev, &p->a);
     device_kernels(dev)->matmul(dev, p->out, p->n, &p->a, &w);
@@ -54,11 +56,25 @@ static void check(struct problem *p, struct device *dev, const struct matrix *w,
 {
     const struct kernels *kernels = device_kernels(dev);
     int64_t blocks = (int64_t)first * (p->k / 32);
-    struct activations a = {rows, p->k, p->a.x + (int64_t)first * p->k,
-                            p->a.q + blocks * 32, p->a.d + blocks, p->a.z + blocks,
-                            p->a.sums + 2 * blocks};
+    struct activations a = {
+        .rows = rows,
+        .k = p->k,
+        .group = p->a.group,
+        .x = p->a.x + (int64_t)first * p->k,
+        .q = p->a.q + blocks * 32,
+        .d = p->a.d + blocks,
+        .z = p->a.z + blocks,
+        .sums = p->a.sums + 2 * blocks,
+    };
     int64_t stride = p->n + 5;
     float *out = mem_new_array(float, rows * stride);
+
+    for (int i = 0; i < NUM_STARTS; i++)
+        if (reads_start(p->type, i))
+            a.starts[i] = p->a.starts[i] + blocks;
+    if (!reads_z(p->type))
+        a.z = NULL;
+
     double *sum = mem_new_array(double, rows * p->n);
     char *what = mem_printf("%s %s %d x %d x %d (%d rows)", kernels->name,
                             tensor_type_info(p->type)->name, p->rows, p->n, p->k, rows);
@@ -217,6 +233,29 @@ static void rows_of_any_batch_have_the_same_bits(void **state)
     check_everywhere((struct problem){TYPE_Q4_1, 300, 64, 576, 576, 0, 192, NULL});
     check_everywhere((struct problem){TYPE_Q6_K, 260, 32, 512, 512, 0, 256, NULL});
     check_everywhere((struct problem){TYPE_Q4_1, 260, 33, 2304, 2304, 0, 768, NULL}); /* chunks */
+}
+
+/* Rows and columns enough for the kernel that a GPU has for many of both; groups that end in the middle of what it
+ * reads at once; of the last rows, less than half of those that a block takes. */
+static void many_rows_and_columns_have_the_same_bits(void **state)
+{
+    (void)state;
+    for (int type = TYPE_Q4_0; type < NUM_TENSOR_TYPES; type++) {
+        struct problem p = {type, 130, 266, 288, 512, 160, 96, NULL};
+
+        problem_init(&p);
+        for (const char *const *isa = tested_isas(); *isa; isa++) {
+            struct device *dev = open_device(*isa, 1);
+            struct matrix w;
+
+            matrix_init(&w, dev, p.type, p.tensor, p.tensor_k, 0, p.n, p.k0, p.k);
+            check(&p, dev, &w, 0, p.rows);
+            check(&p, dev, &w, 1, 97);
+            matrix_close(&w, dev);
+            device_close(dev);
+        }
+        problem_close(&p);
+    }
 }
 
 /* Rows of logits, which CPUs write past their caches: far apart, from where a vector may begin. */
@@ -421,7 +460,7 @@ static void sums_of_groups_are_exact_in_any_order(void **state)
         matrix_close(&w, dev);
         for (int i = 0; i < GROUPS; i++) {
             int g = i * 5 % GROUPS; /* another order */
-            struct activations one = {ROWS, GROUP, NULL, NULL, NULL, NULL, NULL};
+            struct activations one = {.rows = ROWS, .k = GROUP};
             float *x = mem_new_array(float, ROWS * GROUP), out[ROWS * N];
 
             for (int r = 0; r < ROWS; r++)
@@ -453,6 +492,155 @@ static void sums_of_groups_are_exact_in_any_order(void **state)
         device_close(dev);
     }
     assert_true(unrounded_differs);
+}
+
+/*
+ * The same of whole scales, where totals times the scale of activations are halfway between two multiples of the
+ * grid, but for that scale's last bit: adding these to what is odd or even would depend on the order.
+ */
+static void sums_of_whole_scales_are_exact_in_any_order(void **state)
+{
+    enum { ROWS = 8, N = 64, K = 768, GROUP = 96, GROUPS = K / GROUP };
+    static const enum tensor_type types[] = {TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1};
+
+    (void)state;
+    for (const char *const *isa = tested_isas(); *isa; isa++)
+        for (size_t i = 0; i < COUNT_OF(types); i++) {
+            struct random random = {(uint64_t)types[i]};
+            struct device *dev = open_device(*isa, 2);
+            const struct kernels *kernels = device_kernels(dev);
+            char *tensor = random_weights(&random, types[i], N, K);
+            double whole[ROWS * N], sum[ROWS * N] = {0}, part[ROWS * N];
+            struct activations a;
+            struct matrix w;
+
+            activations_init(&a, &random, ROWS, K);
+            a.group = GROUP;
+            for (int j = 0; j < ROWS * K; j++) /* d: half of the grid */
+                a.x[j] = ldexpf(j % GROUP == 0 ? 127 : floorf(random_float(&random, -127, 128)), -11);
+            kernels->quantize(dev, &a);
+            assert_true(a.d[0] == 0x1p-11f);
+            matrix_init(&w, dev, types[i], tensor, K, 0, N, 0, K);
+            kernels->matmul_groups(dev, whole, &a, &w, GROUP);
+            matrix_close(&w, dev);
+            for (int g = GROUPS; g-- > 0;) {
+                struct activations one;
+
+                activations_init(&one, &random, ROWS, GROUP);
+                for (int r = 0; r < ROWS; r++)
+                    memcpy(one.x + r * GROUP, a.x + r * K + g * GROUP, GROUP * sizeof(float));
+                kernels->quantize(dev, &one);
+                matrix_init(&w, dev, types[i], tensor, K, 0, N, g * GROUP, GROUP);
+                kernels->matmul_groups(dev, part, &one, &w, GROUP);
+                for (int j = 0; j < ROWS * N; j++)
+                    sum[j] += part[j];
+                matrix_close(&w, dev);
+                activations_close(&one);
+            }
+            assert_memory_equal(sum, whole, sizeof(sum));
+            mem_free(tensor);
+            activations_close(&a);
+            device_close(dev);
+        }
+}
+
+/* Weights of one block for all: d, m and the byte of every two codes, or of five bits' high ones. */
+static char *equal_weights(enum tensor_type type, int32_t n, int32_t k, float d, float m, uint8_t codes)
+{
+    const struct tensor_type_info *info = tensor_type_info(type);
+    int64_t bytes = n * tensor_row_bytes(type, k);
+    char *tensor = mem_alloc((size_t)bytes);
+    uint16_t halves[2] = {float_to_half(d), float_to_half(m)};
+
+    memset(tensor, codes, (size_t)bytes);
+    for (int64_t at = 0; at < bytes; at += info->block_bytes)
+        memcpy(tensor + at, halves, type == TYPE_Q4_1 || type == TYPE_Q5_1 ? 4 : 2);
+    return tensor;
+}
+
+/* The largest whole numbers that there are: sums of products just below 2^15, and of three blocks of these times scales
+ * and bases. */
+static void totals_reach_their_limits(void **state)
+{
+    enum { ROWS = 7, N = 32, K = 192 };
+    static const struct { enum tensor_type type; float d, m; uint8_t codes; } rows[] = {
+        {TYPE_Q4_1, 0x1.ffcp-1f, -4.0f, 0xff}, {TYPE_Q4_1, 0x1.ffcp-1f, -12.0f, 0x00},
+        {TYPE_Q5_1, 0x1.ffcp-1f, -8.0f, 0xff}, {TYPE_Q5_1, 0x1.ffcp-1f, -24.0f, 0x00},
+        {TYPE_Q4_0, -65504, 0, 0x00},          {TYPE_Q5_0, 65504, 0, 0xff},
+        {TYPE_Q4_1, 0, 60000, 0x53},           {TYPE_Q4_1, 0x1p-24f, 0x1p-24f, 0x97},
+        {TYPE_Q4_0, 0, 0, 0x35},               {TYPE_Q5_1, 0x1p-14f, 65504, 0x5a},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        for (int sign = -1; sign <= 1; sign += 2) {
+            char *tensor = equal_weights(rows[i].type, N, K, rows[i].d, rows[i].m, rows[i].codes);
+            double weight = 0;
+            struct random random = {1};
+            struct device *ref = open_device("ref", 1);
+            struct activations a;
+            struct matrix w;
+            float want[ROWS * N], first[K];
+
+            activations_init(&a, &random, ROWS, K);
+            for (int j = 0; j < ROWS * K; j++)
+                a.x[j] = (float)sign;
+            device_kernels(ref)->quantize(ref, &a);
+            matrix_init(&w, ref, rows[i].type, tensor, K, 0, N, 0, K);
+            device_kernels(ref)->matmul(ref, want, N, &a, &w);
+            matrix_close(&w, ref);
+            device_close(ref);
+            tensor_dequantize(rows[i].type, tensor, 0, K, first);
+            for (int j = 0; j < K; j++)
+                weight += (double)first[j];
+            assert_true(fabs((double)want[0] - sign * weight) <= fabs(weight) * 1e-3);
+            for (const char *const *isa = tested_isas(); *isa; isa++) {
+                struct device *dev = open_device(*isa, 1);
+                float out[ROWS * N];
+
+                matrix_init(&w, dev, rows[i].type, tensor, K, 0, N, 0, K);
+                device_kernels(dev)->matmul(dev, out, N, &a, &w);
+                expect_same_floats(*isa, out, want, ROWS * N);
+                matrix_close(&w, dev);
+                device_close(dev);
+            }
+            activations_close(&a);
+            mem_free(tensor);
+        }
+}
+
+/* And a column of them alone. */
+static void a_scale_that_is_no_number_makes_none(void **state)
+{
+    enum { N = 3, K = 64 };
+    static const enum tensor_type types[] = {TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1};
+
+    (void)state;
+    for (const char *const *isa = tested_isas(); *isa; isa++)
+        for (size_t i = 0; i < COUNT_OF(types); i++)
+            for (int is_m = 0; is_m <= (types[i] == TYPE_Q4_1 || types[i] == TYPE_Q5_1); is_m++) {
+                char *tensor = equal_weights(types[i], N, K, 1, 1, 0x17);
+                struct random random = {1};
+                struct device *dev = open_device(*isa, 1);
+                uint16_t infinity = float_to_half(INFINITY);
+                struct activations a;
+                struct matrix w;
+                double sums[N];
+                float out[N];
+
+                memcpy(tensor + tensor_row_bytes(types[i], K) + 2 * is_m, &infinity, 2);
+                activations_init(&a, &random, 1, K);
+                device_kernels(dev)->quantize(dev, &a);
+                matrix_init(&w, dev, types[i], tensor, K, 0, N, 0, K);
+                device_kernels(dev)->matmul(dev, out, N, &a, &w);
+                device_kernels(dev)->matmul_groups(dev, sums, &a, &w, K);
+                for (int c = 0; c < N; c++)
+                    assert_true(isnan(out[c]) == (c == 1) && isnan(sums[c]) == (c == 1));
+                matrix_close(&w, dev);
+                activations_close(&a);
+                mem_free(tensor);
+                device_close(dev);
+            }
 }
 
 static void embeddings_have_the_bits_of_the_specification(void **state)
@@ -506,12 +694,16 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_type_has_the_bits_of_the_specification),
     cmocka_unit_test(a_product_and_its_sum_are_rounded_once),
     cmocka_unit_test(rows_of_any_batch_have_the_same_bits),
+    cmocka_unit_test(many_rows_and_columns_have_the_same_bits),
     cmocka_unit_test(long_rows_have_the_same_bits),
     cmocka_unit_test(a_gpu_of_less_shared_memory_has_the_same_bits),
     cmocka_unit_test(a_column_shard_has_the_bits_of_the_whole),
     cmocka_unit_test(gated_matmuls_have_the_bits_of_their_two_kernels),
     cmocka_unit_test(several_tensors_pack_into_one_matrix),
     cmocka_unit_test(sums_of_groups_are_exact_in_any_order),
+    cmocka_unit_test(sums_of_whole_scales_are_exact_in_any_order),
+    cmocka_unit_test(totals_reach_their_limits),
+    cmocka_unit_test(a_scale_that_is_no_number_makes_none),
     cmocka_unit_test(embeddings_have_the_bits_of_the_specification),
     cmocka_unit_test(packed_sizes_are_near_the_files),
 };

@@ -1,6 +1,8 @@
 #include "tests/kernels/arrays.h"
 #include "tests/support/expect.h"
 
+#include "kernels/quant_block.h"
+
 #include "proto/base/memory.h"
 
 #include <math.h>
@@ -20,6 +22,20 @@ static double exact(const struct activations *a, int32_t r, const float *w, bool
         *magnitude_out += fabs(x * w[i]);
     }
     return sum;
+}
+
+/* What weights may be away from the file's. Those of four and five bits become whole numbers of a step, one for a row:
+ * s is half a step off at most, times a code of 15 or 31, and the base another half. A step is less than 2 / 8191 or
+ * 2 / 4095 of the largest scale, and this is a seventh or a 15th of the largest weight at most. */
+static float tolerated(enum tensor_type type, const float *row, int32_t k)
+{
+    float most = 0;
+
+    for (int32_t i = 0; i < k; i++)
+        most = fmaxf(most, fabsf(row[i]));
+    if (type == TYPE_Q4_0 || type == TYPE_Q4_1)
+        return 8 * 2.0f / 8191 / 7 * most;
+    return type == TYPE_Q5_0 || type == TYPE_Q5_1 ? 16 * 2.0f / 4095 / 15 * most : 1e-7f;
 }
 
 static void check_type(enum tensor_type type, int32_t tensor_k, int32_t k0, int32_t k)
@@ -43,11 +59,11 @@ static void check_type(enum tensor_type type, int32_t tensor_k, int32_t k0, int3
 
         tensor_dequantize(type, tensor + c * tensor_row_bytes(type, tensor_k), k0, k, exact_row);
         for (int32_t i = 0; i < k; i++)
-            if (fabsf(rows[c * k + i] - exact_row[i]) > 1e-6f * fabsf(exact_row[i]) + 1e-7f)
+            if (fabsf(rows[c * k + i] - exact_row[i]) > 1e-6f * fabsf(exact_row[i]) + tolerated(type, exact_row, k))
                 fail_msg("%s: weight %d,%d is %g, not %g", tensor_type_info(type)->name, c, i,
                          (double)rows[c * k + i], (double)exact_row[i]);
         for (int32_t r = 0; r < ROWS; r++) {
-            double magnitude, want = exact(&a, r, exact_row, type >= TYPE_Q4_0, &magnitude);
+            double magnitude, want = exact(&a, r, rows + c * k, type >= TYPE_Q4_0, &magnitude);
 
             if (fabs(out[r * N + c] - want) > 2e-6 * magnitude)
                 fail_msg("%s: output %d,%d is %g, not %g", tensor_type_info(type)->name, r, c,
@@ -72,7 +88,7 @@ static void every_type_agrees_with_its_dequantiser(void **state)
 
 static void quantising_errs_by_half_a_step_at_most(void **state)
 {
-    enum { ROWS = 5, K = 96 };
+    enum { ROWS = 5, K = 384, GROUP = 96 };
     struct random random = {7};
     struct device *dev = open_device("ref", 1);
     struct activations a;
@@ -80,16 +96,24 @@ static void quantising_errs_by_half_a_step_at_most(void **state)
     (void)state;
     activations_init(&a, &random, ROWS, K);
     ((float *)a.x)[0] = INFINITY;
-    memset((float *)a.x + 32, 0, 32 * sizeof(float));
+    memset((float *)a.x + GROUP, 0, GROUP * sizeof(float));
+    assert_int_equal(a.group, GROUP);
     device_kernels(dev)->quantize(dev, &a);
-    assert_true(isinf(a.d[0]));
-    assert_true(a.d[1] == 0 && a.z[1] == 0 && a.q[40] == 0);
-    for (int i = 64; i < ROWS * K; i++) {
+    assert_true(isinf(a.d[0]) && isinf(a.d[2]));
+    assert_true(a.d[3] == 0 && a.z[3] == 0 && a.q[GROUP + 40] == 0 && a.d[5] == 0);
+    for (int i = 2 * GROUP; i < ROWS * K; i++) {
         assert_in_range(a.q[i] + 127, 0, 254);
         assert_true(fabs((double)a.q[i] * a.d[i / 32] - a.x[i]) <= a.d[i / 32] * 0.50001);
     }
     activations_close(&a);
     device_close(dev);
+}
+
+static void whole_scales_are_those_of_the_forms(void **state)
+{
+    (void)state;
+    for (int type = 0; type < NUM_TENSOR_TYPES; type++)
+        assert_int_equal(has_whole_scales(type), quant_form(type).scales == SCALE_WHOLE);
 }
 
 static void ids_of_other_ranks_are_zeros(void **state)
@@ -125,6 +149,7 @@ static void a_device_that_is_not_here_is_refused(void **state)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_type_agrees_with_its_dequantiser),
     cmocka_unit_test(quantising_errs_by_half_a_step_at_most),
+    cmocka_unit_test(whole_scales_are_those_of_the_forms),
     cmocka_unit_test(ids_of_other_ranks_are_zeros),
     cmocka_unit_test(a_device_that_is_not_here_is_refused),
 };

@@ -110,7 +110,10 @@ static void run_add_parts(const struct kernels *k, struct device *dev, const str
 
     args.parts = (const double *const *)in->parts;
     args.num_parts = COUNT_OF(in->parts);
-    args.out = &(struct activations){ROWS, in->n, NULL, out->a.q, out->a.d, out->a.z, out->a.sums};
+    struct activations codes = out->a;
+
+    codes.x = NULL;
+    args.out = &codes;
     k->add_norm(dev, &args);
 }
 
@@ -122,7 +125,7 @@ static void run_add_normed(const struct kernels *k, struct device *dev, const st
     args.parts = (const double *const *)in->parts;
     args.num_parts = 1;
     args.post_norm = in->y;
-    args.out = &(struct activations){ROWS, in->n, out->a.x, NULL, NULL, NULL, NULL};
+    args.out = &(struct activations){.rows = ROWS, .k = in->n, .x = out->a.x};
     k->add_norm(dev, &args);
 }
 
@@ -341,14 +344,14 @@ static void rope_store_has_the_bits_of_the_specification(void **state)
         }
 }
 
-static void quantize_has_the_bits_of_the_specification(void **state)
+static void check_quantize(int32_t group)
 {
-    enum { K = 640, BLOCKS = ROWS * K / 32 };
+    enum { K = 1920, BLOCKS = ROWS * K / 32 };
     struct random random = {3};
     struct activations want, out;
 
-    (void)state;
     activations_init(&want, &random, ROWS, K);
+    want.group = group;
 
     float *x = want.x;
 
@@ -366,17 +369,38 @@ static void quantize_has_the_bits_of_the_specification(void **state)
         struct device *dev = open_device(*isa, 2);
 
         activations_init(&out, &random, ROWS, K);
+        out.group = group;
         memcpy(out.x, x, ROWS * K * sizeof(float));
         device_kernels(dev)->quantize(dev, &out);
         assert_memory_equal(out.q, want.q, ROWS * K);
         assert_memory_equal(out.d, want.d, BLOCKS * sizeof(float));
         assert_memory_equal(out.sums, want.sums, BLOCKS * 2 * sizeof(int16_t));
+        for (int i = 0; i < NUM_STARTS && strcmp(*isa, "cuda") != 0; i++)
+            assert_memory_equal(out.starts[i], want.starts[i], BLOCKS * sizeof(int32_t));
         for (int b = 0; b < BLOCKS; b++)
             assert_true(out.z[b] == want.z[b] || (isnan(out.z[b]) && isnan(want.z[b])));
         activations_close(&out);
         device_close(dev);
     }
     activations_close(&want);
+}
+
+static void quantize_has_the_bits_of_the_specification(void **state)
+{
+    (void)state;
+    for (int32_t group = 32; group <= MAX_ACTIVATION_GROUP; group += 32)
+        check_quantize(group);
+}
+
+static void groups_of_activations_divide_what_is_to_be_whole(void **state)
+{
+    static const struct { int32_t columns, group; } rows[] = {
+        {32, 32}, {64, 64}, {96, 96}, {128, 64}, {160, 32}, {192, 96}, {224, 32}, {256, 64}, {576, 96}, {640, 64},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        assert_int_equal(activation_group(rows[i].columns), rows[i].group);
 }
 
 /* Every 1009th float; in steps of the last place (ulp) of the true value. */
@@ -439,6 +463,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(the_specification_of_add_norm_is_right),
     cmocka_unit_test(rope_store_has_the_bits_of_the_specification),
     cmocka_unit_test(quantize_has_the_bits_of_the_specification),
+    cmocka_unit_test(groups_of_activations_divide_what_is_to_be_whole),
     cmocka_unit_test(exp_is_right_to_an_ulp),
     cmocka_unit_test(activations_are_right_to_a_few_ulps),
 };

@@ -204,16 +204,24 @@ bool linear_is_half(const struct linear *linear)
 struct activations linear_reads(const struct linear *linear, const struct activations *a,
                                 int32_t rows)
 {
-    struct activations out = {.rows = rows, .k = linear->k};
+    struct activations out = {.rows = rows, .k = linear->k, .group = 32};
 
     for (int32_t i = 0; i < linear->num_matrices; i++) {
-        if (tensor_type_info(linear->matrices[i].type)->block_elements == 1) {
+        enum tensor_type type = linear->matrices[i].type;
+
+        if (tensor_type_info(type)->block_elements == 1) {
             out.x = a->x;
         } else {
             out.q = a->q;
             out.d = a->d;
-            out.z = a->z;
             out.sums = a->sums;
+            if (reads_z(type))
+                out.z = a->z;
+            for (int start = 0; start < NUM_STARTS; start++)
+                if (reads_start(type, start))
+                    out.starts[start] = a->starts[start];
+            if (has_whole_scales(type))
+                out.group = a->group;
         }
     }
     return out;

@@ -84,16 +84,22 @@ static bool weights_read_floats(const struct weights *weights, int32_t num_layer
     return floats;
 }
 
-/* Inputs of a matmul, rows × k, as codes, and as floats where these are read. */
-static struct activations take_activations(struct slab *slab, int64_t rows, int64_t k, bool floats)
+/* Inputs of a matmul, rows × k, as codes, where any `whole` columns are whole groups, and as floats where these are
+ * read. */
+static struct activations take_activations(struct slab *slab, int64_t rows, int64_t k, int32_t whole, bool floats)
 {
-    return (struct activations){
+    struct activations out = {
+        .group = activation_group(whole),
         .q = slab_take_array(slab, int8_t, rows *k),
         .d = slab_take_array(slab, float, rows *k / 32),
         .z = slab_take_array(slab, float, rows *k / 32),
         .sums = slab_take_array(slab, int16_t, rows *k / 16),
         .x = floats ? slab_take_array(slab, float, rows *k) : NULL,
     };
+
+    for (int i = 0; i < NUM_STARTS; i++)
+        out.starts[i] = slab_take_array(slab, int32_t, rows *k / 32);
+    return out;
 }
 
 /* Run twice, see slab.h. */
@@ -110,9 +116,10 @@ static void take_workspaces(struct model *model)
     int64_t rope_floats = (int64_t)model->max_position * config->rope_dim;
     bool floats = weights_read_floats(&model->weights, config->num_layers);
 
-    pass->own = take_activations(slab, inputs, config->hidden_size, floats);
+    pass->own = take_activations(slab, inputs, config->hidden_size, config->hidden_size, floats);
     /* Of the two inputs of row-parallel layers one is quantised at a time. */
-    pass->attended = pass->activated = take_activations(slab, rows, MAX(q, ffn), false);
+    pass->attended = pass->activated = take_activations(slab, rows, MAX(q, ffn), config->head_dim, false);
+    pass->activated.group = activation_group(shard->group_columns);
     pass->attended.x = slab_take_array(slab, float, rows *q);
     if (floats)
         pass->activated.x = slab_take_array(slab, float, rows *ffn);
@@ -134,7 +141,7 @@ static void take_workspaces(struct model *model)
 static struct activations take_common(struct slab *slab, const struct model_config *config,
                                       int32_t max_rows)
 {
-    return take_activations(slab, max_rows, config->hidden_size, true);
+    return take_activations(slab, max_rows, config->hidden_size, config->hidden_size, true);
 }
 
 struct model_comm_bytes model_comm_bytes(const struct model_config *config, int32_t max_rows)
