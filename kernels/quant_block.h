@@ -17,7 +17,8 @@
  *    WHOLE_GRID, so that each fma rounds to a multiple of that grid:
  *      acc = fma(double(total), odd(d_a), acc);  out = (acc - WHOLE_MAGIC) * step
  *    odd(d_a) is the double d_a with its last bit set: times a total of 31 bits it is not halfway between two
- *    multiples as long as d_a is below 2^11, so what is added does not depend on what it is added to.
+ *    multiples as long as d_a is below 2^11, so what is added does not depend on what it is added to; and doubles
+ *    count in units of the grid as long as sums are below 2^41 steps.
  *
  *  SCALE_PLAIN, SCALE_SUPER  w = d_w * u + m_w
  *      d_w = d           no m_w                             SCALE_PLAIN

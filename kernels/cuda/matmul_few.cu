@@ -188,7 +188,7 @@ static __device__ __forceinline__ float add_records(float acc, const struct few_
 }
 
 /* All `count` records, of SCALE_WHOLE, and totals of groups of activations that end there are added to `sum`. What is
- * left of the group then. These are of four records at most: a loop for each would wait for what it reads. */
+ * left of the group then. These are of three records at most: a loop for each would wait for what it reads. */
 template <enum tensor_type type, typename Sum>
 static __device__ __forceinline__ int32_t add_totals(int32_t *total, Sum *sum, int32_t left, int32_t group,
                                                      const struct few_shared<type> &shared, int32_t chunk,
