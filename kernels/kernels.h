@@ -115,6 +115,23 @@ static inline int32_t activation_group(int32_t columns)
     return group;
 }
 
+/* Rows [first, first + rows) of a, in the forms that it has. */
+static inline struct activations activations_rows(const struct activations *a, int64_t first, int32_t rows)
+{
+    int64_t blocks = first * (a->k / 32);
+    struct activations some = *a;
+
+    some.rows = rows;
+    some.x = a->x ? a->x + first * a->k : NULL;
+    some.q = a->q ? a->q + first * a->k : NULL;
+    some.d = a->d ? a->d + blocks : NULL;
+    some.z = a->z ? a->z + blocks : NULL;
+    some.sums = a->sums ? a->sums + 2 * blocks : NULL;
+    for (int i = 0; i < NUM_STARTS; i++)
+        some.starts[i] = a->starts[i] ? a->starts[i] + blocks : NULL;
+    return some;
+}
+
 /* ---- attention ------------------------------------------------------------------------------ */
 
 enum { KV_BLOCK_TOKENS = 16, KV_GROUP_BLOCKS = 16, MAX_HEAD_DIM = 256 };

@@ -32,24 +32,13 @@ static void add_row(const struct add_norm_args *args, int64_t row, float *x)
 /* The activations of one row, in the forms that are wanted. */
 void put_row_ref(const struct activations *a, int64_t row, const float *x)
 {
-    int64_t blocks = row * (a->k / QUANT_BLOCK);
+    struct activations one = activations_rows(a, row, 1);
 
-    if (a->x)
-        memcpy(a->x + row * a->k, x, (size_t)a->k * sizeof(float));
-    if (!a->q)
-        return;
-
-    struct activations one = *a;
-
-    one.rows = 1;
+    if (one.x)
+        memcpy(one.x, x, (size_t)a->k * sizeof(float));
     one.x = (float *)x;
-    one.q += row * a->k;
-    one.d += blocks;
-    one.z = a->z ? a->z + blocks : NULL;
-    one.sums += 2 * blocks;
-    for (int i = 0; i < NUM_STARTS; i++)
-        one.starts[i] = a->starts[i] ? a->starts[i] + blocks : NULL;
-    quantize_ref(NULL, &one);
+    if (one.q)
+        quantize_ref(NULL, &one);
 }
 
 void add_norm_ref(struct device *dev, const struct add_norm_args *args)

@@ -55,23 +55,13 @@ static void check(struct problem *p, struct device *dev, const struct matrix *w,
                   int32_t rows)
 {
     const struct kernels *kernels = device_kernels(dev);
-    int64_t blocks = (int64_t)first * (p->k / 32);
-    struct activations a = {
-        .rows = rows,
-        .k = p->k,
-        .group = p->a.group,
-        .x = p->a.x + (int64_t)first * p->k,
-        .q = p->a.q + blocks * 32,
-        .d = p->a.d + blocks,
-        .z = p->a.z + blocks,
-        .sums = p->a.sums + 2 * blocks,
-    };
+    struct activations a = activations_rows(&p->a, first, rows);
     int64_t stride = p->n + 5;
     float *out = mem_new_array(float, rows * stride);
 
     for (int i = 0; i < NUM_STARTS; i++)
-        if (reads_start(p->type, i))
-            a.starts[i] = p->a.starts[i] + blocks;
+        if (!reads_start(p->type, i))
+            a.starts[i] = NULL;
     if (!reads_z(p->type))
         a.z = NULL;
 

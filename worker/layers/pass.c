@@ -23,22 +23,7 @@ static struct range own_rows(const struct pass *pass, struct range all)
 
 static struct activations rows_of(const struct activations *a, struct range rows)
 {
-    int64_t first = rows.first, blocks = first * (a->k / 32);
-
-    struct activations some = {
-        .rows = rows.end - rows.first,
-        .k = a->k,
-        .group = a->group,
-        .x = a->x ? a->x + first * a->k : NULL,
-        .q = a->q ? a->q + first * a->k : NULL,
-        .d = a->d ? a->d + blocks : NULL,
-        .z = a->z ? a->z + blocks : NULL,
-        .sums = a->sums ? a->sums + 2 * blocks : NULL,
-    };
-
-    for (int i = 0; i < NUM_STARTS; i++)
-        some.starts[i] = a->starts[i] ? a->starts[i] + blocks : NULL;
-    return some;
+    return activations_rows(a, rows.first, rows.end - rows.first);
 }
 
 /* Rows [own.first, own.end); args says what is added to these. */
