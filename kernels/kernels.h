@@ -115,6 +115,12 @@ static inline int32_t activation_group(int32_t columns)
     return group;
 }
 
+/* Whether groups of codes are such as kernels know, and rows whole ones of them. */
+static inline bool has_whole_groups(const struct activations *a)
+{
+    return a->group > 0 && a->group <= MAX_ACTIVATION_GROUP && a->group % 32 == 0 && a->k % a->group == 0;
+}
+
 /* Rows [first, first + rows) of a, in the forms that it has. */
 static inline struct activations activations_rows(const struct activations *a, int64_t first, int32_t rows)
 {

@@ -82,6 +82,7 @@ INLINE void put_norm(const int blocks, const struct add_norm_args *args, int64_t
 static void add_norm_rows(const void *arg, int64_t first, int64_t end, void *scratch)
 {
     const struct add_norm_args *args = arg;
+    int32_t blocks = args->norm ? group_blocks(args->out) : 0;
 
     (void)scratch;
     for (int64_t r = first; r < end; r++) {
@@ -90,7 +91,7 @@ static void add_norm_rows(const void *arg, int64_t first, int64_t end, void *scr
         vf scale = vf_set(add_row(args, row));
 
         if (args->norm)
-            FOR_GROUP(group_blocks(args->out), put_norm, args, r, residual, scale);
+            FOR_GROUP(blocks, put_norm, args, r, residual, scale);
     }
 }
 

@@ -62,7 +62,7 @@ INLINE void put_group(const struct activations *a, int64_t b, const int count, c
 /* Blocks of a group; of floats, which have none, of what is done at a time. */
 INLINE int32_t group_blocks(const struct activations *a)
 {
-    ASSERT(!a->q || (a->group > 0 && a->k % a->group == 0), "groups of %d in rows of %d", a->group, a->k);
+    ASSERT(!a->q || has_whole_groups(a), "groups of %d in rows of %d", a->group, a->k);
     return a->q ? a->group / QUANT_BLOCK : 1;
 }
 

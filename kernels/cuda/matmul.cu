@@ -21,8 +21,7 @@ static bool has_codes(const struct matmul_task *task)
 {
     const struct activations *a = &task->a;
 
-    return (uintptr_t)a->q % 16 == 0 && a->group >= QUANT_BLOCK && a->group <= MAX_ACTIVATION_GROUP &&
-           a->k % a->group == 0 && task->group * QUANT_BLOCK % a->group == 0;
+    return (uintptr_t)a->q % 16 == 0 && has_whole_groups(a) && task->group * QUANT_BLOCK % a->group == 0;
 }
 
 static void run(struct device *dev, const struct matrix *w, struct matmul_task task)

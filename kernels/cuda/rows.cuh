@@ -151,10 +151,8 @@ static inline bool is_aligned(const void *p)
 /* And whether groups are such as warps have. */
 static inline bool can_write_activations(const struct activations *a)
 {
-    bool are_whole = !a->q || (a->group > 0 && a->group <= MAX_ACTIVATION_GROUP && a->group % QUANT_BLOCK == 0 &&
-                               a->k % a->group == 0);
-
-    return are_whole && is_aligned(a->x) && is_aligned(a->q) && (uintptr_t)a->sums % sizeof(uint32_t) == 0;
+    return (!a->q || has_whole_groups(a)) && is_aligned(a->x) && is_aligned(a->q) &&
+           (uintptr_t)a->sums % sizeof(uint32_t) == 0;
 }
 
 #endif

@@ -35,7 +35,7 @@ void quantize_ref(struct device *dev, const struct activations *a)
     int32_t blocks = a->group / QUANT_BLOCK;
 
     (void)dev;
-    ASSERT(a->group > 0 && a->k % a->group == 0, "groups of %d in rows of %d", a->group, a->k);
+    ASSERT(has_whole_groups(a), "groups of %d in rows of %d", a->group, a->k);
     for (int64_t first = 0; first < (int64_t)a->rows * (a->k / QUANT_BLOCK); first += blocks) {
         float max = 0;
 
