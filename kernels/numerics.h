@@ -35,9 +35,10 @@ enum {
 /* The scale of KV_FP8. */
 #define FP8_SCALE 256.0f
 
-/* Adding and subtracting this rounds a double to a multiple of EXACT_GRID, half to even, up to
- * 2^27: 1.5 * 2^52 of them, where a double counts in units of the grid. */
-#define EXACT_MAGIC (6755399441055744.0 * EXACT_GRID)
+/* Adding and subtracting this rounds a double to a multiple of a grid, half to even, up to 2^51 of
+ * them: it is 1.5 * 2^52 of them, where a double counts in units of the grid. */
+#define GRID_MAGIC(grid) (6755399441055744.0 * (grid))
+#define EXACT_MAGIC      GRID_MAGIC(EXACT_GRID)
 
 /* quantize and KV_INT8: a block whose max|x| is below this counts as zeros, since 127 / max would overflow. */
 #define SMALLEST_MAX 0x1p-100f

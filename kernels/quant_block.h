@@ -39,6 +39,8 @@
 #ifndef KERNELS_QUANT_BLOCK_H
 #define KERNELS_QUANT_BLOCK_H
 
+#include "kernels/numerics.h"
+
 #include "proto/model/quant.h"
 
 #include <stdint.h>
@@ -65,7 +67,7 @@ enum { QUANT_BLOCK = 32, SUPER_BLOCKS = 8 }; /* elements of a block; blocks of a
 enum scale_kind { SCALE_NONE, SCALE_WHOLE, SCALE_PLAIN, SCALE_SUPER, SCALE_HALVES };
 
 #define WHOLE_GRID  0x1p-10
-#define WHOLE_MAGIC (6755399441055744.0 * WHOLE_GRID)
+#define WHOLE_MAGIC GRID_MAGIC(WHOLE_GRID)
 
 enum { MOST_BASE = 32750 }; /* t fits in 16 bits, whichever way s and m are rounded */
 
@@ -121,13 +123,7 @@ static QUANT_INLINE double quant_odd(float d)
 /* To nearest even, of |x| below 2^22. */
 static inline int32_t quant_round(float x)
 {
-    const float middle = 12582912.0f; /* 1.5 * 2^23: the low bits of x + this are round(x) */
-    int32_t bits, of_zero;
-
-    x += middle;
-    memcpy(&bits, &x, sizeof(bits));
-    memcpy(&of_zero, &middle, sizeof(of_zero));
-    return bits - of_zero;
+    return (int32_t)(x + EXP_ROUND - EXP_ROUND);
 }
 
 /* The weight of code i, as the matmul sees it. step: of its row, of SCALE_WHOLE. */

@@ -763,12 +763,13 @@ INLINE vi vs_twice(vi low)
 }
 
 /*
- * A block of SCALE_WHOLE: sum = whole_start, a dot_step for each k-group, between those of the two halves of codes of five
- * bits whole_middle, and then whole_end makes of total
+ * A block of SCALE_WHOLE: sum = whole_start, a dot_step for each k-group, between those of the two halves of codes of
+ * five bits whole_middle, and then whole_end makes of total
  * total + s * sum((u - offset) * a) + t * sum(a).
- * starts, block: as put_starts has them; st: of each column, s in the low 16 bits, t in the high ones, 0 where there is no minimum.
+ * starts, block: as put_starts has them; st: of each column, s in the low 16 bits, t in the high ones, 0 where there is
+ * no minimum.
  */
-#if DOT_IN_PAIRS /* each half of a lane has a part of the sum, and none has room for more: the offset is taken off the end */
+#if DOT_IN_PAIRS /* each half of a lane has a part of the sum, and no room for more: the offset is taken off the end */
 INLINE vi whole_start(struct quant_form form, const int32_t *const *starts, int64_t block)
 {
     (void)form;
