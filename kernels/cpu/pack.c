@@ -33,13 +33,14 @@ static void put_codes(int bits, const uint8_t *codes, uint8_t *out)
         store32(out + (4 + i) * GROUP_BYTES, high[i]);
 }
 
-/* The scales of column c in the record's scales at `out`. */
-static void put_scales(const struct quant_form *form, const struct quant_block *block, int c,
+/* The scales of column c in the record's scales at `out`; inverse: quant_inverse of its step, of SCALE_WHOLE. */
+static void put_scales(const struct quant_form *form, float inverse, struct quant_block *block, int c,
                        uint8_t *out)
 {
     if (form->scales == SCALE_WHOLE) {
         int width = form->has_min ? 4 : 2;
 
+        quant_block_whole(*form, inverse, block);
         memcpy(out + width * c, &block->s, 2);
         if (form->has_min)
             memcpy(out + width * c + 2, &block->t, 2);
@@ -73,9 +74,7 @@ static void copy_block(const struct quant_form *form, float inverse, const uint8
         store32(record + 4 * c + i / 4 * GROUP_BYTES, load32(from + scale_bytes + i));
     memcpy(&block.d, from, 2);
     memcpy(&block.m, from + 2, 2);
-    if (form->scales == SCALE_WHOLE)
-        quant_block_whole(*form, inverse, &block);
-    put_scales(form, &block, c, record + code_bytes * PANEL);
+    put_scales(form, inverse, &block, c, record + code_bytes * PANEL);
 }
 
 struct pack {
@@ -122,10 +121,8 @@ static void pack_column(const struct pack *pack, int32_t r, uint8_t *panel, int 
         struct quant_block block;
 
         quant_block_read(type, row, pack->k0 / QUANT_BLOCK + b, &block);
-        if (form.scales == SCALE_WHOLE)
-            quant_block_whole(form, inverse, &block);
         put_codes(form.code_bits, block.codes, record + 4 * c);
-        put_scales(&form, &block, c, record + packed_code_bytes(type));
+        put_scales(&form, inverse, &block, c, record + packed_code_bytes(type));
         if (super_bytes) {
             uint8_t *super = panel + (pack->w->first_block + b) / SUPER_BLOCKS * super_bytes;
 
