@@ -374,6 +374,10 @@ struct kernels {
     void (*embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                       const struct matrix *w, int32_t first_id, float scale);
 
+    /* out: [rows, n] = rows row_ids[i] of `in`, both at row stride `stride`; they do not overlap. */
+    void (*take_rows)(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
+                      int32_t rows, int32_t n);
+
     /* residual += sum (or its norm), then out = norm of residual, where the RMS norm of x by w is
      * x / sqrt(mean(x²) + eps) * w. */
     void (*add_norm)(struct device *dev, const struct add_norm_args *args);

@@ -127,8 +127,14 @@ static enum status execute_model(struct worker *worker, int64_t step)
     device_mark(worker->device, &slot->marks.begin);
     if (can_draw_there(worker))
         model_read_last_tokens(worker->model, device_draw_last_tokens(worker->device_draw));
-    TRY(model_forward(worker->model, &staged->batch, staged->ids, staged->sample_rows,
-                      staged->num_samples, (float *)worker->logits.device));
+    TRY(model_forward(worker->model, &(struct model_step){
+                                         .batch = staged->batch,
+                                         .ids = staged->ids,
+                                         .logit_rows = staged->sample_rows,
+                                         .num_logit_rows = staged->num_samples,
+                                         .keeps_rows = staged->num_prompt_runs > 0,
+                                         .logits_out = (float *)worker->logits.device,
+                                     }));
     device_mark(worker->device, &slot->marks.executed);
     return OK;
 }

@@ -11,6 +11,7 @@ const struct kernels KERNEL(kernels) = {
     .matmul_groups = MATMUL(matmul_groups),
     .matmul_groups_float = MATMUL(matmul_groups_float),
     .embedding = SHARED(embedding),
+    .take_rows = SHARED(take_rows),
     .add_norm = SHARED(add_norm),
     .rope_store = SHARED(rope_store),
     .attention = ATTENTION(attention),

@@ -566,6 +566,7 @@ const struct cuda_module tandem_cuda = {
         .matmul_groups = matmul_groups_cuda,
         .matmul_groups_float = matmul_groups_float_cuda,
         .embedding = embedding_cuda,
+        .take_rows = take_rows_cuda,
         .add_norm = add_norm_cuda,
         .rope_store = rope_store_cuda,
         .attention = attention_cuda,

@@ -246,3 +246,36 @@ extern "C" void embedding_cuda(struct device *dev, float *out, const int32_t *id
            task);
     note_launch(state);
 }
+
+/* ---- rows of floats -------------------------------------------------------------------------------- */
+
+struct rows_to_take {
+    float *out;
+    const float *in;
+    int64_t stride;
+    const int32_t *row_ids;
+    int32_t n;
+};
+
+/* A block a row. */
+static __global__ void __launch_bounds__(MAX_THREADS) copy_rows(struct rows_to_take task)
+{
+    int64_t row = blockIdx.x;
+    const float *in = task.in + task.row_ids[row] * task.stride;
+
+    for (int32_t i = (int32_t)threadIdx.x; i < task.n; i += (int32_t)blockDim.x)
+        task.out[row * task.stride + i] = in[i];
+}
+
+extern "C" void take_rows_cuda(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
+                               int32_t rows, int32_t n)
+{
+    struct cuda_state *state = state_of(dev);
+    struct rows_to_take task = {out, in, stride, row_ids, n};
+    int32_t threads = n < MAX_THREADS ? (int32_t)round_up(n, WARP) : MAX_THREADS;
+
+    if (rows == 0 || n == 0)
+        return;
+    launch(copy_rows, dim3((unsigned)rows), dim3((unsigned)threads), 0, state->stream, task);
+    note_launch(state);
+}

@@ -9,6 +9,7 @@ const struct kernels kernels_ref = {
     .matmul_groups = matmul_groups_ref,
     .matmul_groups_float = matmul_groups_float_ref,
     .embedding = embedding_ref,
+    .take_rows = take_rows_ref,
     .add_norm = add_norm_ref,
     .rope_store = rope_store_ref,
     .attention = attention_ref,

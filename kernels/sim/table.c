@@ -63,6 +63,13 @@ static void embedding(struct device *dev, float *out, const int32_t *ids, int32_
     stream(dev, 2 * (int64_t)rows * w->k);
 }
 
+static void take_rows(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
+                      int32_t rows, int32_t n)
+{
+    (void)out, (void)in, (void)stride, (void)row_ids;
+    stream(dev, 2 * (int64_t)rows * n);
+}
+
 /* A fused kernel: the residual is read and written where something is added, and its norm written. */
 static void add_norm(struct device *dev, const struct add_norm_args *args)
 {
@@ -154,6 +161,7 @@ const struct kernels kernels_sim = {
     .matmul_groups = matmul_groups,
     .matmul_groups_float = matmul_groups_float,
     .embedding = embedding,
+    .take_rows = take_rows,
     .add_norm = add_norm,
     .rope_store = rope_store,
     .attention = attention,

@@ -184,6 +184,19 @@ static void embedding_copying(struct device *dev, float *vectors, const int32_t 
     end(&call);
 }
 
+static void take_rows_copying(struct device *dev, float *rows_out, const float *rows_in, int64_t stride,
+                              const int32_t *row_ids, int32_t rows, int32_t n)
+{
+    struct call call = begin(dev);
+    int64_t most = 0;
+
+    for (int32_t i = 0; i < rows; i++)
+        most = MAX(most, (int64_t)row_ids[i]);
+    call.kernels->take_rows(call.inner, out(&call, rows_out, rows * stride * 4), in(&call, rows_in, (most * stride + n) * 4),
+                            stride, in(&call, row_ids, rows * 4), rows, n);
+    end(&call);
+}
+
 static void add_norm_copying(struct device *dev, const struct add_norm_args *args)
 {
     struct call call = begin(dev);
@@ -276,6 +289,7 @@ static const struct kernels kernels_copying = {
     .matmul_groups = matmul_groups_copying,
     .matmul_groups_float = matmul_groups_float_copying,
     .embedding = embedding_copying,
+    .take_rows = take_rows_copying,
     .add_norm = add_norm_copying,
     .rope_store = rope_store_copying,
     .attention = attention_copying,

@@ -146,6 +146,15 @@ static void run_silu(const struct kernels *k, struct device *dev, const struct i
     k->silu_mul(dev, &out->a, in->x, in->y, in->n + SLACK);
 }
 
+/* Of n columns some, and of rows some more than once; the other rows stay as they are. */
+static void run_take_rows(const struct kernels *k, struct device *dev, const struct inputs *in,
+                          struct outputs *out)
+{
+    static const int32_t row_ids[] = {66, 0, 3, 3, 1, 2, 5, 64, 4, 4, 4, 9, 60, 7, 8, 6, 31, 33};
+
+    k->take_rows(dev, out->residual, in->y, in->n, row_ids, COUNT_OF(row_ids), in->n - 5);
+}
+
 static void run_gelu(const struct kernels *k, struct device *dev, const struct inputs *in,
                      struct outputs *out)
 {
@@ -206,6 +215,7 @@ static void row_kernels_have_the_bits_of_the_specification(void **state)
     check("add the norm", run_add);
     check("silu_mul", run_silu);
     check("gelu_mul", run_gelu);
+    check("take_rows", run_take_rows);
 }
 
 /* What add_norm of one row does, by definition. */

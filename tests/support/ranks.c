@@ -99,7 +99,7 @@ static void stage(struct staged *staged, const struct ranks_script *script,
         for (int32_t p = chunk->from; p < chunk->to; p++, row++) {
             staged->positions[row] = p;
             staged->ids[row] = script->requests[chunk->request].ids[p];
-            if (chunk->logits)
+            if (p >= chunk->to - chunk->num_logits)
                 staged->logit_rows[staged->num_logit_rows++] = row;
         }
     }
@@ -152,8 +152,13 @@ static enum status play_steps(const struct rank *self, struct model *model, stru
         if (rows_of_step(&script->steps[i]) == 0)
             continue;
         stage(&staged, script, &script->steps[i]);
-        TRY(model_forward(model, &staged.batch, staged.ids, staged.logit_rows,
-                          staged.num_logit_rows, slice));
+        TRY(model_forward(model, &(struct model_step){
+                                     .batch = staged.batch,
+                                     .ids = staged.ids,
+                                     .logit_rows = staged.logit_rows,
+                                     .num_logit_rows = staged.num_logit_rows,
+                                     .logits_out = slice,
+                                 }));
         TRY(join_logits(self, shard, comm, slice, staged.num_logit_rows));
         if (self->rank == 0 && script->on_logits && staged.num_logit_rows > 0)
             script->on_logits(script->user, i, self->logits);

@@ -13,7 +13,7 @@
 struct ranks_chunk {
     int32_t request;
     int32_t from, to;
-    bool logits; /* of every row */
+    int32_t num_logits; /* of so many last rows */
 };
 
 struct ranks_step {

@@ -98,8 +98,8 @@ static void expect_clear_choices(const struct subject *subject, const char *isa,
         int32_t last = runs[i].prompt_size - 1, end = runs[i].all.num_ids - 1;
 
         requests[i] = (struct ranks_request){runs[i].all.ids, runs[i].all.num_ids};
-        steps[2 * i] = (struct ranks_step){1, {{i, 0, last, false}}};
-        steps[2 * i + 1] = (struct ranks_step){1, {{i, last, end, true}}};
+        steps[2 * i] = (struct ranks_step){1, {{i, 0, last, 0}}};
+        steps[2 * i + 1] = (struct ranks_step){1, {{i, last, end, end - last}}};
     }
     expect_ok(ranks_play(&(struct ranks_script){
         .file = subject->file,
@@ -169,9 +169,11 @@ static struct perplexity measure_perplexity(const struct subject *subject, enum 
     int32_t num_steps = 0;
     struct perplexity p = {subject};
 
-    for (int32_t from = 0; from < text->num_ids - 1; from += TEXT_CHUNK)
-        steps[num_steps++] =
-            (struct ranks_step){1, {{0, from, MIN(from + TEXT_CHUNK, text->num_ids - 1), true}}};
+    for (int32_t from = 0; from < text->num_ids - 1; from += TEXT_CHUNK) {
+        int32_t to = MIN(from + TEXT_CHUNK, text->num_ids - 1);
+
+        steps[num_steps++] = (struct ranks_step){1, {{0, from, to, to - from}}};
+    }
     expect_ok(ranks_play(&(struct ranks_script){
         .file = subject->file,
         .kv_type = kv_type,
@@ -262,7 +264,7 @@ static struct stages compare_stages(const struct subject *subject, const struct 
         .world = 1,
         .requests = &(struct ranks_request){prompt->ids, prompt->num_ids},
         .num_requests = 1,
-        .steps = &(struct ranks_step){1, {{0, 0, prompt->num_ids, true}}},
+        .steps = &(struct ranks_step){1, {{0, 0, prompt->num_ids, prompt->num_ids}}},
         .num_steps = 1,
         .on_logits = compare_logits,
         .observer = compare_stage,

@@ -108,6 +108,7 @@ struct variant {
     int32_t chunk;      /* tokens of the request in one step */
     int32_t companions; /* other requests in every step */
     bool are_apart;     /* ranks, as on hosts of their own */
+    int32_t num_logits; /* of each chunk, the last; 0: all */
 };
 
 static const struct variant alone = {1, 1, NUM_IDS, 0}; /* the specification so: what all are compared with */
@@ -121,12 +122,15 @@ static const struct variant variants[] = {
     {1, 2, 7, 3},       {2, 1, 7, 4},
     {5, 1, 16, 2},      {3, 2, 64, NUM_COMPANIONS},
     {2, 1, 16, 4, true}, {3, 1, NUM_IDS, 0, true},
+    {1, 2, NUM_IDS, 0, false, 1}, {1, 1, 64, 4, false, 19},
+    {2, 1, 64, 4, false, 1}, {3, 1, NUM_IDS, 2, false, 40},
+    {2, 1, 30, 0, true, 1}, {5, 1, 16, 3, false, 9},
 };
 
 struct answer {
     int32_t vocab_size;
-    int32_t num_rows;
     float *logits; /* [NUM_IDS, vocab_size] */
+    bool is_known[NUM_IDS];
 };
 
 struct play {
@@ -141,13 +145,11 @@ static void keep_logits(void *user, int32_t step, const float *logits)
 
     for (int32_t i = 0; i < play->steps[step].num_chunks; i++) {
         const struct ranks_chunk *chunk = &play->steps[step].chunks[i];
-        int32_t rows = chunk->to - chunk->from;
 
-        if (!chunk->logits)
-            continue;
-        memcpy(answer->logits + (int64_t)answer->num_rows * answer->vocab_size, logits,
-               (size_t)rows * answer->vocab_size * sizeof(float));
-        answer->num_rows += rows;
+        for (int32_t p = chunk->to - chunk->num_logits; p < chunk->to; p++, logits += answer->vocab_size) {
+            memcpy(answer->logits + (int64_t)p * answer->vocab_size, logits, (size_t)answer->vocab_size * sizeof(float));
+            answer->is_known[p] = true;
+        }
     }
 }
 
@@ -155,15 +157,15 @@ static void keep_logits(void *user, int32_t step, const float *logits)
  * number of rows to each step, until it is out of tokens. */
 static void plan_step(struct ranks_step *step, int32_t at, const struct variant *variant)
 {
-    int32_t from = at * variant->chunk;
+    int32_t from = at * variant->chunk, to = MIN(from + variant->chunk, (int32_t)NUM_IDS);
 
     for (int32_t i = 0; i <= variant->companions; i++) {
         int32_t request = i == variant->companions / 2  ? 0
                           : i < variant->companions / 2 ? i + 1
                                                         : i;
         int32_t each = 1 + 3 * (request - 1), first = at * each;
-        struct ranks_chunk watched = {0, from, MIN(from + variant->chunk, (int32_t)NUM_IDS), true};
-        struct ranks_chunk other = {request, first, first + each, false};
+        struct ranks_chunk watched = {0, from, to, variant->num_logits ? MIN(variant->num_logits, to - from) : to - from};
+        struct ranks_chunk other = {request, first, first + each, 0};
 
         if (request == 0)
             step->chunks[step->num_chunks++] = watched;
@@ -178,6 +180,14 @@ static void fill_ids(int32_t *ids, int32_t seed, int32_t vocab_size)
         ids[i] = (seed * 131 + i * 37 + i * i) % vocab_size;
 }
 
+/* Whether logits of a position are wanted, where some of each chunk are. */
+static bool is_among_last(const struct variant *variant, int32_t position)
+{
+    int32_t from = position / variant->chunk * variant->chunk, to = MIN(from + variant->chunk, (int32_t)NUM_IDS);
+
+    return position >= to - variant->num_logits;
+}
+
 static struct answer answer_of(const struct model_file *file, const char *isa,
                                const struct variant *variant)
 {
@@ -186,7 +196,7 @@ static struct answer answer_of(const struct model_file *file, const char *isa,
     AUTO_MEM struct ranks_step *steps = mem_new_array(struct ranks_step, num_steps);
     int32_t ids[1 + NUM_COMPANIONS][NUM_IDS];
     struct ranks_request requests[1 + NUM_COMPANIONS];
-    struct answer answer = {vocab_size, 0, mem_new_array(float, NUM_IDS *vocab_size)};
+    struct answer answer = {vocab_size, mem_new_array(float, NUM_IDS *vocab_size), {false}};
 
     for (int32_t i = 0; i <= NUM_COMPANIONS; i++) {
         fill_ids(ids[i], i, vocab_size);
@@ -207,7 +217,8 @@ static struct answer answer_of(const struct model_file *file, const char *isa,
         .on_logits = keep_logits,
         .user = &(struct play){&answer, steps},
     }));
-    assert_int_equal(answer.num_rows, NUM_IDS);
+    for (int32_t p = 0; p < NUM_IDS; p++)
+        assert_int_equal(answer.is_known[p], variant->num_logits == 0 || is_among_last(variant, p));
     return answer;
 }
 
@@ -215,11 +226,12 @@ static void expect_same_bits(const struct answer *answer, const struct answer *w
                              const struct variant *variant, const char *isa)
 {
     for (int64_t i = 0; i < (int64_t)NUM_IDS * wanted->vocab_size; i++)
-        if (memcmp(&answer->logits[i], &wanted->logits[i], sizeof(float)) != 0)
-            fail_msg("%s, world %d%s, threads %d, chunks of %d, %d companions: position %d token %d "
+        if (answer->is_known[i / wanted->vocab_size] &&
+            memcmp(&answer->logits[i], &wanted->logits[i], sizeof(float)) != 0)
+            fail_msg("%s, world %d%s, threads %d, chunks of %d, %d companions, %d logits: position %d token %d "
                      "has %a instead of %a",
                      isa, variant->world, variant->are_apart ? " apart" : "", variant->num_threads,
-                     variant->chunk, variant->companions,
+                     variant->chunk, variant->companions, variant->num_logits,
                      (int)(i / wanted->vocab_size), (int)(i % wanted->vocab_size),
                      answer->logits[i], wanted->logits[i]);
 }

@@ -6,6 +6,10 @@
 
 #include <string.h>
 
+/* From this many rows on, what adding and norming them on every rank costs is more than one more wait for
+ * the other ranks. */
+enum { SHARED_ROWS = 8 };
+
 struct range {
     int32_t first, end;
 };
@@ -71,13 +75,29 @@ static enum status meet(struct pass *pass)
     return pass->shares_rows ? comm_barrier(pass->comm) : OK;
 }
 
+void pass_begin(struct pass *pass, const struct batch_view *batch, const struct streams *streams)
+{
+    pass->batch = batch;
+    pass->residual = streams->residual;
+    pass->qkv = streams->qkv;
+    /* An observer wants all rows of the residual on every rank. */
+    pass->shares_rows = pass->common.q && batch->rows >= SHARED_ROWS && !pass->observer;
+    pass->normed = pass->shares_rows ? pass->common : pass->own;
+}
+
 struct norm_step pass_step_to(const struct pass *pass, int32_t layer, const float *post)
 {
     const struct layer *to = &pass->weights->layers[layer];
 
     if (layer == pass->config->num_layers)
         return (struct norm_step){.post = post};
-    return (struct norm_step){post, to->attention_norm, &to->qkv};
+    return (struct norm_step){
+        .post = post,
+        .weight = to->attention_norm,
+        .reader = &to->qkv,
+        /* the last layer's rows are dealt out among the ranks anew */
+        .gathers = layer == pass->config->num_layers - 1 && pass->wanted && pass->wanted->rows > 0,
+    };
 }
 
 enum status pass_norm(struct pass *pass, const struct norm_step *next)
@@ -104,7 +124,7 @@ static enum status add_linear_of_rows(struct pass *pass, const struct linear *li
         pass->parts[i] = parts.parts[i] + own_start;
     add_norm(pass, own,
              (struct add_norm_args){.parts = pass->parts, .num_parts = parts.num_parts}, next);
-    return pass->shares_rows && !next->weight ? gather_residual(pass, rows) : OK;
+    return pass->shares_rows && (next->gathers || !next->weight) ? gather_residual(pass, rows) : OK;
 }
 
 enum status pass_add_linear(struct pass *pass, const struct linear *linear, int32_t group,
@@ -127,6 +147,22 @@ enum status pass_add_linear(struct pass *pass, const struct linear *linear, int3
         TRY(add_linear_of_rows(pass, linear, group, x,
                                (struct range){first, MIN(first + most, x->rows)}, next));
     return next->weight ? meet(pass) : OK;
+}
+
+bool pass_narrow(struct pass *pass)
+{
+    const struct shard *shard = pass->shard;
+    int32_t hidden = pass->config->hidden_size, head_dim = pass->config->head_dim;
+    int32_t q = shard->num_heads * head_dim, qkv = q + 2 * shard->num_kv_heads * head_dim;
+    const struct batch_view *wanted = pass->wanted;
+
+    if (!wanted)
+        return true;
+    pass->kernels->take_rows(pass->dev, pass->few.qkv, pass->qkv, qkv, pass->logit_rows, wanted->rows, q);
+    pass->kernels->take_rows(pass->dev, pass->few.residual, pass->residual, hidden, pass->logit_rows, wanted->rows, hidden);
+    pass_begin(pass, wanted, &pass->few);
+    pass->logit_rows = NULL;
+    return wanted->rows > 0;
 }
 
 void pass_observe(struct pass *pass, int32_t layer)

@@ -27,8 +27,9 @@ struct pass {
 
     /* This step. */
     const struct batch_view *batch;
+    const struct batch_view *wanted; /* wanted_rows.h: what is left of it behind pass_narrow; NULL: all */
     const int32_t *ids;
-    const int32_t *logit_rows;
+    const int32_t *logit_rows; /* NULL: row i is i */
     int32_t num_logit_rows;
     float *logits_out; /* [num_logit_rows, shard->num_tokens] */
     bool shares_rows;  /* each rank adds up and norms its share of the rows, for all: `normed` is common, and
@@ -36,6 +37,9 @@ struct pass {
 
     /* Workspaces. Widths are this rank's. */
     float *residual;              /* [rows, hidden]: the stream that every layer adds to */
+    struct streams {
+        float *residual, *qkv;
+    } all, few;                   /* of all rows, and of those that are wanted: [logit rows, ..] */
     struct activations normed;    /* [rows, hidden]: its norm; of `own` or, where rows are shared out, `common` */
     struct activations own, common; /* this rank's, and memory that all ranks see */
     float *qkv;                   /* [rows, q + 2 kv] */
@@ -60,7 +64,11 @@ struct norm_step {
     const float *post;           /* weights of the RMS norm that is added in the sum's place; NULL: the sum is */
     const float *weight;         /* normed = RMS norm of the residual by these; NULL: it was the last sum */
     const struct linear *reader; /* of normed, in the forms that it reads */
+    bool gathers;                /* every rank gets all rows of the residual, as it does where there is no norm */
 };
+
+/* The rows of a batch come next, from the embedding or out of those before. */
+void pass_begin(struct pass *pass, const struct batch_view *batch, const struct streams *streams);
 
 /* What leads to a layer: the norm that its attention reads. Behind the last one there is none. */
 struct norm_step pass_step_to(const struct pass *pass, int32_t layer, const float *post);
@@ -73,6 +81,9 @@ MUST_USE enum status pass_norm(struct pass *pass, const struct norm_step *next);
  */
 MUST_USE enum status pass_add_linear(struct pass *pass, const struct linear *linear, int32_t group,
                                      const struct activations *x, const struct norm_step *next);
+/* From here on the pass is of `wanted` alone: between what the last layer's attention reads of all rows, and the rest of
+ * it. false: no row is left. */
+bool pass_narrow(struct pass *pass);
 void pass_observe(struct pass *pass, int32_t layer);
 
 #endif

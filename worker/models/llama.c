@@ -48,6 +48,8 @@ enum status llama_forward(struct pass *pass)
 
         attention_project(pass, layer);
         attention_rotate_and_store(pass, layer, &pass->rope, &pass->kv[i]);
+        if (i + 1 == config->num_layers && !pass_narrow(pass))
+            return OK;
         attention_attend(pass, layer, &pass->kv[i], scale, 0);
         TRY(attention_output(pass, layer,
                              &(struct norm_step){NULL, layer->ffn_norm, &layer->gate_up}));

@@ -3,10 +3,7 @@
 #include "worker/layers/embedding.h"
 #include "worker/models/architecture.h"
 #include "worker/models/step_inputs.h"
-
-/* From this many rows on, what adding and norming them on every rank costs is more than one more wait for
- * the other ranks. */
-enum { SHARED_ROWS = 8 };
+#include "worker/models/wanted_rows.h"
 
 /* That passes may take which are recorded before the first step. A rank says nothing meanwhile. */
 enum { RECORD_FIRST_MS = 1500 };
@@ -25,6 +22,8 @@ struct model {
     struct kv_layer *kv;     /* [num_layers] */
     struct step_inputs inputs;
     struct batch_view batch; /* of the step, as kernels read it */
+    struct wanted_rows wanted_rows;
+    struct batch_view wanted; /* likewise */
     const int32_t *last_tokens; /* see model_read_last_tokens */
     struct recordings *recordings; /* NULL: the device can't, or is not to */
     bool keeps_to_launches;        /* a recording has failed, of this rank or another: there are no new ones */
@@ -123,8 +122,10 @@ static void take_workspaces(struct model *model)
     pass->attended.x = slab_take_array(slab, float, rows *q);
     if (floats)
         pass->activated.x = slab_take_array(slab, float, rows *ffn);
-    pass->residual = slab_take_array(slab, float, rows * config->hidden_size);
-    pass->qkv = slab_take_array(slab, float, rows *(q + 2 * kv));
+    pass->all.residual = slab_take_array(slab, float, rows * config->hidden_size);
+    pass->all.qkv = slab_take_array(slab, float, rows *(q + 2 * kv));
+    pass->few.residual = slab_take_array(slab, float, model->max_logit_rows * (int64_t)config->hidden_size);
+    pass->few.qkv = slab_take_array(slab, float, model->max_logit_rows *(q + 2 * kv));
     pass->gate_up = slab_take_array(slab, float, rows * 2 * ffn);
     if (shard->world == 1)
         pass->sum = slab_take_array(slab, float, rows * config->hidden_size);
@@ -270,6 +271,7 @@ enum status model_load(struct device *dev, const struct model_file *file,
                                                       .logit_rows = model->max_logit_rows,
                                                       .position = model->max_position}));
 
+    wanted_rows_open(&model->wanted_rows, model->max_logit_rows, model->max_position);
     if (device_can_record(dev) && !options->records_nothing)
         model->recordings = recordings_new(dev, MIN(model->max_rows, model->max_logit_rows), model->max_position);
 
@@ -285,6 +287,7 @@ void model_free(struct model *model)
     slab_close(&model->kv_cache);
     slab_close(&model->workspaces);
     step_inputs_close(&model->inputs);
+    wanted_rows_close(&model->wanted_rows);
     weights_close(&model->weights);
     mem_free(model->kv);
     mem_free(model->parts);
@@ -391,32 +394,34 @@ static int32_t last_position(const struct batch_view *batch)
 
 /* Does every request have one row, which samples? And does the host meet nobody on the way, nor show the
  * residual? */
-static bool can_be_recorded(const struct model *model, const struct batch_view *batch, int32_t num_logit_rows,
-                            struct recording_sizes *sizes)
+static bool can_be_recorded(const struct model *model, const struct model_step *step, struct recording_sizes *sizes)
 {
+    const struct batch_view *batch = &step->batch;
+
     if (!model->recordings || !comm_can_record(model->pass.comm) || model->pass.observer ||
-        batch->rows != batch->num_requests || batch->rows != num_logit_rows)
+        batch->rows != batch->num_requests || batch->rows != step->num_logit_rows)
         return false;
     return recordings_round_up(model->recordings, batch->rows, batch->max_position, sizes);
 }
 
 /* Puts the arrays of a step where the pass reads them, of these sizes if they are not NULL. */
-static enum status place(struct model *model, const struct batch_view *batch, const int32_t *ids,
-                         const int32_t *logit_rows, int32_t num_logit_rows, const struct recording_sizes *sizes)
+static enum status place(struct model *model, const struct model_step *step, const struct recording_sizes *sizes)
 {
     struct pass *pass = &model->pass;
-    int32_t all = sizes ? sizes->rows : num_logit_rows;
+    bool narrows = step->num_logit_rows < step->batch.rows && !step->keeps_rows && !pass->observer;
 
-    model->batch = *batch;
-    TRY(step_inputs_put(&model->inputs, &model->batch, &ids, model->last_tokens, sizes));
-    TRY(step_inputs_put_rows(&model->inputs, &logit_rows, num_logit_rows, all));
-    pass->batch = &model->batch;
-    pass->ids = ids;
-    pass->logit_rows = logit_rows;
-    pass->num_logit_rows = all;
-    /* An observer wants all rows of the residual on every rank. */
-    pass->shares_rows = pass->common.q && batch->rows >= SHARED_ROWS && !pass->observer;
-    pass->normed = pass->shares_rows ? pass->common : pass->own;
+    pass->ids = step->ids;
+    pass->logit_rows = step->logit_rows;
+    pass->num_logit_rows = sizes ? sizes->rows : step->num_logit_rows;
+    pass->wanted = narrows ? &model->wanted : NULL;
+    model->batch = step->batch;
+    if (narrows)
+        wanted_rows_find(&model->wanted_rows, &step->batch, step->logit_rows, step->num_logit_rows, &model->wanted);
+    TRY(step_inputs_put(&model->inputs, &model->batch, &pass->ids, model->last_tokens, sizes));
+    if (narrows)
+        TRY(step_inputs_put_batch(&model->inputs, &model->wanted));
+    TRY(step_inputs_put_rows(&model->inputs, &pass->logit_rows, step->num_logit_rows, pass->num_logit_rows));
+    pass_begin(pass, &model->batch, &pass->all);
     return OK;
 }
 
@@ -495,24 +500,23 @@ static void set_logits(struct model *model, float *logits_out)
     model->pass.logits_out = logits_out;
 }
 
-enum status model_forward(struct model *model, const struct batch_view *batch, const int32_t *ids,
-                          const int32_t *logit_rows, int32_t num_logit_rows, float *logits_out)
+enum status model_forward(struct model *model, const struct model_step *given)
 {
-    struct batch_view step = *batch;
+    struct model_step step = *given;
     struct recording_sizes sizes;
 
     ASSERT(model->pass.kv, "model_alloc_kv comes first");
-    ASSERT(batch->rows > 0 && batch->rows <= model->max_rows, "%d rows", batch->rows);
-    ASSERT(num_logit_rows >= 0 && num_logit_rows <= model->max_logit_rows, "%d logit rows",
-           num_logit_rows);
-    set_logits(model, logits_out);
+    ASSERT(step.batch.rows > 0 && step.batch.rows <= model->max_rows, "%d rows", step.batch.rows);
+    ASSERT(step.num_logit_rows >= 0 && step.num_logit_rows <= model->max_logit_rows, "%d logit rows",
+           step.num_logit_rows);
+    set_logits(model, step.logits_out);
     if (device_has_own_memory(model->pass.dev))
-        step.max_position = last_position(batch);
-    if (can_be_recorded(model, &step, num_logit_rows, &sizes)) {
-        TRY(place(model, &step, ids, logit_rows, num_logit_rows, &sizes));
+        step.batch.max_position = last_position(&step.batch);
+    if (can_be_recorded(model, &step, &sizes)) {
+        TRY(place(model, &step, &sizes));
         return replay(model, &sizes);
     }
-    TRY(place(model, &step, ids, logit_rows, num_logit_rows, NULL));
+    TRY(place(model, &step, NULL));
     work_count_pass(model->pass.work, num_launched);
     return model->architecture->forward(&model->pass);
 }
@@ -520,16 +524,19 @@ enum status model_forward(struct model *model, const struct batch_view *batch, c
 /* A step of one row that is nobody's: what is added to come to these sizes is the same. */
 static enum status place_nobody(struct model *model, const struct recording_sizes *sizes)
 {
-    const struct batch_view batch = {
-        .rows = 1,
-        .num_requests = 1,
-        .row_start = (int32_t[]){0, 1},
-        .positions = (int32_t[]){0},
-        .block_tables = &model->inputs.spare_block,
-        .block_table_stride = 1,
+    const struct model_step step = {
+        .batch = {.rows = 1,
+                  .num_requests = 1,
+                  .row_start = (int32_t[]){0, 1},
+                  .positions = (int32_t[]){0},
+                  .block_tables = &model->inputs.spare_block,
+                  .block_table_stride = 1},
+        .ids = (int32_t[]){0},
+        .logit_rows = (int32_t[]){0},
+        .num_logit_rows = 1,
     };
 
-    return place(model, &batch, (int32_t[]){0}, (int32_t[]){0}, 1, sizes);
+    return place(model, &step, sizes);
 }
 
 enum status model_record(struct model *model, float *logits_out)
@@ -572,6 +579,7 @@ enum status model_logits(struct model *model, const int32_t *logit_rows, int32_t
 
     ASSERT(num_logit_rows >= 0 && num_logit_rows <= model->max_logit_rows, "%d logit rows",
            num_logit_rows);
+    ASSERT(!pass->wanted, "the last step has kept some rows alone");
     TRY(step_inputs_put_rows(&model->inputs, &logit_rows, num_logit_rows, num_logit_rows));
     pass->logit_rows = logit_rows;
     pass->num_logit_rows = num_logit_rows;

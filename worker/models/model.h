@@ -85,18 +85,20 @@ MUST_USE enum status model_record(struct model *model, float *logits_out);
  * none. */
 void model_read_last_tokens(struct model *model, const int32_t *last_tokens);
 
-/*
- * One step. ids: [batch->rows] tokens. logit_rows: [num_logit_rows] ascending rows of the batch
- * whose logits are wanted. logits_out: [num_logit_rows, shard->num_tokens], this rank's slice of
- * the vocabulary, memory of the device; all else is the host's. Every rank of the group calls this with
- * the same batch. ERR_ABORTED when a peer is gone; failures of the device.
- */
-MUST_USE enum status model_forward(struct model *model, const struct batch_view *batch,
-                                   const int32_t *ids, const int32_t *logit_rows,
-                                   int32_t num_logit_rows, float *logits_out);
+/* What model_forward reads is the host's; it writes to the device's memory. */
+struct model_step {
+    struct batch_view batch;
+    const int32_t *ids;        /* [batch.rows]: tokens */
+    const int32_t *logit_rows; /* [num_logit_rows]: ascending rows of the batch whose logits are wanted */
+    int32_t num_logit_rows;
+    bool keeps_rows;           /* model_logits is called for others; else the last layer leaves them out */
+    float *logits_out;         /* [num_logit_rows, shard->num_tokens]: of this rank's slice of the vocabulary */
+};
+/* Every rank of the group calls this with the same batch. ERR_ABORTED when a peer is gone; failures of the device. */
+MUST_USE enum status model_forward(struct model *model, const struct model_step *step);
 
-/* The logits of other rows of the last step, or of the same once more: as for model_forward, but that
- * no other rank need do the same. */
+/* The logits of other rows of the last step, or of the same once more, where it has kept them: as for model_forward, but
+ * that no other rank need do the same. */
 MUST_USE enum status model_logits(struct model *model, const int32_t *logit_rows, int32_t num_logit_rows,
                                   float *logits_out);
 

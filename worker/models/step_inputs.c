@@ -7,8 +7,9 @@
 enum status step_inputs_open(struct step_inputs *inputs, struct device *dev, const struct step_inputs_limits *limits)
 {
     int64_t blocks = limits->position / KV_BLOCK_TOKENS + 1;
-    /* Logits are wanted of each row but once, and of those that sample once more. */
-    int64_t count = 3 * (int64_t)limits->rows + limits->requests + 1 + limits->requests * blocks + limits->logit_rows;
+    /* Logits are wanted of each row but once, and of those that sample once more; these are a batch, too. */
+    int64_t count = 3 * (int64_t)limits->rows + limits->requests + 1 + limits->requests * blocks + limits->logit_rows +
+                    2 * limits->requests + 1 + limits->requests * blocks;
 
     *inputs = (struct step_inputs){.dev = dev};
     if (!device_has_own_memory(dev))
@@ -108,6 +109,20 @@ enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch
     if (last_tokens)
         device_kernels(inputs->dev)->take_last_tokens(inputs->dev, (int32_t *)*ids, batch->rows, last_tokens);
     return OK;
+}
+
+enum status step_inputs_put_batch(struct step_inputs *inputs, struct batch_view *batch)
+{
+    int32_t *first = inputs->end;
+    const int32_t *from = batch->positions;
+
+    if (!device_has_own_memory(inputs->dev))
+        return OK;
+    put(take(inputs, &batch->positions, batch->rows), from, batch->rows);
+    from = batch->row_start;
+    put(take(inputs, &batch->row_start, batch->num_requests + 1), from, batch->num_requests + 1);
+    put_block_tables(inputs, batch, batch->num_requests);
+    return push(inputs, first);
 }
 
 enum status step_inputs_put_rows(struct step_inputs *inputs, const int32_t **rows, int32_t num_rows, int32_t all)

@@ -34,6 +34,8 @@ void step_inputs_close(struct step_inputs *inputs); /* zeroed ones are fine */
  * nobody's. */
 MUST_USE enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch, const int32_t **ids,
                                      const int32_t *last_tokens, const struct recording_sizes *sizes);
+/* One more batch of the step: the same. */
+MUST_USE enum status step_inputs_put_batch(struct step_inputs *inputs, struct batch_view *batch);
 /* An array more of the step: the same. all: rounded up to so many, those that are added are rows of the same number. */
 MUST_USE enum status step_inputs_put_rows(struct step_inputs *inputs, const int32_t **rows, int32_t num_rows, int32_t all);
 
