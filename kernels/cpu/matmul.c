@@ -51,6 +51,7 @@ struct scratch {
     float partial[SLICE_ROWS][PANEL];   /* accumulators of groups, between chunks */
     double sums[SLICE_ROWS][PANEL];     /* of groups, between chunks */
     float edge[SLICE_ROWS][PANEL];      /* output of a panel with fewer than 32 columns */
+    double edge_sums[SLICE_ROWS][PANEL]; /* the same, where doubles are wanted */
     float gated[2][SLICE_ROWS][PANEL];  /* output of a panel of gates, and of that of their ups */
     float activated[SLICE_ROWS][MAX_ACTIVATION_GROUP]; /* and what comes of a group of these */
 };
@@ -81,7 +82,8 @@ struct tile {
     bool begins;   /* accumulators begin at zero: the chunk is the first */
     bool ends;     /* the chunk is the last */
     float (*acc)[PANEL]; /* between chunks, and groups of activations */
-    float *out; /* of the last chunk; NULL: sums of groups are the results */
+    float *out; /* of the last chunk; NULL: doubles are wanted */
+    double *sums_out; /* these; of types with whole scales, as finish_sums makes those of others */
     int64_t out_stride;
     bool streams; /* to `out`, past the caches */
 
@@ -373,7 +375,7 @@ INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum s
             left = t->group;
         }
     }
-    keep_acc(R, C, t, first_column, t->ends && t->out, f);
+    keep_acc(R, C, t, first_column, t->ends && !t->sum, f);
 }
 
 /* ---- a tile of a type with whole scales ------------------------------------------------------------ */
@@ -432,7 +434,8 @@ INLINE void add_whole_block(const int R, const int C, enum tensor_type type, enu
             total[r][c] = whole_end(form, total[r][c], sum[r][c], t->starts, r * t->num_blocks + b, st[c]);
 }
 
-/* Adds totals of the group of activations that begins with block b, and where it is the last makes results of all. */
+/* Totals of the group of activations that begins with block b come to the accumulators, which are in memory, since
+ * registers have totals; where the group is the last, results of all are made. */
 INLINE void add_totals(const int R, const int C, const struct tile *t, int64_t b, const int first_column, bool begins,
                        bool is_last, vi total[MAX_ROWS][4])
 {
@@ -453,25 +456,45 @@ INLINE void add_totals(const int R, const int C, const struct tile *t, int64_t b
     keep_acc(R, C, t, first_column, is_last, f);
 }
 
-/* The same of matmul_groups, to t->sum; finish_sums makes results of these. */
+/* x: sums of a group, added. To where results are wanted. */
+INLINE void put_exact_result(const struct tile *t, int r, int column, const vd x[2])
+{
+    vf step = vf_load(t->supers + column * sizeof(float));
+    vd low = (x[0] - WHOLE_MAGIC) * vd_low(step), high = (x[1] - WHOLE_MAGIC) * vd_high(step);
+    int64_t at = r * t->out_stride + column;
+
+    if (t->out) {
+        vf_store(t->out + at, vf_round(low, high));
+    } else {
+        vd_store(t->sums_out + at, low);
+        vd_store(t->sums_out + at + LANES / 2, high);
+    }
+}
+
+/* The same of matmul_groups. */
 INLINE void add_totals_exactly(const int R, const int C, const struct tile *t, int64_t b, const int first_column,
-                               bool begins, vi total[MAX_ROWS][4])
+                               bool begins, bool is_last, vi total[MAX_ROWS][4])
 {
     UNROLL for (int r = 0; r < R; r++) {
         vd d = vd_set(quant_odd(t->d[r * t->num_blocks + b]));
 
         UNROLL for (int c = 0; c < C; c++) {
             double *sum = t->sum + r * PANEL + first_column + c * LANES;
-            vd halves[2];
+            vd x[2];
 
-            vd_of_ints(total[r][c], halves);
-            UNROLL for (int h = 0; h < 2; h++, sum += LANES / 2)
-                vd_store(sum, vd_fma(halves[h], d, begins ? vd_set(WHOLE_MAGIC) : vd_load(sum)));
+            vd_of_ints(total[r][c], x);
+            UNROLL for (int h = 0; h < 2; h++)
+                x[h] = vd_fma(x[h], d, begins ? vd_set(WHOLE_MAGIC) : vd_load(sum + h * LANES / 2));
+            if (is_last) {
+                put_exact_result(t, r, first_column + c * LANES, x);
+            } else {
+                vd_store(sum, x[0]);
+                vd_store(sum + LANES / 2, x[1]);
+            }
         }
     }
 }
 
-/* Accumulators are in memory, since registers have the totals. */
 INLINE void tile_whole_columns(const int R, const int C, enum tensor_type type, enum source source,
                                const struct tile *t, const int first_column)
 {
@@ -482,6 +505,7 @@ INLINE void tile_whole_columns(const int R, const int C, enum tensor_type type, 
     for (int64_t first = 0; first < t->count; first += t->shared) {
         vi total[MAX_ROWS][4];
         int64_t end = first + t->shared;
+        bool is_last = t->ends && end == t->count;
 
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int c = 0; c < C; c++)
@@ -492,9 +516,9 @@ INLINE void tile_whole_columns(const int R, const int C, enum tensor_type type, 
             add_whole_block(R, C, type, source, t, b, first_column, total);
         }
         if (t->sum)
-            add_totals_exactly(R, C, t, first, first_column, begins, total);
+            add_totals_exactly(R, C, t, first, first_column, begins, is_last, total);
         else
-            add_totals(R, C, t, first, first_column, begins, t->ends && end == t->count, total);
+            add_totals(R, C, t, first, first_column, begins, is_last, total);
         begins = false;
     }
 }
@@ -545,7 +569,7 @@ INLINE void tile_float(const int R, enum tensor_type type, const struct tile *t)
                 left = t->group;
             }
         }
-        keep_acc(R, C, t, first_column, t->ends && t->out, f);
+        keep_acc(R, C, t, first_column, t->ends && !t->sum, f);
     }
 }
 
@@ -646,41 +670,17 @@ static int32_t slice_width(const struct slice *slice)
     return MIN((int32_t)PANEL, slice->job->w->n - slice->panel * PANEL);
 }
 
-/* A row of what add_totals_exactly has added, of a panel with these steps. */
-INLINE void end_exact_sums(const float *steps, double *sums)
+/* Sums of groups become results, of types whose tiles leave that to others. */
+static void finish_sums(const struct tile *t, int32_t rows)
 {
-    UNROLL for (int c = 0; c < PANEL; c += LANES) {
-        vf step = vf_load(steps + c);
-
-        vd_store(sums + c, (vd_load(sums + c) - WHOLE_MAGIC) * vd_low(step));
-        vd_store(sums + c + LANES / 2, (vd_load(sums + c + LANES / 2) - WHOLE_MAGIC) * vd_high(step));
-    }
-}
-
-/* Sums of groups of rows [r0, r0 + rows) of the slice, to where they are wanted. */
-static void finish_sums(const struct slice *slice, double (*sums)[PANEL], int32_t r0, int32_t rows)
-{
-    const struct job *job = slice->job;
-    const float *steps = has_whole_scales(job->w->type) ? (const float *)panel_start(job->w, slice->panel) : NULL;
-    int32_t width = slice_width(slice);
-
     for (int64_t r = 0; r < rows; r++) {
-        int64_t row = slice->first_row + r0 + r, column = slice->panel * PANEL;
+        const double *sums = t->sum + r * PANEL;
 
-        if (steps)
-            end_exact_sums(steps, sums[r]);
-        if (!slice->out) {
-            memcpy(job->sums + row * job->w->n + column, sums[r], (size_t)width * sizeof(double));
-            continue;
-        }
-        float *out = slice->out + (r0 + r) * slice->out_stride;
-
-        if (width == PANEL)
-            for (int c = 0; c < PANEL; c += LANES)
-                vf_store(out + c, vf_round(vd_load(sums[r] + c), vd_load(sums[r] + c + LANES / 2)));
+        if (!t->out)
+            memcpy(t->sums_out + r * t->out_stride, sums, PANEL * sizeof(double));
         else
-            for (int c = 0; c < width; c++)
-                out[c] = (float)sums[r][c];
+            for (int c = 0; c < PANEL; c += LANES)
+                vf_store(t->out + r * t->out_stride + c, vf_round(vd_load(sums + c), vd_load(sums + c + LANES / 2)));
     }
 }
 
@@ -729,7 +729,7 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
     int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
     int32_t num_tiles = divide_up(slice->rows, MAX_ROWS);
     bool packed = is_float || num_tiles <= most_packed_tiles(w->type);
-    int32_t turns = packed ? num_tiles : 1;
+    int32_t turns = packed ? num_tiles : 1, width = slice_width(slice);
     int64_t chunk_bytes = (int64_t)count * packed_record_bytes(w->type);
 
     for (int32_t i = 0; i < num_tiles; i++) {
@@ -771,17 +771,22 @@ static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
             t.sum = scratch->sums[kept];
             t.sum_begins = at < job->group;
             t.left = job->group - at % job->group;
-        } else if (slice_width(slice) == PANEL) {
+        }
+        if (width < PANEL) {
+            t.out = slice->out ? scratch->edge[r0] : NULL;
+            t.sums_out = scratch->edge_sums[r0];
+            t.out_stride = PANEL;
+        } else if (slice->out) {
             t.out = slice->out + r0 * slice->out_stride;
             t.out_stride = slice->out_stride;
             t.streams = slice->streams;
         } else {
-            t.out = scratch->edge[r0];
-            t.out_stride = PANEL;
+            t.sums_out = job->sums + row * w->n + slice->panel * PANEL;
+            t.out_stride = w->n;
         }
         tiles[w->type][packed ? PACKED : i ? EXPANDED : PACKED_STORING][rows - 1](&t);
-        if (job->group && ends)
-            finish_sums(slice, &scratch->sums[kept], r0, rows);
+        if (job->group && ends && !has_whole_scales(w->type))
+            finish_sums(&t, rows);
     }
 }
 
@@ -796,9 +801,14 @@ static void do_slice(const struct slice *slice)
         chunk = num_records;
     for (int32_t at = 0; at < num_records; at += chunk)
         do_chunk(slice, at, MIN(chunk, num_records - at));
-    if (!job->group && width < PANEL)
-        for (int64_t r = 0; r < slice->rows; r++)
+    if (width == PANEL)
+        return;
+    for (int64_t r = 0; r < slice->rows; r++)
+        if (slice->out)
             memcpy(slice->out + r * slice->out_stride, slice->scratch->edge[r], (size_t)width * sizeof(float));
+        else
+            memcpy(job->sums + (slice->first_row + r) * job->w->n + slice->panel * PANEL, slice->scratch->edge_sums[r],
+                   (size_t)width * sizeof(double));
 }
 
 static int32_t num_panels(const struct matrix *w)
