@@ -246,6 +246,9 @@ struct rope_args {
 
 struct attention_args {
     float *out;            /* [rows, num_heads * head_dim] */
+    /* NULL, or rows that become what quantize makes of out, which is their x; groups are within heads. Then a device
+     * need not write out. */
+    const struct activations *quantized;
     const float *q;        /* [rows, num_heads * head_dim] at row stride q_stride, rotated, not scaled */
     int64_t q_stride;      /* so q may lie beside k and v, where one matmul put it */
     const struct kv_layer *kv;

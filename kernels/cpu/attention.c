@@ -14,6 +14,7 @@
  */
 #include "kernels/cpu/attention_tasks.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/quantize.h"
 
 #include "proto/base/memory.h"
 
@@ -24,7 +25,7 @@ enum {
     MAX_VECTORS = 4,               /* and vectors for each */
     PIECE_TOKENS = 64,
     PIECE_BLOCKS = PIECE_TOKENS / KV_BLOCK_TOKENS,
-    BLOCK_VECTORS = KV_BLOCK_TOKENS / LANES,
+    KEY_VECTORS = KV_BLOCK_TOKENS / LANES,
     BLOCK_PAIRS = KV_BLOCK_TOKENS / 2,
     FETCH_BYTES = 16 << 10,             /* how far ahead the cache is fetched, in whole pieces */
     LINE_BYTES = 64,                    /* that are fetched at once */
@@ -261,15 +262,15 @@ INLINE void score_keys(const int R, const int C, const enum form form, const flo
     const void *keys[MAX_VECTORS], *ahead[MAX_VECTORS];
 
     UNROLL for (int c = 0; c < C; c++) {
-        int32_t block = (at + c) / BLOCK_VECTORS;
+        int32_t block = (at + c) / KEY_VECTORS;
 
-        keys[c] = element(form, piece->blocks[block], (at + c) % BLOCK_VECTORS * LANES);
+        keys[c] = element(form, piece->blocks[block], (at + c) % KEY_VECTORS * LANES);
         ahead[c] = piece->ahead[block];
     }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
             acc[r][c] = vf_set(0);
-    multiply_add(R, C, form, acc, q, MAX_HEAD_DIM, keys, ahead, BLOCK_VECTORS,
+    multiply_add(R, C, form, acc, q, MAX_HEAD_DIM, keys, ahead, KEY_VECTORS,
                  LINE_BYTES / FORM_BYTES(form) / KV_BLOCK_TOKENS, KV_BLOCK_TOKENS, form == PAIRS ? dim / 2 : dim);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int c = 0; c < C; c++)
@@ -280,8 +281,8 @@ INLINE void score_keys(const int R, const int C, const enum form form, const flo
 INLINE void score_group(const int R, const enum form form, const float *q, const struct piece *piece,
                         struct range tokens, int32_t dim, float *p)
 {
-    int32_t at = tokens.first / KV_BLOCK_TOKENS * BLOCK_VECTORS;
-    int32_t end = divide_up(tokens.end, KV_BLOCK_TOKENS) * BLOCK_VECTORS;
+    int32_t at = tokens.first / KV_BLOCK_TOKENS * KEY_VECTORS;
+    int32_t end = divide_up(tokens.end, KV_BLOCK_TOKENS) * KEY_VECTORS;
 
     for (; at + VECTORS_OF(form, R) <= end; at += VECTORS_OF(form, R))
         score_keys(R, VECTORS_OF(form, R), form, q, piece, at, dim, p);
@@ -289,7 +290,7 @@ INLINE void score_group(const int R, const enum form form, const float *q, const
         score_keys(R, 2, form, q, piece, at, dim, p);
         at += 2;
     }
-    if (BLOCK_VECTORS == 1 && at < end)
+    if (KEY_VECTORS == 1 && at < end)
         score_keys(R, 1, form, q, piece, at, dim, p);
 }
 
@@ -327,7 +328,7 @@ static void scale_scores(float *p, const float *scales, struct range tokens)
 INLINE float max_score(float *p, const float *scales, struct range seen)
 {
     struct range tokens = whole_blocks(seen);
-    vf most[BLOCK_VECTORS];
+    vf most[KEY_VECTORS];
 
     if (scales)
         scale_scores(p, scales, tokens);
@@ -335,12 +336,12 @@ INLINE float max_score(float *p, const float *scales, struct range seen)
         hide_unseen(p, tokens.first, seen);
     if (tokens.end > seen.end)
         hide_unseen(p, tokens.end - KV_BLOCK_TOKENS, seen);
-    for (int c = 0; c < BLOCK_VECTORS; c++)
+    for (int c = 0; c < KEY_VECTORS; c++)
         most[c] = vf_set(NO_SCORE);
     for (int32_t j = tokens.first; j < tokens.end; j += KV_BLOCK_TOKENS)
-        UNROLL for (int c = 0; c < BLOCK_VECTORS; c++)
+        UNROLL for (int c = 0; c < KEY_VECTORS; c++)
             most[c] = vf_max(vf_load(p + j + c * LANES), most[c]);
-    for (int c = 1; c < BLOCK_VECTORS; c++)
+    for (int c = 1; c < KEY_VECTORS; c++)
         most[0] = vf_max(most[c], most[0]);
     return vf_max_lanes(most[0]);
 }
@@ -370,7 +371,7 @@ INLINE void exponentials_of(const int n, const enum form form, float *p, int32_t
     UNROLL for (int i = 0; i < n; i++) {
         if (pairs)
             e[i] = vf_round_bfloat16(e[i]);
-        sums[i % BLOCK_VECTORS] += e[i];
+        sums[i % KEY_VECTORS] += e[i];
         if (scales)
             e[i] *= vf_load(scales + at + i * LANES);
         if (pairs)
@@ -385,16 +386,16 @@ INLINE void exponentials(const enum form form, struct softmax *tile, float *p, c
 {
     enum { STEP = MAX_VECTORS * LANES };
     struct range tokens = whole_blocks(seen);
-    vf sums[BLOCK_VECTORS];
+    vf sums[KEY_VECTORS];
     int32_t j = tokens.first;
 
-    for (int c = 0; c < BLOCK_VECTORS; c++)
+    for (int c = 0; c < KEY_VECTORS; c++)
         sums[c] = vf_set(0);
     for (; j + STEP <= tokens.end; j += STEP)
         exponentials_of(MAX_VECTORS, form, p, j, tile->max, sums, scales);
     for (; j < tokens.end; j += KV_BLOCK_TOKENS)
-        exponentials_of(BLOCK_VECTORS, form, p, j, tile->max, sums, scales);
-    for (int c = 0; c < BLOCK_VECTORS; c++)
+        exponentials_of(KEY_VECTORS, form, p, j, tile->max, sums, scales);
+    for (int c = 0; c < KEY_VECTORS; c++)
         vf_store(tile->sums + c * LANES, sums[c]);
 }
 
@@ -564,7 +565,7 @@ INLINE void add_values(const int R, const enum form form, const float *p, const 
         add_columns(R, 2, form, p, piece, dim, column, group, seen, tile);
         column += 2 * LANES;
     }
-    if (BLOCK_VECTORS == 1 && column < dim)
+    if (KEY_VECTORS == 1 && column < dim)
         add_columns(R, 1, form, p, piece, dim, column, group, seen, tile);
 }
 
@@ -976,22 +977,39 @@ static void load_queries(struct unit *unit)
         load_query(unit, i);
 }
 
+/* From element `at` of all of the rows, in groups of `blocks`. */
+INLINE void put_quantized(const int blocks, const struct activations *to, int64_t at, const float *x, float inverse,
+                          int32_t dim)
+{
+    for (int32_t d = 0; d < dim; d += blocks * QUANT_BLOCK) {
+        vf group[GROUP_VECTORS];
+
+        UNROLL for (int i = 0; i < blocks * BLOCK_VECTORS; i++)
+            group[i] = vf_load(x + d + i * LANES) * inverse;
+        quantize_group(to, (at + d) / QUANT_BLOCK, blocks, group);
+    }
+}
+
 static void write_results(const struct unit *unit)
 {
     const struct attention_args *args = unit->args;
+    int32_t blocks = args->quantized ? group_blocks(args->quantized) : 0;
 
     for (int32_t i = 0; i < unit->num_queries; i++) {
         const struct softmax *row = &unit->s->rows[i];
-        float *out = args->out + (int64_t)row_of(unit, i) * args->num_heads * unit->dim + column_of(unit, i);
-        vf sums[BLOCK_VECTORS];
+        int64_t at = (int64_t)row_of(unit, i) * args->num_heads * unit->dim + column_of(unit, i);
+        vf sums[KEY_VECTORS];
 
-        for (int c = 0; c < BLOCK_VECTORS; c++)
+        for (int c = 0; c < KEY_VECTORS; c++)
             sums[c] = vf_load(row->sums + c * LANES);
 
         float inverse = 1.0f / vf_sum_lanes(sums);
 
-        for (int32_t d = 0; d < unit->dim; d += LANES)
-            vf_store(out + d, vf_load(row->out + d) * inverse);
+        if (args->quantized)
+            FOR_GROUP(blocks, put_quantized, args->quantized, at, row->out, inverse, unit->dim)
+        else
+            for (int32_t d = 0; d < unit->dim; d += LANES)
+                vf_store(args->out + at + d, vf_load(row->out + d) * inverse);
     }
 }
 
@@ -1076,6 +1094,8 @@ void KERNEL(attention)(struct device *dev, const struct attention_args *args)
     ASSERT(args->kv->head_dim <= MAX_HEAD_DIM && args->kv->head_dim % 16 == 0, "head_dim %d",
            args->kv->head_dim);
     ASSERT(args->num_heads <= MAX_HEADS, "%d heads", args->num_heads);
+    ASSERT(!args->quantized || args->kv->head_dim % args->quantized->group == 0, "heads of %d, groups of %d",
+           args->kv->head_dim, args->quantized->group);
     attention_tasks_init(&attention.tasks, args, num_threads);
     attention.num_early = attention.tasks.num_tasks - (num_threads > 1 ? 4 * num_threads : 0);
     device_run(dev, num_threads, 1, attend, &arg);

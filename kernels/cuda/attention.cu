@@ -258,9 +258,8 @@ static struct attention_task task_of(const struct cuda_state *state, const struc
     return task;
 }
 
-void attention_cuda(struct device *dev, const struct attention_args *args)
+static void attend(struct cuda_state *state, const struct attention_args *args)
 {
-    struct cuda_state *state = state_of(dev);
     const struct attention_way *way = args->device_order ? &attention_half : &attention_exact;
     int32_t rows = args->batch->rows, num_requests = args->batch->num_requests;
     int32_t num_kv_heads = args->kv->num_kv_heads, few = way->few_queries;
@@ -298,4 +297,11 @@ void attention_cuda(struct device *dev, const struct attention_args *args)
         task.min_rows = small + 1;
     }
     attend_many(state, way, task);
+}
+
+void attention_cuda(struct device *dev, const struct attention_args *args)
+{
+    attend(state_of(dev), args);
+    if (args->quantized)
+        quantize_cuda(dev, args->quantized);
 }

@@ -232,4 +232,6 @@ void attention_ref(struct device *dev, const struct attention_args *args)
         for (int32_t r = batch->row_start[request]; r < batch->row_start[request + 1]; r++)
             for (int32_t h = 0; h < args->num_heads; h++)
                 attend(args, request, r, h);
+    if (args->quantized)
+        quantize_ref(dev, args->quantized);
 }

@@ -107,6 +107,8 @@ static void attention(struct device *dev, const struct attention_args *args)
     }
     sim_launch(dev, 4 * num_met * args->num_heads * head_dim,
                num_read * kv_bytes(args->kv));
+    if (args->quantized)
+        quantize(dev, args->quantized);
 }
 
 static void gated(struct device *dev, const struct activations *out, const float *gate,

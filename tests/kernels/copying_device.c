@@ -245,12 +245,18 @@ static void attention_copying(struct device *dev, const struct attention_args *a
     struct attention_args copy = *args;
     struct kv_layer kv = kv_layer(&call, args->kv, false);
     struct batch_view batch = batch_view(&call, args->batch);
+    struct activations quantized;
     int64_t rows = batch.rows, width = (int64_t)args->num_heads * args->kv->head_dim;
 
     copy.kv = &kv;
     copy.batch = &batch;
     copy.out = out(&call, args->out, rows * width * 4);
     copy.q = in(&call, args->q, ((rows - 1) * args->q_stride + width) * 4);
+    if (args->quantized) {
+        quantized = activations(&call, args->quantized, true);
+        copy.out = quantized.x;
+        copy.quantized = &quantized;
+    }
     copy.kv_head_of = in(&call, args->kv_head_of, args->num_heads * 4);
     call.kernels->attention(call.inner, &copy);
     end(&call);

@@ -107,6 +107,28 @@ struct cut {
     int32_t chunk, ones;
 };
 
+/* What args->out has come to, as quantize makes codes of it: the same by attention itself. */
+static void check_quantized(struct device *dev, struct attention_args args, int32_t rows, int32_t dim)
+{
+    int32_t k = args.num_heads * dim, blocks = rows * k / 32;
+    struct random random = {1};
+    struct activations want, quantized;
+
+    activations_init(&want, &random, rows, k);
+    activations_init(&quantized, &random, rows, k);
+    want.group = quantized.group = activation_group(dim);
+    memcpy(want.x, args.out, (size_t)blocks * 32 * sizeof(float));
+    quantize_ref(NULL, &want);
+    args.out = quantized.x;
+    args.quantized = &quantized;
+    device_kernels(dev)->attention(dev, &args);
+    expect_same_floats("scales", quantized.d, want.d, blocks);
+    assert_memory_equal(quantized.q, want.q, (size_t)blocks * 32);
+    assert_memory_equal(quantized.sums, want.sums, (size_t)blocks * 2 * sizeof(int16_t));
+    activations_close(&want);
+    activations_close(&quantized);
+}
+
 /* Runs all requests into rows->out. */
 static void run_in_order(struct device *dev, const struct model *model, struct rows *rows, struct cut cut,
                          bool device_order)
@@ -137,6 +159,8 @@ static void run_in_order(struct device *dev, const struct model *model, struct r
 
         kv_store_ref(&cache.kv, &batch.view, k, rows->width_kv, v, rows->width_kv);
         kernels->attention(dev, &args);
+        if (done == 0 && model->dim % 32 == 0)
+            check_quantized(dev, args, batch.view.rows, model->dim);
         for (int32_t r = 0; r < batch.view.rows; r++)
             memcpy(rows->out + (int64_t)batch.rows[r] * rows->width_q,
                    out + (int64_t)r * rows->width_q, rows->width_q * sizeof(float));

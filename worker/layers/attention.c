@@ -49,11 +49,20 @@ static bool is_half(const struct layer *layer)
            linear_is_half(&layer->gate_up) && linear_is_half(&layer->down);
 }
 
+static struct activations output_reads(const struct pass *pass, const struct layer *layer)
+{
+    return linear_reads(&layer->attention_output, &pass->attended, pass->batch->rows);
+}
+
 void attention_attend(struct pass *pass, const struct layer *layer, const struct kv_layer *kv, float scale,
                       int32_t window)
 {
+    struct activations quantized = output_reads(pass, layer);
+
+    quantized.x = pass->attended.x;
     pass->kernels->attention(pass->dev, &(struct attention_args){
                                             .out = pass->attended.x,
+                                            .quantized = quantized.q ? &quantized : NULL,
                                             .q = pass->qkv,
                                             .q_stride = qkv_width(pass),
                                             .kv = kv,
@@ -69,11 +78,7 @@ void attention_attend(struct pass *pass, const struct layer *layer, const struct
 enum status attention_output(struct pass *pass, const struct layer *layer,
                              const struct norm_step *next)
 {
-    struct activations x =
-        linear_reads(&layer->attention_output, &pass->attended, pass->batch->rows);
+    struct activations x = output_reads(pass, layer);
 
-    x.x = pass->attended.x; /* what quantize reads */
-    if (x.q)
-        pass->kernels->quantize(pass->dev, &x);
     return pass_add_linear(pass, &layer->attention_output, pass->config->head_dim, &x, next);
 }
