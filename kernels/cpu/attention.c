@@ -27,7 +27,8 @@ enum {
     PIECE_BLOCKS = PIECE_TOKENS / KV_BLOCK_TOKENS,
     KEY_VECTORS = KV_BLOCK_TOKENS / LANES,
     BLOCK_PAIRS = KV_BLOCK_TOKENS / 2,
-    FETCH_BYTES = 16 << 10,             /* how far ahead the cache is fetched, in whole pieces */
+    FETCH_ELEMENTS = 4 << 10,           /* how far ahead the cache is fetched, in whole pieces; */
+    FETCH_CODES = 16 << 10,             /* if these are of 8 bits */
     LINE_BYTES = 64,                    /* that are fetched at once */
     CONVERT_QUERIES = 2 * MAX_ROWS + 1, /* from this many on, converting a piece first pays */
 };
@@ -223,7 +224,7 @@ INLINE void multiply_add(const int R, const int C, const enum form form,
     for (int32_t i = 0; i < count; i++) {
         if (!IS_CONVERTED(form) && i % line_rows == 0)
             UNROLL for (int c = 0; c < C; c += line_vectors)
-                fetch_second_level(element(form, ahead[c], i * b_stride));
+                __builtin_prefetch(element(form, ahead[c], i * b_stride));
         if (form == PAIRS) {
             add_pairs(R, C, acc, a, a_stride, b, b_stride, i);
         } else if (R < C) { /* the fewer stay in registers */
@@ -743,27 +744,29 @@ static struct piece find_piece(struct place place)
 {
     const struct unit *unit = place.unit;
     enum kv_type type = unit->args->kv->type;
-    int32_t count = unit->dim * KV_BLOCK_TOKENS;
+    int32_t count = unit->dim * KV_BLOCK_TOKENS, ahead = FETCH_ELEMENTS;
     struct place later = place;
     struct piece piece;
 
-    for (int64_t bytes = 0; bytes < FETCH_BYTES; bytes += unit->head_bytes * PIECE_BLOCKS)
+    if (type == KV_FP8 || type == KV_INT8)
+        ahead = FETCH_CODES;
+    for (int32_t i = 0; i < ahead; i += unit->dim * PIECE_TOKENS)
         later = next_place(later);
 
     for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
-        const void *block = cached_block(place, b), *ahead = cached_block(later, b);
+        const void *block = cached_block(place, b), *later_block = cached_block(later, b);
 
         piece.blocks[b] = block;
-        piece.ahead[b] = ahead;
+        piece.ahead[b] = later_block;
         if (type == KV_INT8)
-            __builtin_prefetch(scales_of(unit, ahead));
+            __builtin_prefetch(scales_of(unit, later_block));
         if (!IS_CONVERTED(unit->form))
             continue;
         piece.blocks[b] = unit->s->piece + b * count;
         if (unit->form == TURNED)
-            convert_pairs(block, ahead, unit->s->piece + b * count, count, place.is_v ? unit->dim : KV_BLOCK_TOKENS);
+            convert_pairs(block, later_block, unit->s->piece + b * count, count, place.is_v ? unit->dim : KV_BLOCK_TOKENS);
         else
-            convert(type, block, ahead, unit->s->piece + b * count, count);
+            convert(type, block, later_block, unit->s->piece + b * count, count);
     }
     return piece;
 }
