@@ -696,15 +696,19 @@ static const float *scales_of(const struct unit *unit, const void *block)
     return (const float *)((const char *)block + unit->dim * KV_BLOCK_TOKENS);
 }
 
-/* Block b of a piece in the cache; one that no query sees is replaced by one that some query does. */
-static const void *cached_block(struct place place, int32_t b)
+/* The blocks of a piece in the cache; one that no query sees is replaced by one that some query does. */
+static void find_cached(struct place place, const void *blocks_out[PIECE_BLOCKS])
 {
     const struct unit *unit = place.unit;
     const struct kv_layer *kv = unit->args->kv;
-    int32_t at = place.number * PIECE_BLOCKS + b;
+    const char *head = (const char *)(place.is_v ? kv->v : kv->k) + kv_head_at(kv, 0, unit->kv_head);
 
-    at = MAX(MIN(at, unit->blocks_seen.end - 1), unit->blocks_seen.first);
-    return (const char *)(place.is_v ? kv->v : kv->k) + kv_head_at(kv, unit->blocks[at], unit->kv_head);
+    for (int32_t b = 0; b < PIECE_BLOCKS; b++) { /* kv_head_at(.., block, kv_head) */
+        int32_t at = MAX(MIN(place.number * PIECE_BLOCKS + b, unit->blocks_seen.end - 1), unit->blocks_seen.first);
+        uint32_t block = (uint32_t)unit->blocks[at];
+
+        blocks_out[b] = head + block / KV_GROUP_BLOCKS * kv->group_stride * 2 + block % KV_GROUP_BLOCKS * unit->head_bytes;
+    }
 }
 
 INLINE void convert_from(const enum form form, const void *from, const void *ahead, float *to, int32_t count)
@@ -748,25 +752,25 @@ static struct piece find_piece(struct place place)
     struct place later = place;
     struct piece piece;
 
+    find_cached(place, piece.blocks);
     if (type == KV_FP8 || type == KV_INT8)
         ahead = FETCH_CODES;
     for (int32_t i = 0; i < ahead; i += unit->dim * PIECE_TOKENS)
         later = next_place(later);
-
+    find_cached(later, piece.ahead);
+    if (type == KV_INT8)
+        for (int32_t b = 0; b < PIECE_BLOCKS; b++)
+            __builtin_prefetch(scales_of(unit, piece.ahead[b]));
+    if (!IS_CONVERTED(unit->form))
+        return piece;
     for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
-        const void *block = cached_block(place, b), *later_block = cached_block(later, b);
+        float *to = unit->s->piece + b * count;
 
-        piece.blocks[b] = block;
-        piece.ahead[b] = later_block;
-        if (type == KV_INT8)
-            __builtin_prefetch(scales_of(unit, later_block));
-        if (!IS_CONVERTED(unit->form))
-            continue;
-        piece.blocks[b] = unit->s->piece + b * count;
         if (unit->form == TURNED)
-            convert_pairs(block, later_block, unit->s->piece + b * count, count, place.is_v ? unit->dim : KV_BLOCK_TOKENS);
+            convert_pairs(piece.blocks[b], piece.ahead[b], to, count, place.is_v ? unit->dim : KV_BLOCK_TOKENS);
         else
-            convert(type, block, later_block, unit->s->piece + b * count, count);
+            convert(type, piece.blocks[b], piece.ahead[b], to, count);
+        piece.blocks[b] = to;
     }
     return piece;
 }
@@ -838,15 +842,18 @@ static const struct scales *find_scales(const struct unit *unit, int32_t tile)
 
     if (unit->args->kv->type != KV_INT8)
         return unit->args->kv->type == KV_FP8 ? scales : NULL; /* see load_queries */
-    for (int32_t number = pieces.first; number < pieces.end; number++)
+    for (int32_t number = pieces.first; number < pieces.end; number++) {
+        const void *k[PIECE_BLOCKS], *v[PIECE_BLOCKS];
+
+        find_cached((struct place){unit, false, number}, k);
+        find_cached((struct place){unit, true, number}, v);
         for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
             int32_t token = (number % TILE_PIECES * PIECE_BLOCKS + b) * KV_BLOCK_TOKENS;
-            const void *k = cached_block((struct place){unit, false, number}, b);
-            const void *v = cached_block((struct place){unit, true, number}, b);
 
-            memcpy(scales->k + token, scales_of(unit, k), KV_BLOCK_TOKENS * sizeof(float));
-            memcpy(scales->v + token, scales_of(unit, v), KV_BLOCK_TOKENS * sizeof(float));
+            memcpy(scales->k + token, scales_of(unit, k[b]), KV_BLOCK_TOKENS * sizeof(float));
+            memcpy(scales->v + token, scales_of(unit, v[b]), KV_BLOCK_TOKENS * sizeof(float));
         }
+    }
     return scales;
 }
 
