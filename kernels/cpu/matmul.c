@@ -831,26 +831,51 @@ static bool streams(const struct job *job)
     return job->out_stride >= STREAM_COLUMNS && job->out_stride % PANEL == 0 && (uintptr_t)job->out % (PANEL * 4) == 0;
 }
 
+static int32_t num_slices(const struct job *job)
+{
+    return divide_up(job->a->rows, SLICE_ROWS);
+}
+
+/*
+ * Items of work are, slice by slice, its `count` panels: activations of a slice stay in the second cache of a thread while
+ * all panels pass by, and where there are as many slices as threads, or twice as many, a thread has the same rows as in
+ * the kernels before and after. Returns which panel an item is.
+ */
+static int32_t find_item(struct slice *slice, int64_t item, int32_t count)
+{
+    int64_t rows = slice->job->a->rows, n = num_slices(slice->job), i = item / count;
+
+    slice->first_row = (int32_t)(rows * i / n);
+    slice->rows = (int32_t)(rows * (i + 1) / n) - slice->first_row;
+    return (int32_t)(item % count);
+}
+
+/* Which of `count` panels a thread reads that has this share of the items. */
+static struct span panels_read(const struct job *job, struct span share, int32_t count)
+{
+    return num_slices(job) == 1 ? share : (struct span){0, count};
+}
+
 static void do_panels(const void *args, struct span piece, struct span share, void *scratch)
 {
     const struct job *job = args;
     const struct matrix *w = job->w;
+    struct span read = panels_read(job, share, num_panels(w));
     struct slice slice = {
         .job = job,
         .out_stride = job->out_stride,
         .streams = streams(job),
         .scratch = scratch,
-        .end = panel_start(w, share.end),
-        .next = next_start(w, share.first),
+        .end = panel_start(w, read.end),
+        .next = next_start(w, read.first),
     };
 
-    for (slice.panel = (int32_t)piece.first; slice.panel < piece.end; slice.panel++)
-        for (slice.first_row = 0; slice.first_row < job->a->rows; slice.first_row += SLICE_ROWS) {
-            slice.rows = MIN((int32_t)SLICE_ROWS, job->a->rows - slice.first_row);
-            if (job->out)
-                slice.out = job->out + slice.first_row * job->out_stride + slice.panel * PANEL;
-            do_slice(&slice);
-        }
+    for (int64_t item = piece.first; item < piece.end; item++) {
+        slice.panel = find_item(&slice, item, num_panels(w));
+        if (job->out)
+            slice.out = job->out + slice.first_row * job->out_stride + slice.panel * PANEL;
+        do_slice(&slice);
+    }
     if (slice.streams)
         vf_end_stream();
 }
@@ -859,7 +884,7 @@ static void run(struct device *dev, const struct job *job)
 {
     ASSERT(job->a->k == job->w->k, "activations of %d columns, weights of %d", job->a->k, job->w->k);
     if (job->a->rows)
-        device_share(dev, num_panels(job->w), job->a->rows == 1 ? 2 : 1, do_panels, job);
+        device_share(dev, (int64_t)num_panels(job->w) * num_slices(job), job->a->rows == 1 ? 2 : 1, do_panels, job);
 }
 
 void KERNEL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
@@ -950,22 +975,22 @@ static void do_gated_panels(const void *args, struct span piece, struct span sha
     struct scratch *s = scratch;
     struct slice slice = {.job = &gated->job, .out_stride = PANEL, .scratch = scratch};
     int32_t pairs = num_panels(w) / 2, blocks = group_blocks(gated->out);
+    struct span read = panels_read(&gated->job, share, pairs / blocks);
 
-    for (int32_t first = (int32_t)piece.first * blocks; first < piece.end * blocks; first += blocks)
-        for (slice.first_row = 0; slice.first_row < gated->job.a->rows; slice.first_row += SLICE_ROWS) {
-            slice.rows = MIN((int32_t)SLICE_ROWS, gated->job.a->rows - slice.first_row);
-            for (int32_t i = 0; i < blocks; i++) {
-                int32_t p = first + i;
+    for (int64_t item = piece.first; item < piece.end; item++) {
+        int32_t first = find_item(&slice, item, pairs / blocks) * blocks;
 
-                do_gated_slice(&slice, p, s->gated[0], panel_start(w, pairs + p));
-                do_gated_slice(&slice, pairs + p, s->gated[1],
-                               p + 1 < share.end * blocks ? panel_start(w, p + 1)
-                                                          : next_start(w, 2 * share.first * blocks));
-                if (i + 1 < blocks)
-                    gated->gate_rows(s, 0, slice.rows, i);
-            }
-            FOR_GROUP(blocks, put_rows, gated, &slice, first);
+        for (int32_t i = 0; i < blocks; i++) {
+            int32_t p = first + i;
+
+            do_gated_slice(&slice, p, s->gated[0], panel_start(w, pairs + p));
+            do_gated_slice(&slice, pairs + p, s->gated[1],
+                           p + 1 < read.end * blocks ? panel_start(w, p + 1) : next_start(w, 2 * read.first * blocks));
+            if (i + 1 < blocks)
+                gated->gate_rows(s, 0, slice.rows, i);
         }
+        FOR_GROUP(blocks, put_rows, gated, &slice, first);
+    }
 }
 
 static void run_gated(struct device *dev, const struct gated_job *gated)
@@ -976,7 +1001,8 @@ static void run_gated(struct device *dev, const struct gated_job *gated)
            "activations of %d columns, weights of %d, %d for %d gates", job->a->k, job->w->k, job->w->n,
            gated->out->k);
     if (job->a->rows)
-        device_share(dev, num_panels(job->w) / 2 / group_blocks(gated->out), 1, do_gated_panels, gated);
+        device_share(dev, (int64_t)(num_panels(job->w) / 2 / group_blocks(gated->out)) * num_slices(job), 1, do_gated_panels,
+                     gated);
 }
 
 void KERNEL(matmul_silu_mul)(struct device *dev, const struct activations *out, const struct activations *a,

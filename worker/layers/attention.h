@@ -14,8 +14,8 @@ void attention_project(struct pass *pass, const struct layer *layer);
  * v go to the KV cache. */
 void attention_rotate_and_store(struct pass *pass, const struct layer *layer,
                                 const struct rope_table *rope, const struct kv_layer *kv);
-/* attended = softmax(scale q·k) v, as the output projection reads it, over the request's KV cache; in the device's order where all weights of the
- * layer are of 16 bits, as its matmuls are then anyway.
+/* attended = softmax(scale q·k) v over the request's KV cache, as the output projection reads it; in the device's order
+ * where all weights of the layer are of 16 bits, as its matmuls are then anyway.
  * window: 0 sees every earlier position, else the last `window`, its own included. */
 void attention_attend(struct pass *pass, const struct layer *layer, const struct kv_layer *kv, float scale,
                       int32_t window);
