@@ -147,7 +147,8 @@ static void keep_logits(void *user, int32_t step, const float *logits)
         const struct ranks_chunk *chunk = &play->steps[step].chunks[i];
 
         for (int32_t p = chunk->to - chunk->num_logits; p < chunk->to; p++, logits += answer->vocab_size) {
-            memcpy(answer->logits + (int64_t)p * answer->vocab_size, logits, (size_t)answer->vocab_size * sizeof(float));
+            memcpy(answer->logits + (int64_t)p * answer->vocab_size, logits,
+                   (size_t)answer->vocab_size * sizeof(float));
             answer->is_known[p] = true;
         }
     }
@@ -164,7 +165,8 @@ static void plan_step(struct ranks_step *step, int32_t at, const struct variant 
                           : i < variant->companions / 2 ? i + 1
                                                         : i;
         int32_t each = 1 + 3 * (request - 1), first = at * each;
-        struct ranks_chunk watched = {0, from, to, variant->num_logits ? MIN(variant->num_logits, to - from) : to - from};
+        struct ranks_chunk watched = {0, from, to,
+                                      variant->num_logits ? MIN(variant->num_logits, to - from) : to - from};
         struct ranks_chunk other = {request, first, first + each, 0};
 
         if (request == 0)

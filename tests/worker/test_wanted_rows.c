@@ -29,8 +29,8 @@ static struct batch_view find(struct wanted_rows *wanted, const int32_t *rows, i
     return out;
 }
 
-static void expect_request(const struct batch_view *batch, int32_t request, int32_t first, int32_t rows, int32_t position,
-                           const int32_t *blocks, int32_t num_blocks)
+static void expect_request(const struct batch_view *batch, int32_t request, int32_t first, int32_t rows,
+                           int32_t position, const int32_t *blocks, int32_t num_blocks)
 {
     assert_int_equal(batch->row_start[request], first);
     assert_int_equal(batch->row_start[request + 1], first + rows);

@@ -159,7 +159,8 @@ bool pass_narrow(struct pass *pass)
     if (!wanted)
         return true;
     pass->kernels->take_rows(pass->dev, pass->few.qkv, pass->qkv, qkv, pass->logit_rows, wanted->rows, q);
-    pass->kernels->take_rows(pass->dev, pass->few.residual, pass->residual, hidden, pass->logit_rows, wanted->rows, hidden);
+    pass->kernels->take_rows(pass->dev, pass->few.residual, pass->residual, hidden, pass->logit_rows, wanted->rows,
+                             hidden);
     pass_begin(pass, wanted, &pass->few);
     pass->logit_rows = NULL;
     return wanted->rows > 0;
