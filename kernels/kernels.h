@@ -183,11 +183,19 @@ static inline int64_t kv_head_bytes(enum kv_type type, int32_t head_dim)
     return type == KV_FP8 ? elements : type == KV_INT8 ? elements + 4 * KV_BLOCK_TOKENS : 2 * elements;
 }
 
+/* Bytes from a KV head's part of block 0 to its part of another. head_bytes: kv_head_bytes. Attention asks for each block
+ * that it reads, and a number without a sign is divided sooner. */
+static inline int64_t kv_from_first_block(const struct kv_layer *kv, int64_t head_bytes, uint32_t block)
+{
+    return block / KV_GROUP_BLOCKS * kv->group_stride * 2 + block % KV_GROUP_BLOCKS * head_bytes;
+}
+
 /* Bytes from k, or from v, to a block of a KV head. */
 static inline int64_t kv_head_at(const struct kv_layer *kv, int32_t block, int32_t head)
 {
-    return block / KV_GROUP_BLOCKS * kv->group_stride * 2 +
-           ((int64_t)head * KV_GROUP_BLOCKS + block % KV_GROUP_BLOCKS) * kv_head_bytes(kv->type, kv->head_dim);
+    int64_t head_bytes = kv_head_bytes(kv->type, kv->head_dim);
+
+    return kv_from_first_block(kv, head_bytes, (uint32_t)block) + (int64_t)head * KV_GROUP_BLOCKS * head_bytes;
 }
 
 static inline int32_t kv_num_groups(int32_t num_blocks)

@@ -703,11 +703,10 @@ static void find_cached(struct place place, const void *blocks_out[PIECE_BLOCKS]
     const struct kv_layer *kv = unit->args->kv;
     const char *head = (const char *)(place.is_v ? kv->v : kv->k) + kv_head_at(kv, 0, unit->kv_head);
 
-    for (int32_t b = 0; b < PIECE_BLOCKS; b++) { /* kv_head_at(.., block, kv_head) */
+    for (int32_t b = 0; b < PIECE_BLOCKS; b++) {
         int32_t at = MAX(MIN(place.number * PIECE_BLOCKS + b, unit->blocks_seen.end - 1), unit->blocks_seen.first);
-        uint32_t block = (uint32_t)unit->blocks[at];
 
-        blocks_out[b] = head + block / KV_GROUP_BLOCKS * kv->group_stride * 2 + block % KV_GROUP_BLOCKS * unit->head_bytes;
+        blocks_out[b] = head + kv_from_first_block(kv, unit->head_bytes, (uint32_t)unit->blocks[at]);
     }
 }
 
