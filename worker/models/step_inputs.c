@@ -4,12 +4,18 @@
 
 #include <string.h>
 
+/* Of a batch, as put_batch puts it. */
+static int64_t batch_count(int64_t rows, int64_t requests, int64_t blocks)
+{
+    return rows + requests + 1 + requests * blocks;
+}
+
 enum status step_inputs_open(struct step_inputs *inputs, struct device *dev, const struct step_inputs_limits *limits)
 {
     int64_t blocks = limits->position / KV_BLOCK_TOKENS + 1;
-    /* Logits are wanted of each row but once, and of those that sample once more; these are a batch, too. */
-    int64_t count = 3 * (int64_t)limits->rows + limits->requests + 1 + limits->requests * blocks + limits->logit_rows +
-                    2 * limits->requests + 1 + limits->requests * blocks;
+    /* Ids, the batch, and that of rows that sample. Logits are wanted of each row but once, and of these once more. */
+    int64_t count = limits->rows + batch_count(limits->rows, limits->requests, blocks) +
+                    batch_count(limits->requests, limits->requests, blocks) + limits->rows + limits->logit_rows;
 
     *inputs = (struct step_inputs){.dev = dev};
     if (!device_has_own_memory(dev))
@@ -46,21 +52,21 @@ static void put(int32_t *to, const int32_t *from, int64_t n)
         memcpy(to, from, (size_t)n * sizeof *to);
 }
 
-/* Rows that are added are requests of their own, of one token at position 0. */
-static void put_rows(struct step_inputs *inputs, struct batch_view *batch, const int32_t **ids, int32_t rows)
+/* n numbers of *array, and zeros up to `all`. */
+static void put_padded(struct step_inputs *inputs, const int32_t **array, int32_t n, int32_t all)
 {
-    int32_t added = rows - batch->rows, *to;
-    const int32_t *from = *ids;
+    const int32_t *from = *array;
+    int32_t *to = take(inputs, array, all);
 
-    to = take(inputs, ids, rows);
-    put(to, from, batch->rows);
-    memset(to + batch->rows, 0, (size_t)added * sizeof *to);
-    from = batch->positions;
-    to = take(inputs, &batch->positions, rows);
-    put(to, from, batch->rows);
-    memset(to + batch->rows, 0, (size_t)added * sizeof *to);
-    from = batch->row_start;
-    to = take(inputs, &batch->row_start, batch->num_requests + added + 1);
+    put(to, from, n);
+    memset(to + n, 0, (size_t)(all - n) * sizeof *to);
+}
+
+static void put_row_start(struct step_inputs *inputs, struct batch_view *batch, int32_t added)
+{
+    const int32_t *from = batch->row_start;
+    int32_t *to = take(inputs, &batch->row_start, batch->num_requests + added + 1);
+
     put(to, from, batch->num_requests + 1);
     for (int32_t i = 1; i <= added; i++)
         to[batch->num_requests + i] = batch->rows + i;
@@ -80,6 +86,18 @@ static void put_block_tables(struct step_inputs *inputs, struct batch_view *batc
     batch->block_table_stride = stride;
 }
 
+/* Rows that are added, up to so many, are requests of their own, of one token at position 0. */
+static void put_batch(struct step_inputs *inputs, struct batch_view *batch, int32_t rows)
+{
+    int32_t added = rows - batch->rows;
+
+    put_padded(inputs, &batch->positions, batch->rows, rows);
+    put_row_start(inputs, batch, added);
+    put_block_tables(inputs, batch, batch->num_requests + added);
+    batch->rows = rows;
+    batch->num_requests += added;
+}
+
 /* What was written behind `from`. */
 static enum status push(struct step_inputs *inputs, const int32_t *from)
 {
@@ -93,7 +111,7 @@ static enum status push(struct step_inputs *inputs, const int32_t *from)
 enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch, const int32_t **ids,
                             const int32_t *last_tokens, const struct recording_sizes *sizes)
 {
-    int32_t rows = sizes ? sizes->rows : batch->rows, added = rows - batch->rows, *first;
+    int32_t rows = sizes ? sizes->rows : batch->rows, *first;
 
     if (!device_has_own_memory(inputs->dev))
         return OK;
@@ -101,10 +119,8 @@ enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch
     inputs->end = first = (int32_t *)inputs->mirrors[inputs->which].host;
     if (sizes)
         batch->max_position = sizes->position;
-    put_rows(inputs, batch, ids, rows);
-    put_block_tables(inputs, batch, batch->num_requests + added);
-    batch->rows = rows;
-    batch->num_requests += added;
+    put_padded(inputs, ids, batch->rows, rows);
+    put_batch(inputs, batch, rows);
     TRY(push(inputs, first));
     if (last_tokens)
         device_kernels(inputs->dev)->take_last_tokens(inputs->dev, (int32_t *)*ids, batch->rows, last_tokens);
@@ -114,14 +130,10 @@ enum status step_inputs_put(struct step_inputs *inputs, struct batch_view *batch
 enum status step_inputs_put_batch(struct step_inputs *inputs, struct batch_view *batch)
 {
     int32_t *first = inputs->end;
-    const int32_t *from = batch->positions;
 
     if (!device_has_own_memory(inputs->dev))
         return OK;
-    put(take(inputs, &batch->positions, batch->rows), from, batch->rows);
-    from = batch->row_start;
-    put(take(inputs, &batch->row_start, batch->num_requests + 1), from, batch->num_requests + 1);
-    put_block_tables(inputs, batch, batch->num_requests);
+    put_batch(inputs, batch, batch->rows);
     return push(inputs, first);
 }
 
