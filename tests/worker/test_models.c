@@ -154,23 +154,27 @@ static void keep_logits(void *user, int32_t step, const float *logits)
     }
 }
 
+/* Of the request that is watched. */
+static struct ranks_chunk watched_chunk(int32_t at, const struct variant *variant)
+{
+    int32_t from = at * variant->chunk, to = MIN(from + variant->chunk, (int32_t)NUM_IDS);
+
+    return (struct ranks_chunk){0, from, to, variant->num_logits ? MIN(variant->num_logits, to - from) : to - from};
+}
+
 /* Request 0 is the one that is watched, in the middle of its companions. A companion brings its own
  * number of rows to each step, until it is out of tokens. */
 static void plan_step(struct ranks_step *step, int32_t at, const struct variant *variant)
 {
-    int32_t from = at * variant->chunk, to = MIN(from + variant->chunk, (int32_t)NUM_IDS);
-
     for (int32_t i = 0; i <= variant->companions; i++) {
         int32_t request = i == variant->companions / 2  ? 0
                           : i < variant->companions / 2 ? i + 1
                                                         : i;
         int32_t each = 1 + 3 * (request - 1), first = at * each;
-        struct ranks_chunk watched = {0, from, to,
-                                      variant->num_logits ? MIN(variant->num_logits, to - from) : to - from};
         struct ranks_chunk other = {request, first, first + each, 0};
 
         if (request == 0)
-            step->chunks[step->num_chunks++] = watched;
+            step->chunks[step->num_chunks++] = watched_chunk(at, variant);
         else if (other.to <= NUM_IDS)
             step->chunks[step->num_chunks++] = other;
     }
@@ -180,14 +184,6 @@ static void fill_ids(int32_t *ids, int32_t seed, int32_t vocab_size)
 {
     for (int32_t i = 0; i < NUM_IDS; i++)
         ids[i] = (seed * 131 + i * 37 + i * i) % vocab_size;
-}
-
-/* Whether logits of a position are wanted, where some of each chunk are. */
-static bool is_among_last(const struct variant *variant, int32_t position)
-{
-    int32_t from = position / variant->chunk * variant->chunk, to = MIN(from + variant->chunk, (int32_t)NUM_IDS);
-
-    return position >= to - variant->num_logits;
 }
 
 static struct answer answer_of(const struct model_file *file, const char *isa,
@@ -219,8 +215,11 @@ static struct answer answer_of(const struct model_file *file, const char *isa,
         .on_logits = keep_logits,
         .user = &(struct play){&answer, steps},
     }));
-    for (int32_t p = 0; p < NUM_IDS; p++)
-        assert_int_equal(answer.is_known[p], variant->num_logits == 0 || is_among_last(variant, p));
+    for (int32_t p = 0; p < NUM_IDS; p++) {
+        struct ranks_chunk chunk = watched_chunk(p / variant->chunk, variant);
+
+        assert_int_equal(answer.is_known[p], p >= chunk.to - chunk.num_logits);
+    }
     return answer;
 }
 
