@@ -272,6 +272,15 @@ struct attention_args {
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
+/* Rows of floats that are wanted elsewhere: out's row i is row row_ids[i] of `in`. They do not overlap. */
+struct take_rows_args {
+    int32_t rows, n;
+    float *out;             /* [rows, n] */
+    const float *in;        /* [.., n] */
+    int64_t stride;         /* of a row, of both */
+    const int32_t *row_ids; /* [rows] */
+};
+
 /* Between two sublayers: see add_norm. */
 struct add_norm_args {
     int32_t rows, n;            /* n: a multiple of 32 */
@@ -385,9 +394,7 @@ struct kernels {
     void (*embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                       const struct matrix *w, int32_t first_id, float scale);
 
-    /* out: [rows, n] = rows row_ids[i] of `in`, both at row stride `stride`; they do not overlap. */
-    void (*take_rows)(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
-                      int32_t rows, int32_t n);
+    void (*take_rows)(struct device *dev, const struct take_rows_args *args);
 
     /* residual += sum (or its norm), then out = norm of residual, where the RMS norm of x by w is
      * x / sqrt(mean(x²) + eps) * w. */

@@ -16,8 +16,6 @@ void MATMUL(matmul_groups_float)(struct device *dev, float *out, const struct ac
                                  const struct matrix *w, int32_t group_k);
 void SHARED(embedding)(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                        const struct matrix *w, int32_t first_id, float scale);
-void SHARED(take_rows)(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
-                       int32_t rows, int32_t n);
 void SHARED(add_norm)(struct device *dev, const struct add_norm_args *args);
 void SHARED(rope_store)(struct device *dev, const struct rope_args *args);
 void ATTENTION(attention)(struct device *dev, const struct attention_args *args);

@@ -43,4 +43,7 @@ void device_share(struct device *dev, int64_t count, int64_t grain,
                   void (*part)(const void *args, struct span piece, struct span share, void *scratch),
                   const void *args);
 
+/* The same for every instruction set. */
+void take_rows_cpu(struct device *dev, const struct take_rows_args *args);
+
 #endif

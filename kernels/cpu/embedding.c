@@ -148,31 +148,3 @@ void KERNEL(embedding)(struct device *dev, float *out, const int32_t *ids, int32
 
     device_run(dev, rows, 4, embed_rows, &args);
 }
-
-/* ---- rows of floats -------------------------------------------------------------------------------- */
-
-struct rows_to_take {
-    float *out;
-    const float *in;
-    int64_t stride;
-    const int32_t *row_ids;
-    int32_t n;
-};
-
-static void copy_rows(const void *arg, int64_t first, int64_t end, void *scratch)
-{
-    const struct rows_to_take *args = arg;
-
-    (void)scratch;
-    for (int64_t r = first; r < end; r++)
-        memcpy(args->out + r * args->stride, args->in + args->row_ids[r] * args->stride,
-               (size_t)args->n * sizeof(float));
-}
-
-void KERNEL(take_rows)(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
-                       int32_t rows, int32_t n)
-{
-    struct rows_to_take args = {out, in, stride, row_ids, n};
-
-    device_run(dev, rows, 16, copy_rows, &args);
-}

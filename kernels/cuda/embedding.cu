@@ -249,16 +249,8 @@ extern "C" void embedding_cuda(struct device *dev, float *out, const int32_t *id
 
 /* ---- rows of floats -------------------------------------------------------------------------------- */
 
-struct rows_to_take {
-    float *out;
-    const float *in;
-    int64_t stride;
-    const int32_t *row_ids;
-    int32_t n;
-};
-
 /* A block a row. */
-static __global__ void __launch_bounds__(MAX_THREADS) copy_rows(struct rows_to_take task)
+static __global__ void __launch_bounds__(MAX_THREADS) copy_rows(struct take_rows_args task)
 {
     int64_t row = blockIdx.x;
     const float *in = task.in + task.row_ids[row] * task.stride;
@@ -267,15 +259,13 @@ static __global__ void __launch_bounds__(MAX_THREADS) copy_rows(struct rows_to_t
         task.out[row * task.stride + i] = in[i];
 }
 
-extern "C" void take_rows_cuda(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
-                               int32_t rows, int32_t n)
+extern "C" void take_rows_cuda(struct device *dev, const struct take_rows_args *args)
 {
     struct cuda_state *state = state_of(dev);
-    struct rows_to_take task = {out, in, stride, row_ids, n};
-    int32_t threads = n < MAX_THREADS ? (int32_t)round_up(n, WARP) : MAX_THREADS;
+    int32_t threads = args->n < MAX_THREADS ? (int32_t)round_up(args->n, WARP) : MAX_THREADS;
 
-    if (rows == 0 || n == 0)
+    if (args->rows == 0 || args->n == 0)
         return;
-    launch(copy_rows, dim3((unsigned)rows), dim3((unsigned)threads), 0, state->stream, task);
+    launch(copy_rows, dim3((unsigned)args->rows), dim3((unsigned)threads), 0, state->stream, *args);
     note_launch(state);
 }

@@ -98,8 +98,7 @@ void matmul_groups_float_cuda(struct device *dev, float *out, const struct activ
                               int32_t group_k);
 void embedding_cuda(struct device *dev, float *out, const int32_t *ids, int32_t rows, const struct matrix *w,
                     int32_t first_id, float scale);
-void take_rows_cuda(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids, int32_t rows,
-                    int32_t n);
+void take_rows_cuda(struct device *dev, const struct take_rows_args *args);
 void add_norm_cuda(struct device *dev, const struct add_norm_args *args);
 void rope_store_cuda(struct device *dev, const struct rope_args *args);
 void attention_cuda(struct device *dev, const struct attention_args *args);

@@ -26,11 +26,10 @@ void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t r
     }
 }
 
-void take_rows_ref(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
-                   int32_t rows, int32_t n)
+void take_rows_ref(struct device *dev, const struct take_rows_args *args)
 {
     (void)dev;
-    for (int32_t r = 0; r < rows; r++)
-        for (int32_t i = 0; i < n; i++)
-            out[r * stride + i] = in[row_ids[r] * stride + i];
+    for (int32_t r = 0; r < args->rows; r++)
+        for (int32_t i = 0; i < args->n; i++)
+            args->out[r * args->stride + i] = args->in[args->row_ids[r] * args->stride + i];
 }

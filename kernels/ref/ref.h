@@ -27,8 +27,7 @@ void matmul_groups_float_ref(struct device *dev, float *out, const struct activa
                              const struct matrix *w, int32_t group_k);
 void embedding_ref(struct device *dev, float *out, const int32_t *ids, int32_t rows,
                    const struct matrix *w, int32_t first_id, float scale);
-void take_rows_ref(struct device *dev, float *out, const float *in, int64_t stride, const int32_t *row_ids,
-                   int32_t rows, int32_t n);
+void take_rows_ref(struct device *dev, const struct take_rows_args *args);
 void add_norm_ref(struct device *dev, const struct add_norm_args *args);
 void rope_store_ref(struct device *dev, const struct rope_args *args);
 /* k, v: [rows, num_kv_heads * head_dim] at their row strides, into the slots of their positions. */

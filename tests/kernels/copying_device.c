@@ -184,16 +184,18 @@ static void embedding_copying(struct device *dev, float *vectors, const int32_t 
     end(&call);
 }
 
-static void take_rows_copying(struct device *dev, float *rows_out, const float *rows_in, int64_t stride,
-                              const int32_t *row_ids, int32_t rows, int32_t n)
+static void take_rows_copying(struct device *dev, const struct take_rows_args *args)
 {
     struct call call = begin(dev);
+    struct take_rows_args copy = *args;
     int64_t most = 0;
 
-    for (int32_t i = 0; i < rows; i++)
-        most = MAX(most, (int64_t)row_ids[i]);
-    call.kernels->take_rows(call.inner, out(&call, rows_out, rows * stride * 4), in(&call, rows_in, (most * stride + n) * 4),
-                            stride, in(&call, row_ids, rows * 4), rows, n);
+    for (int32_t i = 0; i < args->rows; i++)
+        most = MAX(most, (int64_t)args->row_ids[i]);
+    copy.out = out(&call, args->out, args->rows * args->stride * 4);
+    copy.in = in(&call, args->in, (most * args->stride + args->n) * 4);
+    copy.row_ids = in(&call, args->row_ids, args->rows * 4);
+    call.kernels->take_rows(call.inner, &copy);
     end(&call);
 }
 

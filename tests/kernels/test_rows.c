@@ -152,7 +152,8 @@ static void run_take_rows(const struct kernels *k, struct device *dev, const str
 {
     static const int32_t row_ids[] = {66, 0, 3, 3, 1, 2, 5, 64, 4, 4, 4, 9, 60, 7, 8, 6, 31, 33};
 
-    k->take_rows(dev, out->residual, in->y, in->n, row_ids, COUNT_OF(row_ids), in->n - 5);
+    k->take_rows(dev, &(struct take_rows_args){.rows = COUNT_OF(row_ids), .n = in->n - 5, .out = out->residual,
+                                               .in = in->y, .stride = in->n, .row_ids = row_ids});
 }
 
 static void run_gelu(const struct kernels *k, struct device *dev, const struct inputs *in,

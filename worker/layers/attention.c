@@ -42,6 +42,32 @@ void attention_rotate_and_store(struct pass *pass, const struct layer *layer,
                                          });
 }
 
+/* Rows pass->logit_rows of an array, n floats of `stride` each. */
+static void take_wanted(struct pass *pass, float *out, const float *in, int32_t stride, int32_t n)
+{
+    pass->kernels->take_rows(pass->dev, &(struct take_rows_args){
+                                            .rows = pass->wanted->rows,
+                                            .n = n,
+                                            .out = out,
+                                            .in = in,
+                                            .stride = stride,
+                                            .row_ids = pass->logit_rows,
+                                        });
+}
+
+bool attention_narrow(struct pass *pass, int32_t layer)
+{
+    int32_t hidden = pass->config->hidden_size;
+
+    if (layer + 1 < pass->config->num_layers || !pass->wanted)
+        return true;
+    take_wanted(pass, pass->few.qkv, pass->qkv, qkv_width(pass), q_width(pass));
+    take_wanted(pass, pass->few.residual, pass->residual, hidden, hidden);
+    pass_begin(pass, pass->wanted, &pass->few);
+    pass->logit_rows = NULL;
+    return pass->batch->rows > 0;
+}
+
 /* Every rank has matrices of the same types. */
 static bool is_half(const struct layer *layer)
 {

@@ -14,6 +14,9 @@ void attention_project(struct pass *pass, const struct layer *layer);
  * v go to the KV cache. */
 void attention_rotate_and_store(struct pass *pass, const struct layer *layer,
                                 const struct rope_table *rope, const struct kv_layer *kv);
+/* Behind what is kept of all rows in the last layer the pass is of pass->wanted alone; before that, nothing. false: no row
+ * is left. */
+bool attention_narrow(struct pass *pass, int32_t layer);
 /* attended = softmax(scale q·k) v over the request's KV cache, as the output projection reads it; in the device's order
  * where all weights of the layer are of 16 bits, as its matmuls are then anyway.
  * window: 0 sees every earlier position, else the last `window`, its own included. */

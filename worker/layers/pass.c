@@ -149,23 +149,6 @@ enum status pass_add_linear(struct pass *pass, const struct linear *linear, int3
     return next->weight ? meet(pass) : OK;
 }
 
-bool pass_narrow(struct pass *pass)
-{
-    const struct shard *shard = pass->shard;
-    int32_t hidden = pass->config->hidden_size, head_dim = pass->config->head_dim;
-    int32_t q = shard->num_heads * head_dim, qkv = q + 2 * shard->num_kv_heads * head_dim;
-    const struct batch_view *wanted = pass->wanted;
-
-    if (!wanted)
-        return true;
-    pass->kernels->take_rows(pass->dev, pass->few.qkv, pass->qkv, qkv, pass->logit_rows, wanted->rows, q);
-    pass->kernels->take_rows(pass->dev, pass->few.residual, pass->residual, hidden, pass->logit_rows, wanted->rows,
-                             hidden);
-    pass_begin(pass, wanted, &pass->few);
-    pass->logit_rows = NULL;
-    return wanted->rows > 0;
-}
-
 void pass_observe(struct pass *pass, int32_t layer)
 {
     int64_t count = (int64_t)pass->batch->rows * pass->config->hidden_size;

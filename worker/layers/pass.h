@@ -27,7 +27,7 @@ struct pass {
 
     /* This step. */
     const struct batch_view *batch;
-    const struct batch_view *wanted; /* wanted_rows.h: what is left of it behind pass_narrow; NULL: all */
+    const struct batch_view *wanted; /* wanted_rows.h: what is left of it behind attention_narrow; NULL: all */
     const int32_t *ids;
     const int32_t *logit_rows; /* NULL: row i is i */
     int32_t num_logit_rows;
@@ -81,9 +81,6 @@ MUST_USE enum status pass_norm(struct pass *pass, const struct norm_step *next);
  */
 MUST_USE enum status pass_add_linear(struct pass *pass, const struct linear *linear, int32_t group,
                                      const struct activations *x, const struct norm_step *next);
-/* From here on the pass is of `wanted` alone: between what the last layer's attention reads of all rows, and the rest of
- * it. false: no row is left. */
-bool pass_narrow(struct pass *pass);
 void pass_observe(struct pass *pass, int32_t layer);
 
 #endif

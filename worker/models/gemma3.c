@@ -65,7 +65,7 @@ static enum status forward(struct pass *pass)
         attention_project(pass, layer);
         attention_rotate_and_store(pass, layer, global ? &pass->rope : &pass->rope_local,
                                    &pass->kv[i]);
-        if (i + 1 == config->num_layers && !pass_narrow(pass))
+        if (!attention_narrow(pass, i))
             return OK;
         attention_attend(pass, layer, &pass->kv[i], scale, global ? 0 : config->sliding_window);
         TRY(attention_output(

@@ -48,7 +48,7 @@ enum status llama_forward(struct pass *pass)
 
         attention_project(pass, layer);
         attention_rotate_and_store(pass, layer, &pass->rope, &pass->kv[i]);
-        if (i + 1 == config->num_layers && !pass_narrow(pass))
+        if (!attention_narrow(pass, i))
             return OK;
         attention_attend(pass, layer, &pass->kv[i], scale, 0);
         TRY(attention_output(pass, layer,
