@@ -32,6 +32,12 @@ void device_expect_full(struct device *dev, void *p, int64_t bytes)
         dev->ops->expect_full(dev, p, bytes);
 }
 
+void device_expect_soon(struct device *dev, void *p, int64_t bytes)
+{
+    if (dev->ops->expect_soon)
+        dev->ops->expect_soon(dev, p, bytes);
+}
+
 struct device_memory device_memory(const struct device *dev)
 {
     return dev->ops->memory(dev);

@@ -15,6 +15,7 @@ static void cpu_close(struct device *dev)
         mem_unmap(cpu->scratch, (size_t)team_num_threads(cpu->team) * SCRATCH_BYTES);
     if (cpu->attention)
         mem_unmap(cpu->attention, sizeof(*cpu->attention));
+    toucher_free(cpu->toucher);
     team_free(cpu->team);
     mem_free(cpu);
 }
@@ -27,7 +28,7 @@ static enum status cpu_alloc(struct device *dev, int64_t bytes, const char *what
 
 static void cpu_free(struct device *dev, void *p, int64_t bytes)
 {
-    (void)dev;
+    toucher_forget(cpu_device_of(dev)->toucher, p, bytes);
     mem_unmap(p, (size_t)bytes);
 }
 
@@ -35,6 +36,11 @@ static void cpu_expect_full(struct device *dev, void *p, int64_t bytes)
 {
     (void)dev;
     mem_expect_full(p, (size_t)bytes);
+}
+
+static void cpu_expect_soon(struct device *dev, void *p, int64_t bytes)
+{
+    toucher_ask(cpu_device_of(dev)->toucher, p, bytes);
 }
 
 /* Of the whole machine: ranks share it. */
@@ -83,6 +89,7 @@ static const struct device_ops cpu_ops = {
     .alloc = cpu_alloc,
     .free = cpu_free,
     .expect_full = cpu_expect_full,
+    .expect_soon = cpu_expect_soon,
     .memory = cpu_memory,
     .num_threads = cpu_num_threads,
     .share_out = cpu_share_out,
@@ -92,6 +99,7 @@ static enum status cpu_init(struct cpu_device *cpu, int32_t num_threads, const c
 {
     void *scratch, *attention;
 
+    cpu->toucher = toucher_new(cpus, num_threads);
     TRY(team_new(num_threads, &cpu->team));
     if (cpus)
         TRY(team_bind(cpu->team, cpus));

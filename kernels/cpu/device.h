@@ -7,6 +7,7 @@
 #define KERNELS_CPU_DEVICE_H
 
 #include "kernels/cpu/team.h"
+#include "kernels/cpu/toucher.h"
 #include "kernels/device.h"
 
 /* Each thread's memory within one operation; nothing in it lasts. */
@@ -17,6 +18,7 @@ struct attention_shared;
 struct cpu_device {
     struct device device;
     struct team *team;
+    struct toucher *toucher;
     char *scratch; /* num_threads * SCRATCH_BYTES */
     struct attention_shared *attention; /* what threads that share a request tell each other */
 };

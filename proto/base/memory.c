@@ -94,6 +94,16 @@ void mem_expect_full(void *p, size_t bytes)
         madvise(p, bytes & ~(size_t)4095, MADV_HUGEPAGE);
 }
 
+bool mem_touch(void *p, size_t bytes)
+{
+#if !defined(MADV_POPULATE_WRITE)
+    enum { MADV_POPULATE_WRITE = 23 };
+#endif
+    size_t into_page = (uintptr_t)p & 4095;
+
+    return madvise((char *)p - into_page, bytes + into_page, MADV_POPULATE_WRITE) == 0;
+}
+
 void mem_unmap(void *p, size_t bytes)
 {
     size_t page_bytes = (bytes + 4095) & ~(size_t)4095;

@@ -38,6 +38,9 @@ MUST_USE enum status mem_map(size_t bytes, const char *what, void **out);
 void mem_unmap(void *p, size_t bytes);
 /* All of it is about to be written: big pages pay. (Where only parts ever are, they waste.) */
 void mem_expect_full(void *p, size_t bytes);
+/* Has the system give the pages that [p, p + bytes) lies in, as the first write to each would: for the rest nothing
+ * changes, and others may use them meanwhile. false: it can't; it is Linux before 5.14, or has no memory. */
+bool mem_touch(void *p, size_t bytes);
 
 /* ---- arena: many small allocations, freed together ---------------------------------------- */
 

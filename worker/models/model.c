@@ -18,6 +18,7 @@ struct model {
     struct weights weights;
     struct slab workspaces;
     struct slab kv_cache;
+    int64_t kv_expected;     /* bytes of it that steps were expected to write by now */
     enum kv_type kv_type;
     struct kv_layer *kv;     /* [num_layers] */
     struct step_inputs inputs;
@@ -345,6 +346,7 @@ void model_free_kv(struct model *model)
 {
     forget_recordings(model);
     slab_close(&model->kv_cache);
+    model->kv_expected = 0;
     mem_free(give(model->kv));
     model->pass.kv = NULL;
 }
@@ -371,6 +373,7 @@ void model_take_kv(struct model *model, struct model *from)
     model->inputs.spare_block = from->inputs.spare_block;
     model->kv = give(from->kv);
     model->kv_cache = from->kv_cache;
+    model->kv_expected = from->kv_expected;
     model->pass.kv = model->kv;
     from->kv_cache = (struct slab){0};
     from->pass.kv = NULL;
@@ -423,6 +426,35 @@ static enum status place(struct model *model, const struct model_step *step, con
     TRY(step_inputs_put_rows(&model->inputs, &pass->logit_rows, step->num_logit_rows, pass->num_logit_rows));
     pass_begin(pass, &model->batch, &pass->all);
     return OK;
+}
+
+static int32_t last_block_written(const struct batch_view *batch)
+{
+    int32_t last = 0;
+
+    for (int32_t i = 0; i < batch->num_requests; i++) {
+        const int32_t *blocks = batch->block_tables + (int64_t)i * batch->block_table_stride;
+
+        for (int32_t row = batch->row_start[i]; row < batch->row_start[i + 1]; row++)
+            last = MAX(last, blocks[batch->positions[row] / KV_BLOCK_TOKENS]);
+    }
+    return last;
+}
+
+/* Blocks are handed out in order until all have been used once, so what the next step writes is in the groups after
+ * those of this one: as many as a step can fill. */
+static void expect_next_step(struct model *model, const struct batch_view *batch)
+{
+    int64_t group_bytes = kv_group_bytes(model->kv, model->config.num_layers);
+    int64_t first = (last_block_written(batch) / KV_GROUP_BLOCKS + 1) * group_bytes;
+    int64_t ahead = divide_up(model->max_rows, KV_BLOCK_TOKENS * KV_GROUP_BLOCKS) * group_bytes;
+    int64_t end = MIN(first + ahead, model->kv_cache.bytes);
+
+    if (end <= model->kv_expected)
+        return;
+    model->kv_expected = end;
+    if (first < end)
+        device_expect_soon(model->pass.dev, model->kv_cache.base + first, end - first);
 }
 
 static enum status record(struct model *model, struct device_recording **out)
@@ -518,7 +550,9 @@ enum status model_forward(struct model *model, const struct model_step *given)
     }
     TRY(place(model, &step, NULL));
     work_count_pass(model->pass.work, num_launched);
-    return model->architecture->forward(&model->pass);
+    TRY(model->architecture->forward(&model->pass));
+    expect_next_step(model, &given->batch);
+    return OK;
 }
 
 /* A step of one row that is nobody's: what is added to come to these sizes is the same. */
