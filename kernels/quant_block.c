@@ -193,10 +193,11 @@ float quant_row_step(enum tensor_type type, const void *row, int64_t num_blocks)
     most_scale /= (float)quant_most_scale(form);
     most_base /= (float)MOST_BASE;
 
-    float most = most_scale > most_base ? most_scale : most_base;
-    int exponent;
+    float step = most_scale > most_base ? most_scale : most_base;
+    uint32_t bits;
 
-    if (most == 0)
-        return 0;
-    return frexpf(most, &exponent) == 0.5f ? most : ldexpf(1, exponent);
+    memcpy(&bits, &step, sizeof bits);
+    bits = (bits + QUANT_STEP_UP) & QUANT_STEP_MASK;
+    memcpy(&step, &bits, sizeof step);
+    return step;
 }

@@ -71,6 +71,9 @@ enum scale_kind { SCALE_NONE, SCALE_WHOLE, SCALE_PLAIN, SCALE_SUPER, SCALE_HALVE
 
 enum { MOST_BASE = 32750 }; /* t fits in 16 bits, whichever way s and m are rounded */
 
+/* (bits of a float + QUANT_STEP_UP) & QUANT_STEP_MASK: the power of two that it is, or the next above it; 0 of 0. */
+enum { QUANT_STEP_UP = 0x7fffff, QUANT_STEP_MASK = 0x7f800000 };
+
 struct quant_form {
     enum scale_kind scales; /* SCALE_NONE: F32, F16, BF16 */
     int code_bits;          /* 4, 5, 6 unsigned (Q2_K and Q3_K use 2 and 3 of them); 8 signed */

@@ -7,6 +7,8 @@
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/vec.h"
 
+void SHARED(matrix_pack)(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
+                         int64_t src_row_bytes, int64_t k0);
 void SHARED(quantize)(struct device *dev, const struct activations *a);
 void MATMUL(matmul)(struct device *dev, float *out, int64_t out_stride, const struct activations *a,
                     const struct matrix *w);

@@ -1,6 +1,7 @@
 #include "kernels/cpu/device.h"
 
 #include "kernels/cpu/attention_tasks.h"
+#include "kernels/cpu/packed.h"
 
 #include "proto/base/memory.h"
 
@@ -124,6 +125,11 @@ enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
     }
     *out = &cpu->device;
     return OK;
+}
+
+int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k)
+{
+    return (int64_t)divide_up(n, PANEL) * packed_panel_bytes(type, k);
 }
 
 /* ---- kernels: each thread has memory of its own --------------------------------------------------- */

@@ -1,11 +1,177 @@
-#include "kernels/cpu/device.h"
+/*
+ * pack: from the rows of a tensor to the panels of packed.h.
+ *
+ * A panel's columns are packed side by side where a block holds the codes as a record does; then their scales become
+ * vectors, too: memory is what takes the time then.
+ */
+#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/packed.h"
 
-#include <string.h>
+#include <math.h>
 
-int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k)
+enum { VECTORS = PANEL / LANES };
+
+/* Rows of the tensor that become the columns of a panel, from its first on. */
+struct columns {
+    const uint8_t *rows;
+    int64_t stride; /* bytes */
+    int count;
+};
+
+/* ---- scales ------------------------------------------------------------------------------------- */
+
+enum { SCALE_BLOCKS = 512 };
+
+/* Halves, of some blocks of each column; 0 for columns that the panel lacks. */
+struct block_scales {
+    uint16_t d[SCALE_BLOCKS][PANEL], m[SCALE_BLOCKS][PANEL];
+};
+_Static_assert(sizeof(struct block_scales) <= SCRATCH_BYTES, "scratch of packing");
+
+/* Of blocks [first, first + count), of a type whose block begins with d, and m if there is one. Rows follow one another
+ * in memory, which is read best in that order; what reads a panel across its rows comes afterwards. */
+static void read_scales(const struct columns *from, int64_t first, int32_t count, int block_bytes, bool has_min,
+                        struct block_scales *out)
 {
-    return (int64_t)divide_up(n, PANEL) * packed_panel_bytes(type, k);
+    if (from->count < PANEL)
+        memset(out, 0, sizeof *out);
+    for (int c = 0; c < from->count; c++) {
+        const uint8_t *block = from->rows + c * from->stride + first * block_bytes;
+
+        for (int32_t b = 0; b < count; b++, block += block_bytes) {
+            memcpy(&out->d[b][c], block, 2);
+            if (has_min)
+                memcpy(&out->m[b][c], block + 2, 2);
+        }
+    }
+}
+
+INLINE vi is_not_finite(vf x)
+{
+    return ((vi)x & 0x7f800000) == 0x7f800000;
+}
+
+/* The largest |d| and |m + offset * d| of each column; NaN where one is not finite. */
+struct extremes {
+    vf scale[VECTORS], base[VECTORS];
+};
+
+static void add_extremes(struct quant_form form, const struct block_scales *scales, int32_t count,
+                         struct extremes *extremes)
+{
+    for (int v = 0; v < VECTORS; v++) {
+        vf scale = extremes->scale[v], base = extremes->base[v];
+
+        for (int32_t b = 0; b < count; b++) {
+            vf d = vf_load_half(scales->d[b] + v * LANES), m = vf_set(0);
+            vi is_bad = is_not_finite(d);
+
+            if (form.has_min) {
+                m = vf_load_half(scales->m[b] + v * LANES);
+                is_bad |= is_not_finite(m);
+                base = vf_max(base, vf_abs(m + (float)form.offset * d));
+            }
+            scale = vf_select(is_bad | (scale != scale), vf_set(NAN), vf_max(scale, vf_abs(d)));
+        }
+        extremes->scale[v] = scale;
+        extremes->base[v] = base;
+    }
+}
+
+/* quant_row_step of each column, which goes to the panel, and its inverse. */
+static void put_steps(struct quant_form form, const struct columns *from, int64_t num_blocks, int block_bytes,
+                      uint8_t *panel, vf inverse[VECTORS], struct block_scales *scales)
+{
+    struct extremes most;
+
+    memset(&most, 0, sizeof most);
+    for (int64_t first = 0; first < num_blocks; first += SCALE_BLOCKS) {
+        int32_t count = (int32_t)MIN(num_blocks - first, (int64_t)SCALE_BLOCKS);
+
+        read_scales(from, first, count, block_bytes, form.has_min, scales);
+        add_extremes(form, scales, count, &most);
+    }
+    for (int v = 0; v < VECTORS; v++) {
+        vf largest = vf_max(most.base[v] / (float)MOST_BASE, most.scale[v] / (float)quant_most_scale(form));
+        vf step = (vf)(((vi)largest + QUANT_STEP_UP) & QUANT_STEP_MASK);
+
+        step = vf_select(most.scale[v] != most.scale[v], vf_set(NAN), step);
+        vf_store(panel + v * sizeof(step), step);
+        inverse[v] = vf_select(step > 0, 1.0f / step, vf_set(0));
+    }
+}
+
+/* To nearest even, of |x| below 2^22. */
+INLINE vi vi_round(vf x)
+{
+    return __builtin_convertvector(x + EXP_ROUND - EXP_ROUND, vi);
+}
+
+/* quant_block_whole of each column. */
+static void put_whole_scales(struct quant_form form, const uint16_t *d, const uint16_t *m, const vf inverse[VECTORS],
+                             uint8_t *out)
+{
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+        vi is_used = inverse[v] > 0;
+        vi s = vi_round(vf_load_half(d + v * LANES) * inverse[v]) & is_used;
+
+        if (form.has_min) {
+            vi t = vi_round(vf_load_half(m + v * LANES) * inverse[v]) + form.offset * s;
+
+            vi_store(out + v * LANES * 4, (s & 0xffff) | (t & is_used) << 16);
+        } else {
+            for (int i = 0; i < LANES; i++)
+                memcpy(out + (v * LANES + i) * 2, &(int16_t){(int16_t)s[i]}, 2);
+        }
+    }
+}
+
+/* ---- codes -------------------------------------------------------------------------------------- */
+
+/*
+ * Some types hold the codes of a block as a record does: behind d (and m), and 4 bits in the same pairs.
+ */
+static bool has_codes_of_record(enum tensor_type type)
+{
+    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q8_0;
+}
+
+/* Four words of each of four columns. */
+INLINE void copy_square(const uint8_t *from, int64_t stride, uint8_t *out)
+{
+    typedef uint32_t words __attribute__((vector_size(16)));
+    words a, b, c, d;
+
+    memcpy(&a, from, 16);
+    memcpy(&b, from + stride, 16);
+    memcpy(&c, from + 2 * stride, 16);
+    memcpy(&d, from + 3 * stride, 16);
+
+    words low_ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), high_ab = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    words low_cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), high_cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+
+    a = __builtin_shufflevector(low_ab, low_cd, 0, 1, 4, 5);
+    b = __builtin_shufflevector(low_ab, low_cd, 2, 3, 6, 7);
+    c = __builtin_shufflevector(high_ab, high_cd, 0, 1, 4, 5);
+    d = __builtin_shufflevector(high_ab, high_cd, 2, 3, 6, 7);
+    memcpy(out, &a, 16);
+    memcpy(out + GROUP_BYTES, &b, 16);
+    memcpy(out + 2 * GROUP_BYTES, &c, 16);
+    memcpy(out + 3 * GROUP_BYTES, &d, 16);
+}
+
+/* Of a block of each column, as they are: so many words each, a multiple of 4. */
+static void copy_codes(const struct columns *from, int64_t codes_at, int num_words, uint8_t *record)
+{
+    const uint8_t *codes = from->rows + codes_at;
+    int c = 0;
+
+    for (; c + 4 <= from->count; c += 4)
+        for (int i = 0; i < num_words; i += 4)
+            copy_square(codes + c * from->stride + 4 * i, from->stride, record + 4 * c + i * GROUP_BYTES);
+    for (; c < from->count; c++)
+        for (int i = 0; i < num_words; i++)
+            store32(record + 4 * c + i * GROUP_BYTES, load32(codes + c * from->stride + 4 * i));
 }
 
 /* The codes of one column; `out` is its place in the first k-group. */
@@ -33,20 +199,10 @@ static void put_codes(int bits, const uint8_t *codes, uint8_t *out)
         store32(out + (4 + i) * GROUP_BYTES, high[i]);
 }
 
-/* The scales of column c in the record's scales at `out`; inverse: quant_inverse of its step, of SCALE_WHOLE. */
-static void put_scales(const struct quant_form *form, float inverse, struct quant_block *block, int c,
-                       uint8_t *out)
+/* The scales of column c in the record's scales at `out`, but for SCALE_WHOLE and SCALE_PLAIN. */
+static void put_scales(const struct quant_form *form, const struct quant_block *block, int c, uint8_t *out)
 {
-    if (form->scales == SCALE_WHOLE) {
-        int width = form->has_min ? 4 : 2;
-
-        quant_block_whole(*form, inverse, block);
-        memcpy(out + width * c, &block->s, 2);
-        if (form->has_min)
-            memcpy(out + width * c + 2, &block->t, 2);
-    } else if (form->scales == SCALE_PLAIN) {
-        memcpy(out + 2 * c, &block->d, 2);
-    } else if (form->scales == SCALE_SUPER) {
+    if (form->scales == SCALE_SUPER) {
         out[c] = (uint8_t)block->scale[0];
         out[PANEL + c] = (uint8_t)block->min[0];
     } else {
@@ -56,26 +212,7 @@ static void put_scales(const struct quant_form *form, float inverse, struct quan
     }
 }
 
-/*
- * Some types hold the codes of a block as a record does: behind d (and m), and 4 bits in the same
- * pairs. They are copied, which loads a model in half the time.
- */
-static bool has_codes_of_record(enum tensor_type type)
-{
-    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q8_0;
-}
-
-static void copy_block(const struct quant_form *form, float inverse, const uint8_t *from, int c, uint8_t *record)
-{
-    int code_bytes = form->code_bits * QUANT_BLOCK / 8, scale_bytes = form->has_min ? 4 : 2;
-    struct quant_block block;
-
-    for (int i = 0; i < code_bytes; i += 4)
-        store32(record + 4 * c + i / 4 * GROUP_BYTES, load32(from + scale_bytes + i));
-    memcpy(&block.d, from, 2);
-    memcpy(&block.m, from + 2, 2);
-    put_scales(form, inverse, &block, c, record + code_bytes * PANEL);
-}
+/* ---- a panel ------------------------------------------------------------------------------------ */
 
 struct pack {
     const struct matrix *w;
@@ -84,76 +221,114 @@ struct pack {
     int64_t src_row_bytes, k0;
 };
 
-/* Row r of the source becomes column c of a panel. */
-static void pack_column(const struct pack *pack, int32_t r, uint8_t *panel, int c)
+/* The codes of block `index` of each column. */
+static void put_columns_codes(enum tensor_type type, const struct columns *from, int64_t index, uint8_t *record)
+{
+    struct quant_form form = quant_form(type);
+
+    if (has_codes_of_record(type)) {
+        int64_t block_at = index * tensor_type_info(type)->block_bytes;
+
+        copy_codes(from, block_at + (form.has_min ? 4 : 2), form.code_bits * QUANT_BLOCK / 8 / 4, record);
+        return;
+    }
+    for (int c = 0; c < from->count; c++) {
+        struct quant_block block;
+
+        quant_block_read(type, from->rows + c * from->stride, index, &block);
+        put_codes(form.code_bits, block.codes, record + 4 * c);
+    }
+}
+
+/* Types of whole scales, and SCALE_PLAIN. */
+static void pack_whole(const struct pack *pack, const struct columns *from, uint8_t *panel,
+                       struct block_scales *scales)
 {
     enum tensor_type type = pack->w->type;
-    const char *row = pack->src + r * pack->src_row_bytes;
     struct quant_form form = quant_form(type);
-    int record_bytes = packed_record_bytes(type), super_bytes = packed_super_bytes(type);
+    int block_bytes = tensor_type_info(type)->block_bytes;
     uint8_t *record = panel + packed_supers_bytes(type, pack->w->k);
     int32_t num_records = packed_num_records(type, pack->w->k);
-    float inverse = 0;
+    vf inverse[VECTORS];
 
-    if (form.scales == SCALE_WHOLE) {
-        float step = quant_row_step(type, row, pack->src_row_bytes / tensor_type_info(type)->block_bytes);
+    if (form.scales == SCALE_WHOLE)
+        put_steps(form, from, pack->src_row_bytes / block_bytes, block_bytes, panel, inverse, scales);
+    for (int32_t b = 0; b < num_records; b++, record += packed_record_bytes(type)) {
+        int64_t index = pack->k0 / QUANT_BLOCK + b;
+        uint8_t *out = record + packed_code_bytes(type);
+        int32_t i = b % SCALE_BLOCKS;
 
-        memcpy(panel + c * sizeof(step), &step, sizeof(step));
-        inverse = quant_inverse(step);
+        if (i == 0)
+            read_scales(from, index, MIN(num_records - b, (int32_t)SCALE_BLOCKS), block_bytes, form.has_min, scales);
+        put_columns_codes(type, from, index, record);
+        if (form.scales == SCALE_WHOLE)
+            put_whole_scales(form, scales->d[i], scales->m[i], inverse, out);
+        else
+            memcpy(out, scales->d[i], sizeof scales->d[i]);
     }
-    if (form.scales == SCALE_NONE) {
-        int size = tensor_type_info(type)->block_bytes;
+}
 
-        for (int32_t i = 0; i < num_records; i++)
-            memcpy(record + (int64_t)i * record_bytes + c * size, row + (pack->k0 + i) * size,
-                   (size_t)size);
-        return;
-    }
-    if (has_codes_of_record(type)) {
-        int block_bytes = tensor_type_info(type)->block_bytes;
-        const uint8_t *block = (const uint8_t *)row + pack->k0 / QUANT_BLOCK * block_bytes;
+static void pack_floats(const struct pack *pack, const struct columns *from, uint8_t *panel)
+{
+    int size = tensor_type_info(pack->w->type)->block_bytes;
 
-        for (int32_t b = 0; b < num_records; b++, record += record_bytes, block += block_bytes)
-            copy_block(&form, inverse, block, c, record);
-        return;
+    for (int c = 0; c < from->count; c++) {
+        const uint8_t *row = from->rows + c * from->stride + pack->k0 * size;
+        uint8_t *out = panel + c * size;
+
+        for (int32_t i = 0; i < pack->w->k; i++, row += size, out += packed_record_bytes(pack->w->type))
+            memcpy(out, row, (size_t)size);
     }
-    for (int32_t b = 0; b < num_records; b++, record += record_bytes) {
+}
+
+/* K types: a column at a time. */
+static void pack_supers(const struct pack *pack, const uint8_t *row, uint8_t *panel, int c)
+{
+    enum tensor_type type = pack->w->type;
+    struct quant_form form = quant_form(type);
+    uint8_t *record = panel + packed_supers_bytes(type, pack->w->k);
+
+    for (int32_t b = 0; b < packed_num_records(type, pack->w->k); b++, record += packed_record_bytes(type)) {
+        uint8_t *super = panel + (pack->w->first_block + b) / SUPER_BLOCKS * packed_super_bytes(type);
         struct quant_block block;
 
         quant_block_read(type, row, pack->k0 / QUANT_BLOCK + b, &block);
         put_codes(form.code_bits, block.codes, record + 4 * c);
-        put_scales(&form, inverse, &block, c, record + packed_code_bytes(type));
-        if (super_bytes) {
-            uint8_t *super = panel + (pack->w->first_block + b) / SUPER_BLOCKS * super_bytes;
-
-            memcpy(super + 2 * c, &block.d, 2);
-            if (form.has_min)
-                memcpy(super + 2 * PANEL + 2 * c, &block.m, 2);
-        }
+        put_scales(&form, &block, c, record + packed_code_bytes(type));
+        memcpy(super + 2 * c, &block.d, 2);
+        if (form.has_min)
+            memcpy(super + 2 * PANEL + 2 * c, &block.m, 2);
     }
 }
 
 static void pack_panels(const void *args, int64_t first, int64_t end, void *scratch)
 {
     const struct pack *pack = args;
+    enum scale_kind scales = quant_form(pack->w->type).scales;
     int64_t panel_bytes = packed_panel_bytes(pack->w->type, pack->w->k);
 
-    (void)scratch;
-    for (int64_t r = first * PANEL; r < end * PANEL && r < pack->n; r++) {
-        int64_t column = pack->at + r;
+    for (int64_t i = first; i < end; i++) {
+        struct columns from = {(const uint8_t *)pack->src + i * PANEL * pack->src_row_bytes, pack->src_row_bytes,
+                               (int)MIN((int64_t)PANEL, pack->n - i * PANEL)};
+        uint8_t *panel = (uint8_t *)pack->w->data + (pack->at / PANEL + i) * panel_bytes;
 
-        pack_column(pack, (int32_t)r, (uint8_t *)pack->w->data + column / PANEL * panel_bytes,
-                    (int)(column % PANEL));
+        if (scales == SCALE_NONE)
+            pack_floats(pack, &from, panel);
+        else if (scales == SCALE_WHOLE || scales == SCALE_PLAIN)
+            pack_whole(pack, &from, panel, scratch);
+        else
+            for (int c = 0; c < from.count; c++)
+                pack_supers(pack, from.rows + c * from.stride, panel, c);
     }
 }
 
-void matrix_pack_cpu(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
-                     int64_t src_row_bytes, int64_t k0)
+void SHARED(matrix_pack)(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
+                         int64_t src_row_bytes, int64_t k0)
 {
     struct pack pack = {w, at, n, src, src_row_bytes, k0};
 
     ASSERT(at >= 0 && n >= 0 && at + n <= w->n, "rows %d + %d of %d", at, n, w->n);
-    ASSERT(at % PANEL == 0 || n == w->n, "column %d is inside a panel", at);
+    ASSERT(at % PANEL == 0, "column %d is inside a panel", at);
     w->first_block = (int32_t)(k0 / QUANT_BLOCK % SUPER_BLOCKS);
     device_run(dev, divide_up(n, PANEL), 4, pack_panels, &pack);
 }

@@ -105,8 +105,6 @@ static inline void store32(uint8_t *p, uint32_t x)
 }
 
 int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k);
-void matrix_pack_cpu(struct device *dev, struct matrix *w, int32_t at, int32_t n, const void *src,
-                     int64_t src_row_bytes, int64_t k0);
 
 #ifdef __cplusplus
 }

@@ -5,7 +5,7 @@
 const struct kernels KERNEL(kernels) = {
     .name = VEC_NAME,
     .matrix_bytes = matrix_bytes_cpu,
-    .matrix_pack = matrix_pack_cpu,
+    .matrix_pack = SHARED(matrix_pack),
     .quantize = SHARED(quantize),
     .matmul = MATMUL(matmul),
     .matmul_groups = MATMUL(matmul_groups),

@@ -207,7 +207,7 @@ void matrix_pack_cuda_host(struct device *host, struct matrix *w, int32_t at, in
     if (half_has_layout(w->type))
         pack_halves(w, at, n, src, src_row_bytes, k0);
     else
-        matrix_pack_cpu(host, w, at, n, src, src_row_bytes, k0);
+        host->kernels->matrix_pack(host, w, at, n, src, src_row_bytes, k0);
 }
 
 /* A few panels at a time, so that the host needs little memory beside the file. */
@@ -389,8 +389,10 @@ static enum status use_cublaslt(struct cuda *cuda, const struct device_options *
 
 static enum status init(struct cuda *cuda, const struct device_options *options)
 {
-    struct device_options host = {.name = "cpu", .isa = options->isa, .num_threads = options->num_threads,
-                                  .cpus = options->cpus};
+    /* It packs weights, for which ref has a layout of its own. */
+    bool is_ref = options->isa && strcmp(options->isa, "ref") == 0;
+    struct device_options host = {.name = "cpu", .isa = is_ref ? NULL : options->isa,
+                                  .num_threads = options->num_threads, .cpus = options->cpus};
     struct cuda_properties gpu;
     enum status failure = ERR_MISSING;
     const char *error = module->open(options->ordinal, &cuda->base.state, &gpu, &failure);
