@@ -163,6 +163,7 @@ static enum status read_merges(struct bpe *bpe, const struct vocabulary *vocabul
         num_pairs *= 2;
     bpe->pair_mask = num_pairs - 1;
     bpe->pairs = mem_new_array(struct pair, num_pairs);
+    mem_touch(bpe->pairs, num_pairs * sizeof *bpe->pairs); /* likewise: token_map.c */
     for (int32_t i = 0; i < vocabulary->num_merges; i++)
         TRY(add_merge(bpe, i, vocabulary->merges[i], &joined));
     return OK;

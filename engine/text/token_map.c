@@ -83,6 +83,7 @@ static void index_texts(struct token_map *map)
         num_slots *= 2;
     map->mask = num_slots - 1;
     map->slots = mem_new_array(struct token_slot, num_slots);
+    mem_touch(map->slots, num_slots * sizeof *map->slots); /* a page that is read first comes twice */
     for (token_id id = 0; id < map->num_tokens; id++) {
         const char *text = token_map_text(map, id);
         size_t size = token_map_bytes(map, id);
