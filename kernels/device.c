@@ -32,6 +32,12 @@ void device_expect_full(struct device *dev, void *p, int64_t bytes)
         dev->ops->expect_full(dev, p, bytes);
 }
 
+void device_touch(struct device *dev, void *p, int64_t bytes)
+{
+    if (dev->ops->touch)
+        dev->ops->touch(dev, p, bytes);
+}
+
 void device_expect_soon(struct device *dev, void *p, int64_t bytes)
 {
     if (dev->ops->expect_soon)

@@ -22,6 +22,7 @@ struct device_ops {
     enum status (*alloc)(struct device *dev, int64_t bytes, const char *what, void **out);
     void (*free)(struct device *dev, void *p, int64_t bytes);
     void (*expect_full)(struct device *dev, void *p, int64_t bytes); /* NULL: nothing to do */
+    void (*touch)(struct device *dev, void *p, int64_t bytes); /* likewise */
     void (*expect_soon)(struct device *dev, void *p, int64_t bytes); /* likewise */
     struct device_memory (*memory)(const struct device *dev);
     /* NULL: the device has no threads of the host's. */

@@ -467,6 +467,8 @@ MUST_USE enum status device_alloc(struct device *dev, int64_t bytes, const char 
 void device_free(struct device *dev, void *p, int64_t bytes);
 /* All of it is about to be written; memory that is not is better taken page by page, as it is touched. */
 void device_expect_full(struct device *dev, void *p, int64_t bytes);
+/* Has it come now, by all threads, where memory comes as it is touched. */
+void device_touch(struct device *dev, void *p, int64_t bytes);
 /* Part of an allocation that kernels are going to write to soon. Where memory comes as it is touched, it is, meanwhile,
  * instead of what is left of what was expected before. */
 void device_expect_soon(struct device *dev, void *p, int64_t bytes);

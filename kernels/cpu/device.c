@@ -85,11 +85,33 @@ static void cpu_share_out(struct device *dev, int64_t count,
     team_share(cpu_device_of(dev)->team, count, 1, do_host_work, &(struct host_work){part, args});
 }
 
+struct memory {
+    char *p;
+    int64_t bytes;
+};
+
+enum { TOUCH_BYTES = 2 << 20 }; /* at a time: a big page */
+
+static void touch_pieces(void *args, int64_t first, int64_t end, int32_t thread)
+{
+    const struct memory *memory = args;
+    int64_t at = first * TOUCH_BYTES;
+
+    (void)thread;
+    mem_touch(memory->p + at, (size_t)(MIN(end * TOUCH_BYTES, memory->bytes) - at));
+}
+
+static void cpu_touch(struct device *dev, void *p, int64_t bytes)
+{
+    cpu_share_out(dev, divide_up(bytes, TOUCH_BYTES), touch_pieces, &(struct memory){p, bytes});
+}
+
 static const struct device_ops cpu_ops = {
     .close = cpu_close,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .expect_full = cpu_expect_full,
+    .touch = cpu_touch,
     .expect_soon = cpu_expect_soon,
     .memory = cpu_memory,
     .num_threads = cpu_num_threads,
