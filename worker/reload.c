@@ -119,7 +119,7 @@ static enum status load(struct reload *reload, struct device *dev)
     options.user = reload;
     TRY(model_load(dev, loaded->file, &options, &loaded->model));
     loaded->fingerprint = model_file_fingerprint(loaded->file);
-    model_file_drop_pages(loaded->file);
+    model_file_drop_pages(loaded->file, 0, model_file_bytes(loaded->file));
     return OK;
 }
 

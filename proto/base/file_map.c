@@ -114,8 +114,10 @@ void file_map_close(struct file_map *map)
     *map = (struct file_map){0};
 }
 
-void file_map_drop_pages(const struct file_map *map)
+void file_map_drop_pages(const struct file_map *map, size_t first, size_t end)
 {
+    ASSERT(first <= end && end <= map->bytes, "bytes %zu to %zu of %zu", first, end, map->bytes);
+    first &= ~(size_t)4095;
     if (map->data)
-        madvise((void *)map->data, map->bytes, MADV_DONTNEED);
+        madvise((void *)(map->data + first), end - first, MADV_DONTNEED);
 }

@@ -21,7 +21,7 @@ struct file_map {
 MUST_USE enum status file_map_open(const char *path, struct file_map *out);
 void file_map_close(struct file_map *map); /* one that is not open is fine */
 
-/* Gives the memory of pages back; they are read again where they are needed. */
-void file_map_drop_pages(const struct file_map *map);
+/* Gives the memory of the pages of bytes [first, end) back; they are read again where they are needed. */
+void file_map_drop_pages(const struct file_map *map, size_t first, size_t end);
 
 #endif

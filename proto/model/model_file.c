@@ -140,11 +140,22 @@ void model_file_free(struct model_file *file)
 
 /* ---- the view -------------------------------------------------------------------------------- */
 
-void model_file_drop_pages(const struct model_file *file)
+/* Those of [*first, *end), which become what is left, counted from the end of this map. */
+static void drop_from_map(const struct file_map *map, int64_t *first, int64_t *end)
 {
-    file_map_drop_pages(&file->map);
+    int64_t bytes = (int64_t)map->bytes;
+
+    if (*first < bytes && *end > 0)
+        file_map_drop_pages(map, (size_t)MAX(*first, (int64_t)0), (size_t)MIN(*end, bytes));
+    *first -= bytes;
+    *end -= bytes;
+}
+
+void model_file_drop_pages(const struct model_file *file, int64_t first, int64_t end)
+{
+    drop_from_map(&file->map, &first, &end);
     for (int32_t i = 0; i < file->num_parts; i++)
-        file_map_drop_pages(&file->parts[i]);
+        drop_from_map(&file->parts[i], &first, &end);
 }
 
 bool model_file_is_simulated(const struct model_file *file)

@@ -121,9 +121,9 @@ MUST_USE enum status model_file_open_parts(const char *path, enum model_parts pa
 void model_file_free(struct model_file *file); /* NULL is fine */
 DEFINE_AUTO_FREE(model_file)
 
-/* Gives the pages read so far back to the system: the weights have been packed. Everything stays valid
- * and is read again where it is touched. */
-void model_file_drop_pages(const struct model_file *file);
+/* Gives those pages of bytes [first, end), of model_file_bytes, that were read so far back to the system: the weights
+ * have been packed. Everything stays valid and is read again where it is touched. */
+void model_file_drop_pages(const struct model_file *file, int64_t first, int64_t end);
 
 /*
  * Puts the vocabulary of another model file, and with it the chat template, in the place of the file's own:

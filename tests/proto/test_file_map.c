@@ -43,7 +43,9 @@ static void a_file_is_read_where_it_lies(void **state)
     expect_ok(file_map_open(scratch.path, &map));
     assert_int_equal(map.bytes, 3 * PAGE);
     assert_int_equal(map.data[3 * PAGE - 1], 'x');
-    file_map_drop_pages(&map);
+    file_map_drop_pages(&map, 0, 3 * PAGE);
+    assert_int_equal(map.data[PAGE], 'x');
+    file_map_drop_pages(&map, PAGE + 1, PAGE + 2);
     assert_int_equal(map.data[PAGE], 'x');
     file_map_close(&map);
     assert_null(map.data);
