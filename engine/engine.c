@@ -123,7 +123,6 @@ enum status engine_new(const struct config *config, const struct model_file *mod
                                         .grammar_fd = engine->grammar_fd,
                                         .mask_patience_ms = MASK_PATIENCE_MS,
                                         .vocab_size = engine->vocab_size,
-                                        .fingerprint = model_file_fingerprint(model),
                                         .vocabulary = model_file_is_simulated(model)
                                                           ? NULL /* there are no weights to load */
                                                           : model_file_vocabulary(model)},

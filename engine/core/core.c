@@ -849,7 +849,7 @@ static void dump_step(struct core *core, enum status status, const char *cause)
     struct step_dump dump = {
         .config = settled_config(core),
         .build_id = mem_strdup(build_id_text()),
-        .fingerprint = mem_printf("%016" PRIx64, core->options.fingerprint),
+        .fingerprint = mem_strdup(core->options.executor->info.fingerprint),
         .status = status,
         .cause = mem_strdup(cause),
         .verb = mem_strdup(core->verb),
@@ -980,8 +980,7 @@ enum status core_new(const struct core_options *options, struct core **out)
     list_init(&core->calls);
     pthread_mutex_init(&core->stats_lock, NULL);
     core->stats.phase = PHASE_READY;
-    snprintf(core->stats.fingerprint, sizeof core->stats.fingerprint, "%016" PRIx64,
-             options->fingerprint);
+    memcpy(core->stats.fingerprint, info->fingerprint, sizeof core->stats.fingerprint);
     core->stats.num_ranks = info->num_ranks;
     core->stats.num_kv_blocks = info->num_kv_blocks;
     core->stats.kv_type = config_kv_type(config);

@@ -30,7 +30,6 @@ struct core_options {
     int32_t vocab_size;
     int grammar_fd; /* an eventfd that whoever fills masks writes to; borrowed; -1: none does */
     int32_t mask_patience_ms; /* so long does a step wait for masks that are being filled */
-    uint64_t fingerprint; /* of the model: model_file_fingerprint; 0: not known */
     const struct vocabulary *vocabulary; /* that other weights must have too; borrowed; NULL: any */
 };
 

@@ -40,6 +40,7 @@ struct executor_info {
     int32_t num_kv_blocks;
     int32_t max_model_len;
     struct engine_memory memory;
+    char fingerprint[17]; /* of the weights, as its ranks tell it */
 };
 
 struct executor_ops {

@@ -87,6 +87,7 @@ static enum status size_kv_cache(struct linked_executor *linked,
     int64_t block_bytes = 0, available = INT64_MAX;
 
     TRY(check_all_ready(&linked->link));
+    snprintf(info->fingerprint, sizeof info->fingerprint, "%s", linked->link.rendezvous.fingerprint);
     for (int32_t rank = 0; rank < linked->link.world; rank++) {
         block_bytes = MAX(block_bytes, ranks[rank].ready.kv_block_bytes);
         available = MIN(available, ranks[rank].ready.free_bytes);

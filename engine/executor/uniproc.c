@@ -47,6 +47,7 @@ static enum status uniproc_open(const struct executor_options *options, struct e
     worker_options.max_model_len = info->max_model_len;
     TRY(worker_new(&worker_options, options->model, &of(executor)->worker));
     TRY(worker_wait_loaded(of(executor)->worker, &memory));
+    strcpy(info->fingerprint, worker_weights(of(executor)->worker).fingerprint);
     info->memory = (struct engine_memory){memory.weight_bytes, memory.step_weight_bytes,
                                           memory.kv_block_bytes};
     TRY(executor_plan_kv(config, info->max_model_len, 1, memory.kv_block_bytes,
