@@ -67,9 +67,17 @@ static void hold_standard_fds(void)
             (void)!open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY); /* gets the lowest that is free: fd */
 }
 
+/* hwloc's plug-ins find GPUs, screens and the like, and bring some thirty libraries along for it, every time that it
+ * is asked for cores. */
+static void do_without_plugins_of_hwloc(void)
+{
+    setenv("HWLOC_PLUGINS_PATH", "", 0);
+}
+
 int main(int argc, char **argv)
 {
     hold_standard_fds();
+    do_without_plugins_of_hwloc();
     if (argc < 2) {
         print_help(stderr);
         return 2;
