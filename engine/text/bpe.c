@@ -124,7 +124,30 @@ static bool find_merge(const void *context, const struct merge_symbol *left,
     return pair->merged_plus_one != 0;
 }
 
-static enum status add_merge(struct bpe *bpe, int32_t rank, struct text_view merge,
+/* Is it the one token with this text? */
+static bool is_joined(const struct token_map *tokens, token_id id, struct text_view left, struct text_view right)
+{
+    const char *text;
+
+    if (tokens->has_twins || id >= tokens->num_tokens || token_map_bytes(tokens, id) != left.size + right.size)
+        return false;
+    text = token_map_text(tokens, id);
+    return memcmp(text, left.data, left.size) == 0 && memcmp(text + left.size, right.data, right.size) == 0;
+}
+
+/* What a merge makes is mostly the token after that of the merge before, whose id is *last. */
+static token_id find_joined(const struct bpe *bpe, struct text_view left, struct text_view right, token_id *last,
+                            struct bytes *joined)
+{
+    if (is_joined(bpe->tokens, *last + 1, left, right))
+        return ++*last;
+    joined->size = 0;
+    bytes_append(joined, left.data, left.size);
+    bytes_append(joined, right.data, right.size);
+    return *last = token_map_find(bpe->tokens, (const char *)joined->data, joined->size);
+}
+
+static enum status add_merge(struct bpe *bpe, int32_t rank, struct text_view merge, token_id *last,
                              struct bytes *joined)
 {
     /* A token is never empty, so the first character is no separator, even if it is a space. */
@@ -133,15 +156,11 @@ static enum status add_merge(struct bpe *bpe, int32_t rank, struct text_view mer
     if (!space)
         return fail(ERR_CORRUPT, "merge %d has no space between two tokens", rank);
 
-    size_t left_bytes = (size_t)(space - merge.data), right_bytes = merge.size - left_bytes - 1;
-
-    joined->size = 0;
-    bytes_append(joined, merge.data, left_bytes);
-    bytes_append(joined, space + 1, right_bytes);
-
-    token_id left = token_map_find(bpe->tokens, merge.data, left_bytes);
-    token_id right = token_map_find(bpe->tokens, space + 1, right_bytes);
-    token_id merged = token_map_find(bpe->tokens, (const char *)joined->data, joined->size);
+    struct text_view left_text = {merge.data, (size_t)(space - merge.data)};
+    struct text_view right_text = {space + 1, merge.size - left_text.size - 1};
+    token_id left = token_map_find(bpe->tokens, left_text.data, left_text.size);
+    token_id right = token_map_find(bpe->tokens, right_text.data, right_text.size);
+    token_id merged = find_joined(bpe, left_text, right_text, last, joined);
 
     if (left < 0 || right < 0 || merged < 0)
         return fail(ERR_CORRUPT, "merge %d, '%.*s', names a token that the vocabulary lacks", rank,
@@ -158,6 +177,7 @@ static enum status read_merges(struct bpe *bpe, const struct vocabulary *vocabul
 {
     AUTO_CLOSE(bytes) struct bytes joined = {0};
     uint64_t num_pairs = 16;
+    token_id last = -1;
 
     while (num_pairs / 2 < (uint64_t)MAX(vocabulary->num_merges, 0))
         num_pairs *= 2;
@@ -165,7 +185,7 @@ static enum status read_merges(struct bpe *bpe, const struct vocabulary *vocabul
     bpe->pairs = mem_new_array(struct pair, num_pairs);
     mem_touch(bpe->pairs, num_pairs * sizeof *bpe->pairs); /* likewise: token_map.c */
     for (int32_t i = 0; i < vocabulary->num_merges; i++)
-        TRY(add_merge(bpe, i, vocabulary->merges[i], &joined));
+        TRY(add_merge(bpe, i, vocabulary->merges[i], &last, &joined));
     return OK;
 }
 

@@ -92,6 +92,8 @@ static void index_texts(struct token_map *map)
 
         if (!slot->id_plus_one)
             *slot = (struct token_slot){hash, id + 1};
+        else
+            map->has_twins = true;
     }
 }
 

@@ -24,6 +24,7 @@ struct token_map {
     struct token_slot *slots; /* [mask + 1], a power of two, owns */
     uint32_t mask;
     uint32_t max_bytes; /* of the longest token */
+    bool has_twins;     /* tokens with one text */
 };
 
 /* Copies tokens and types. ERR_CORRUPT: no tokens, more text than 4 GiB, or an unknown type. */
