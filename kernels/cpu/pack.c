@@ -128,12 +128,11 @@ static void put_whole_scales(struct quant_form form, const uint16_t *d, const ui
 
 /* ---- codes -------------------------------------------------------------------------------------- */
 
-/*
- * Some types hold the codes of a block as a record does: behind d (and m), and 4 bits in the same pairs.
- */
+/* Some types hold the codes of a block as a record does: behind d (and m) come 4 bits in the same pairs, behind the fifth
+ * bits if there are any, or 8 bits. */
 static bool has_codes_of_record(enum tensor_type type)
 {
-    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q8_0;
+    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 || type == TYPE_Q8_0;
 }
 
 /* Four words of each of four columns. */
@@ -161,7 +160,7 @@ INLINE void copy_square(const uint8_t *from, int64_t stride, uint8_t *out)
 }
 
 /* Of a block of each column, as they are: so many words each, a multiple of 4. */
-static void copy_codes(const struct columns *from, int64_t codes_at, int num_words, uint8_t *record)
+static void copy_words(const struct columns *from, int64_t codes_at, int num_words, uint8_t *record)
 {
     const uint8_t *codes = from->rows + codes_at;
     int c = 0;
@@ -174,16 +173,32 @@ static void copy_codes(const struct columns *from, int64_t codes_at, int num_wor
             store32(record + 4 * c + i * GROUP_BYTES, load32(codes + c * from->stride + 4 * i));
 }
 
-/* The codes of one column; `out` is its place in the first k-group. */
+/* A block's fifth bits, of element i bit i, become bytes of elements 4 * g + 0 … 3 with bit g for them. */
+INLINE vi spread_fifth_bits(vi high)
+{
+    vi bytes = vi_set(0);
+
+    UNROLL for (int g = 0; g < 8; g++) /* bits 0 to 3 of a product are far enough apart */
+        bytes |= ((((vi)((vu)high >> 4 * g) & 0xf) * 0x00204081) & 0x01010101) << g;
+    return bytes;
+}
+
+/* Of a block of each column, which begin there. */
+static void put_fifth_bits(const struct columns *from, int64_t bits_at, uint8_t *out)
+{
+    uint32_t high[PANEL] = {0};
+
+    for (int c = 0; c < from->count; c++)
+        high[c] = load32(from->rows + c * from->stride + bits_at);
+    for (int c = 0; c < PANEL; c += LANES)
+        vi_store(out + 4 * c, spread_fifth_bits(vi_load(high + c)));
+}
+
+/* The codes of one column, of less than 8 bits; `out` is its place in the first k-group. */
 static void put_codes(int bits, const uint8_t *codes, uint8_t *out)
 {
     uint32_t high[2] = {0, 0};
 
-    if (bits == 8) {
-        for (int g = 0; g < 8; g++)
-            store32(out + g * GROUP_BYTES, load32(codes + 4 * g));
-        return;
-    }
     for (int g = 0; g < 4; g++)
         store32(out + g * GROUP_BYTES, (load32(codes + 4 * g) & 0x0f0f0f0f) |
                                            (load32(codes + 16 + 4 * g) & 0x0f0f0f0f) << 4);
@@ -199,7 +214,7 @@ static void put_codes(int bits, const uint8_t *codes, uint8_t *out)
         store32(out + (4 + i) * GROUP_BYTES, high[i]);
 }
 
-/* The scales of column c in the record's scales at `out`, but for SCALE_WHOLE and SCALE_PLAIN. */
+/* The scales of column c in the record's scales at `out`, of a K type. */
 static void put_scales(const struct quant_form *form, const struct quant_block *block, int c, uint8_t *out)
 {
     if (form->scales == SCALE_SUPER) {
@@ -221,27 +236,20 @@ struct pack {
     int64_t src_row_bytes, k0;
 };
 
-/* The codes of block `index` of each column. */
-static void put_columns_codes(enum tensor_type type, const struct columns *from, int64_t index, uint8_t *record)
+/* The codes of a block of each column, which has_codes_of_record. */
+static void copy_codes(struct quant_form form, const struct columns *from, int64_t block_at, uint8_t *record)
 {
-    struct quant_form form = quant_form(type);
+    int64_t codes_at = block_at + (form.has_min ? 4 : 2);
 
-    if (has_codes_of_record(type)) {
-        int64_t block_at = index * tensor_type_info(type)->block_bytes;
-
-        copy_codes(from, block_at + (form.has_min ? 4 : 2), form.code_bits * QUANT_BLOCK / 8 / 4, record);
-        return;
+    if (form.code_bits == 5) {
+        put_fifth_bits(from, codes_at, record + 4 * GROUP_BYTES);
+        codes_at += QUANT_BLOCK / 8;
     }
-    for (int c = 0; c < from->count; c++) {
-        struct quant_block block;
-
-        quant_block_read(type, from->rows + c * from->stride, index, &block);
-        put_codes(form.code_bits, block.codes, record + 4 * c);
-    }
+    copy_words(from, codes_at, form.code_bits == 8 ? 8 : 4, record);
 }
 
-/* Types of whole scales, and SCALE_PLAIN. */
-static void pack_whole(const struct pack *pack, const struct columns *from, uint8_t *panel,
+/* A type that has_codes_of_record. */
+static void pack_columns(const struct pack *pack, const struct columns *from, uint8_t *panel,
                        struct block_scales *scales)
 {
     enum tensor_type type = pack->w->type;
@@ -260,7 +268,7 @@ static void pack_whole(const struct pack *pack, const struct columns *from, uint
 
         if (i == 0)
             read_scales(from, index, MIN(num_records - b, (int32_t)SCALE_BLOCKS), block_bytes, form.has_min, scales);
-        put_columns_codes(type, from, index, record);
+        copy_codes(form, from, index * block_bytes, record);
         if (form.scales == SCALE_WHOLE)
             put_whole_scales(form, scales->d[i], scales->m[i], inverse, out);
         else
@@ -282,7 +290,7 @@ static void pack_floats(const struct pack *pack, const struct columns *from, uin
 }
 
 /* K types: a column at a time. */
-static void pack_supers(const struct pack *pack, const uint8_t *row, uint8_t *panel, int c)
+static void pack_column(const struct pack *pack, const uint8_t *row, uint8_t *panel, int c)
 {
     enum tensor_type type = pack->w->type;
     struct quant_form form = quant_form(type);
@@ -314,11 +322,11 @@ static void pack_panels(const void *args, int64_t first, int64_t end, void *scra
 
         if (scales == SCALE_NONE)
             pack_floats(pack, &from, panel);
-        else if (scales == SCALE_WHOLE || scales == SCALE_PLAIN)
-            pack_whole(pack, &from, panel, scratch);
+        else if (has_codes_of_record(pack->w->type))
+            pack_columns(pack, &from, panel, scratch);
         else
             for (int c = 0; c < from.count; c++)
-                pack_supers(pack, from.rows + c * from.stride, panel, c);
+                pack_column(pack, from.rows + c * from.stride, panel, c);
     }
 }
 
