@@ -276,17 +276,29 @@ static void pack_columns(const struct pack *pack, const struct columns *from, ui
     }
 }
 
+/* Elements [first, end) of each column. */
+INLINE void copy_elements(const int size, const struct columns *from, int64_t k0, int32_t first, int32_t end,
+                          uint8_t *panel)
+{
+    for (int c = 0; c < from->count; c++) {
+        const uint8_t *row = from->rows + c * from->stride + k0 * size;
+
+        for (int32_t i = first; i < end; i++)
+            memcpy(panel + (i * PANEL + c) * size, row + i * size, (size_t)size);
+    }
+}
+
+/* A few elements at a time, so that those of all columns are in the first cache together. */
 static void pack_floats(const struct pack *pack, const struct columns *from, uint8_t *panel)
 {
-    int size = tensor_type_info(pack->w->type)->block_bytes;
+    enum { FEW = 128 };
+    int32_t k = pack->w->k;
 
-    for (int c = 0; c < from->count; c++) {
-        const uint8_t *row = from->rows + c * from->stride + pack->k0 * size;
-        uint8_t *out = panel + c * size;
-
-        for (int32_t i = 0; i < pack->w->k; i++, row += size, out += packed_record_bytes(pack->w->type))
-            memcpy(out, row, (size_t)size);
-    }
+    for (int32_t first = 0; first < k; first += FEW)
+        if (pack->w->type == TYPE_F32)
+            copy_elements(4, from, pack->k0, first, MIN(first + FEW, k), panel);
+        else
+            copy_elements(2, from, pack->k0, first, MIN(first + FEW, k), panel);
 }
 
 /* K types: a column at a time. */
