@@ -165,20 +165,25 @@ static enum status alloc_kv_cache(struct worker *worker, int32_t num_blocks)
     return OK;
 }
 
-enum { DROP_BYTES = 4 << 20 }; /* at a time */
+/* ---- pages of the file, that were read ----------------------------------------------------------- */
 
-static void drop_pieces(void *args, int64_t first, int64_t end, int32_t thread)
+/* A fraction of a millisecond: so long may a command have to wait. */
+enum { DROP_BYTES = 4 << 20 };
+
+/* Takes a tenth of the time that loading does, while nobody waits for it. */
+static void drop_some_pages(struct worker *worker)
 {
-    const struct model_file *file = args;
+    int64_t end = worker->undropped_bytes, first = MAX(end - DROP_BYTES, (int64_t)0);
 
-    (void)thread;
-    model_file_drop_pages(file, first * DROP_BYTES, end * DROP_BYTES);
+    model_file_drop_pages(worker->origin.file, first, end);
+    worker->undropped_bytes = first;
 }
 
-/* By all threads, as it takes a tenth of the time that loading does. */
-static void drop_pages(struct device *dev, const struct model_file *file)
+/* Before the file may be gone. */
+static void drop_all_pages(struct worker *worker)
 {
-    device_share_out(dev, divide_up(model_file_bytes(file), DROP_BYTES), drop_pieces, (void *)file);
+    while (worker->undropped_bytes > 0)
+        drop_some_pages(worker);
 }
 
 static enum status load(struct worker *worker)
@@ -191,7 +196,7 @@ static enum status load(struct worker *worker)
     TRY(open_device(options, &worker->device));
     TRY(load_weights(worker));
     worker->origin.fingerprint = model_file_fingerprint(worker->file);
-    drop_pages(worker->device, worker->file);
+    worker->undropped_bytes = model_file_bytes(worker->file);
     TRY(worker_open_drawing(worker));
     if (options->world == 1)
         TRY(worker_connect_ranks(worker, &worker->connect));
@@ -264,7 +269,7 @@ static enum status load_weights_again(struct worker *worker)
                     ", that of the weights before was %016" PRIx64,
                     fingerprint, worker->origin.fingerprint);
     TRY(load_weights(worker));
-    drop_pages(worker->device, worker->origin.file);
+    worker->undropped_bytes = model_file_bytes(worker->origin.file);
     worker_connect_model(worker);
     worker->weights.weight_bytes = model_weight_bytes(worker->model);
     return OK;
@@ -320,6 +325,7 @@ static void change(struct worker *worker, const struct command *command)
 {
     struct answer *answer = &worker->changed;
 
+    drop_all_pages(worker);
     answer->status = change_now(worker, command);
     note_memory(worker);
     if (answer->status != OK)
@@ -376,13 +382,15 @@ void *worker_device_loop(void *user)
     status = load(worker);
     worker_reply(worker, &worker->setup, -1, status);
     for (int64_t look_ns = INT64_MAX;;) {
-        struct mail *mail = mailbox_wait(&worker->commands, look_ns);
+        struct mail *mail = mailbox_wait(&worker->commands, worker->undropped_bytes > 0 ? 0 : look_ns);
         const struct command *command = mail ? MAIL_ITEM(mail, struct command, mail) : NULL;
 
         if (command && command->verb == VERB_STOP)
             break;
         if (command)
             obey(worker, command);
+        else if (worker->undropped_bytes > 0)
+            drop_some_pages(worker);
         look_ns = worker_answer_steps(worker);
     }
     unload(worker);

@@ -125,6 +125,7 @@ struct worker {
     struct model *model; /* NULL: asleep without weights */
     struct model *spare; /* beside it; NULL: none */
     struct origin origin, spare_origin; /* the wire thread's while nothing changes */
+    int64_t undropped_bytes; /* of origin.file, from its start: what was read of them is to be given back */
     struct sampler *sampler; /* NULL: the device draws without logits */
     struct prompt_logprobs *prompt_logprobs;
     struct device_draw *device_draw; /* NULL: the sampler draws all */

@@ -1,12 +1,12 @@
 #include "kernels/cpu/team.h"
 
 #include "kernels/cpu/futex.h"
+#include "kernels/cpu/signals.h"
 
 #include "proto/base/memory.h"
 
 #include <inttypes.h>
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 
 struct member {
@@ -260,17 +260,11 @@ int32_t team_num_threads(const struct team *team)
     return team->num_threads;
 }
 
-/* Members take no signals: those are the business of the process's main thread. A fault of their own
- * they must take, for blocked it kills the process before anybody can say what it was. */
 static enum status start_members(struct team *team)
 {
-    static const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL};
-    sigset_t all, before;
+    sigset_t before;
 
-    sigfillset(&all);
-    for (size_t i = 0; i < COUNT_OF(faults); i++)
-        sigdelset(&all, faults[i]);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    signals_block(&before);
     for (int32_t i = 0; i < team->num_threads - 1; i++) {
         struct member *member = &team->members[i];
 

@@ -1,9 +1,10 @@
 #include "kernels/cpu/toucher.h"
 
+#include "kernels/cpu/signals.h"
+
 #include "proto/base/trace.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -92,15 +93,13 @@ void toucher_free(struct toucher *toucher)
     mem_free(toucher);
 }
 
-/* It takes no signals: those are the business of the process's main thread. */
 static bool start(struct toucher *toucher)
 {
-    sigset_t all, before;
+    sigset_t before;
 
     if (toucher->has_thread || toucher->has_failed)
         return toucher->has_thread;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    signals_block(&before);
     toucher->has_thread = pthread_create(&toucher->thread, NULL, run, toucher) == 0;
     toucher->has_failed = !toucher->has_thread;
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -152,6 +152,8 @@ static void a_cpu_device_has_its_memory_touched(void **state)
             assert_true(clock_now_ns() < end_ns);
             usleep(1000);
         }
+        device_touch(dev, p, BYTES - 4096);
+        assert_int_equal(num_present(p, BYTES - 4096), BYTES / 4096 - 1);
         device_expect_soon(dev, p, BYTES);
         device_free(dev, p, BYTES);
         device_close(dev);
