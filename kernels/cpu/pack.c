@@ -93,7 +93,7 @@ static void put_steps(struct quant_form form, const struct columns *from, int64_
     }
     for (int v = 0; v < VECTORS; v++) {
         vf largest = vf_max(most.base[v] / (float)MOST_BASE, most.scale[v] / (float)quant_most_scale(form));
-        vf step = (vf)(((vi)largest + QUANT_STEP_UP) & QUANT_STEP_MASK);
+        vf step = (vf)(((vu)largest + QUANT_STEP_UP) & QUANT_STEP_MASK);
 
         step = vf_select(most.scale[v] != most.scale[v], vf_set(NAN), step);
         vf_store(panel + v * sizeof(step), step);
@@ -101,9 +101,11 @@ static void put_steps(struct quant_form form, const struct columns *from, int64_
     }
 }
 
-/* To nearest even, of |x| below 2^22. */
-INLINE vi vi_round(vf x)
+/* Halves in units of steps, to nearest even: below 2^22. 0 where there is no step, whatever the half. */
+INLINE vi in_steps(const uint16_t *halves, vf inverse)
 {
+    vf x = vf_select(inverse > 0, vf_load_half(halves) * inverse, vf_set(0));
+
     return __builtin_convertvector(x + EXP_ROUND - EXP_ROUND, vi);
 }
 
@@ -112,13 +114,12 @@ static void put_whole_scales(struct quant_form form, const uint16_t *d, const ui
                              uint8_t *out)
 {
     UNROLL for (int v = 0; v < VECTORS; v++) {
-        vi is_used = inverse[v] > 0;
-        vi s = vi_round(vf_load_half(d + v * LANES) * inverse[v]) & is_used;
+        vi s = in_steps(d + v * LANES, inverse[v]);
 
         if (form.has_min) {
-            vi t = vi_round(vf_load_half(m + v * LANES) * inverse[v]) + form.offset * s;
+            vi t = in_steps(m + v * LANES, inverse[v]) + form.offset * s;
 
-            vi_store(out + v * LANES * 4, (s & 0xffff) | (t & is_used) << 16);
+            vi_store(out + v * LANES * 4, (s & 0xffff) | (vi)((vu)t << 16));
         } else {
             for (int i = 0; i < LANES; i++)
                 memcpy(out + (v * LANES + i) * 2, &(int16_t){(int16_t)s[i]}, 2);
