@@ -423,6 +423,34 @@ static void several_tensors_pack_into_one_matrix(void **state)
     }
 }
 
+/* Of more blocks than scales are read of at a time, and whose part begins and ends inside of what is read. */
+static void rows_of_any_length_are_packed(void **state)
+{
+    enum { ROWS = 2, N = 37, K = 600 * 32, K0 = 40 * 32 };
+    static const enum tensor_type types[] = {TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1, TYPE_Q8_0, TYPE_BF16};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        for (int is_part = 0; is_part < 2; is_part++) {
+            struct problem p = {.type = types[i], .rows = ROWS, .n = N, .k = is_part ? K - K0 - 32 : K, .tensor_k = K,
+                                .k0 = is_part ? K0 : 0};
+
+            problem_init(&p);
+            for (const char *const *isa = tested_isas(); *isa; isa++) {
+                struct device *dev = open_device(*isa, 2);
+                struct matrix w;
+
+                matrix_init(&w, dev, p.type, p.tensor, p.tensor_k, 0, p.n, p.k0, p.k);
+                if (!has_bits_of_ref(*isa, p.type))
+                    accept_near(&p, dev, &w);
+                check(&p, dev, &w, 0, p.rows);
+                matrix_close(&w, dev);
+                device_close(dev);
+            }
+            problem_close(&p);
+        }
+}
+
 /*
  * Ranks hold whole groups. With scales 1e-10 apart a float partial has bits far below the grid,
  * and the sum of unrounded partials depends on the order: the test shows that too.
@@ -690,6 +718,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_column_shard_has_the_bits_of_the_whole),
     cmocka_unit_test(gated_matmuls_have_the_bits_of_their_two_kernels),
     cmocka_unit_test(several_tensors_pack_into_one_matrix),
+    cmocka_unit_test(rows_of_any_length_are_packed),
     cmocka_unit_test(sums_of_groups_are_exact_in_any_order),
     cmocka_unit_test(sums_of_whole_scales_are_exact_in_any_order),
     cmocka_unit_test(totals_reach_their_limits),
