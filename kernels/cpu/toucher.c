@@ -33,16 +33,13 @@ static void touch_piece(struct toucher *toucher)
 {
     char *piece = toucher->next;
     size_t bytes = (size_t)MIN(toucher->end - piece, PIECE_BYTES);
-    bool is_touched;
 
     toucher->now = piece;
     toucher->next += bytes;
     pthread_mutex_unlock(&toucher->lock);
-    is_touched = mem_touch(piece, bytes);
+    mem_touch_each(piece, bytes);
     pthread_mutex_lock(&toucher->lock);
     toucher->now = NULL;
-    if (!is_touched)
-        toucher->next = toucher->end = NULL;
     pthread_cond_broadcast(&toucher->changed);
 }
 

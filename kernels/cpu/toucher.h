@@ -21,8 +21,7 @@ struct toucher *toucher_new(const cpu_set_t *cpus, int32_t num_cpus);
 void toucher_free(struct toucher *toucher); /* NULL is fine */
 DEFINE_AUTO_FREE(toucher)
 
-/* Memory of mem_map, instead of what is left of what was asked for before. It is as it was, and may be used. Nothing is
- * done where the system can't. */
+/* Memory of mem_map, instead of what is left of what was asked for before. It is as it was, and may be used. */
 void toucher_ask(struct toucher *toucher, void *p, int64_t bytes);
 /* Touches none of it any more, so that it may be unmapped. */
 void toucher_forget(struct toucher *toucher, const void *p, int64_t bytes);

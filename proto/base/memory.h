@@ -41,6 +41,9 @@ void mem_expect_full(void *p, size_t bytes);
 /* Has the system give the pages that [p, p + bytes) lies in, as the first write to each would: for the rest nothing
  * changes, and others may use them meanwhile. false: it can't; it is Linux before 5.14, or has no memory. */
 bool mem_touch(void *p, size_t bytes);
+/* The same by an access to each page, slower where pages are small. Who maps or unmaps other memory meanwhile, or waits
+ * for one who does, need not wait for it (Linux 6.4): for a thread that may not run for a while. */
+void mem_touch_each(void *p, size_t bytes);
 
 /* ---- arena: many small allocations, freed together ---------------------------------------- */
 

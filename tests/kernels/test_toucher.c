@@ -31,16 +31,6 @@ static int64_t num_present(const char *p, int64_t bytes)
     return n;
 }
 
-/* MADV_POPULATE_WRITE came with Linux 5.14. */
-static bool can_touch(void)
-{
-    char *p = map();
-    bool can = mem_touch(p, 4096);
-
-    mem_unmap(p, BYTES);
-    return can;
-}
-
 static void wait_until_touched(struct toucher *toucher)
 {
     int64_t end_ns = clock_deadline_ns(60000);
@@ -57,10 +47,9 @@ static void what_is_asked_for_is_there_soon_and_the_rest_is_not(void **state)
     char *p = map();
 
     (void)state;
-    if (!can_touch())
-        skip();
     toucher_ask(toucher, p + 100, 3 * MIB);
     wait_until_touched(toucher);
+    assert_int_equal(num_present(p, 3 * MIB + 4096), 3 * MIB / 4096 + 1);
     assert_int_equal(num_present(p, BYTES), 3 * MIB / 4096 + 1);
     for (int i = 0; i < BYTES; i += 4096)
         assert_int_equal(p[i], 0);
@@ -94,8 +83,6 @@ static void what_is_forgotten_may_be_unmapped_at_once(void **state)
     char *kept = map();
 
     (void)state;
-    if (!can_touch())
-        skip();
     for (int round = 0; round < 50; round++) {
         char *p = map();
 
@@ -130,15 +117,24 @@ static void a_toucher_ends_with_work_left(void **state)
     mem_unmap(p, BYTES);
 }
 
+/* MADV_POPULATE_WRITE came with Linux 5.14. */
+static bool can_touch_at_once(void)
+{
+    char *p = map();
+    bool can = mem_touch(p, 4096);
+
+    mem_unmap(p, BYTES);
+    return can;
+}
+
 static void a_cpu_device_has_its_memory_touched(void **state)
 {
+    bool can_populate = can_touch_at_once();
     struct device *dev;
     cpu_set_t cpus[2];
     void *p;
 
     (void)state;
-    if (!can_touch())
-        skip();
     sched_getaffinity(0, sizeof cpus[0], &cpus[0]);
     cpus[1] = cpus[0];
     for (int bound = 0; bound < 2; bound++) {
@@ -153,7 +149,8 @@ static void a_cpu_device_has_its_memory_touched(void **state)
             usleep(1000);
         }
         device_touch(dev, p, BYTES - 4096);
-        assert_int_equal(num_present(p, BYTES - 4096), BYTES / 4096 - 1);
+        if (can_populate)
+            assert_int_equal(num_present(p, BYTES - 4096), BYTES / 4096 - 1);
         device_expect_soon(dev, p, BYTES);
         device_free(dev, p, BYTES);
         device_close(dev);
