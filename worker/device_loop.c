@@ -106,7 +106,21 @@ static enum status load_weights(struct worker *worker)
     options.is_given_up = &worker->is_given_up;
     options.progress = worker->options.progress;
     options.user = worker->options.user;
-    return model_load(worker->device, worker->origin.file, &options, &worker->model);
+    TRY(model_load(worker->device, worker->origin.file, &options, &worker->model));
+    worker->undropped_bytes = model_file_bytes(worker->origin.file);
+    return OK;
+}
+
+/* Of a file's pages that were read, at a time: a command may have to wait for it, a fraction of a millisecond. */
+enum { DROP_BYTES = 4 << 20 };
+
+/* The last so many bytes, or what is left. */
+static void drop_pages(struct worker *worker, int64_t bytes)
+{
+    int64_t end = worker->undropped_bytes, first = MAX(end - bytes, (int64_t)0);
+
+    model_file_drop_pages(worker->origin.file, first, end);
+    worker->undropped_bytes = first;
 }
 
 static void set(_Atomic int64_t *place, int64_t value)
@@ -165,27 +179,6 @@ static enum status alloc_kv_cache(struct worker *worker, int32_t num_blocks)
     return OK;
 }
 
-/* ---- pages of the file, that were read ----------------------------------------------------------- */
-
-/* A fraction of a millisecond: so long may a command have to wait. */
-enum { DROP_BYTES = 4 << 20 };
-
-/* Takes a tenth of the time that loading does, while nobody waits for it. */
-static void drop_some_pages(struct worker *worker)
-{
-    int64_t end = worker->undropped_bytes, first = MAX(end - DROP_BYTES, (int64_t)0);
-
-    model_file_drop_pages(worker->origin.file, first, end);
-    worker->undropped_bytes = first;
-}
-
-/* Before the file may be gone. */
-static void drop_all_pages(struct worker *worker)
-{
-    while (worker->undropped_bytes > 0)
-        drop_some_pages(worker);
-}
-
 static enum status load(struct worker *worker)
 {
     const struct worker_options *options = &worker->options;
@@ -196,7 +189,6 @@ static enum status load(struct worker *worker)
     TRY(open_device(options, &worker->device));
     TRY(load_weights(worker));
     worker->origin.fingerprint = model_file_fingerprint(worker->file);
-    worker->undropped_bytes = model_file_bytes(worker->file);
     TRY(worker_open_drawing(worker));
     if (options->world == 1)
         TRY(worker_connect_ranks(worker, &worker->connect));
@@ -269,7 +261,6 @@ static enum status load_weights_again(struct worker *worker)
                     ", that of the weights before was %016" PRIx64,
                     fingerprint, worker->origin.fingerprint);
     TRY(load_weights(worker));
-    worker->undropped_bytes = model_file_bytes(worker->origin.file);
     worker_connect_model(worker);
     worker->weights.weight_bytes = model_weight_bytes(worker->model);
     return OK;
@@ -325,7 +316,7 @@ static void change(struct worker *worker, const struct command *command)
 {
     struct answer *answer = &worker->changed;
 
-    drop_all_pages(worker);
+    drop_pages(worker, worker->undropped_bytes); /* the file may be gone then */
     answer->status = change_now(worker, command);
     note_memory(worker);
     if (answer->status != OK)
@@ -389,8 +380,8 @@ void *worker_device_loop(void *user)
             break;
         if (command)
             obey(worker, command);
-        else if (worker->undropped_bytes > 0)
-            drop_some_pages(worker);
+        else if (worker->undropped_bytes > 0) /* takes a tenth of the time that loading does: while nobody waits */
+            drop_pages(worker, DROP_BYTES);
         look_ns = worker_answer_steps(worker);
     }
     unload(worker);
