@@ -212,9 +212,23 @@ static enum status load_vector(struct loader *loader, const struct linear_part *
     return device_write(loader->dev, place, vector, n * (int64_t)sizeof *vector);
 }
 
+/* What is packed next has its memory by then: the system clears pages one by one, for whoever touches them first, and
+ * where that is somebody's panel the others wait for him at its matrix's end. */
+static void touch_ahead(struct loader *loader)
+{
+    const struct slab *slab = &loader->weights->slab;
+    int64_t bytes = MIN(slab->bytes - loader->touched_bytes, (int64_t)TOUCH_BYTES);
+
+    if (slab_is_measuring(slab) || bytes == 0 || slab->used + TOUCH_BYTES / 2 < loader->touched_bytes)
+        return;
+    device_touch(loader->dev, slab->base + loader->touched_bytes, bytes);
+    loader->touched_bytes += bytes;
+}
+
 static enum status load_table(struct loader *loader, const struct tensor_row *table, int32_t layer,
                               void *places)
 {
+    touch_ahead(loader);
     for (const struct tensor_row *row = table, *next; row->name; row = next) {
         struct linear_part parts[LINEAR_MAX_PARTS];
         int32_t num_parts = 0;
@@ -237,31 +251,16 @@ static enum status load_table(struct loader *loader, const struct tensor_row *ta
     return OK;
 }
 
-/* What is packed next has its memory by then: the system clears pages one by one, for whoever touches them first, and
- * where that is somebody's panel the others wait for him at its matrix's end. */
-static void touch_ahead(struct loader *loader)
-{
-    const struct slab *slab = &loader->weights->slab;
-    int64_t bytes = MIN(slab->bytes - loader->touched_bytes, (int64_t)TOUCH_BYTES);
-
-    if (slab_is_measuring(slab) || bytes == 0 || slab->used + TOUCH_BYTES / 2 < loader->touched_bytes)
-        return;
-    device_touch(loader->dev, slab->base + loader->touched_bytes, bytes);
-    loader->touched_bytes += bytes;
-}
-
 static enum status load_all(struct loader *loader, const struct model_options *options)
 {
     struct weights *weights = loader->weights;
     int32_t num_layers = loader->config->num_layers;
 
-    touch_ahead(loader);
     TRY(load_table(loader, loader->tables->of_model, OF_MODEL, weights));
     for (int32_t i = 0; i < num_layers; i++) {
         if (options->is_given_up &&
             atomic_load_explicit(options->is_given_up, memory_order_relaxed))
             return fail(ERR_ABORTED, "loading was given up at layer %d of %d", i, num_layers);
-        touch_ahead(loader);
         TRY(load_table(loader, loader->tables->of_layer, i, &weights->layers[i]));
         work_count_add(options->work);
         if (options->progress && !slab_is_measuring(&weights->slab))
