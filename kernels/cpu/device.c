@@ -1,7 +1,6 @@
 #include "kernels/cpu/device.h"
 
 #include "kernels/cpu/attention_tasks.h"
-#include "kernels/cpu/packed.h"
 
 #include "proto/base/memory.h"
 
@@ -90,20 +89,18 @@ struct memory {
     int64_t bytes;
 };
 
-enum { TOUCH_BYTES = 2 << 20 }; /* at a time: a big page */
-
 static void touch_pieces(void *args, int64_t first, int64_t end, int32_t thread)
 {
     const struct memory *memory = args;
-    int64_t at = first * TOUCH_BYTES;
+    int64_t at = first * MEM_BIG_PAGE;
 
     (void)thread;
-    mem_touch(memory->p + at, (size_t)(MIN(end * TOUCH_BYTES, memory->bytes) - at));
+    mem_touch(memory->p + at, (size_t)(MIN(end * MEM_BIG_PAGE, memory->bytes) - at));
 }
 
 static void cpu_touch(struct device *dev, void *p, int64_t bytes)
 {
-    cpu_share_out(dev, divide_up(bytes, TOUCH_BYTES), touch_pieces, &(struct memory){p, bytes});
+    cpu_share_out(dev, divide_up(bytes, MEM_BIG_PAGE), touch_pieces, &(struct memory){p, bytes});
 }
 
 static const struct device_ops cpu_ops = {
@@ -147,11 +144,6 @@ enum status cpu_device_new(const struct kernels *kernels, int32_t num_threads,
     }
     *out = &cpu->device;
     return OK;
-}
-
-int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k)
-{
-    return (int64_t)divide_up(n, PANEL) * packed_panel_bytes(type, k);
 }
 
 /* ---- kernels: each thread has memory of its own --------------------------------------------------- */

@@ -104,7 +104,10 @@ static inline void store32(uint8_t *p, uint32_t x)
     memcpy(p, &x, 4);
 }
 
-int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k);
+static inline int64_t matrix_bytes_cpu(enum tensor_type type, int32_t n, int32_t k)
+{
+    return (int64_t)divide_up(n, PANEL) * packed_panel_bytes(type, k);
+}
 
 #ifdef __cplusplus
 }

@@ -6,15 +6,14 @@
 
 #include <pthread.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 /* A step that computes on every core is given way to; beside one that goes on for seconds, as prompts do, some pages
  * come. */
 enum { NICENESS = 10 };
 
-/* A big page: who forgets memory waits for so much. */
-enum { PIECE_BYTES = 2 << 20 };
+/* Who forgets memory waits for so much. */
+enum { PIECE_BYTES = MEM_BIG_PAGE };
 
 struct toucher {
     pthread_mutex_t lock;
@@ -24,8 +23,7 @@ struct toucher {
     bool is_closing;
     bool has_thread, has_failed;
     pthread_t thread;
-    cpu_set_t cpus;
-    bool is_bound;
+    cpu_set_t cpus; /* none: anywhere */
 };
 
 /* Locked. */
@@ -48,8 +46,8 @@ static void *run(void *user)
     struct toucher *toucher = user;
 
     trace_name_thread("toucher");
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), NICENESS);
-    if (toucher->is_bound)
+    setpriority(PRIO_PROCESS, (id_t)gettid(), NICENESS);
+    if (CPU_COUNT(&toucher->cpus) > 0)
         pthread_setaffinity_np(pthread_self(), sizeof toucher->cpus, &toucher->cpus);
     pthread_mutex_lock(&toucher->lock);
     while (!toucher->is_closing) {
@@ -68,7 +66,6 @@ struct toucher *toucher_new(const cpu_set_t *cpus, int32_t num_cpus)
 
     pthread_mutex_init(&toucher->lock, NULL);
     pthread_cond_init(&toucher->changed, NULL);
-    toucher->is_bound = cpus != NULL;
     for (int32_t i = 0; cpus && i < num_cpus; i++)
         CPU_OR(&toucher->cpus, &toucher->cpus, &cpus[i]);
     return toucher;

@@ -57,11 +57,9 @@ char *mem_printf(const char *format, ...)
 
 /* ---- pages -------------------------------------------------------------------------------- */
 
-enum { HUGE_PAGE = 2 << 20 };
-
 enum status mem_map(size_t bytes, const char *what, void **out)
 {
-    size_t align = bytes >= HUGE_PAGE ? HUGE_PAGE : 4096, padded;
+    size_t align = bytes >= MEM_BIG_PAGE ? MEM_BIG_PAGE : 4096, padded;
 
     if (add_overflows(bytes, align, &padded))
         return fail(ERR_NO_MEMORY, "%s needs %zu bytes, which no machine has", what, bytes);
@@ -90,7 +88,7 @@ enum status mem_map(size_t bytes, const char *what, void **out)
 
 void mem_expect_full(void *p, size_t bytes)
 {
-    if (bytes >= HUGE_PAGE)
+    if (bytes >= MEM_BIG_PAGE)
         madvise(p, bytes & ~(size_t)4095, MADV_HUGEPAGE);
 }
 

@@ -33,6 +33,8 @@ char *mem_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* ---- pages: zeroed, 2 MiB aligned when large; untouched ones cost nothing ------------------ */
 
+enum { MEM_BIG_PAGE = 2 << 20 };
+
 /* ERR_NO_MEMORY names `what` and the size. Freed by mem_unmap with the same size. */
 MUST_USE enum status mem_map(size_t bytes, const char *what, void **out);
 void mem_unmap(void *p, size_t bytes);
