@@ -2,7 +2,6 @@
 #include "tests/support/expect.h"
 
 #include "kernels/device.h"
-#include "tests/support/gguf_writer.h"
 #include "tests/support/tiny_model.h"
 #include "worker/models/model.h"
 
@@ -34,13 +33,11 @@ static void note_kv_cache(struct device *dev, void *p, int64_t bytes)
 
 static struct model_file *open_tiny(void)
 {
-    AUTO_CLOSE(bytes) struct bytes bytes = {0};
     char path[] = "/tmp/tandem-test-XXXXXX.gguf";
     struct model_file *file;
 
-    tiny_model_build(&(struct tiny_model_options){.architecture = "llama"}, &bytes);
     close(mkstemps(path, 5));
-    gguf_save(&bytes, path);
+    tiny_model_write(path, NULL);
     expect_ok(model_file_open(path, &file));
     unlink(path);
     return file;
