@@ -14,7 +14,7 @@ import unittest
 import tandem
 
 
-def wait_for(what, condition, seconds=10):
+def wait_for(what, condition, seconds=10, every=0.02):
     """Polls until condition() is true and returns what it returned."""
     seconds = tandem.within(seconds)
     end = time.monotonic() + seconds
@@ -22,7 +22,7 @@ def wait_for(what, condition, seconds=10):
         found = condition()
         if found:
             return found
-        time.sleep(0.02)
+        time.sleep(every)
     raise AssertionError(f"not within {seconds} s: {what}")
 
 

@@ -114,7 +114,8 @@ class AtStart(unittest.TestCase):
     def test_a_killed_rank_is_named_with_its_end(self):
         with subprocess.Popen([tandem.PROGRAM, "generate", "--model", MODEL, "--tp", "2", "--prompt", "x", "--max-restarts", "0",
                                "--max-tokens", "30000", "--ignore-eos"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            ranks = wait_for("a rank", lambda: children_of(process.pid))
+            # Ranks are ready some 10 ms after they were started.
+            ranks = wait_for("a rank", lambda: children_of(process.pid), every=0)
             os.kill(ranks[0], signal.SIGKILL)
             err = process.stderr.read().decode()
         self.assertRegex(err, r"rank \d \(process %d\) has died: signal 9 \(Killed\)" % ranks[0])
