@@ -178,22 +178,20 @@ float quant_row_step(enum tensor_type type, const void *row, int64_t num_blocks)
     const struct quant_form form = quant_form(type);
     const uint8_t *block = row;
     int block_bytes = tensor_type_info(type)->block_bytes;
-    float most_scale = 0, most_base = 0;
+    float most = 0;
 
     ASSERT(form.scales == SCALE_WHOLE, "scales of %s", tensor_type_info(type)->name);
     for (int64_t b = 0; b < num_blocks; b++, block += block_bytes) {
-        float d = half_to_float(half_bits(block));
-        float base = form.has_min ? half_to_float(half_bits(block + 2)) + (float)form.offset * d : 0;
+        float d = half_to_float(half_bits(block)), offset = (float)form.offset;
+        float base = form.has_min ? half_to_float(half_bits(block + 2)) + offset * d : 0;
+        float weight = offset * fabsf(d) + fabsf(base);
 
-        if (!isfinite(d) || !isfinite(base))
+        if (!isfinite(weight))
             return NAN;
-        most_scale = fabsf(d) > most_scale ? fabsf(d) : most_scale;
-        most_base = fabsf(base) > most_base ? fabsf(base) : most_base;
+        most = weight > most ? weight : most;
     }
-    most_scale /= (float)quant_most_scale(form);
-    most_base /= (float)MOST_BASE;
 
-    float step = most_scale > most_base ? most_scale : most_base;
+    float step = most / (float)MOST_WEIGHT;
     uint32_t bits;
 
     memcpy(&bits, &step, sizeof bits);

@@ -6,13 +6,15 @@
  *
  *  SCALE_WHOLE  w = step * (s * (u - offset) + t), where s and t are whole numbers, and step is a power of two, one for
  *               the whole row of the tensor. With d (, m) of the file's block, w being d * (u - offset) or d * u + m:
- *      step = the least that no |d| / most_scale and no |m + offset * d| / MOST_BASE of the row's blocks is above
+ *      step = the least that no (offset * |d| + |m + offset * d|) / MOST_WEIGHT of the row's blocks is above; m + offset * d
+ *             is 0 where there is no m
  *      s = round(d / step)    t = round(m / step) + offset * s | 0
  *      total += s * sum((u - offset) * a) + t * sum(a)      of the blocks of activations that share d_a
  *      acc = fma(float(total), d_a, acc)                    after the last one of these
  *      out = acc * step
- *    Of a group |total| is below 2^31, and a block's sum((u - offset) * a), or that of half of one of five
- *    bits, fits in 16 bits: instructions that multiply 16 bits and add do the work of a conversion and two fmas.
+ *    So w / step fits in 16 bits, as do a block's sum((u - offset) * a), or that of half of one of five bits: instructions
+ *    that multiply 16 bits and add do the work of a conversion and two fmas, and where matrices of bytes are multiplied,
+ *    weights are two of these. Of a group |total| is below 2^31.
  *    Where sums are to be exact (matmul_groups), acc is a double that begins with WHOLE_MAGIC, 1.5 * 2^52 times
  *    WHOLE_GRID, so that each fma rounds to a multiple of that grid:
  *      acc = fma(double(total), odd(d_a), acc);  out = (acc - WHOLE_MAGIC) * step
@@ -69,7 +71,7 @@ enum scale_kind { SCALE_NONE, SCALE_WHOLE, SCALE_PLAIN, SCALE_SUPER, SCALE_HALVE
 #define WHOLE_GRID  0x1p-10
 #define WHOLE_MAGIC GRID_MAGIC(WHOLE_GRID)
 
-enum { MOST_BASE = 32750 }; /* t fits in 16 bits, whichever way s and m are rounded */
+enum { MOST_WEIGHT = 31000 }; /* weights fit in 16 bits, whichever way s and m are rounded */
 
 /* (bits of a float + QUANT_STEP_UP) & QUANT_STEP_MASK: the power of two that it is, or the next above it; 0 of 0. */
 enum { QUANT_STEP_UP = 0x7fffff, QUANT_STEP_MASK = 0x7f800000 };
@@ -104,12 +106,6 @@ static QUANT_CONSTANT struct quant_form quant_form(enum tensor_type type)
     case TYPE_Q6_K: return (struct quant_form){SCALE_HALVES, 6, 32, false};
     default: return (struct quant_form){SCALE_NONE, 0, 0, false};
     }
-}
-
-/* The largest s, of SCALE_WHOLE. */
-static QUANT_CONSTANT int quant_most_scale(struct quant_form form)
-{
-    return (1 << (17 - form.code_bits)) - 1;
 }
 
 static QUANT_INLINE double quant_odd(float d)

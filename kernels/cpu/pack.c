@@ -51,51 +51,36 @@ INLINE vi is_not_finite(vf x)
     return ((vi)x & 0x7f800000) == 0x7f800000;
 }
 
-/* The largest |d| and |m + offset * d| of each column; NaN where one is not finite. */
-struct extremes {
-    vf scale[VECTORS], base[VECTORS];
-};
-
-static void add_extremes(struct quant_form form, const struct block_scales *scales, int32_t count,
-                         struct extremes *extremes)
+/* The largest offset * |d| + |m + offset * d| of each column; NaN where one is not finite. */
+static void add_most(struct quant_form form, const struct block_scales *scales, int32_t count, vf most[VECTORS])
 {
-    for (int v = 0; v < VECTORS; v++) {
-        vf scale = extremes->scale[v], base = extremes->base[v];
-
+    for (int v = 0; v < VECTORS; v++)
         for (int32_t b = 0; b < count; b++) {
-            vf d = vf_load_half(scales->d[b] + v * LANES), m = vf_set(0);
-            vi is_bad = is_not_finite(d);
+            vf d = vf_load_half(scales->d[b] + v * LANES);
+            vf weight = vf_abs(d) * (float)form.offset;
 
-            if (form.has_min) {
-                m = vf_load_half(scales->m[b] + v * LANES);
-                is_bad |= is_not_finite(m);
-                base = vf_max(base, vf_abs(m + (float)form.offset * d));
-            }
-            scale = vf_select(is_bad | (scale != scale), vf_set(NAN), vf_max(scale, vf_abs(d)));
+            if (form.has_min)
+                weight += vf_abs(vf_load_half(scales->m[b] + v * LANES) + (float)form.offset * d);
+            most[v] = vf_select(is_not_finite(weight) | (most[v] != most[v]), vf_set(NAN), vf_max(most[v], weight));
         }
-        extremes->scale[v] = scale;
-        extremes->base[v] = base;
-    }
 }
 
 /* quant_row_step of each column, which goes to the panel, and its inverse. */
 static void put_steps(struct quant_form form, const struct columns *from, int64_t num_blocks, int block_bytes,
                       uint8_t *panel, vf inverse[VECTORS], struct block_scales *scales)
 {
-    struct extremes most;
+    vf most[VECTORS] = {{0}};
 
-    memset(&most, 0, sizeof most);
     for (int64_t first = 0; first < num_blocks; first += SCALE_BLOCKS) {
         int32_t count = (int32_t)MIN(num_blocks - first, (int64_t)SCALE_BLOCKS);
 
         read_scales(from, first, count, block_bytes, form.has_min, scales);
-        add_extremes(form, scales, count, &most);
+        add_most(form, scales, count, most);
     }
     for (int v = 0; v < VECTORS; v++) {
-        vf largest = vf_max(most.base[v] / (float)MOST_BASE, most.scale[v] / (float)quant_most_scale(form));
-        vf step = (vf)(((vu)largest + QUANT_STEP_UP) & QUANT_STEP_MASK);
+        vf step = (vf)(((vu)(most[v] / (float)MOST_WEIGHT) + QUANT_STEP_UP) & QUANT_STEP_MASK);
 
-        step = vf_select(most.scale[v] != most.scale[v], vf_set(NAN), step);
+        step = vf_select(most[v] != most[v], vf_set(NAN), step);
         vf_store(panel + v * sizeof(step), step);
         inverse[v] = vf_select(step > 0, 1.0f / step, vf_set(0));
     }
@@ -258,7 +243,7 @@ static void pack_columns(const struct pack *pack, const struct columns *from, ui
     int block_bytes = tensor_type_info(type)->block_bytes;
     uint8_t *record = panel + packed_supers_bytes(type, pack->w->k);
     int32_t num_records = packed_num_records(type, pack->w->k);
-    vf inverse[VECTORS];
+    vf inverse[VECTORS] = {{0}}; /* of SCALE_WHOLE */
 
     if (form.scales == SCALE_WHOLE)
         put_steps(form, from, pack->src_row_bytes / block_bytes, block_bytes, panel, inverse, scales);

@@ -25,8 +25,9 @@ static double exact(const struct activations *a, int32_t r, const float *w, bool
 }
 
 /* What weights may be away from the file's. Those of four and five bits become whole numbers of a step, one for a row:
- * s is half a step off at most, times a code of 15 or 31, and the base another half. A step is less than 2 / 8191 or
- * 2 / 4095 of the largest scale, and this is a seventh or a 15th of the largest weight at most. */
+ * s is half a step off at most, times a code of 15 or 31, and the base another half. A step is less than 2 / MOST_WEIGHT of
+ * offset * |d| + |m + offset * d|, where d is a seventh or a 15th of the largest weight at most, and what follows no more
+ * than that weight. */
 static float tolerated(enum tensor_type type, const float *row, int32_t k)
 {
     float most = 0;
@@ -34,8 +35,8 @@ static float tolerated(enum tensor_type type, const float *row, int32_t k)
     for (int32_t i = 0; i < k; i++)
         most = fmaxf(most, fabsf(row[i]));
     if (type == TYPE_Q4_0 || type == TYPE_Q4_1)
-        return 8 * 2.0f / 8191 / 7 * most;
-    return type == TYPE_Q5_0 || type == TYPE_Q5_1 ? 16 * 2.0f / 4095 / 15 * most : 1e-7f;
+        return 8 * 2.0f / MOST_WEIGHT * (8.0f / 7 + 1) * most;
+    return type == TYPE_Q5_0 || type == TYPE_Q5_1 ? 16 * 2.0f / MOST_WEIGHT * (16.0f / 15 + 1) * most : 1e-7f;
 }
 
 static void check_type(enum tensor_type type, int32_t tensor_k, int32_t k0, int32_t k)
