@@ -339,7 +339,7 @@ struct mask_rows_args {
 };
 
 struct kernels {
-    const char *name; /* "ref", "sse2", "avx2", "avxvnni", "avx512", "avx512bf16", "sim", "cuda" */
+    const char *name; /* "ref", "sse2", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "sim", "cuda" */
 
     /* Packed size of W: [n, k] of this type; -1: this type has no kernel here. */
     int64_t (*matrix_bytes)(enum tensor_type type, int32_t n, int32_t k);

@@ -10,8 +10,12 @@
 #include <cpuid.h>
 #endif
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-enum { AVX_VNNI = 1 << 4, AVX512_BF16 = 1 << 5 }; /* of leaf 7, 1 */
+enum { AVX_VNNI = 1 << 4, AVX512_BF16 = 1 << 5 }; /* of leaf 7, 1: eax */
+enum { AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };  /* of leaf 7, 0: edx */
+enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
 
 static bool always(void)
 {
@@ -53,6 +57,15 @@ static bool has_avx512bf16(void)
     return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & AVX512_BF16);
 }
 
+/* The system gives a process the state of tiles, for all of its threads, when it asks for it. */
+static bool has_amx(void)
+{
+    unsigned eax, ebx, ecx, edx;
+
+    return has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & AMX_TILE) && (edx & AMX_INT8) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
 /* An Intel core begins one product of pairs every other cycle and two fused multiply-adds of floats in each, which have
  * the same bits: on an Emerald Rapids attention of prompts takes 1.47 times as long with pairs. */
 static bool has_fast_avx512bf16(void)
@@ -72,6 +85,7 @@ static const struct isa_row {
     bool (*is_here)(void); /* this CPU runs them */
 } isas[] = {
 #if defined(__x86_64__)
+    {&kernels_amx, has_amx},
     {&kernels_avx512bf16, has_fast_avx512bf16},
     {&kernels_avx512, has_avx512},
     {&kernels_avx512bf16, has_slow_avx512bf16},

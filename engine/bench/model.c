@@ -273,7 +273,7 @@ static double step_ms(struct samples *steps, double share)
     return steps->count ? samples_quantile_us(steps, share) / 1e3 : 0;
 }
 
-static const char *const isa_words[] = {"ref", "generic", "sse2", "avx2", "avxvnni", "avx512", "avx512bf16", NULL};
+static const char *const isa_words[] = {"ref", "generic", "sse2", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", NULL};
 
 enum {
     PREFILL_TOK_S, PREFILL_SPREAD, DECODE_TOK_S, DECODE_SPREAD, LIMIT_TOK_S, LIMIT_SHARE, WHOLE_TOK_S,

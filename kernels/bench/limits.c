@@ -208,6 +208,7 @@ static const struct arithmetic {
     int int8_ops, float_ops, pair_ops; /* of one instruction, or of those in its place */
 } rows[] = {
 #if defined(__x86_64__)
+    {"amx", int8_avx512, float_avx512, float_avx512, 64 * 2, 16 * 2, 16 * 2}, /* of its vectors, which do few rows */
     {"avx512bf16", int8_avx512, float_avx512, pairs_avx512, 64 * 2, 16 * 2, 32 * 2},
     {"avx512", int8_avx512, float_avx512, float_avx512, 64 * 2, 16 * 2, 16 * 2},
     {"avxvnni", int8_avxvnni, float_avx2, float_avx2, 32 * 2, 8 * 2, 8 * 2},

@@ -6,6 +6,7 @@
  * bytes. Few rows are not worth it (most_packed_tiles): each of their tiles reads the packed codes, the
  * first at the speed of memory.
  */
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gated.h"
 #include "kernels/cpu/packed.h"
@@ -27,6 +28,8 @@ enum {
     FLOAT_CHUNK = 128,
     FAR_BYTES = 16384, /* ahead, or more, weights are fetched to the second-level cache, */
     NEAR_BYTES = 3072, /* and from there to the first */
+    UNIT_CHUNK = 9,         /* blocks whose bytes stay in the first cache, beside activations of 16 rows */
+    LEAST_UNIT_ROWS = 64,   /* that are worth the unit that multiplies matrices */
     STREAM_COLUMNS = 16384, /* rows of so many results, logits, pass by the caches */
 };
 
@@ -43,10 +46,16 @@ struct expanded_whole {
     int16_t st[PANEL][2];
 };
 
+/* The bytes of weights of a chunk: four elements of k of each column side by side. */
+struct weight_bytes {
+    uint8_t high[8 * UNIT_CHUNK][GROUP_BYTES], low[8 * UNIT_CHUNK][GROUP_BYTES];
+};
+
 struct scratch {
     union {
         _Alignas(64) struct expanded expanded[CHUNK_BLOCKS];
         struct expanded_whole whole[CHUNK_BLOCKS];
+        struct weight_bytes bytes;
     };
     float partial[SLICE_ROWS][PANEL];   /* accumulators of groups, between chunks */
     double sums[SLICE_ROWS][PANEL];     /* of groups, between chunks */
@@ -282,19 +291,23 @@ INLINE void begin_acc(const int R, const int C, const struct tile *t, int first_
                                 : vf_load(&t->acc[r][first_column + c * LANES]);
 }
 
+/* Of one row and vector of columns. */
+INLINE void keep_vector(const struct tile *t, int r, int column, bool is_result, vf f)
+{
+    float *out = is_result ? t->out + r * t->out_stride + column : &t->acc[r][column];
+
+    if (is_result && t->streams)
+        vf_stream(out, f);
+    else
+        vf_store(out, f);
+}
+
 INLINE void keep_acc(const int R, const int C, const struct tile *t, int first_column, bool is_result,
                      vf f[MAX_ROWS][4])
 {
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < C; c++) {
-            float *out = is_result ? t->out + r * t->out_stride + first_column + c * LANES
-                                   : &t->acc[r][first_column + c * LANES];
-
-            if (is_result && t->streams)
-                vf_stream(out, f[r][c]);
-            else
-                vf_store(out, f[r][c]);
-        }
+        UNROLL for (int c = 0; c < C; c++)
+            keep_vector(t, r, first_column + c * LANES, is_result, f[r][c]);
 }
 
 INLINE void tile_columns(const int R, const int C, enum tensor_type type, enum source source,
@@ -435,25 +448,20 @@ INLINE void add_whole_block(const int R, const int C, enum tensor_type type, enu
 }
 
 /* Totals of the group of activations that begins with block b come to the accumulators, which are in memory, since
- * registers have totals; where the group is the last, results of all are made. */
-INLINE void add_totals(const int R, const int C, const struct tile *t, int64_t b, const int first_column, bool begins,
-                       bool is_last, vi total[MAX_ROWS][4])
+ * registers have totals; where the group is the last, results are made. Of row r, C vectors of columns. */
+INLINE void add_row_totals(const int C, const struct tile *t, int r, int64_t b, const int first_column, bool begins,
+                           bool is_last, const vi *total)
 {
-    vf f[MAX_ROWS][4];
+    vf d = vf_set(t->d[r * t->num_blocks + b]);
 
-    UNROLL for (int r = 0; r < R; r++) {
-        vf d = vf_set(t->d[r * t->num_blocks + b]);
+    UNROLL for (int c = 0; c < C; c++) {
+        int column = first_column + c * LANES;
+        vf f = vf_fma(__builtin_convertvector(total[c], vf), d, begins ? vf_set(0) : vf_load(&t->acc[r][column]));
 
-        UNROLL for (int c = 0; c < C; c++) {
-            int column = first_column + c * LANES;
-
-            f[r][c] = vf_fma(__builtin_convertvector(total[r][c], vf), d,
-                             begins ? vf_set(0) : vf_load(&t->acc[r][column]));
-            if (is_last)
-                f[r][c] *= vf_load(t->supers + column * sizeof(float));
-        }
+        if (is_last)
+            f *= vf_load(t->supers + column * sizeof(float));
+        keep_vector(t, r, column, is_last, f);
     }
-    keep_acc(R, C, t, first_column, is_last, f);
 }
 
 /* x: sums of a group, added. To where results are wanted. */
@@ -472,25 +480,23 @@ INLINE void put_exact_result(const struct tile *t, int r, int column, const vd x
 }
 
 /* The same of matmul_groups. */
-INLINE void add_totals_exactly(const int R, const int C, const struct tile *t, int64_t b, const int first_column,
-                               bool begins, bool is_last, vi total[MAX_ROWS][4])
+INLINE void add_row_totals_exactly(const int C, const struct tile *t, int r, int64_t b, const int first_column, bool begins,
+                                   bool is_last, const vi *total)
 {
-    UNROLL for (int r = 0; r < R; r++) {
-        vd d = vd_set(quant_odd(t->d[r * t->num_blocks + b]));
+    vd d = vd_set(quant_odd(t->d[r * t->num_blocks + b]));
 
-        UNROLL for (int c = 0; c < C; c++) {
-            double *sum = t->sum + r * PANEL + first_column + c * LANES;
-            vd x[2];
+    UNROLL for (int c = 0; c < C; c++) {
+        double *sum = t->sum + r * PANEL + first_column + c * LANES;
+        vd x[2];
 
-            vd_of_ints(total[r][c], x);
-            UNROLL for (int h = 0; h < 2; h++)
-                x[h] = vd_fma(x[h], d, begins ? vd_set(WHOLE_MAGIC) : vd_load(sum + h * LANES / 2));
-            if (is_last) {
-                put_exact_result(t, r, first_column + c * LANES, x);
-            } else {
-                vd_store(sum, x[0]);
-                vd_store(sum + LANES / 2, x[1]);
-            }
+        vd_of_ints(total[c], x);
+        UNROLL for (int h = 0; h < 2; h++)
+            x[h] = vd_fma(x[h], d, begins ? vd_set(WHOLE_MAGIC) : vd_load(sum + h * LANES / 2));
+        if (is_last) {
+            put_exact_result(t, r, first_column + c * LANES, x);
+        } else {
+            vd_store(sum, x[0]);
+            vd_store(sum + LANES / 2, x[1]);
         }
     }
 }
@@ -515,10 +521,11 @@ INLINE void tile_whole_columns(const int R, const int C, enum tensor_type type, 
                 fetch(source, t, t->records + b * record_bytes, record_bytes, &until_fetch);
             add_whole_block(R, C, type, source, t, b, first_column, total);
         }
-        if (t->sum)
-            add_totals_exactly(R, C, t, first, first_column, begins, is_last, total);
-        else
-            add_totals(R, C, t, first, first_column, begins, is_last, total);
+        UNROLL for (int r = 0; r < R; r++)
+            if (t->sum)
+                add_row_totals_exactly(C, t, r, first, first_column, begins, is_last, total[r]);
+            else
+                add_row_totals(C, t, r, first, first_column, begins, is_last, total[r]);
         begins = false;
     }
 }
@@ -637,6 +644,28 @@ static void (*const tiles[NUM_TENSOR_TYPES][NUM_SOURCES][MAX_ROWS])(const struct
     TYPE_LISTS(TYPE_Q6_K),
 };
 
+#if HAS_UNIT
+#include "kernels/cpu/matmul_amx.h"
+
+#define SPLIT(type)                                                                                \
+    static void type##_split(const struct tile *t, struct weight_bytes *out)                       \
+    {                                                                                              \
+        split_weights(type, t, out);                                                               \
+    }
+SPLIT(TYPE_Q4_0)
+SPLIT(TYPE_Q4_1)
+SPLIT(TYPE_Q5_0)
+SPLIT(TYPE_Q5_1)
+
+/* NULL: of types that the unit does not multiply. */
+static void (*const splits[NUM_TENSOR_TYPES])(const struct tile *t, struct weight_bytes *out) = {
+    [TYPE_Q4_0] = TYPE_Q4_0_split,
+    [TYPE_Q4_1] = TYPE_Q4_1_split,
+    [TYPE_Q5_0] = TYPE_Q5_0_split,
+    [TYPE_Q5_1] = TYPE_Q5_1_split,
+};
+#endif
+
 /* ---- from panels to tiles ------------------------------------------------------------------------- */
 
 struct job {
@@ -656,6 +685,7 @@ struct slice {
     float *out; /* of the first row and column, at stride out_stride; NULL: doubles are wanted */
     int64_t out_stride;
     bool streams; /* to out */
+    int32_t unit_rows; /* that the unit's tiles have; 0: it is idle */
     struct scratch *scratch;
     const uint8_t *end, *next; /* as in struct tile */
 };
@@ -710,6 +740,71 @@ static int32_t tile_start(int32_t rows, bool packed, int32_t i, int32_t n)
     return i ? MAX_ROWS + (rows - MAX_ROWS) * (i - 1) / (n - 1) : 0;
 }
 
+/* Records [at, at + count) of rows r0 on of the slice. The tile is one of several: turn and turns as struct tile has them. */
+static struct tile tile_of_rows(const struct slice *slice, int32_t at, int32_t count, int32_t r0, int32_t turn, int32_t turns)
+{
+    const struct job *job = slice->job;
+    const struct matrix *w = job->w;
+    const struct activations *a = job->a;
+    struct scratch *scratch = slice->scratch;
+    const uint8_t *supers = panel_start(w, slice->panel);
+    const uint8_t *records = supers + packed_supers_bytes(w->type, w->k);
+    bool is_float = quant_form(w->type).scales == SCALE_NONE;
+    bool begins = at == 0, ends = at + count == packed_num_records(w->type, w->k);
+    int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
+    int64_t row = slice->first_row + r0, block = row * num_blocks + at;
+    int64_t chunk_bytes = (int64_t)count * packed_record_bytes(w->type);
+    int32_t kept = begins && ends ? 0 : r0; /* nothing outlasts a tile: the same memory for all */
+    struct tile t = {
+        .records = records + (int64_t)at * packed_record_bytes(w->type),
+        .supers = supers,
+        .super_block = w->first_block + at,
+        .end = slice->end,
+        .next = slice->next,
+        .turn = turn,
+        .turns = turns,
+        .far_bytes = turns > 1 ? MAX(FAR_BYTES, chunk_bytes) : FAR_BYTES,
+        .expanded = scratch->expanded,
+        .whole = scratch->whole,
+        .x = a->x + row * a->k + (int64_t)at * unit,
+        .k = a->k,
+        .num_blocks = num_blocks,
+        .count = count,
+        .begins = begins,
+        .ends = ends,
+        .acc = &scratch->partial[kept],
+        .group = job->group,
+    };
+
+    if (!is_float) {
+        t.q = a->q + block * QUANT_BLOCK;
+        t.d = a->d + block;
+        t.z = a->z ? a->z + block : NULL;
+        t.sums = a->sums + 2 * block;
+        for (int s = 0; s < NUM_STARTS; s++)
+            t.starts[s] = a->starts[s] ? a->starts[s] + block : NULL;
+        t.shared = a->group / QUANT_BLOCK;
+    }
+    if (job->group) {
+        t.sum = scratch->sums[kept];
+        t.sum_begins = at < job->group;
+        t.left = job->group - at % job->group;
+    }
+    if (slice_width(slice) < PANEL) {
+        t.out = slice->out ? scratch->edge[r0] : NULL;
+        t.sums_out = scratch->edge_sums[r0];
+        t.out_stride = PANEL;
+    } else if (slice->out) {
+        t.out = slice->out + r0 * slice->out_stride;
+        t.out_stride = slice->out_stride;
+        t.streams = slice->streams;
+    } else {
+        t.sums_out = job->sums + row * w->n + slice->panel * PANEL;
+        t.out_stride = w->n;
+    }
+    return t;
+}
+
 /*
  * Records [at, at + count) for all rows of the slice. Tiles that read packed codes share the fetching of those that come
  * after the chunk, so that memory is not idle while the second and later ones multiply: on Ice Lake 8 rows of Q4_1 cost
@@ -717,90 +812,72 @@ static int32_t tile_start(int32_t rows, bool packed, int32_t i, int32_t n)
  */
 static void do_chunk(const struct slice *slice, int32_t at, int32_t count)
 {
-    const struct job *job = slice->job;
-    const struct matrix *w = job->w;
-    const struct activations *a = job->a;
-    struct scratch *scratch = slice->scratch;
-    const uint8_t *supers =
-        (const uint8_t *)w->data + slice->panel * packed_panel_bytes(w->type, w->k);
-    const uint8_t *records = supers + packed_supers_bytes(w->type, w->k);
-    bool is_float = quant_form(w->type).scales == SCALE_NONE;
-    bool begins = at == 0, ends = at + count == packed_num_records(w->type, w->k);
-    int32_t unit = is_float ? 1 : QUANT_BLOCK, num_blocks = a->k / QUANT_BLOCK;
+    enum tensor_type type = slice->job->w->type;
     int32_t num_tiles = divide_up(slice->rows, MAX_ROWS);
-    bool packed = is_float || num_tiles <= most_packed_tiles(w->type);
-    int32_t turns = packed ? num_tiles : 1, width = slice_width(slice);
-    int64_t chunk_bytes = (int64_t)count * packed_record_bytes(w->type);
+    bool packed = quant_form(type).scales == SCALE_NONE || num_tiles <= most_packed_tiles(type);
 
     for (int32_t i = 0; i < num_tiles; i++) {
         int32_t r0 = tile_start(slice->rows, packed, i, num_tiles);
         int32_t rows = tile_start(slice->rows, packed, i + 1, num_tiles) - r0;
-        int64_t row = slice->first_row + r0, block = row * num_blocks + at;
-        int32_t kept = begins && ends ? 0 : r0; /* nothing outlasts a tile: the same memory for all */
-        struct tile t = {
-            .records = records + (int64_t)at * packed_record_bytes(w->type),
-            .supers = supers,
-            .super_block = w->first_block + at,
-            .end = slice->end,
-            .next = slice->next,
-            .turn = i,
-            .turns = turns,
-            .far_bytes = turns > 1 ? MAX(FAR_BYTES, chunk_bytes) : FAR_BYTES,
-            .expanded = scratch->expanded,
-            .whole = scratch->whole,
-            .x = a->x + row * a->k + (int64_t)at * unit,
-            .k = a->k,
-            .num_blocks = num_blocks,
-            .count = count,
-            .begins = begins,
-            .ends = ends,
-            .acc = &scratch->partial[kept],
-            .group = job->group,
-        };
+        struct tile t = tile_of_rows(slice, at, count, r0, i, packed ? num_tiles : 1);
 
-        if (!is_float) {
-            t.q = a->q + block * QUANT_BLOCK;
-            t.d = a->d + block;
-            t.z = a->z ? a->z + block : NULL;
-            t.sums = a->sums + 2 * block;
-            for (int s = 0; s < NUM_STARTS; s++)
-                t.starts[s] = a->starts[s] ? a->starts[s] + block : NULL;
-            t.shared = a->group / QUANT_BLOCK;
-        }
-        if (job->group) {
-            t.sum = scratch->sums[kept];
-            t.sum_begins = at < job->group;
-            t.left = job->group - at % job->group;
-        }
-        if (width < PANEL) {
-            t.out = slice->out ? scratch->edge[r0] : NULL;
-            t.sums_out = scratch->edge_sums[r0];
-            t.out_stride = PANEL;
-        } else if (slice->out) {
-            t.out = slice->out + r0 * slice->out_stride;
-            t.out_stride = slice->out_stride;
-            t.streams = slice->streams;
-        } else {
-            t.sums_out = job->sums + row * w->n + slice->panel * PANEL;
-            t.out_stride = w->n;
-        }
-        tiles[w->type][packed ? PACKED : i ? EXPANDED : PACKED_STORING][rows - 1](&t);
-        if (job->group && ends && !has_whole_scales(w->type))
+        tiles[type][packed ? PACKED : i ? EXPANDED : PACKED_STORING][rows - 1](&t);
+        if (t.sum && t.ends && !has_whole_scales(type))
             finish_sums(&t, rows);
     }
 }
 
-static void do_slice(const struct slice *slice)
+#if HAS_UNIT
+/* Whether the unit does the rows of the slice. */
+static bool by_unit(const struct slice *slice)
+{
+    return slice->rows >= LEAST_UNIT_ROWS && splits[slice->job->w->type];
+}
+
+/* The same by the unit. */
+static void do_unit_chunk(struct slice *slice, int32_t at, int32_t count)
+{
+    enum tensor_type type = slice->job->w->type;
+    int32_t num_tiles = divide_up(slice->rows, AMX_ROWS), tile_rows = divide_up(slice->rows, num_tiles);
+    int32_t blocks = group_blocks(slice->job->a), record_bytes = packed_record_bytes(type);
+    struct tile t = tile_of_rows(slice, at, count, 0, 0, num_tiles);
+    struct weight_bytes *bytes = &slice->scratch->bytes;
+
+    splits[type](&t, bytes);
+    if (slice->unit_rows != tile_rows)
+        amx_begin(tile_rows, unit_step(blocks));
+    slice->unit_rows = tile_rows;
+    FOR_GROUP(blocks, unit_rows, &t, slice->rows, tile_rows, bytes, record_bytes);
+}
+#endif
+
+/* How many records of how many rows are done at a time: whole groups. */
+static int32_t chunk_of(const struct slice *slice)
+{
+    int32_t blocks = CHUNK_BLOCKS;
+
+    if (quant_form(slice->job->w->type).scales == SCALE_NONE)
+        return FLOAT_CHUNK;
+#if HAS_UNIT
+    if (by_unit(slice))
+        blocks = UNIT_CHUNK;
+#endif
+    return blocks - blocks % group_blocks(slice->job->a);
+}
+
+static void do_slice(struct slice *slice)
 {
     const struct job *job = slice->job;
     int32_t num_records = packed_num_records(job->w->type, job->w->k), width = slice_width(slice);
-    bool is_float = quant_form(job->w->type).scales == SCALE_NONE;
-    int32_t chunk = is_float ? FLOAT_CHUNK : CHUNK_BLOCKS - CHUNK_BLOCKS % group_blocks(job->a); /* of whole groups */
+    int32_t chunk = slice->rows <= MAX_ROWS ? num_records : chunk_of(slice);
 
-    if (slice->rows <= MAX_ROWS)
-        chunk = num_records;
     for (int32_t at = 0; at < num_records; at += chunk)
-        do_chunk(slice, at, MIN(chunk, num_records - at));
+#if HAS_UNIT
+        if (by_unit(slice))
+            do_unit_chunk(slice, at, MIN(chunk, num_records - at));
+        else
+#endif
+            do_chunk(slice, at, MIN(chunk, num_records - at));
     if (width == PANEL)
         return;
     for (int64_t r = 0; r < slice->rows; r++)
@@ -809,6 +886,16 @@ static void do_slice(const struct slice *slice)
         else
             memcpy(job->sums + (slice->first_row + r) * job->w->n + slice->panel * PANEL, slice->scratch->edge_sums[r],
                    (size_t)width * sizeof(double));
+}
+
+static void end_unit(const struct slice *slice)
+{
+#if HAS_UNIT
+    if (slice->unit_rows)
+        amx_end();
+#else
+    (void)slice;
+#endif
 }
 
 static int32_t num_panels(const struct matrix *w)
@@ -878,6 +965,7 @@ static void do_panels(const void *args, struct span piece, struct span share, vo
     }
     if (slice.streams)
         vf_end_stream();
+    end_unit(&slice);
 }
 
 static void run(struct device *dev, const struct job *job)
@@ -991,6 +1079,7 @@ static void do_gated_panels(const void *args, struct span piece, struct span sha
         }
         FOR_GROUP(blocks, put_rows, gated, &slice, first);
     }
+    end_unit(&slice);
 }
 
 static void run_gated(struct device *dev, const struct gated_job *gated)

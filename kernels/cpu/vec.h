@@ -5,8 +5,8 @@
  * in portable form and, where an instruction set has an instruction for it, with that. Each file
  * of cpu/ is compiled with one of VEC_AVX512, VEC_EMU512, VEC_AVX2, VEC_SSE2 or VEC_GENERIC defined,
  * and names what it defines KERNEL(name): name_avx2. matmul.c is also compiled with VEC_AVXVNNI, which has the
- * other kernels of AVX2, and attention.c with VEC_AVX512BF16, which has those of AVX-512. emu512 is the code of AVX-512
- * with portable functions, for tests on machines that have none.
+ * other kernels of AVX2, and with VEC_AMX, and attention.c with VEC_AVX512BF16, which have those of AVX-512. emu512 is the
+ * code of AVX-512 with portable functions, and emuamx that of AMX, for tests on machines that have none.
  *
  * Every function gives the same bits on every instruction set.
  */
@@ -24,6 +24,24 @@
 #define KERNEL(name) name##_avx512bf16
 #define MATMUL(name) name##_avx512
 #define SHARED(name) name##_avx512
+#define LANES 16
+#elif defined(VEC_AMX) || defined(VEC_EMUAMX) /* AVX-512, and a unit that multiplies matrices of bytes, or its emulation */
+#if defined(__AVX512VNNI__)
+#define VEC_AVX512
+#define ATTENTION(name) name##_avx512
+#define SHARED(name) name##_avx512
+#else
+#define VEC_EMU512
+#define ATTENTION(name) name##_emu512
+#define SHARED(name) name##_emu512
+#endif
+#if defined(VEC_AMX)
+#define VEC_NAME "amx"
+#define KERNEL(name) name##_amx
+#else
+#define VEC_NAME "emuamx"
+#define KERNEL(name) name##_emuamx
+#endif
 #define LANES 16
 #elif defined(VEC_AVX512)
 #define VEC_NAME "avx512"
@@ -52,6 +70,12 @@
 #define VEC_NAME "generic"
 #define KERNEL(name) name##_generic
 #define LANES 4
+#endif
+
+#if defined(VEC_AMX) || defined(VEC_EMUAMX)
+#define HAS_UNIT 1
+#else
+#define HAS_UNIT 0
 #endif
 
 /* Kernels with dot products of bytes, of bfloat16, and without either. */

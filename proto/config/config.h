@@ -16,7 +16,7 @@
 enum { KV_BLOCK_SIZE = 16, MAX_RANKS = 256 }; /* tokens in a KV block */
 
 /* What --isa takes, for a row of options: names of kernels (kernels/kernels.h). */
-#define ISA_WORDS "ref sse2 avx2 avxvnni avx512 avx512bf16"
+#define ISA_WORDS "ref sse2 avx2 avxvnni avx512 avx512bf16 amx"
 
 struct config {
     /* model */

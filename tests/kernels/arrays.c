@@ -159,6 +159,20 @@ void *device_array(struct device *dev, const void *from, int64_t bytes)
     return p;
 }
 
+/* What this machine lacks, and the build has for tests; then NULL. */
+static const struct emulated {
+    const char *name;
+    const struct kernels *kernels;
+} emulated[] = {
+#if HAS_EMU512
+    {"emu512", &kernels_emu512},
+#endif
+#if HAS_EMUAMX
+    {"emuamx", &kernels_emuamx},
+#endif
+    {NULL, NULL},
+};
+
 const char *const *tested_isas(void)
 {
     static const char *isas[16];
@@ -170,8 +184,8 @@ const char *const *tested_isas(void)
             isas[n++] = *isa;
         has_avx2 |= strcmp(*isa, "avx2") == 0;
     }
-    if (HAS_EMU512 && has_avx2 && n < MOST_ISAS)
-        isas[n++] = "emu512"; /* compiled for it */
+    for (const struct emulated *e = emulated; e->name && has_avx2 && n < MOST_ISAS; e++) /* compiled for it */
+        isas[n++] = e->name;
     if (getenv("TANDEM_TEST_CUDA_MODULE"))
         isas[n++] = "cuda";
     return isas;
@@ -191,12 +205,11 @@ struct device *open_device(const char *isa, int32_t num_threads)
 {
     struct device *dev;
 
-#if HAS_EMU512
-    if (isa && strcmp(isa, "emu512") == 0) {
-        expect_ok(cpu_device_new(&kernels_emu512, num_threads, NULL, &dev));
-        return dev;
-    }
-#endif
+    for (const struct emulated *e = emulated; isa && e->name; e++)
+        if (strcmp(isa, e->name) == 0) {
+            expect_ok(cpu_device_new(e->kernels, num_threads, NULL, &dev));
+            return dev;
+        }
     if (isa && strncmp(isa, "cuda", 4) == 0) {
         setenv("EMULATED_CUDA_CAPABILITY", "8.0,8.9", 0);
         expect_ok(device_open(&(struct device_options){.name = "cuda",

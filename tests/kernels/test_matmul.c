@@ -291,6 +291,22 @@ static void long_rows_have_the_same_bits(void **state)
     check_long_rows((struct problem){TYPE_F32, 13, 64, 300, 300, 0, 0, NULL});
 }
 
+/* Tiles of 16 rows, or of less where they share them, whose last one begins within the one before; groups of 96, 64 and
+ * 32 elements, two chunks and more of them, a group alone, and a panel of 6 columns. Slices of 150 rows and tiles of 15. */
+static void many_rows_have_the_bits_of_the_specification(void **state)
+{
+    static const enum tensor_type types[] = {TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        check_everywhere((struct problem){types[i], 80, 70, 960, 960, 0, 480, NULL});
+        check_everywhere((struct problem){types[i], 65, 32, 320, 320, 0, 64, NULL});
+        check_everywhere((struct problem){types[i], 69, 38, 416, 416, 0, 32, NULL});
+        check_everywhere((struct problem){types[i], 70, 32, 96, 96, 0, 96, NULL});
+        check_everywhere((struct problem){types[i], 300, 32, 192, 192, 0, 96, NULL});
+    }
+}
+
 /* Kernels' largest blocks: of up to 32 rows, and for 16 bits of few columns with many groups, and of many rows. */
 static void a_gpu_of_less_shared_memory_has_the_same_bits(void **state)
 {
@@ -373,7 +389,7 @@ static void check_gated(const char *isa, struct problem *p, const struct activat
 static void gated_matmuls_have_the_bits_of_their_two_kernels(void **state)
 {
     static const struct problem problems[] = {
-        {TYPE_Q4_1, 19, 192, 96, 96, 0, 0, NULL}, {TYPE_Q4_K, 1, 64, 512, 512, 0, 0, NULL},
+        {TYPE_Q4_1, 19, 192, 96, 96, 0, 0, NULL}, {TYPE_Q5_0, 100, 192, 288, 288, 0, 0, NULL}, {TYPE_Q4_K, 1, 64, 512, 512, 0, 0, NULL},
         {TYPE_Q6_K, 300, 64, 256, 256, 0, 0, NULL}, {TYPE_F32, 7, 128, 64, 64, 0, 0, NULL},
     };
 
@@ -580,7 +596,7 @@ static char *equal_weights(enum tensor_type type, int32_t n, int32_t k, float d,
  * and bases. */
 static void totals_reach_their_limits(void **state)
 {
-    enum { ROWS = 7, N = 32, K = 192 };
+    enum { ROWS = 66, N = 32, K = 192 }; /* most kernels of many rows have them, too */
     static const struct { enum tensor_type type; float d, m; uint8_t codes; } rows[] = {
         {TYPE_Q4_1, 0x1.ffcp-1f, -4.0f, 0xff}, {TYPE_Q4_1, 0x1.ffcp-1f, -12.0f, 0x00},
         {TYPE_Q5_1, 0x1.ffcp-1f, -8.0f, 0xff}, {TYPE_Q5_1, 0x1.ffcp-1f, -24.0f, 0x00},
@@ -710,6 +726,7 @@ static void packed_sizes_are_near_the_files(void **state)
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_type_has_the_bits_of_the_specification),
+        cmocka_unit_test(many_rows_have_the_bits_of_the_specification),
     cmocka_unit_test(a_product_and_its_sum_are_rounded_once),
     cmocka_unit_test(rows_of_any_batch_have_the_same_bits),
     cmocka_unit_test(many_rows_and_columns_have_the_same_bits),
