@@ -685,7 +685,7 @@ struct slice {
     float *out; /* of the first row and column, at stride out_stride; NULL: doubles are wanted */
     int64_t out_stride;
     bool streams; /* to out */
-    int32_t unit_rows; /* that the unit's tiles have; 0: it is idle */
+    int32_t unit_rows; /* that tiles of the unit have now; 0: it is idle */
     struct scratch *scratch;
     const uint8_t *end, *next; /* as in struct tile */
 };
@@ -847,7 +847,7 @@ static void do_unit_chunk(struct slice *slice, int32_t at, int32_t count)
     if (slice->unit_rows != tile_rows)
         amx_begin(tile_rows, unit_step(blocks));
     slice->unit_rows = tile_rows;
-    FOR_GROUP(blocks, unit_rows, &t, slice->rows, tile_rows, bytes, record_bytes);
+    FOR_GROUP(blocks, multiply_rows, &t, slice->rows, tile_rows, bytes, record_bytes);
 }
 #endif
 

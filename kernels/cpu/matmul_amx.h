@@ -93,7 +93,7 @@ INLINE void total_row(const struct unit_products *products, int32_t row, vi tota
         total[c] = join(vi_load(&products->high[row][c * LANES]), vi_load(&products->low[row][c * LANES]));
 }
 
-/* Any group. */
+/* A group of either kind, plain or not. */
 static void finish_otherwise(const struct tile *t, const struct unit_products *products, const struct group *g, int32_t blocks)
 {
     bool begins = t->begins && g->b == 0, is_last = t->ends && g->b + blocks == t->count;
@@ -190,7 +190,7 @@ INLINE void multiply_group(const int blocks, const enum finish finish, const str
     if (is_plain)                                                                                  \
         finish_plain(finish, &rows, slot_rows);                                                    \
     else if (is_exact)                                                                             \
-    finish_exactly(finish, t, done, g, (i)*slot_rows, slot_rows)
+        finish_exactly(finish, t, done, g, (i) * slot_rows, slot_rows)
 
     amx_load(4, o.q, o.k);
     amx_load(6, o.high, GROUP_BYTES);
@@ -232,7 +232,7 @@ INLINE void multiply_group(const int blocks, const enum finish finish, const str
 
 /* The chunk, whose weights are in `bytes`, for all rows of the slice, of which t has the first; as many in each tile, of
  * which the last one begins early enough to have them, too. Fetches what comes after the chunk. */
-INLINE void unit_rows(const int blocks, const struct tile *t, int32_t num_rows, int32_t tile_rows, const struct weight_bytes *bytes,
+INLINE void multiply_rows(const int blocks, const struct tile *t, int32_t num_rows, int32_t tile_rows, const struct weight_bytes *bytes,
                       int32_t record_bytes)
 {
     struct unit_products products[2];

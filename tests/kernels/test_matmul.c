@@ -298,13 +298,13 @@ static void many_rows_have_the_bits_of_the_specification(void **state)
     static const enum tensor_type types[] = {TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1};
 
     (void)state;
-    for (size_t i = 0; i < COUNT_OF(types); i++) {
-        check_everywhere((struct problem){types[i], 80, 70, 960, 960, 0, 480, NULL});
-        check_everywhere((struct problem){types[i], 65, 32, 320, 320, 0, 64, NULL});
-        check_everywhere((struct problem){types[i], 69, 38, 416, 416, 0, 32, NULL});
-        check_everywhere((struct problem){types[i], 70, 32, 96, 96, 0, 96, NULL});
-        check_everywhere((struct problem){types[i], 300, 32, 192, 192, 0, 96, NULL});
-    }
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        check_everywhere((struct problem){types[i], 65, 70, 384, 384, 0, 192, NULL});
+    check_everywhere((struct problem){TYPE_Q4_1, 80, 32, 960, 960, 0, 480, NULL});
+    check_everywhere((struct problem){TYPE_Q5_1, 70, 32, 320, 320, 0, 64, NULL});
+    check_everywhere((struct problem){TYPE_Q4_0, 69, 38, 416, 416, 0, 32, NULL});
+    check_everywhere((struct problem){TYPE_Q4_1, 70, 32, 96, 96, 0, 96, NULL});
+    check_everywhere((struct problem){TYPE_Q5_0, 300, 32, 192, 192, 0, 96, NULL});
 }
 
 /* Kernels' largest blocks: of up to 32 rows, and for 16 bits of few columns with many groups, and of many rows. */
