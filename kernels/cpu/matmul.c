@@ -6,7 +6,6 @@
  * bytes. Few rows are not worth it (most_packed_tiles): each of their tiles reads the packed codes, the
  * first at the speed of memory.
  */
-#include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gated.h"
 #include "kernels/cpu/packed.h"
@@ -849,19 +848,37 @@ static void do_unit_chunk(struct slice *slice, int32_t at, int32_t count)
     slice->unit_rows = tile_rows;
     FOR_GROUP(blocks, multiply_rows, &t, slice->rows, tile_rows, bytes, record_bytes);
 }
+
+static void end_unit(const struct slice *slice)
+{
+    if (slice->unit_rows)
+        amx_end();
+}
+#else
+static bool by_unit(const struct slice *slice)
+{
+    (void)slice;
+    return false;
+}
+
+static void do_unit_chunk(const struct slice *slice, int32_t at, int32_t count)
+{
+    ASSERT(false, "no unit for records %d to %d of %d rows", at, at + count, slice->rows);
+}
+
+static void end_unit(const struct slice *slice)
+{
+    (void)slice;
+}
 #endif
 
 /* How many records of how many rows are done at a time: whole groups. */
 static int32_t chunk_of(const struct slice *slice)
 {
-    int32_t blocks = CHUNK_BLOCKS;
+    int32_t blocks = by_unit(slice) ? UNIT_CHUNK : CHUNK_BLOCKS;
 
     if (quant_form(slice->job->w->type).scales == SCALE_NONE)
         return FLOAT_CHUNK;
-#if HAS_UNIT
-    if (by_unit(slice))
-        blocks = UNIT_CHUNK;
-#endif
     return blocks - blocks % group_blocks(slice->job->a);
 }
 
@@ -872,11 +889,9 @@ static void do_slice(struct slice *slice)
     int32_t chunk = slice->rows <= MAX_ROWS ? num_records : chunk_of(slice);
 
     for (int32_t at = 0; at < num_records; at += chunk)
-#if HAS_UNIT
         if (by_unit(slice))
             do_unit_chunk(slice, at, MIN(chunk, num_records - at));
         else
-#endif
             do_chunk(slice, at, MIN(chunk, num_records - at));
     if (width == PANEL)
         return;
@@ -886,16 +901,6 @@ static void do_slice(struct slice *slice)
         else
             memcpy(job->sums + (slice->first_row + r) * job->w->n + slice->panel * PANEL, slice->scratch->edge_sums[r],
                    (size_t)width * sizeof(double));
-}
-
-static void end_unit(const struct slice *slice)
-{
-#if HAS_UNIT
-    if (slice->unit_rows)
-        amx_end();
-#else
-    (void)slice;
-#endif
 }
 
 static int32_t num_panels(const struct matrix *w)

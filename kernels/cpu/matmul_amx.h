@@ -19,7 +19,7 @@
 enum { UNIT_VECTORS = PANEL / LANES };
 
 /* Elements of k that are multiplied at a time: of groups of 96 half, since 64 are what tiles have room for. */
-static int32_t unit_step(int32_t blocks)
+INLINE int32_t unit_step(int32_t blocks)
 {
     return blocks == 3 ? 48 : blocks * QUANT_BLOCK;
 }
@@ -80,6 +80,7 @@ struct group {
     enum finish finish;
     int32_t r0, first, end; /* the tile's first row, and those rows that are wanted */
     int64_t b;              /* its first block */
+    bool begins, is_last;   /* of a row's groups */
 };
 
 INLINE vi join(vi high, vi low)
@@ -94,18 +95,16 @@ INLINE void total_row(const struct unit_products *products, int32_t row, vi tota
 }
 
 /* A group of either kind, plain or not. */
-static void finish_otherwise(const struct tile *t, const struct unit_products *products, const struct group *g, int32_t blocks)
+static void finish_otherwise(const struct tile *t, const struct unit_products *products, const struct group *g)
 {
-    bool begins = t->begins && g->b == 0, is_last = t->ends && g->b + blocks == t->count;
-
     for (int32_t r = g->first; r < g->end; r++) {
         vi total[UNIT_VECTORS];
 
         total_row(products, r - g->r0, total);
         if (t->sum)
-            add_row_totals_exactly(UNIT_VECTORS, t, r, g->b, 0, begins, is_last, total);
+            add_row_totals_exactly(UNIT_VECTORS, t, r, g->b, 0, g->begins, g->is_last, total);
         else
-            add_row_totals(UNIT_VECTORS, t, r, g->b, 0, begins, is_last, total);
+            add_row_totals(UNIT_VECTORS, t, r, g->b, 0, g->begins, g->is_last, total);
     }
 }
 
@@ -215,25 +214,28 @@ INLINE void multiply_group(const int blocks, const enum finish finish, const str
     FINISH_ROWS(3);
     if (blocks < 3)
         return;
-    amx_load(5, o.q + 48, o.k);
-    amx_load(6, o.high + 12 * GROUP_BYTES, GROUP_BYTES);
+
+    const uint8_t *rest = o.high + unit_step(blocks) / 4 * GROUP_BYTES;
+
+    amx_load(5, o.q + unit_step(blocks), o.k);
+    amx_load(6, rest, GROUP_BYTES);
     amx_multiply_signed(0, 5, 6);
     FINISH_ROWS(4);
-    amx_load(7, o.high + LOW + 12 * GROUP_BYTES, GROUP_BYTES);
+    amx_load(7, rest + LOW, GROUP_BYTES);
     amx_multiply_unsigned(1, 5, 7);
     FINISH_ROWS(5);
-    amx_load(6, o.high + 12 * GROUP_BYTES + GROUP_BYTES / 2, GROUP_BYTES);
+    amx_load(6, rest + GROUP_BYTES / 2, GROUP_BYTES);
     amx_multiply_signed(2, 5, 6);
     FINISH_ROWS(6);
-    amx_load(7, o.high + LOW + 12 * GROUP_BYTES + GROUP_BYTES / 2, GROUP_BYTES);
+    amx_load(7, rest + LOW + GROUP_BYTES / 2, GROUP_BYTES);
     amx_multiply_unsigned(3, 5, 7);
     FINISH_ROWS(7);
 }
 
 /* The chunk, whose weights are in `bytes`, for all rows of the slice, of which t has the first; as many in each tile, of
  * which the last one begins early enough to have them, too. Fetches what comes after the chunk. */
-INLINE void multiply_rows(const int blocks, const struct tile *t, int32_t num_rows, int32_t tile_rows, const struct weight_bytes *bytes,
-                      int32_t record_bytes)
+INLINE void multiply_rows(const int blocks, const struct tile *t, int32_t num_rows, int32_t tile_rows,
+                          const struct weight_bytes *bytes, int32_t record_bytes)
 {
     struct unit_products products[2];
     struct group groups[2] = {{FINISH_NOTHING}}; /* the last and the one before it, by turns */
@@ -267,7 +269,7 @@ INLINE void multiply_rows(const int blocks, const struct tile *t, int32_t num_ro
             default:
                 multiply_group(blocks, FINISH_NOTHING, &operands, t, done, g);
                 if (g->finish == FINISH_OTHERWISE)
-                    finish_otherwise(t, done, g, blocks);
+                    finish_otherwise(t, done, g);
             }
             groups[n & 1] = (struct group){
                 .finish = !is_plain || (begins && is_last)
@@ -277,16 +279,18 @@ INLINE void multiply_rows(const int blocks, const struct tile *t, int32_t num_ro
                 .first = first,
                 .end = MIN(first + tile_rows, num_rows),
                 .b = b,
+                .begins = begins,
+                .is_last = is_last,
             };
         }
     }
     if (n > 1)
-        finish_otherwise(t, &products[~n & 1], &groups[n & 1], blocks);
+        finish_otherwise(t, &products[~n & 1], &groups[n & 1]);
     amx_store(0, products[n & 1].high[0], PANEL * 4);
     amx_store(1, products[n & 1].low[0], PANEL * 4);
     amx_store(2, products[n & 1].high[0] + AMX_COLUMNS, PANEL * 4);
     amx_store(3, products[n & 1].low[0] + AMX_COLUMNS, PANEL * 4);
-    finish_otherwise(t, &products[n & 1], &groups[~n & 1], blocks);
+    finish_otherwise(t, &products[n & 1], &groups[~n & 1]);
 }
 
 #endif

@@ -46,8 +46,8 @@ bool products_are_same(const struct products *a, const struct products *b);
 void *device_array(struct device *dev, const void *from, int64_t bytes);
 
 /* Instruction sets to hold against ref: those of this CPU (under TSan the best alone), with emu512 and emuamx for
- * AVX-512 and AMX where they are not; and "cuda" where the environment names a module, TANDEM_TEST_CUDA_MODULE: that of emulated GPUs, or the real
- * one where a GPU is. NULL-terminated. */
+ * AVX-512 and AMX where they are not; and "cuda" where the environment names a module, TANDEM_TEST_CUDA_MODULE: that of
+ * emulated GPUs, or the real one where a GPU is. NULL-terminated. */
 const char *const *tested_isas(void);
 /* "cuda": a GPU; "cuda:1": the second one, if has_gpu_of_less_shared_memory. */
 struct device *open_device(const char *isa, int32_t num_threads);
